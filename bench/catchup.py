@@ -1,0 +1,85 @@
+"""How fast a flow catches up: a topic into all four layers, beside what it takes to drain the topic and do nothing."""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from bench.measure import Usage, machine, run
+from k2flow.exchange import find_exchange
+from k2flow.kafka.local import LocalKafka, free_port
+from k2flow.produce import ProduceOptions, produce
+
+PYTHON = sys.executable
+EXCHANGE = "binance"
+
+
+def catchup(
+    messages: Annotated[int, typer.Option(help="Messages in the topic.")] = 1_000_000,
+    runs: Annotated[int, typer.Option(help="Counted runs of each, in turn.")] = 3,
+    partitions: Annotated[int, typer.Option(help="Partitions of the topic.")] = 6,
+) -> None:
+    """Catch-up of one process into Bronze, Silver, DLQ and Gold, against the plain drain of the same topic.
+
+    A run that finds nothing to do is measured too: its time is start-up and imports, and is left out of the figures.
+    """
+    exchange = find_exchange(EXCHANGE)
+    topic = exchange.settings.topic
+    with tempfile.TemporaryDirectory() as folder, LocalKafka(Path(folder) / "kafka", free_port()) as kafka:
+        kafka.start({topic: partitions})
+        options = ProduceOptions(count=messages, bad=0.02, duplicates=0.03, seed=1)
+        produce(exchange.code, topic, {"bootstrap.servers": kafka.bootstrap}, options)
+        drain = [PYTHON, "-m", "bench.drain", kafka.bootstrap, topic]
+        flow = [PYTHON, "-m", "bytewax.run", f"flows.{EXCHANGE}"]
+        drains, flows = [], []
+        for i in range(runs + 1):  # the first of each warms the page cache and is not counted
+            settings = {
+                "K2FLOW_HOME": f"{folder}/run-{i}",
+                "K2FLOW_KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap,
+                "K2FLOW_UNTIL_CAUGHT_UP": "1",
+            }
+            imports = run([PYTHON, "-c", "import bench.drain"], {})
+            drained = run(drain, {}).beyond(imports)
+            caught_up = run(flow, settings)
+            nothing = run(flow, settings)
+            if i:
+                drains.append(drained)
+                flows.append(caught_up.beyond(nothing))
+    _report(messages, drains, flows)
+
+
+def _report(messages: int, drains: list[Usage], flows: list[Usage]) -> None:
+    table = Table(
+        "run", "drain msg/s", "drain us CPU/msg", "flow msg/s", "flow us CPU/msg", "flow peak MB", "rate ratio"
+    )
+    ratios = []
+    for i, (drained, flow) in enumerate(zip(drains, flows, strict=True), 1):
+        ratios.append(drained.wall / flow.wall)
+        table.add_row(
+            str(i),
+            f"{messages / drained.wall:,.0f}",
+            f"{drained.cpu / messages * 1e6:.2f}",
+            f"{messages / flow.wall:,.0f}",
+            f"{flow.cpu / messages * 1e6:.2f}",
+            f"{flow.peak / 1e6:.0f}",
+            f"{ratios[-1]:.3f}",
+        )
+    Console(width=120).print(table)
+    print(machine())
+    figures = {
+        "benchmark": "catchup",
+        "messages": messages,
+        "drain_messages_per_second": round(median(messages / d.wall for d in drains)),
+        "flow_messages_per_second": round(median(messages / f.wall for f in flows)),
+        "flow_cpu_us_per_message": round(median(f.cpu / messages * 1e6 for f in flows), 2),
+        "flow_peak_bytes": max(f.peak for f in flows),
+        "rate_ratio": round(median(ratios), 3),
+        "machine": machine(),
+    }
+    print(json.dumps(figures))

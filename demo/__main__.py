@@ -1,0 +1,179 @@
+"""`scripts/demo`: both flows over simulated trades, one killed midway; exit code 1 if any count is wrong."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import duckdb
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from k2flow.errors import CatalogError
+from k2flow.exchange import GOLD, Exchange, find_exchange
+from k2flow.kafka.local import LocalKafka, free_port
+from k2flow.ledger import read
+from k2flow.produce import Manifest, ProduceOptions, produce
+
+HOME = Path(".k2flow/demo")
+COUNTS = {"binance": 200_000, "kraken": 20_000}
+BAD, DUPLICATES = 0.02, 0.03
+DEADLINE_SECONDS = 180
+CANDLES = f"""
+    SELECT time_bucket(INTERVAL 1 minute, "timestamp") AS minute,
+           arg_min(price, ("timestamp", trade_id)) AS open, max(price) AS high, min(price) AS low,
+           arg_max(price, ("timestamp", trade_id)) AS close, sum(quantity) AS volume, count(*) AS trades
+    FROM {GOLD} WHERE exchange = 'BINANCE' AND symbol = 'BTCUSDT'
+    GROUP BY minute ORDER BY minute DESC LIMIT 8"""
+
+console = Console(width=110)
+
+
+def main(keep: Annotated[bool, typer.Option("--keep", help="Leave Kafka running to go on with.")] = False) -> None:
+    """Run the demo in a fresh folder, .k2flow/demo."""
+    began = time.monotonic()
+    if HOME.exists():
+        LocalKafka(HOME / "kafka").stop()
+        shutil.rmtree(HOME)
+    kafka = LocalKafka(HOME / "kafka", free_port())
+    os.environ |= {"K2FLOW_HOME": str(HOME), "K2FLOW_KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap}
+    exchanges = [find_exchange(name) for name in COUNTS]
+    try:
+        say(f"Kafka at {kafka.bootstrap} (the first start fetches it: about 46 MB)")
+        kafka.start({e.settings.topic: e.settings.partitions for e in exchanges})
+        say("tables")
+        subprocess.run([sys.executable, "-m", "k2flow", "tables", "create", "all"], check=True)
+        manifests = {e.name: fill(e, kafka.bootstrap) for e in exchanges}
+        run_flows(exchanges)
+        as_promised = show(exchanges, manifests)
+        how_to_go_on(kafka, keep)
+    finally:
+        if not keep:
+            kafka.stop()
+    say(f"done in {time.monotonic() - began:.0f} s")
+    if not as_promised:
+        raise SystemExit(1)
+
+
+def say(what: str) -> None:
+    console.rule(f"[bold]{what}", align="left")
+
+
+def fill(exchange: Exchange, bootstrap: str) -> Manifest:
+    count = COUNTS[exchange.name]
+    say(f"{count:,} trades of {exchange.name}: {BAD:.0%} bad, {DUPLICATES:.0%} duplicates")
+    options = ProduceOptions(count=count, bad=BAD, duplicates=DUPLICATES, seed=1)
+    manifest = produce(exchange.code, exchange.settings.topic, {"bootstrap.servers": bootstrap}, options)
+    path = HOME / f"manifest-{exchange.name}.json"
+    path.write_text(manifest.to_json())
+    print(f"sent in {manifest.seconds:.1f} s; what was sent is in {path}")
+    return manifest
+
+
+def run_flows(exchanges: list[Exchange]) -> None:
+    """Both flows until caught up; the first is killed with -9 when it has committed something, and started again."""
+    first, *others = exchanges
+    say(f"the flows; {first.name} is killed with -9 midway and started again")
+    running = {e.name: start_flow(e) for e in others}
+    victim = start_flow(first, batch_rows=20_000)
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while committed(first) == 0:
+        if victim.poll() is not None or time.monotonic() > deadline:
+            raise SystemExit(f"the flow of {first.name} did not commit: see its output above")
+        time.sleep(0.02)
+    victim.kill()
+    victim.wait()
+    print(f"-- killed {first.name} with {committed(first):,} of {COUNTS[first.name]:,} offsets in all four tables --")
+    running[first.name] = start_flow(first)
+    for name, process in running.items():
+        if process.wait(DEADLINE_SECONDS):
+            raise SystemExit(f"the flow of {name} failed: see its output above")
+
+
+def start_flow(exchange: Exchange, batch_rows: int | None = None) -> subprocess.Popen[bytes]:
+    limit = {} if batch_rows is None else {f"K2FLOW_{exchange.name.upper()}_BATCH_ROWS": str(batch_rows)}
+    command = [sys.executable, "-m", "bytewax.run", f"flows.{exchange.name}"]
+    return subprocess.Popen(command, env={**os.environ, "K2FLOW_UNTIL_CAUGHT_UP": "1", **limit})
+
+
+def committed(exchange: Exchange) -> int:
+    """Offsets that all four tables hold."""
+    from k2flow.catalog import load_table, open_catalog
+    from k2flow.settings import load_settings
+
+    catalog = open_catalog(load_settings(COUNTS))
+    try:
+        ledgers = [
+            read(load_table(catalog, name).properties, exchange.name, exchange.settings.topic)
+            for name in exchange.tables
+        ]
+    except CatalogError:
+        return 0
+    return min(sum(e.next - e.first for e in ledger.partitions.values()) for ledger in ledgers)
+
+
+def show(exchanges: list[Exchange], manifests: dict[str, Manifest]) -> bool:
+    """The tables beside the manifests; whether they are the same everywhere."""
+    import k2flow
+
+    connection = k2flow.connect()
+    say("rows per layer, beside what the producer says it sent")
+    rows: list[tuple[str, int, int]] = []
+    for e in exchanges:
+        sent = manifests[e.name]
+        in_gold = one(connection, f"SELECT count(*) FROM {GOLD} WHERE exchange = '{e.code}'")
+        rows += [
+            (e.bronze, one(connection, f"SELECT count(*) FROM {e.bronze}"), sent.sent),
+            (e.silver, one(connection, f"SELECT count(*) FROM {e.silver}"), sent.silver),
+            (e.dlq, one(connection, f"SELECT count(*) FROM {e.dlq}"), sent.dlq),
+            (f"{GOLD} ({e.code})", in_gold, sent.gold),
+        ]
+    right = print_counts("table", rows)
+    say("dead letters by reason")
+    reasons: list[tuple[str, int, int]] = []
+    for e in exchanges:
+        found = dict(connection.sql(f"SELECT reason, count(*) FROM {e.dlq} GROUP BY reason").fetchall())
+        expected = manifests[e.name].bad
+        for reason in sorted({*found, *expected}):
+            reasons.append((f"{e.name} {reason}", found.get(reason, 0), expected.get(reason, 0)))
+    right &= print_counts("reason", reasons)
+    say("one-minute candles of BTCUSDT, from Gold by DuckDB")
+    candles = connection.sql(CANDLES)
+    table = Table(*candles.columns)
+    for row in candles.fetchall():
+        table.add_row(*map(str, row))
+    console.print(table)
+    return right
+
+
+def one(connection: duckdb.DuckDBPyConnection, sql: str) -> int:
+    return int(connection.sql(sql).fetchall()[0][0])
+
+
+def print_counts(what: str, rows: list[tuple[str, int, int]]) -> bool:
+    table = Table(what, "found", "sent", "")
+    for name, found, sent in rows:
+        table.add_row(name, f"{found:,}", f"{sent:,}", "ok" if found == sent else "[red]DIFFERS")
+    console.print(table)
+    return all(found == sent for _, found, sent in rows)
+
+
+def how_to_go_on(kafka: LocalKafka, keep: bool) -> None:
+    say("go on")
+    print(f"export K2FLOW_HOME={HOME}")
+    if keep:
+        print(f"export K2FLOW_KAFKA_BOOTSTRAP_SERVERS={kafka.bootstrap}")
+        print(".venv/bin/k2flow produce kraken --count 5000 --bad 0.02")
+        print(".venv/bin/k2flow run kraken --trigger 1")
+        print(".venv/bin/k2flow kafka stop")
+    else:
+        print("scripts/demo --keep    # leaves Kafka running")
+    print(".venv/bin/k2flow tables list")
+    print(f'.venv/bin/k2flow query "SELECT symbol, count(*) FROM {GOLD} GROUP BY 1 ORDER BY 2 DESC LIMIT 5"')
+
+
+typer.run(main)

@@ -1,0 +1,15 @@
+"""k2flow: crypto trades from Kafka into Apache Iceberg, exactly once."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import duckdb
+
+__version__ = "0.1.0"
+
+
+def connect() -> "duckdb.DuckDBPyConnection":
+    """A DuckDB connection with a view for each table; see k2flow.query.connect."""
+    from k2flow import query
+
+    return query.connect()

@@ -1,0 +1,5 @@
+"""`python -m k2flow`."""
+
+from k2flow.cli.main import main
+
+main()

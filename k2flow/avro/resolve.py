@@ -1,0 +1,189 @@
+"""A writer's and a reader's schema into a plan: how to read what the writer wrote as what the reader wants.
+
+Avro 1.12 specification, "Schema resolution". Without a reader's schema the writer's stands for both.
+"""
+
+from enum import IntEnum
+
+import numpy as np
+import pyarrow as pa
+
+from k2flow.avro.defaults import default_array
+from k2flow.avro.plan import Array, Binary, Boolean, Decimal, Entry, Enum, Fixed, Float, Integer, Node, Null, Record
+from k2flow.avro.schemas import Json, Parsed, describe, is_named, label_of, logical_type
+from k2flow.avro.types import arrow_type, is_null
+from k2flow.avro.unions import UNRESOLVED, Branch, Only, Union
+from k2flow.errors import SchemaError
+
+_PROMOTIONS = {
+    "int": ("long", "float", "double"),
+    "long": ("float", "double"),
+    "float": ("double",),
+    "string": ("bytes",),
+    "bytes": ("string",),
+}
+_NUMBERS = {"int": np.int32, "long": np.int64, "float": np.float32, "double": np.float64}
+
+
+_MAX_REACH = 1 << 22
+
+
+def resolve(writer: Parsed, reader: Parsed) -> Node:
+    """The plan. Raises SchemaError, naming the field, if the two are incompatible or no plan can be made."""
+    plan = _Resolver(writer, reader).resolve(writer.root, reader.root, "")
+    if plan.reach > _MAX_REACH:
+        raise SchemaError(f"fields of more than {_MAX_REACH} bytes in every record")
+    return plan
+
+
+class _Resolver:
+    def __init__(self, writer: Parsed, reader: Parsed) -> None:
+        self._writer = writer
+        self._reader = reader
+
+    def resolve(self, writer: Json, reader: Json, path: str) -> Node:
+        writer, reader = self._writer.expand(writer), self._reader.expand(reader)
+        if isinstance(writer, list) or isinstance(reader, list):
+            return self._union(writer, reader, path)
+        if not _match(writer, reader, _Match.PROMOTED):
+            raise SchemaError(f"{label_of(path)}: the writer's {describe(writer)} cannot be read as {describe(reader)}")
+        match writer["type"]:
+            case "record" | "error":
+                return self._record(writer, reader, path)
+            case "array":
+                kind = arrow_type(reader, self._reader)
+                return Array(kind, label_of(path), self.resolve(writer["items"], reader["items"], f"{path}.item"))
+            case "map":
+                return self._map(writer, reader, path)
+            case "enum":
+                return self._enum(writer, reader, path)
+        return self._plain(writer, reader, path)
+
+    def _as_written(self, schema: Json, path: str) -> Node:
+        """What the reader does not want is read all the same: all bytes are checked."""
+        return _Resolver(self._writer, self._writer).resolve(schema, schema, path)
+
+    def _record(self, writer: Json, reader: Json, path: str) -> Node:
+        kind = arrow_type(reader, self._reader)
+        names = [field["name"] for field in reader["fields"]]
+        sources = {field["name"] for field in writer["fields"]}
+        aliases = {
+            alias: i
+            for i, field in enumerate(reader["fields"])
+            if field["name"] not in sources
+            for alias in reversed(field.get("aliases", []))
+        }
+        fields, places = [], []
+        for field in writer["fields"]:
+            name = field["name"]
+            place = names.index(name) if name in names else aliases.get(name)
+            if place in places and place is not None:
+                place = None  # a second alias of a field that has its value
+            own = f"{path}.{name}".lstrip(".")
+            if place is None:
+                node = self._as_written(field["type"], own)
+            else:
+                node = self.resolve(field["type"], reader["fields"][place]["type"], own)
+            fields.append(node)
+            places.append(place)
+        added = []
+        for place, field in enumerate(reader["fields"]):
+            if place not in places:
+                label = label_of(f"{path}.{field['name']}".lstrip("."))
+                if "default" not in field:
+                    raise SchemaError(f"{label}: the writer's schema lacks it, and the reader's has no default")
+                own_kind = kind.field(place).type
+                added.append((place, default_array(field["type"], self._reader, own_kind, field["default"], label)))
+        return Record(kind, label_of(path), fields, places, added)
+
+    def _map(self, writer: Json, reader: Json, path: str) -> Node:
+        kind = arrow_type(reader, self._reader)
+        value = self.resolve(writer["values"], reader["values"], f"{path}.value")
+        key = Binary(pa.string(), label_of(f"{path}.key"), is_text=True)
+        entry = pa.struct([kind.key_field, kind.item_field])
+        return Array(kind, label_of(path), Entry(entry, label_of(path), key, value))
+
+    def _enum(self, writer: Json, reader: Json, path: str) -> Node:
+        symbols = list(reader["symbols"])
+        default = reader.get("default")
+        fallback = symbols.index(default) if default in symbols else -1
+        codes = [symbols.index(symbol) if symbol in symbols else fallback for symbol in writer["symbols"]]
+        own = np.array(writer["symbols"], np.object_)
+        return Enum(pa.string(), label_of(path), own, np.array(codes, np.int64), pa.array(symbols, pa.string()))
+
+    def _plain(self, writer: Json, reader: Json, path: str) -> Node:
+        """Types that hold no others."""
+        label, kind = label_of(path), arrow_type(reader, self._reader)
+        logical, wanted = logical_type(writer), logical_type(reader)
+        if logical and wanted and logical != wanted:
+            raise SchemaError(f"{label}: the writer's {describe(writer)} cannot be read as {describe(reader)}")
+        match writer["type"]:
+            case "null":
+                return Null(kind, label)
+            case "boolean":
+                return Boolean(kind, label)
+            case "int" | "long":
+                return Integer(kind, label, 32 if writer["type"] == "int" else 64, _NUMBERS[reader["type"]])
+            case "float" | "double":
+                return Float(kind, label, 4 if writer["type"] == "float" else 8, _NUMBERS[reader["type"]])
+            case _ if pa.types.is_decimal(kind):
+                return Decimal(kind, label, writer.get("size"))
+            case "fixed":
+                return Fixed(kind, label, writer["size"])
+        # A string that is read as bytes is a text still, and bytes that are read as a string become one.
+        is_text = "string" in (writer["type"], reader["type"])
+        return Binary(kind, label, is_text, is_uuid=wanted is not None and wanted[0] == "uuid")
+
+    def _union(self, writer: Json, reader: Json, path: str) -> Node:
+        """Unions of the writer, of the reader, or of both."""
+        label, kind = label_of(path), arrow_type(reader, self._reader)
+        wanted = reader if isinstance(reader, list) else [reader]
+        members = [branch for branch in wanted if not is_null(branch, self._reader)]
+        kinds = [arrow_type(branch, self._reader) for branch in members]
+        if not isinstance(writer, list):
+            branch = self._branch(writer, wanted, members, path)
+            return branch.node if branch.node.type == kind else Only(kind, label, branch, kinds)
+        branches, failures = [], []
+        for part in writer:
+            try:
+                branches.append(self._branch(part, wanted, members, path))
+            except SchemaError as error:
+                failures.append(error)
+                branches.append(Branch(self._as_written(part, path), UNRESOLVED))
+        if len(failures) == len(branches):
+            raise failures[0]
+        return Union(kind, label, branches, kinds)
+
+    def _branch(self, writer: Json, wanted: list[Json], members: list[Json], path: str) -> Branch:
+        """A type of the writer's as one of the reader's branches: the one that matches best, the first of these."""
+        own = self._writer.expand(writer)
+        for level in _Match:
+            for option in wanted:
+                if _match(own, self._reader.expand(option), level):
+                    member = members.index(option) if option in members else None
+                    return Branch(self.resolve(writer, option, path), member)
+        names = ", ".join(describe(self._reader.expand(option)) for option in wanted)
+        raise SchemaError(f"{label_of(path)}: the writer's {describe(own)} cannot be read as {names}")
+
+
+class _Match(IntEnum):
+    """How well two types that are no unions match."""
+
+    SAME = 0
+    """The same type, of the same full name."""
+    NAMED = 1
+    """The same type, of a matching name."""
+    PROMOTED = 2
+    """One that the other can be promoted to."""
+
+
+def _match(writer: Json, reader: Json, level: _Match) -> bool:
+    """Whether two types match at their top at least as well as `level`."""
+    kind, wanted = writer["type"], reader["type"]
+    if kind != wanted:
+        return level == _Match.PROMOTED and wanted in _PROMOTIONS.get(kind, ())
+    if kind == "fixed" and writer["size"] != reader["size"]:
+        return False
+    if kind not in ("record", "error", "enum", "fixed"):
+        return True
+    return writer["name"] == reader["name"] or (level > _Match.SAME and is_named(writer, reader))

@@ -1,0 +1,76 @@
+"""The Iceberg catalog: PyIceberg's own configuration of the catalog `k2flow`, or SQLite under K2FLOW_HOME."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyiceberg.catalog
+from pyiceberg.catalog import Catalog
+from pyiceberg.exceptions import NoSuchTableError, RESTError
+from pyiceberg.table import Table
+from pyiceberg.utils.config import Config
+from requests.exceptions import RequestException
+from sqlalchemy.exc import SQLAlchemyError
+
+from k2flow.errors import CatalogError
+from k2flow.settings import Settings
+
+CATALOG = "k2flow"
+NAMESPACE = "market_data"
+OUTAGES = (SQLAlchemyError, RequestException, RESTError, OSError)
+"""What a catalog or a storage that cannot be reached raises, through PyIceberg."""
+
+SQLITE_BUSY_SECONDS = 60  # SQLite's own 5 s ended in 'database is locked' when several processes committed
+
+
+def open_catalog(settings: Settings) -> Catalog:
+    """The catalog that the environment or .pyiceberg.yaml configures as `k2flow`, else SQLite under `settings.home`.
+
+    Raises CatalogError where it cannot be reached or is configured wrongly.
+    """
+    with catalog_errors():
+        try:
+            if configured(settings):
+                return pyiceberg.catalog.load_catalog(CATALOG)
+            return pyiceberg.catalog.load_catalog(CATALOG, **default_properties(settings.home))
+        except (ValueError, ImportError, KeyError) as error:
+            raise CatalogError(
+                f"the catalog is configured wrongly: {error}; see PYICEBERG_CATALOG__K2FLOW__*"
+            ) from error
+
+
+def configured(settings: Settings) -> dict[str, str]:
+    """PyIceberg's properties of the catalog `k2flow`, empty where none are given."""
+    return {key: str(value) for key, value in (Config().get_catalog_config(CATALOG) or {}).items()}
+
+
+def default_properties(home: Path) -> dict[str, str]:
+    """The properties of the SQLite catalog and the warehouse folder under `home`, which is made."""
+    root = home.resolve()
+    (root / "warehouse").mkdir(parents=True, exist_ok=True)
+    return {
+        "type": "sql",
+        "uri": f"sqlite:///{root / 'catalog.db'}?timeout={SQLITE_BUSY_SECONDS}",
+        "warehouse": f"file://{root / 'warehouse'}",
+    }
+
+
+def load_table(catalog: Catalog, name: str) -> Table:
+    """The table `name` of the namespace market_data. Raises CatalogError where it is missing or out of reach."""
+    with catalog_errors():
+        try:
+            return catalog.load_table((NAMESPACE, name))
+        except NoSuchTableError:
+            raise CatalogError(f"table {NAMESPACE}.{name} does not exist: run `k2flow tables create`") from None
+
+
+@contextmanager
+def catalog_errors() -> Iterator[None]:
+    """Turns what an unreachable catalog or storage raises into a CatalogError."""
+    try:
+        yield
+    except OUTAGES as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        where = "PYICEBERG_CATALOG__K2FLOW__*" if os.environ.get("PYICEBERG_CATALOG__K2FLOW__URI") else "K2FLOW_HOME"
+        raise CatalogError(f"the catalog or its storage cannot be used: {reason}; check {where}") from error

@@ -1,0 +1,101 @@
+"""The command line: `k2flow`, also `python -m k2flow`."""
+
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from k2flow.catalog import configured, default_properties
+from k2flow.cli.kafka import kafka_app
+from k2flow.cli.produce import produce_command
+from k2flow.cli.query import query_command
+from k2flow.cli.tables import tables_app
+from k2flow.errors import K2flowError
+from k2flow.exchange import all_exchanges, exchange_names, find_exchange
+from k2flow.runtime import set_up_logging
+from k2flow.settings import PREFIX, Settings, kafka_origins, load_settings, mask, origins
+
+app = typer.Typer(
+    name="k2flow",
+    help="Crypto trades from Kafka into Apache Iceberg, exactly once.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(tables_app, name="tables")
+app.add_typer(kafka_app, name="kafka")
+app.command("produce")(produce_command)
+app.command("query")(query_command)
+
+EXIT_FAILED = 1
+
+
+@app.callback()
+def _options(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
+    """Options of all commands; `main` looks at them itself, so that errors before this point heed them too."""
+
+
+@app.command()
+def config() -> None:
+    """What every setting is, and where it came from; secrets are masked."""
+    settings = load_settings(exchange_names())
+    table = RichTable("setting", "value", "from")
+    for origin in origins(settings, PREFIX, {}, ""):
+        table.add_row(origin.name, origin.value, origin.source)
+    for origin in kafka_origins(settings):
+        table.add_row(origin.name, origin.value, origin.source)
+    catalog, source = configured(settings), "PyIceberg's configuration"
+    if not catalog:
+        catalog, source = default_properties(settings.home), f"default, under {PREFIX}HOME"
+    for key, value in sorted(catalog.items()):
+        table.add_row(f"catalog {key}", mask(key, value), source)
+    for exchange in all_exchanges():
+        prefix, declared_in = f"{PREFIX}{exchange.name.upper()}_", f"flows/{exchange.name}.py"
+        for origin in origins(exchange.settings, prefix, exchange.declared, declared_in):
+            table.add_row(origin.name, origin.value, origin.source)
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+@app.command()
+def run(
+    exchange: Annotated[str, typer.Argument(help="Exchange, as its file in flows/ is named.")],
+    processes: Annotated[
+        int | None, typer.Option(min=1, max=64, help="Processes; default: the exchange's setting.")
+    ] = None,
+    trigger: Annotated[float | None, typer.Option(help="Seconds between two commits.")] = None,
+    until_caught_up: Annotated[
+        bool, typer.Option("--until-caught-up", help="Stop at the offsets that are the end now.")
+    ] = False,
+) -> None:
+    """Run the flow of one exchange until SIGTERM or SIGINT; then it drains, commits and ends."""
+    from k2flow import supervisor
+
+    settings = load_settings(exchange_names())
+    set_up_logging(settings.log_level)
+    found = find_exchange(exchange)
+    extra = {}
+    if trigger is not None:
+        extra[f"{PREFIX}{exchange.upper()}_TRIGGER_SECONDS"] = f"{trigger:g}"
+    if until_caught_up:
+        extra[f"{PREFIX}UNTIL_CAUGHT_UP"] = "1"
+    supervisor.run(found.name, processes or found.settings.processes, extra)
+
+
+def main() -> None:
+    """The entry point: an error is one line on stderr and exit code 1, and a traceback only where asked for."""
+    try:
+        app()
+    except K2flowError as error:
+        if "--debug" in sys.argv or _debug_set():
+            raise
+        print(f"k2flow: error: {error}", file=sys.stderr)
+        raise SystemExit(EXIT_FAILED) from None
+
+
+def _debug_set() -> bool:
+    try:
+        return Settings().debug
+    except ValueError:
+        return False

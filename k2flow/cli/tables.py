@@ -1,0 +1,66 @@
+"""`k2flow tables`."""
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+from pyiceberg.catalog import Catalog
+from pyiceberg.exceptions import NoSuchTableError
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table as RichTable
+
+from k2flow.catalog import NAMESPACE, catalog_errors, open_catalog
+from k2flow.exchange import GOLD, all_exchanges, exchange_names, find_exchange
+from k2flow.settings import load_settings
+from k2flow.tables import create, definitions
+
+tables_app = typer.Typer(help="The Iceberg tables.", no_args_is_help=True)
+
+
+@tables_app.command("create")
+def create_tables(
+    which: Annotated[str, typer.Argument(help="`all`, or one exchange.")] = "all",
+) -> None:
+    """Make the tables that are missing; one that differs is an error. Never drops anything."""
+    settings = load_settings(exchange_names())
+    exchanges = all_exchanges() if which == "all" else [find_exchange(which)]
+    catalog = open_catalog(settings)
+    for exchange in exchanges:
+        for name, made in create(catalog, definitions(exchange).values()).items():
+            print(f"{NAMESPACE}.{name}: {'made' if made else 'is there, as it must be'}")
+
+
+@tables_app.command("list")
+def list_tables() -> None:
+    """The tables: rows, files, bytes, last commit."""
+    catalog = open_catalog(load_settings(exchange_names()))
+    exchanges = all_exchanges()
+    medallion = [name for e in exchanges for name in (e.bronze, e.silver)] + [GOLD]
+    table = RichTable("table", "rows", "files", "bytes", "last commit")
+    there = 0
+    for name in sorted(medallion + [e.dlq for e in exchanges]):
+        row = _row(catalog, name)
+        there += row is not None and name in medallion
+        table.add_row(name, *(row or ("missing", "", "", "")))
+    Console().print(table)
+    print(f"{there}/{len(medallion)} medallion tables")
+
+
+def _row(catalog: Catalog, name: str) -> tuple[str, str, str, str] | None:
+    with catalog_errors():
+        try:
+            found = catalog.load_table((NAMESPACE, name))
+        except NoSuchTableError:
+            return None
+    snapshot = found.current_snapshot()
+    if snapshot is None or snapshot.summary is None:
+        return ("0", "0", decimal(0), "never")
+    total = snapshot.summary.additional_properties
+    when = datetime.fromtimestamp(snapshot.timestamp_ms / 1000, UTC)
+    return (
+        f"{int(total.get('total-records', 0)):,}",
+        f"{int(total.get('total-data-files', 0)):,}",
+        decimal(int(total.get("total-files-size", 0))),
+        f"{when:%Y-%m-%d %H:%M:%S} UTC",
+    )

@@ -1,0 +1,179 @@
+"""Commits data files together with the ledger of the offsets they hold, in one atomic Iceberg commit.
+
+Delivery guarantee: exactly once. Whatever fails or dies, at whatever moment, a table holds the rows of exactly the
+offsets that its ledger names:
+
+- the ledger and the files are one commit, which Iceberg makes atomic (spec, "Optimistic concurrency");
+- every attempt first reads the table anew and refuses if another epoch has begun, and commits only if the table's head
+  is still the one it read (`assert-ref-snapshot-id`), so no stale writer can slip in between;
+- an attempt whose outcome is unknown (a timeout, a dropped connection) is looked up in the ledger before it is
+  repeated;
+- each range of offsets must begin where the ledger ends.
+
+The metadata that a commit carries stays small: snapshots beyond the newest KEEP_SNAPSHOTS are dropped from it in the
+same commit (their files stay, for maintenance to remove), so the 10,000th commit costs what the 100th did.
+"""
+
+import logging
+from collections.abc import Sequence
+
+from pyiceberg.catalog import Catalog
+from pyiceberg.exceptions import CommitFailedException
+from pyiceberg.manifest import DataFile
+from pyiceberg.table import Transaction
+from pyiceberg.table.metadata import TableMetadata
+from pyiceberg.table.refs import MAIN_BRANCH
+from pyiceberg.table.snapshots import Operation
+from pyiceberg.table.update import (
+    AssertRefSnapshotId,
+    AssertTableUUID,
+    RemoveSnapshotsUpdate,
+    SetPropertiesUpdate,
+    TableRequirement,
+    TableUpdate,
+)
+from pyiceberg.table.update.snapshot import _MergeAppendFiles
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
+
+from k2flow import ledger as ledgers
+from k2flow.catalog import OUTAGES, load_table
+from k2flow.errors import AlreadyRunningError, CatalogError, CommitError, FencedError
+from k2flow.ledger import Ledger, Range, Writer
+
+log = logging.getLogger(__name__)
+
+KEEP_SNAPSHOTS = 100
+DROP_AT = 110  # dropping ten at once costs a tenth of dropping one in each commit
+RETRY_SECONDS = 120
+
+
+class Committer:
+    """The one writer of commits of one exchange into one table.
+
+    Opening it fences every predecessor. After that `commit` is all; a CommitError means that this copy of the flow must
+    stop: what was not committed is read from Kafka again by the next one.
+    """
+
+    def __init__(self, catalog: Catalog, name: str, exchange: str, topic: str, accept_gaps: bool = False) -> None:
+        self._catalog = catalog
+        self._name = name
+        self._exchange = exchange
+        self._topic = topic
+        self._accept_gaps = accept_gaps
+        self._writer = Writer.this()
+        self._table = load_table(catalog, name)
+        self.ledger = self._read()
+
+    def fence(self, topic_id: str) -> None:
+        """Begins a new epoch, after which no commit of an earlier one can succeed.
+
+        The fence is an empty append: a commit that changes properties alone would leave the table's head, and with it a
+        predecessor's `assert-ref-snapshot-id`, as it was. Raises AlreadyRunningError where the predecessor still runs
+        on this host, CommitError.
+        """
+        before = self.ledger.writer
+        if before is not None and before.running_here():
+            raise AlreadyRunningError(
+                f"the flow of {self._exchange} already runs: {before} commits to {self._name}. Stop it first"
+            )
+        self._commit(self.ledger.fenced(self._writer, topic_id), [], append=True)
+
+    def commit(self, files: Sequence[DataFile], ranges: Sequence[Range]) -> None:
+        """Adds `files`, which hold the rows of exactly `ranges`, and advances the ledger over them.
+
+        Without files only the ledger is advanced, and no snapshot is made. Raises NotContiguousError, FencedError,
+        CommitError.
+        """
+        after = self.ledger.advanced(ranges, self._accept_gaps)
+        self._commit(after, files, append=bool(files))
+
+    def _commit(self, after: Ledger, files: Sequence[DataFile], append: bool) -> None:
+        retrying = Retrying(
+            retry=retry_if_exception_type((CommitFailedException, *OUTAGES)),
+            wait=wait_exponential_jitter(initial=0.05, max=5),
+            stop=stop_after_delay(RETRY_SECONDS),
+            reraise=True,
+        )
+        try:
+            for attempt in retrying:
+                with attempt:
+                    if attempt.retry_state.attempt_number > 1:
+                        self._refresh()
+                        if self._read() == after:
+                            log.info("%s: an attempt whose outcome was unknown had landed", self._name)
+                            break
+                    self._attempt(after, files, append)
+        except CommitFailedException as error:
+            raise CommitError(
+                f"{self._name}: gave up after {RETRY_SECONDS} s of conflicting commits: {error}"
+            ) from error
+        except OUTAGES as error:
+            raise CommitError(
+                f"{self._name}: the catalog or its storage failed for {RETRY_SECONDS} s ({error}); nothing is lost: "
+                "start again when it is back"
+            ) from error
+        self.ledger = after
+
+    def _refresh(self) -> None:
+        try:
+            self._table = load_table(self._catalog, self._name)
+        except CatalogError as error:
+            if isinstance(error.__cause__, OUTAGES):
+                raise error.__cause__ from None
+            raise
+
+    def _read(self) -> Ledger:
+        return ledgers.read(self._table.properties, self._exchange, self._topic)
+
+    def _attempt(self, after: Ledger, files: Sequence[DataFile], append: bool) -> None:
+        current = self._read()
+        if current != self.ledger:
+            by = f"{current.writer} (epoch {current.epoch})" if current.writer else "nobody"
+            raise FencedError(
+                f"{self._name}: {by} has taken over from epoch {self.ledger.epoch}; this copy of the flow stops"
+            )
+        metadata = self._table.metadata
+        entry = {ledgers.KEY + self._exchange: after.to_json()}
+        updates: tuple[TableUpdate, ...] = (SetPropertiesUpdate(updates=entry),)
+        requirements: tuple[TableRequirement, ...] = (AssertTableUUID(uuid=metadata.table_uuid),)
+        producer = None
+        if append:
+            producer = _MergeAppendFiles(
+                Operation.APPEND, _Unstaged(self._table), self._table.io, snapshot_properties=entry
+            )
+            for file in files:
+                producer.append_data_file(file)
+            appended, unchanged_head = producer._commit()
+            updates, requirements = (*appended, *updates), (*requirements, *unchanged_head)
+        else:
+            head = metadata.current_snapshot_id
+            requirements = (
+                *requirements,
+                AssertRefSnapshotId.model_validate({"ref": MAIN_BRANCH, "snapshot-id": head}),
+            )
+        updates += _drop_old_snapshots(metadata)
+        try:
+            self._table._do_commit(updates, requirements)
+        except CommitFailedException:
+            if producer is not None:  # certainly not committed; after any other error it may be, so nothing is deleted
+                producer._clean_all_uncommitted()
+            self._refresh()
+            raise
+
+
+class _Unstaged(Transaction):
+    """A transaction with nothing staged: PyIceberg's own copies all metadata at each look, 14 times a commit."""
+
+    @property
+    def table_metadata(self) -> TableMetadata:
+        return self._table.metadata
+
+
+def _drop_old_snapshots(metadata: TableMetadata) -> tuple[TableUpdate, ...]:
+    """Drops all but the newest KEEP_SNAPSHOTS and the ones that a branch or tag names, once there are DROP_AT."""
+    if len(metadata.snapshots) < DROP_AT:
+        return ()
+    named = {ref.snapshot_id for ref in metadata.refs.values()}
+    newest = sorted(metadata.snapshots, key=lambda snapshot: snapshot.sequence_number or 0)
+    old = [s.snapshot_id for s in newest[:-KEEP_SNAPSHOTS] if s.snapshot_id not in named]
+    return (RemoveSnapshotsUpdate.model_validate({"snapshot-ids": old}),) if old else ()

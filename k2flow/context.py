@@ -1,0 +1,93 @@
+"""What the operators of one process share: settings, tables, the ledgers at the start, the topic, the stop flag."""
+
+import logging
+import threading
+from functools import cached_property
+
+from pyiceberg.catalog import Catalog
+from pyiceberg.table import Table
+
+from k2flow import ledger as ledgers
+from k2flow.catalog import load_table, open_catalog
+from k2flow.data_files import DataFileWriter
+from k2flow.exchange import Exchange, exchange_names
+from k2flow.ledger import Ledger
+from k2flow.messages import pickle_batches_as_ipc
+from k2flow.settings import Settings, load_settings
+from k2flow.tables import TableDefinition, create, definitions
+from k2flow.topic import Topic, check_same_topic, wait_for_topic
+
+log = logging.getLogger(__name__)
+
+
+class FlowContext:
+    """Opened once in a process, before or when Bytewax builds the source; shared by its workers.
+
+    `stop` asks the source to end: it emits what it has read, which is then committed. `workers` counts those of all
+    processes.
+    """
+
+    topic: Topic
+    tables: dict[str, Table]
+    ledgers: dict[str, Ledger]
+    workers: int
+
+    def __init__(self, exchange: Exchange) -> None:
+        self.exchange = exchange
+        self.stop = threading.Event()
+        self.trigger_override: float | None = None
+        self._lock = threading.Lock()
+        self._open = False
+
+    @cached_property
+    def settings(self) -> Settings:
+        return load_settings(exchange_names())
+
+    @cached_property
+    def catalog(self) -> Catalog:
+        return open_catalog(self.settings)
+
+    @cached_property
+    def definitions(self) -> dict[str, TableDefinition]:
+        return definitions(self.exchange)
+
+    @property
+    def trigger_seconds(self) -> float:
+        return self.trigger_override or self.exchange.settings.trigger_seconds
+
+    def check(self) -> None:
+        """Makes the tables that are missing, reads the ledgers, and waits until the broker answers for the topic.
+
+        Raises SettingsError, CatalogError, TableDiffersError, CommitError, KafkaError, LostOffsetsError.
+        """
+        for name, made in create(self.catalog, self.definitions.values()).items():
+            if made:
+                log.info("made table %s", name)
+        s = self.exchange.settings
+        self.topic = wait_for_topic(self.settings.kafka, s.topic)
+        self.tables = {name: load_table(self.catalog, name) for name in self.definitions}
+        self.ledgers = {
+            name: ledgers.read(table.properties, self.exchange.name, s.topic) for name, table in self.tables.items()
+        }
+        setting = f"K2FLOW_{self.exchange.name.upper()}_ACCEPT_LOST_OFFSETS"
+        check_same_topic(self.topic, self.ledgers, s.accept_lost_offsets, setting)
+
+    def open(self, workers: int) -> None:
+        """`check`, once for all workers of this process."""
+        with self._lock:
+            if not self._open:
+                pickle_batches_as_ipc()
+                self.check()
+                self.workers = workers
+                self._open = True
+
+    def committed(self, table: str) -> dict[int, int]:
+        """The next offset of each partition that `table` held when the flow started."""
+        ledger = self.ledgers[table]
+        if ledger.topic_id and self.topic.id and ledger.topic_id != self.topic.id:
+            return {}
+        return {p: extent.next for p, extent in ledger.partitions.items()}
+
+    def writer(self, table: str) -> DataFileWriter:
+        """A writer of data files of `table`."""
+        return DataFileWriter(self.tables[table], self.definitions[table])

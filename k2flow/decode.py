@@ -1,0 +1,222 @@
+"""Messages into trades and failures: the header, the Avro record, the rules; in whole batches.
+
+Delivery guarantee: each message is in exactly one of the two results. A pure function of the messages and of the
+schemas their ids name.
+"""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from k2flow.avro.decoder import Decoded as AvroDecoded
+from k2flow.avro.defects import Defect
+from k2flow.exchange import Exchange
+from k2flow.messages import Slice
+from k2flow.reasons import Reason
+from k2flow.schemas import Schemas, UnknownSchemaError
+from k2flow.tables import DLQ_FIELDS, SILVER_FIELDS, Fields, TableDefinition
+from k2flow.validate import Validator
+
+HEADER = 5
+"""Bytes before the Avro record: 0x00 and the schema id, big-endian (Confluent's wire format)."""
+
+_PAYLOAD_REASONS = {defect: Reason[defect.name] for defect in Defect if defect}
+_SHOWN_CHARACTERS = 200
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What came of a slice of messages; both parts stand for all its offsets."""
+
+    trades: Slice
+    failures: Slice
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The rows of a batch that one decoder decoded: their numbers in the batch, and what came of them."""
+
+    rows: npt.NDArray[np.int64]
+    decoded: AvroDecoded
+
+
+class TradeDecoder:
+    """Turns the messages of one exchange's topic into trades of Silver's columns and rows of its dead-letter table."""
+
+    def __init__(self, exchange: Exchange, schemas: Schemas) -> None:
+        self._schemas = schemas
+        self._validator = Validator(exchange)
+        self._topic = exchange.settings.topic
+        self._silver = _arrow_schema(SILVER_FIELDS)
+        self._dlq = _arrow_schema(DLQ_FIELDS)
+
+    def decode(self, messages: Slice) -> Decoded:
+        """n messages (rows of MESSAGE_SCHEMA) into trades and failures, each in the order of the messages.
+
+        Raises RegistryError never: where the registry is out of reach it waits.
+        """
+        payloads = messages.rows.column("value")
+        found, ids = _read_headers(payloads)
+        parts, details = self._decode_parts(payloads, found, ids)
+        kafka_time = messages.rows.column("timestamp")
+        for part in parts:
+            self._judge(part, kafka_time, found, details)
+        good = found == Reason.VALID
+        trades = self._trades(parts, found, messages, good)
+        bad = messages.filter(~good)
+        rows = np.flatnonzero(~good)
+        return Decoded(trades, bad.with_rows(self._failures(bad, rows, found, ids, details)))
+
+    def _decode_parts(
+        self, payloads: pa.BinaryArray, found: npt.NDArray[np.uint8], ids: npt.NDArray[np.int64]
+    ) -> tuple[list[_Part], dict[int, str]]:
+        """The records of each schema id, decoded together. `details` tells of rows whose id is unknown."""
+        parts, details = [], {}
+        readable = found == Reason.VALID
+        for schema_id in np.unique(ids[readable]).tolist():
+            rows = np.flatnonzero(readable & (ids == schema_id))
+            try:
+                decoder = self._schemas.decoder(schema_id)
+            except UnknownSchemaError as error:
+                found[rows] = Reason.UNKNOWN_SCHEMA
+                details.update(dict.fromkeys(rows.tolist(), str(error)))
+                continue
+            own = payloads if len(rows) == len(payloads) else payloads.take(pa.array(rows))
+            parts.append(_Part(rows, decoder.decode(own, HEADER)))
+        return parts, details
+
+    def _judge(
+        self,
+        part: _Part,
+        kafka_time: pa.TimestampArray,
+        found: npt.NDArray[np.uint8],
+        details: dict[int, str],
+    ) -> None:
+        """Sets `found` and `details` for the defects in the bytes of one part and the rules that its values break."""
+        own = np.zeros(len(part.rows), np.uint8)
+        for defect, reason in _PAYLOAD_REASONS.items():
+            own[part.decoded.defect == defect] = reason
+        times = kafka_time if len(part.rows) == len(kafka_time) else kafka_time.take(pa.array(part.rows))
+        self._validator.check(part.decoded.batch, times, own)
+        found[part.rows] = own
+        for i in np.flatnonzero(own).tolist():  # bad rows alone: a detail is text of its own for each
+            number, row = int(own[i]), int(part.rows[i])
+            if part.decoded.defect[i]:
+                details[row] = part.decoded.detail(i)
+            else:
+                details[row] = _shown(part.decoded.batch, i, self._validator.broken(number).columns, times[i])
+
+    def _trades(
+        self, parts: list[_Part], found: npt.NDArray[np.uint8], messages: Slice, good: npt.NDArray[np.bool_]
+    ) -> Slice:
+        batches = [self._silver_rows(part, found) for part in parts]
+        rows = batches[0] if len(batches) == 1 else _in_order(batches, parts, found, self._silver)
+        return Slice(rows, messages.partition[good], messages.offset[good], messages.offsets)
+
+    def _silver_rows(self, part: _Part, found: npt.NDArray[np.uint8]) -> pa.RecordBatch:
+        keep = found[part.rows] == Reason.VALID
+        batch = part.decoded.batch
+        if not keep.all():
+            batch = batch.filter(pa.array(keep))
+        day = batch.column("timestamp").cast(pa.date32())
+        columns = [batch.column(field.name).cast(field.type) for field in self._silver if field.name != "exchange_date"]
+        return pa.RecordBatch.from_arrays([*columns, day], schema=self._silver)
+
+    def _failures(
+        self,
+        bad: Slice,
+        rows: npt.NDArray[np.int64],
+        found: npt.NDArray[np.uint8],
+        ids: npt.NDArray[np.int64],
+        details: dict[int, str],
+    ) -> pa.RecordBatch:
+        n, now = len(rows), datetime.now(UTC)
+        numbers = found[rows]
+        unread = (numbers == Reason.NULL_PAYLOAD) | (numbers == Reason.BAD_MAGIC)
+        payloads = bad.rows.column("value")
+        texts = [details.get(row) or _header_detail(payloads[i]) for i, row in enumerate(rows.tolist())]
+        columns = {
+            "topic": pa.repeat(self._topic, n),
+            "partition": pa.array(bad.partition),
+            "offset": pa.array(bad.offset),
+            "kafka_timestamp": bad.rows.column("timestamp"),
+            "payload": payloads,
+            "schema_id": pa.array(ids[rows].astype(np.uint32).view(np.int32), mask=unread),
+            "reason": pa.array([self._code(number) for number in numbers.tolist()], pa.string()),
+            "detail": pa.array(texts, pa.string()),
+            "failed_at": pa.repeat(pa.scalar(now, pa.timestamp("us", "UTC")), n),
+            "failed_date": pa.repeat(pa.scalar(now.date(), pa.date32()), n),
+        }
+        return pa.RecordBatch.from_arrays([columns[field.name] for field in self._dlq], schema=self._dlq)
+
+    def _code(self, number: int) -> str:
+        known = Reason._value2member_map_.get(number)
+        return known.code if isinstance(known, Reason) else self._validator.broken(number).reason
+
+
+def _read_headers(payloads: pa.BinaryArray) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """Of n payloads what is wrong with the header (NULL_PAYLOAD, BAD_MAGIC or 0), and the schema id."""
+    n = len(payloads)
+    found, ids = np.zeros(n, np.uint8), np.zeros(n, np.int64)
+    ends = np.frombuffer(payloads.buffers()[1], np.int32, n + 1 + payloads.offset)[payloads.offset :].astype(np.int64)
+    data = np.frombuffer(payloads.buffers()[2] or b"", np.uint8)
+    start = ends[:-1]
+    readable = ends[1:] - start >= HEADER
+    readable[readable] = data[start[readable]] == 0
+    found[~readable] = Reason.BAD_MAGIC
+    if payloads.null_count:
+        null = payloads.is_null().to_numpy(zero_copy_only=False)
+        found[null] = Reason.NULL_PAYLOAD
+        readable &= ~null
+    at = start[readable]
+    for i in range(1, HEADER):
+        ids[readable] = ids[readable] << 8 | data[at + i]
+    return found, ids
+
+
+def _header_detail(payload: pa.BinaryScalar) -> str:
+    """Why a header cannot be read."""
+    if not payload.is_valid:
+        return "the message has no value"
+    value = payload.as_py()
+    if len(value) < HEADER:
+        return f"{len(value)} bytes, fewer than the {HEADER} of the header"
+    return f"first byte 0x{value[0]:02x}, not 0x00"
+
+
+def _shown(batch: pa.RecordBatch, row: int, columns: tuple[str, ...], kafka_time: pa.TimestampScalar) -> str:
+    """The values that broke a rule, `name = value`; times as numbers, since they may be no date at all."""
+    parts = []
+    for name in columns:
+        scalar = batch.column(name)[row]
+        if pa.types.is_timestamp(scalar.type):
+            parts.append(f"{name} = {scalar.value} us since 1970")
+        else:
+            text = repr(scalar.as_py()) if pa.types.is_string(scalar.type) else str(scalar.as_py())
+            cut = text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}... ({len(text)} characters)"
+            parts.append(f"{name} = {cut}")
+    if columns == ("timestamp",) and kafka_time.is_valid:
+        parts.append(f"Kafka timestamp = {kafka_time.value} us")
+    return ", ".join(parts)
+
+
+def _in_order(
+    batches: list[pa.RecordBatch], parts: list[_Part], found: npt.NDArray[np.uint8], schema: pa.Schema
+) -> pa.RecordBatch:
+    """The rows of several parts, put back into the order of the messages."""
+    if not batches:
+        return _empty(schema)
+    numbers = np.concatenate([part.rows[found[part.rows] == Reason.VALID] for part in parts])
+    table = pa.Table.from_batches(batches).take(pa.array(np.argsort(numbers))).combine_chunks()
+    return next(iter(table.to_batches()), _empty(schema))
+
+
+def _empty(schema: pa.Schema) -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays([pa.array([], field.type) for field in schema], schema=schema)
+
+
+def _arrow_schema(fields: Fields) -> pa.Schema:
+    return TableDefinition("", fields, (), 1).arrow_schema

@@ -1,0 +1,176 @@
+"""Sorted runs of keys: 16 bytes for a key of two words, 2 for its hour, 1-2 for the directory that finds it.
+
+An hour is kept as its tag: the hour modulo 65,536 (7.5 years). Who evicts must think in tags: see index.py.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from k2flow.dedup.keys import Bools, Ints, Words
+
+Tags = npt.NDArray[np.uint16]
+
+TAGS = 1 << 16
+"""The number of different tags."""
+
+_CHUNK = 1 << 16  # keys that merge and evict move at once
+_RATIO = 8  # a run is at least so many times the next one
+
+
+def distinct(head: Words, rest: Words) -> Ints:
+    """Where each different key is first: (m,) positions, by ascending head. head: (n,); rest: (n, w)."""
+    order = np.argsort(head)
+    ordered = head.take(order)
+    tied = ordered[1:] == ordered[:-1]
+    if not tied.any():
+        return order
+    # Among equal heads only, sort by rest and position: so equal keys stand together, the earliest first.
+    at = np.flatnonzero(np.append(tied, False) | np.append(False, tied))
+    some = order[at]
+    some = some[np.lexsort((some, *rest[some].T, head[some]))]
+    order[at] = some
+    same = (rest[some[1:]] == rest[some[:-1]]).all(axis=1) & tied[at[1:] - 1]
+    return np.delete(order, at[1:][same])
+
+
+class Run:
+    """Keys by ascending head, any number of them equal, each with the tag of its hour.
+
+    A directory tells, for each value of the high bits of head, where its first key is; 2-4 keys share a
+    value. So finding a key takes about 3 reads in a run of any size. It owns its arrays: nobody else may
+    hold on to them.
+    """
+
+    def __init__(self, head: Words, rest: Words, tags: Tags) -> None:
+        """head: (n,) ascending, n > 0; rest: (n, w); tags: (n,). Each owns its memory: they are resized."""
+        self._head, self._rest, self._tags = head, rest, tags
+        self._index()
+
+    def __len__(self) -> int:
+        return len(self._head)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory, the directory included."""
+        return self._head.nbytes + self._rest.nbytes + self._tags.nbytes + self._cells.nbytes
+
+    def find(self, head: Words, rest: Words) -> Bools:
+        """Which of m keys are here: (m,) of (m,), (m, w). Faster if head ascends, thanks to the caches."""
+        hit = np.zeros(len(head), np.bool_)
+        row = np.arange(len(head))
+        place = self._cells.take((head >> self._shift).view(np.int64)).astype(np.int64)
+        last = len(self) - 1
+        while len(row):
+            here = self._head.take(place, mode="clip")  # clip: past the end is the last head, which is less
+            on = (here <= head) & (place < last)
+            same = np.flatnonzero(here == head)
+            if len(same):
+                equal = self._rest.take(place[same], axis=0) == rest.take(row[same], axis=0)
+                found = same[equal.all(axis=1)]
+                hit[row[found]] = True
+                on[found] = False
+            go = np.flatnonzero(on)
+            row, place, head = row.take(go), place.take(go) + 1, head.take(go)
+        return hit
+
+    def merge(self, other: "Run") -> None:
+        """Takes in the keys of another run, which is of no use afterwards.
+
+        In place, chunk by chunk from the back, so it needs no more memory than the result.
+        """
+        old, new = len(self), len(other)  # how many of each are still to be placed
+        self._resize(old + new)
+        while new:
+            a = max(0, old - _CHUNK)
+            b = int(other._head[:new].searchsorted(self._head[a])) if a else 0
+            to = self._head[a:old].searchsorted(other._head[b:new]) + np.arange(new - b)
+            free = np.ones(old - a + new - b, np.bool_)
+            free[to] = False
+            moved = np.flatnonzero(free)
+            for mine, theirs in zip(self._columns(), other._columns(), strict=True):
+                out, before = mine[a + b : old + new], mine[a:old].copy()
+                out[moved] = before
+                out[to] = theirs[b:new]
+            old, new = a, b
+        self._index()
+
+    def evict(self, keep: Bools) -> None:
+        """Drops each key whose tag t has not keep[t]; keep: (TAGS,). In place. The run may become empty."""
+        end = 0
+        for a in range(0, len(self), _CHUNK):
+            stay = np.flatnonzero(keep.take(self._tags[a : a + _CHUNK]))
+            for column in self._columns():
+                column[end : end + len(stay)] = column[a : a + _CHUNK].take(stay)
+            end += len(stay)
+        self._resize(end)
+        self._index()
+
+    def _columns(self) -> Iterator[npt.NDArray[Any]]:
+        yield self._head
+        yield from self._rest.T
+        yield self._tags
+
+    def _resize(self, size: int) -> None:
+        # By realloc, which remaps a large block rather than copying it. No view outlives the loops above,
+        # but the reference check would refuse because of the frames that hold the arrays.
+        self._head.resize(size, refcheck=False)
+        self._rest.resize((size, self._rest.shape[1]), refcheck=False)
+        self._tags.resize(size, refcheck=False)
+
+    def _index(self) -> None:
+        bits = max(4, len(self).bit_length() - 2)
+        self._shift = np.uint64(64 - bits)
+        self._cells = np.zeros((1 << bits) + 1, np.uint32)
+        for a in range(0, len(self), _CHUNK):
+            cell = (self._head[a : a + _CHUNK] >> self._shift).view(np.int64)
+            count = np.bincount(cell - cell[0])
+            self._cells[cell[0] + 1 : cell[0] + 1 + len(count)] += count.astype(np.uint32)
+        np.cumsum(self._cells, out=self._cells)
+
+
+class Runs:
+    """A growing multiset of keys of one form: a few runs, each at least 8 times the next, so adding stays
+    cheap.
+
+    Source: J. Bentley, J. Saxe, Decomposable searching problems I: static-to-dynamic transformation, 1980.
+    """
+
+    def __init__(self) -> None:
+        self._runs: list[Run] = []
+
+    def __iter__(self) -> Iterator[Run]:
+        return iter(self._runs)
+
+    def __len__(self) -> int:
+        return sum(len(run) for run in self._runs)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory of all the runs."""
+        return sum(run.nbytes for run in self._runs)
+
+    def find(self, head: Words, rest: Words) -> Bools:
+        """Which of m keys are here: (m,) of (m,), (m, w). Faster if head ascends."""
+        hit = np.zeros(len(head), np.bool_)
+        for run in self._runs:
+            hit |= run.find(head, rest)
+        return hit
+
+    def add(self, runs: Iterable[Run]) -> None:
+        """Takes in runs, which must not be used afterwards."""
+        for run in runs:
+            if len(run):
+                self._runs.append(run)
+            while len(self._runs) > 1 and len(self._runs[-1]) * _RATIO > len(self._runs[-2]):
+                smaller = self._runs.pop()
+                self._runs[-1].merge(smaller)
+
+    def evict(self, keep: Bools) -> None:
+        """Drops each key whose tag t has not keep[t]; keep: (TAGS,)."""
+        for run in self._runs:
+            run.evict(keep)
+        left, self._runs = self._runs, []
+        self.add(sorted(left, key=len, reverse=True))

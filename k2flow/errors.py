@@ -1,0 +1,90 @@
+"""Every error k2flow raises on purpose.
+
+    K2flowError
+    ├── SettingsError        a setting is unknown, missing or wrong
+    ├── UnknownExchangeError no file in flows/ declares this exchange
+    ├── CatalogError         the Iceberg catalog or its storage cannot be reached
+    ├── TableDiffersError    a table exists but is not the table that k2flow defines
+    ├── KafkaError           the broker, a topic or a partition cannot be used
+    │   └── LostOffsetsError Kafka no longer has messages that were never committed
+    ├── ProduceError         messages could not be made or delivered
+    ├── SchemaError          an Avro writer schema cannot be used
+    ├── RegistryError        the schema registry cannot be reached
+    ├── CommitError          a commit to a table failed for good
+    │   ├── FencedError      a newer copy of the flow has taken over the tables
+    │   └── NotContiguousError  a range of offsets does not begin where the last one ended
+    ├── AlreadyRunningError  another live copy of the flow owns the tables
+    ├── DedupError           ids cannot be deduplicated as given
+    ├── RunError             the processes of a flow could not be run
+    └── QueryError           a query failed
+
+Each message is one line that says what is wrong and what to do next.
+"""
+
+
+class K2flowError(Exception):
+    """The root of all errors that k2flow raises on purpose."""
+
+
+class SettingsError(K2flowError):
+    """A setting is unknown, missing or wrong; the message names it."""
+
+
+class UnknownExchangeError(K2flowError):
+    """No file in flows/ declares this exchange."""
+
+
+class CatalogError(K2flowError):
+    """The Iceberg catalog or its storage cannot be reached or used."""
+
+
+class TableDiffersError(K2flowError):
+    """A table exists but differs from its definition; the message shows how."""
+
+
+class KafkaError(K2flowError):
+    """The broker, a topic or a partition cannot be used."""
+
+
+class LostOffsetsError(KafkaError):
+    """Kafka no longer has messages that were never committed; the message names the exact offsets."""
+
+
+class ProduceError(K2flowError):
+    """Messages could not be made or delivered."""
+
+
+class SchemaError(K2flowError):
+    """An Avro writer schema cannot be used."""
+
+
+class RegistryError(K2flowError):
+    """The schema registry cannot be reached: an outage, never a reason to reject a message."""
+
+
+class CommitError(K2flowError):
+    """A commit to a table failed for good."""
+
+
+class FencedError(CommitError):
+    """A newer copy of the flow has taken over the tables; this one must stop."""
+
+
+class NotContiguousError(CommitError):
+    """A range of offsets does not begin where the last committed one ended."""
+
+
+class AlreadyRunningError(K2flowError):
+    """Another live copy of the flow owns the tables."""
+
+
+class DedupError(K2flowError):
+    """Ids cannot be deduplicated as given: a defect of the caller, never of the data."""
+
+
+class RunError(K2flowError):
+    """The processes of a flow could not be run."""
+
+
+class QueryError(K2flowError):
+    """A query failed."""

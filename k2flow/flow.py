@@ -1,0 +1,130 @@
+"""The dataflow of an exchange:
+
+    topic ─► source ─┬─────────────────────► Bronze's files ──────────────────────┐
+                     └─► decode ─┬─► trades ─┬─► Silver's files ──────────────────┤
+                                 │           └─► by owner ─► dedup, Gold's files ─┼─► one committer for each table
+                                 └─► failures ──► dead-letter files ──────────────┘
+
+Items are whole batches. Every step but the last is a pure function of its batch, of the tables as they were at the
+start and, for Gold, of the ids seen since. Data files are written by whichever worker has the rows; only their names
+reach the committers.
+"""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import cached_property
+
+import bytewax.operators as op
+import pyarrow as pa
+from bytewax.dataflow import Dataflow
+
+from k2flow.context import FlowContext
+from k2flow.data_files import DataFileWriter
+from k2flow.decode import Decoded, TradeDecoder
+from k2flow.exchange import GOLD, Exchange
+from k2flow.failure import logged
+from k2flow.gold import Candidates, Deduplicator, candidates
+from k2flow.messages import Slice
+from k2flow.runtime import adopt
+from k2flow.schemas import open_schemas
+from k2flow.sink import TableSink, Written
+from k2flow.source import KafkaSource
+from k2flow.tables import BRONZE_FIELDS, TableDefinition
+
+BRONZE_SCHEMA = TableDefinition("", BRONZE_FIELDS, (), 1).arrow_schema
+
+Item = tuple[str, Written]
+
+
+def build(exchange: Exchange) -> Dataflow:
+    """The dataflow of `exchange`, for `python -m bytewax.run flows.<exchange>`. Does no I/O until it runs."""
+    context = FlowContext(exchange)
+    steps = Steps(context)
+    flow = Dataflow(f"k2flow_{exchange.name}")
+    messages = op.input("kafka", flow, KafkaSource(context))
+    bronze = op.map("bronze", messages, steps.bronze)
+    decoded = op.map("decode", messages, steps.decode)
+    files = op.flat_map("files", decoded, steps.files)
+    routed = op.flat_map("route", decoded, steps.route)
+    gold = op.stateful_batch("dedup", routed, lambda _: Deduplicator(context))
+    named = op.map("gold", gold, steps.gold)
+    op.output("tables", op.merge("written", bronze, files, named), TableSink(context))
+    adopt(context)
+    return flow
+
+
+class Steps:
+    """What the operators do with a batch, each a method. Nothing is kept from one batch to the next."""
+
+    def __init__(self, context: FlowContext) -> None:
+        self._context = context
+        self._exchange = context.exchange
+
+    @logged
+    def bronze(self, messages: Slice) -> Item:
+        """Every message as it came, in Bronze's files."""
+        return self._write(
+            self._exchange.bronze, messages, lambda rows: bronze_rows(rows, self._exchange.settings.topic)
+        )
+
+    @logged
+    def decode(self, messages: Slice) -> Decoded:
+        return self._decoder.decode(messages)
+
+    @logged
+    def files(self, decoded: Decoded) -> list[Item]:
+        """Silver's and the dead-letter table's files; of Gold only the offsets, whose rows take another way."""
+        gold = decoded.trades.beyond(self._context.committed(GOLD))
+        return [
+            self._write(self._exchange.silver, decoded.trades),
+            self._write(self._exchange.dlq, decoded.failures),
+            (GOLD, Written([], gold.ranges())),
+        ]
+
+    @logged
+    def route(self, decoded: Decoded) -> list[tuple[str, Candidates]]:
+        """Gold's rows, to the workers that own their ids."""
+        return candidates(decoded.trades.beyond(self._context.committed(GOLD)), self._context.workers)
+
+    def gold(self, written: tuple[str, Written]) -> Item:
+        """What the deduplication wrote, for Gold's committer."""
+        return GOLD, written[1]
+
+    def _write(self, table: str, rows: Slice, shape: Callable[[Slice], pa.RecordBatch] | None = None) -> Item:
+        """The rows that `table` did not hold at the start, in its files."""
+        new = rows.beyond(self._context.committed(table))
+        files = self._writers[table].write(shape(new) if shape else new.rows)
+        return table, Written(files, new.ranges())
+
+    @cached_property
+    def _decoder(self) -> TradeDecoder:
+        return TradeDecoder(self._exchange, open_schemas(self._context.settings))
+
+    @cached_property
+    def _writers(self) -> dict[str, DataFileWriter]:
+        return {name: self._context.writer(name) for name in self._exchange.tables}
+
+
+def bronze_rows(messages: Slice, topic: str) -> pa.RecordBatch:
+    """n messages (MESSAGE_SCHEMA) as n rows of Bronze."""
+    n, now = messages.rows.num_rows, datetime.now(UTC)
+    columns = [
+        key_text(messages.rows.column("key")),
+        messages.rows.column("value"),
+        pa.repeat(topic, n),
+        pa.array(messages.partition),
+        pa.array(messages.offset),
+        messages.rows.column("timestamp"),
+        pa.repeat(pa.scalar(now, pa.timestamp("us", "UTC")), n),
+        pa.repeat(pa.scalar(now.date(), pa.date32()), n),
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=BRONZE_SCHEMA)
+
+
+def key_text(keys: pa.BinaryArray) -> pa.StringArray:
+    """Keys as text; bytes that are not UTF-8 as \\xNN. Null and empty stay apart."""
+    try:
+        return keys.cast(pa.string())
+    except pa.ArrowInvalid:  # a batch with such a key: seldom enough for one row after another
+        texts = [None if key is None else key.decode("utf-8", "backslashreplace") for key in keys.to_pylist()]
+        return pa.array(texts, pa.string())

@@ -1,0 +1,1 @@
+"""A real local Apache Kafka, for people and tests that have none: see `k2flow.kafka.local.LocalKafka`."""

@@ -1,0 +1,43 @@
+"""The reason codes of the dead-letter tables, in the order in which they are looked for."""
+
+from enum import IntEnum
+
+
+class Reason(IntEnum):
+    """Why a message is not in Silver. The lower-case name is what the column `reason` holds; 0 is a valid trade.
+
+    The payload's own defects come first, the first one met in its bytes; then its values, in this order. What only one
+    exchange asks for comes after all of them, under the names its rules give.
+    """
+
+    VALID = 0
+
+    NULL_PAYLOAD = 1
+    BAD_MAGIC = 2
+    UNKNOWN_SCHEMA = 3
+    TRUNCATED = 4
+    MALFORMED = 5
+    INVALID_ENUM = 6
+    INVALID_UTF8 = 7
+    TRAILING_BYTES = 8
+
+    MESSAGE_ID_REQUIRED = 9
+    SYMBOL_REQUIRED = 10
+    TRADE_ID_REQUIRED = 11
+    CURRENCY_REQUIRED = 12
+    PRICE_MUST_BE_POSITIVE = 13
+    QUANTITY_MUST_BE_POSITIVE = 14
+    INVALID_SIDE = 15
+    WRONG_EXCHANGE = 16
+    INVALID_ASSET_CLASS = 17
+    TIMESTAMP_OUT_OF_RANGE = 18
+    TIMESTAMP_IN_FUTURE = 19
+    TIMESTAMP_TOO_OLD = 20
+
+    @property
+    def code(self) -> str:
+        return self.name.lower()
+
+
+FIRST_EXCHANGE_RULE = 32
+"""The rules of an exchange are numbered from here, in the order in which it declares them."""

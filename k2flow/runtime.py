@@ -1,0 +1,105 @@
+"""Runs a flow under `python -m bytewax.run`: trigger, signals, start-up checks, and errors of one line.
+
+bytewax.run gives a flow no hook before or after the run, and its epoch is 10 s unless told. A flow's module that is
+imported by it therefore puts a function of its own in the place of the `cli_main` that bytewax.run is about to call.
+
+Epochs: the source decides when a batch ends, so the epoch interval is the shortest there is, and every batch is an
+epoch of its own, committed as soon as it is written.
+"""
+
+import logging
+import signal
+import sys
+import warnings
+from collections.abc import Callable
+from datetime import timedelta
+from types import FrameType, ModuleType
+from typing import Any, NoReturn
+
+from k2flow import failure
+from k2flow.context import FlowContext
+from k2flow.errors import K2flowError
+
+log = logging.getLogger(__name__)
+
+EPOCH_INTERVAL = timedelta(milliseconds=1)
+EXIT_FAILED = 1
+
+
+def adopt(context: FlowContext) -> None:
+    """If bytewax.run is this process's main program, makes it run `context`'s flow through `_run`."""
+    main = sys.modules["__main__"]
+    if getattr(getattr(main, "__spec__", None), "name", None) == "bytewax.run":
+        _replace_cli_main(main, context)
+
+
+def _replace_cli_main(main: ModuleType, context: FlowContext) -> None:
+    cli_main: Callable[..., None] = main.cli_main
+    told: timedelta | None = getattr(main, "snapshot_interval", None)
+
+    def run(**kwargs: Any) -> None:
+        if kwargs.get("recovery_config") is not None:
+            _end("k2flow keeps its state in the tables: run without -r, -s, -b")
+        if told:
+            context.trigger_override = told.total_seconds()
+        kwargs["epoch_interval"] = EPOCH_INTERVAL
+        _run(context, cli_main, kwargs)
+
+    main.cli_main = run  # type: ignore[attr-defined]
+
+
+def _run(context: FlowContext, cli_main: Callable[..., None], kwargs: dict[str, Any]) -> None:
+    debug = False
+    try:
+        debug = context.settings.debug
+        set_up_logging(context.settings.log_level)
+        _stop_on_signals(context)
+        workers = (kwargs.get("workers_per_process") or 1) * len(kwargs.get("addresses") or [None])
+        context.open(workers)
+        log.info(
+            "%s: trigger %g s, %d worker(s), from topic %s",
+            context.exchange.name,
+            context.trigger_seconds,
+            workers,
+            context.exchange.settings.topic,
+        )
+        cli_main(**kwargs)
+    except BaseException as error:
+        cause = failure.first() or _known_cause(error)
+        if debug or not isinstance(cause, K2flowError):
+            raise
+        _end(str(cause))
+    log.info("%s: stopped, everything that was read is committed", context.exchange.name)
+
+
+def _known_cause(error: BaseException | None) -> BaseException | None:
+    while error is not None and not isinstance(error, K2flowError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _stop_on_signals(context: FlowContext) -> None:
+    """SIGTERM and SIGINT ask the source to end: what was read is committed, and the process exits with 0.
+
+    Bytewax itself dies at once of SIGTERM, and of SIGINT leaves the other processes of a cluster hanging.
+    """
+
+    def stop(number: int, _: FrameType | None) -> None:
+        context.stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+
+
+def set_up_logging(level: str) -> None:
+    """One line an event on stderr. PyIceberg's warnings about its own experimental parts are not the user's matter."""
+    logging.basicConfig(
+        level=level, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", stream=sys.stderr, force=True
+    )
+    logging.getLogger("pyiceberg").setLevel(max(logging.WARNING, logging.getLogger().level))
+    warnings.filterwarnings("ignore", module="pyiceberg")
+
+
+def _end(message: str) -> NoReturn:
+    print(f"k2flow: error: {message}", file=sys.stderr)
+    raise SystemExit(EXIT_FAILED)

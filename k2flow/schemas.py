@@ -1,0 +1,100 @@
+"""Which Avro schema a message was written with: from the schema registry, or the ids that settings say mean TradeV2."""
+
+import logging
+from http import HTTPStatus
+from typing import Protocol
+
+import requests
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exponential_jitter
+
+from k2flow.avro.decoder import Decoder
+from k2flow.errors import RegistryError, SchemaError
+from k2flow.settings import Settings, mask
+from k2flow.trade import trade_schema
+
+log = logging.getLogger(__name__)
+
+TIMEOUT_SECONDS = (5, 20)  # connect, read
+
+
+class UnknownSchemaError(Exception):
+    """A schema id that does not mean TradeV2: the message is a bad one. The text says why, for its dead-letter row."""
+
+
+class Schemas(Protocol):
+    """Gives the decoder of a schema id."""
+
+    def decoder(self, schema_id: int) -> Decoder:
+        """The decoder into TradeV2 of messages written with `schema_id`. Raises UnknownSchemaError."""
+
+
+def open_schemas(settings: Settings) -> Schemas:
+    """The registry where one is set, else the fixed ids."""
+    if settings.schema_registry_url:
+        return RegistrySchemas(settings.schema_registry_url)
+    return FixedSchemas(settings.schema_ids)
+
+
+class FixedSchemas:
+    """The ids of K2FLOW_SCHEMA_IDS, all of which mean TradeV2 itself."""
+
+    def __init__(self, ids: tuple[int, ...]) -> None:
+        self._ids = ids
+        self._decoder = Decoder(trade_schema())
+
+    def decoder(self, schema_id: int) -> Decoder:
+        if schema_id not in self._ids:
+            raise UnknownSchemaError(f"schema id {schema_id} is not one of {', '.join(map(str, self._ids))}")
+        return self._decoder
+
+
+class RegistrySchemas:
+    """Writer schemas by id, from a registry that speaks Confluent's API; kept for ever, since an id never changes.
+
+    A registry that cannot be reached is an outage: `decoder` waits until it is back, and says so in the log.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url.rstrip("/")
+        self._decoders: dict[int, Decoder | UnknownSchemaError] = {}
+
+    def decoder(self, schema_id: int) -> Decoder:
+        if schema_id not in self._decoders:
+            self._decoders[schema_id] = self._fetch(schema_id)
+        found = self._decoders[schema_id]
+        if isinstance(found, UnknownSchemaError):
+            raise found
+        return found
+
+    def _fetch(self, schema_id: int) -> Decoder | UnknownSchemaError:
+        waiting = Retrying(
+            retry=retry_if_exception_type(RegistryError),
+            wait=wait_exponential_jitter(initial=0.5, max=15),
+            before_sleep=self._say_waiting,
+        )
+        schema = waiting(self._get, schema_id)
+        if schema is None:
+            return UnknownSchemaError(f"schema id {schema_id} is not in the registry")
+        try:
+            return Decoder(schema, trade_schema())
+        except SchemaError as error:
+            return UnknownSchemaError(f"schema id {schema_id} does not resolve to TradeV2: {error}")
+
+    def _get(self, schema_id: int) -> str | None:
+        try:
+            answer = requests.get(f"{self._url}/schemas/ids/{schema_id}", timeout=TIMEOUT_SECONDS)
+            if answer.status_code == HTTPStatus.NOT_FOUND:
+                return None
+            answer.raise_for_status()
+            body = answer.json()
+            schema, kind = body["schema"], body.get("schemaType", "AVRO")
+        except (requests.RequestException, ValueError, KeyError, TypeError) as error:
+            reason = mask("", str(error)).splitlines()[0]
+            raise RegistryError(
+                f"schema registry {mask('', self._url)}: no schema {schema_id} yet ({reason})"
+            ) from error
+        return str(schema) if kind == "AVRO" else "[]"
+
+    def _say_waiting(self, state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        log.warning("%s; waiting, no message is rejected for it", error)

@@ -1,0 +1,95 @@
+"""Commits what the workers wrote: one committer for each table, at the end of each epoch.
+
+Bytewax calls `snapshot` of each table once an epoch, on whichever worker owns that table, after every worker's items
+of that epoch have arrived; it does so without a recovery store as well. Delivery guarantee: exactly once, see
+k2flow.commit.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
+from pyiceberg.manifest import DataFile
+
+from k2flow.commit import Committer
+from k2flow.context import FlowContext
+from k2flow.errors import CommitError
+from k2flow.failure import logged
+from k2flow.ledger import Range
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Written:
+    """Data files of a table that hold rows of this epoch, and the offsets whose rows are all in files of this epoch.
+
+    The two need not come together: Gold's files come from the worker that owns the ids, its ranges from the one that
+    read them.
+    """
+
+    files: Sequence[DataFile]
+    ranges: Sequence[Range] = field(default=())
+
+
+class TableSink(FixedPartitionedSink[Written, None]):
+    """Takes (table, Written). Its partitions are the tables of one exchange."""
+
+    def __init__(self, context: FlowContext) -> None:
+        self._context = context
+        self._names = sorted(context.exchange.tables)
+
+    def list_parts(self) -> list[str]:
+        return self._names
+
+    def part_fn(self, item_key: str) -> int:
+        return self._names.index(item_key)
+
+    @logged
+    def build_part(self, step_id: str, for_part: str, resume_state: None) -> "TableCommits":
+        return TableCommits(self._context, for_part)
+
+
+class TableCommits(StatefulSinkPartition[Written, None]):
+    """The commits into one table. Raises CommitError, AlreadyRunningError, CatalogError."""
+
+    def __init__(self, context: FlowContext, name: str) -> None:
+        exchange = context.exchange
+        self._name = name
+        self._committer = Committer(
+            context.catalog, name, exchange.name, exchange.settings.topic, exchange.settings.accept_lost_offsets
+        )
+        self._committer.fence(context.topic.id)
+        self._files: list[DataFile] = []
+        self._ranges: list[Range] = []
+
+    @logged
+    def write_batch(self, values: list[Written]) -> None:
+        for written in values:
+            self._files += written.files
+            self._ranges += written.ranges
+
+    @logged
+    def snapshot(self) -> None:
+        files, ranges = self._files, self._ranges
+        self._files, self._ranges = [], []
+        if not ranges:
+            if files:
+                raise CommitError(f"{self._name}: {len(files)} files came without the offsets that they hold")
+            return
+        began = time.monotonic()
+        self._committer.commit(files, ranges)
+        log.info(
+            "%s: %d rows in %d files from %d offsets, commit %d in %.0f ms",
+            self._name,
+            sum(file.record_count for file in files),
+            len(files),
+            sum(r.next - r.first for r in ranges),
+            self._committer.ledger.sequence,
+            (time.monotonic() - began) * 1000,
+        )
+
+    def close(self) -> None:
+        """Commits nothing: Bytewax calls it while a crash unwinds as well."""

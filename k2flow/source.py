@@ -1,0 +1,278 @@
+"""Reads an exchange's topic: one consumer for each worker, one batch for each trigger.
+
+Delivery guarantee: each worker emits the messages of its partitions in order and without a gap from the offsets at
+which the tables end; what it has emitted and the tables have not committed when it dies, the next start reads again.
+
+A batch is emitted at each trigger (moments that are whole multiples of the trigger, so that all workers emit together)
+or as soon as it has grown to the cap of rows or bytes, whichever comes first. The cap is what bounds memory: within an
+epoch Bytewax has no back-pressure.
+"""
+
+import logging
+import math
+import time
+from datetime import UTC, datetime
+
+import numpy as np
+import pyarrow as pa
+from bytewax.inputs import DynamicSource, StatelessSourcePartition
+from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
+from confluent_kafka import KafkaError as ConfluentError
+
+from k2flow.context import FlowContext
+from k2flow.errors import KafkaError, LostOffsetsError, SettingsError
+from k2flow.failure import logged
+from k2flow.messages import MESSAGE_SCHEMA, Slice
+from k2flow.settings import KAFKA_PREFIX
+from k2flow.topic import begin_offsets, first_offset, watermarks
+from k2flow.validate import MAX_TIME_US
+
+log = logging.getLogger(__name__)
+
+CONSUME_MESSAGES = 20_000  # at once, so that a batch's Python objects are made and dropped a part at a time
+POLL_SECONDS = 0.05
+NEW_PARTITIONS_SECONDS = 30.0
+
+FORCED = {
+    "enable.auto.commit": "false",
+    "auto.offset.reset": "error",
+    "enable.partition.eof": "true",
+    "isolation.level": "read_committed",
+}
+"""What exactly-once needs of librdkafka; a setting that says otherwise is an error."""
+
+DEFAULTS = {
+    "fetch.max.bytes": "16777216",
+    "max.partition.fetch.bytes": "4194304",
+    "queued.min.messages": "200000",
+    "queued.max.messages.kbytes": "65536",
+    "max.poll.interval.ms": "86400000",  # a commit that waits for the catalog must not end the consumer
+}
+
+
+class KafkaSource(DynamicSource[Slice]):
+    """Emits `Slice`s of MESSAGE_SCHEMA; worker w of W reads the partitions p with p % W == w."""
+
+    def __init__(self, context: FlowContext) -> None:
+        self._context = context
+
+    @logged
+    def build(self, step_id: str, worker_index: int, worker_count: int) -> "KafkaReader":
+        self._context.open(worker_count)
+        return KafkaReader(self._context, worker_index, worker_count)
+
+
+class KafkaReader(StatelessSourcePartition[Slice]):
+    """The partitions of one worker. Raises KafkaError, LostOffsetsError, SettingsError."""
+
+    def __init__(self, context: FlowContext, worker: int, workers: int) -> None:
+        self._context = context
+        self._worker = worker
+        self._workers = workers
+        self._settings = context.exchange.settings
+        self._accept_setting = f"K2FLOW_{context.exchange.name.upper()}_ACCEPT_LOST_OFFSETS"
+        self._consumer = _open_consumer(context)
+        self._first: dict[int, int] = {}  # of the batch that is being gathered
+        self._position: dict[int, int] = {}  # next offset to read
+        self._end: dict[int, int] = {}  # where to stop, if the flow stops when it has caught up
+        self._parts: list[tuple[pa.RecordBatch, np.ndarray, np.ndarray]] = []
+        self._rows = 0
+        self._bytes = 0
+        self._emitted: dict[int, int] = {}
+        self._finished = False
+        self._due = self._next_trigger()
+        self._look_for_partitions_at = 0.0
+        self._assign(context.topic.partitions)
+
+    @logged
+    def next_batch(self) -> list[Slice]:
+        self._report_committed()
+        if self._finished:
+            raise StopIteration
+        stopping = self._context.stop.is_set()
+        if not stopping:
+            self._find_new_partitions()
+            self._fetch()
+        if stopping or self._caught_up():
+            self._finished = True
+            return self._take()
+        if self._full() or time.time() >= self._due:
+            self._due = self._next_trigger()
+            return self._take()
+        return []
+
+    def next_awake(self) -> datetime | None:
+        return datetime.now(UTC)  # the waiting is done in `consume`, which does not hold the interpreter's lock
+
+    def close(self) -> None:
+        self._consumer.close()
+
+    def _assign(self, partitions: tuple[int, ...]) -> None:
+        """Begins the partitions of this worker among `partitions` that it does not read yet."""
+        mine = [p for p in partitions if p % self._workers == self._worker and p not in self._position]
+        starts = begin_offsets(self._context.topic, self._context.ledgers)
+        for p in mine:
+            low, high = watermarks(self._consumer, self._settings.topic, p)
+            at = first_offset(
+                self._context.topic,
+                p,
+                starts.get(p),
+                low,
+                high,
+                self._settings.accept_lost_offsets,
+                self._accept_setting,
+            )
+            self._position[p] = self._first[p] = at
+            if self._context.settings.until_caught_up:
+                self._end[p] = high
+        if mine:
+            topic = self._settings.topic
+            self._consumer.incremental_assign([TopicPartition(topic, p, self._position[p]) for p in mine])
+            log.info("worker %d reads %s from %s", self._worker, topic, {p: self._position[p] for p in mine})
+
+    def _find_new_partitions(self) -> None:
+        if self._context.settings.until_caught_up or time.monotonic() < self._look_for_partitions_at:
+            return
+        if self._look_for_partitions_at:
+            try:
+                found = self._consumer.list_topics(self._settings.topic, timeout=1).topics[self._settings.topic]
+                self._assign(tuple(found.partitions))
+            except KafkaException as error:
+                log.warning("no metadata of %s now: %s", self._settings.topic, error.args[0].str())
+        self._look_for_partitions_at = time.monotonic() + NEW_PARTITIONS_SECONDS
+
+    def _fetch(self) -> None:
+        """Takes messages until the cap, the trigger or the moment when none come."""
+        while not self._full() and not self._context.stop.is_set():
+            left = self._due - time.time()
+            wanted = min(CONSUME_MESSAGES, self._settings.batch_rows - self._rows)
+            try:
+                got = self._consumer.consume(wanted, timeout=min(max(left, 0), POLL_SECONDS))
+            except KafkaException as error:
+                raise KafkaError(f"{self._settings.topic}: {error.args[0].str()}") from error
+            if got:
+                self._add(got)
+            if len(got) < wanted or left <= 0 or self._caught_up():
+                return
+
+    def _add(self, got: list[Message]) -> None:
+        messages = [m for m in got if m.error() is None]
+        if messages:
+            self._add_messages(messages)
+        if len(messages) < len(got):
+            for m in got:
+                if m.error() is not None:
+                    self._handle(m)
+
+    def _add_messages(self, messages: list[Message]) -> None:
+        n = len(messages)
+        partition = np.fromiter((m.partition() for m in messages), np.int32, n)
+        offset = np.fromiter((m.offset() for m in messages), np.int64, n)
+        if self._end:
+            keep = offset < _by_partition(self._end, partition)
+            if not keep.all():
+                messages = [m for m, wanted in zip(messages, keep.tolist(), strict=True) if wanted]
+                partition, offset, n = partition[keep], offset[keep], len(messages)
+        for p in np.unique(partition).tolist():
+            self._position[p] = int(offset[partition == p][-1]) + 1
+        if n == 0:
+            return
+        rows = pa.RecordBatch.from_arrays(
+            [
+                pa.array([m.key() for m in messages], pa.binary()),
+                pa.array([m.value() for m in messages], pa.binary()),
+                _timestamps(messages),
+            ],
+            schema=MESSAGE_SCHEMA,
+        )
+        self._parts.append((rows, partition, offset))
+        self._rows += n
+        self._bytes += rows.nbytes
+
+    def _handle(self, event: Message) -> None:
+        error, p = event.error(), event.partition()
+        if error.code() == ConfluentError._PARTITION_EOF:
+            # The position goes past markers of transactions and compacted offsets, of which no message tells.
+            end = self._end.get(p, event.offset())
+            self._position[p] = max(self._position[p], min(event.offset(), end))
+        elif error.code() in (ConfluentError._AUTO_OFFSET_RESET, ConfluentError.OFFSET_OUT_OF_RANGE):
+            raise LostOffsetsError(
+                f"{self._settings.topic}[{p}]: Kafka no longer has offset {self._position.get(p)}, which is the "
+                f"next to read ({error.str()}); start again to see what is lost"
+            )
+        elif error.code() in (ConfluentError.UNKNOWN_TOPIC_OR_PART, ConfluentError._UNKNOWN_PARTITION):
+            raise KafkaError(f"{self._settings.topic}[{p}]: no longer there ({error.str()})")
+        elif error.fatal() or error.code() in (
+            ConfluentError.TOPIC_AUTHORIZATION_FAILED,
+            ConfluentError.GROUP_AUTHORIZATION_FAILED,
+        ):
+            raise KafkaError(f"{self._settings.topic}: {error.str()}")
+        else:
+            log.warning("%s: %s; librdkafka goes on trying", self._settings.topic, error.str())
+
+    def _full(self) -> bool:
+        return self._rows >= self._settings.batch_rows or self._bytes >= self._settings.batch_mb << 20
+
+    def _caught_up(self) -> bool:
+        return self._context.settings.until_caught_up and all(self._position[p] >= e for p, e in self._end.items())
+
+    def _next_trigger(self) -> float:
+        seconds = self._context.trigger_seconds
+        return (math.floor(time.time() / seconds) + 1) * seconds
+
+    def _take(self) -> list[Slice]:
+        """What was gathered, as one batch; nothing if no partition has advanced."""
+        offsets = [(p, self._first[p], end) for p, end in self._position.items() if end > self._first[p]]
+        parts, self._parts, self._rows, self._bytes = self._parts, [], 0, 0
+        if not offsets:
+            return []
+        self._first = dict(self._position)
+        self._emitted = {p: end for p, _, end in offsets}
+        if not parts:
+            none = pa.RecordBatch.from_arrays([pa.array([], f.type) for f in MESSAGE_SCHEMA], schema=MESSAGE_SCHEMA)
+            return [Slice(none, np.zeros(0, np.int32), np.zeros(0, np.int64), offsets)]
+        rows = pa.concat_batches([rows for rows, _, _ in parts])
+        partition = np.concatenate([partition for _, partition, _ in parts])
+        return [Slice(rows, partition, np.concatenate([offset for _, _, offset in parts]), offsets)]
+
+    def _report_committed(self) -> None:
+        """Tells Kafka's consumer group of the last batch, which the tables hold by the time the next one is asked for.
+
+        Only for the tools that watch a group's lag: the flow itself begins at the tables' own offsets.
+        """
+        if not self._emitted:
+            return
+        offsets = [TopicPartition(self._settings.topic, p, next_) for p, next_ in self._emitted.items()]
+        self._emitted = {}
+        try:
+            self._consumer.commit(offsets=offsets, asynchronous=not self._finished)
+        except KafkaException as error:
+            log.warning("the consumer group was not told of the committed offsets: %s", error.args[0].str())
+
+
+def _open_consumer(context: FlowContext) -> Consumer:
+    given = context.settings.kafka
+    for name, needed in FORCED.items():
+        if given.get(name, needed) != needed:
+            variable = KAFKA_PREFIX + name.upper().replace(".", "_")
+            raise SettingsError(f"{variable} must be {needed}: exactly-once delivery needs it")
+    group = {"group.id": f"k2flow-{context.exchange.name}"}
+    try:
+        return Consumer({**DEFAULTS, **group, **given, **FORCED}, logger=log)
+    except KafkaException as error:
+        raise SettingsError(f"a {KAFKA_PREFIX}* setting is wrong: {error.args[0].str()}") from error
+
+
+def _by_partition(values: dict[int, int], partition: np.ndarray) -> np.ndarray:
+    table = np.zeros(max(values) + 1, np.int64)
+    table[list(values)] = list(values.values())
+    result: np.ndarray = table[partition]
+    return result
+
+
+def _timestamps(messages: list[Message]) -> pa.TimestampArray:
+    """Microseconds; null where a message has none (librdkafka's -1), or one after 9999, which no table could hold."""
+    milliseconds = np.fromiter((m.timestamp()[1] for m in messages), np.int64, len(messages))
+    bad = (milliseconds < 0) | (milliseconds > MAX_TIME_US // 1000)
+    microseconds = np.where(bad, 0, milliseconds) * 1000
+    return pa.array(microseconds, mask=bad if bad.any() else None).cast(pa.timestamp("us", "UTC"))

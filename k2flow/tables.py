@@ -1,0 +1,278 @@
+"""The tables of the namespace market_data: their definitions, their creation, and how a found one differs."""
+
+import contextlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pyarrow as pa
+from pyiceberg.catalog import Catalog
+from pyiceberg.exceptions import NamespaceAlreadyExistsError, NoSuchTableError, TableAlreadyExistsError
+from pyiceberg.io.pyarrow import schema_to_pyarrow
+from pyiceberg.partitioning import PartitionField, PartitionSpec
+from pyiceberg.schema import Schema, assign_fresh_schema_ids
+from pyiceberg.table import Table
+from pyiceberg.table.sorting import UNSORTED_SORT_ORDER, SortField, SortOrder
+from pyiceberg.transforms import DayTransform, IdentityTransform, Transform
+from pyiceberg.types import (
+    BinaryType,
+    DateType,
+    DecimalType,
+    IcebergType,
+    IntegerType,
+    ListType,
+    LongType,
+    MapType,
+    NestedField,
+    StringType,
+    TimestamptzType,
+)
+
+from k2flow.catalog import NAMESPACE, catalog_errors
+from k2flow.errors import TableDiffersError
+from k2flow.exchange import GOLD, Exchange
+
+MIB = 1 << 20
+RETENTION = "k2flow.retention-days"
+GOLD_FILE_SIZE_MB = 256
+
+COMMON_PROPERTIES = {
+    "write.parquet.compression-codec": "zstd",
+    "write.metadata.compression-codec": "gzip",
+    "commit.retry.num-retries": "5",
+    "commit.manifest.min-count-to-merge": "5",
+    "commit.manifest-merge.enabled": "true",
+}
+
+Fields = tuple[tuple[str, IcebergType], ...]
+
+_STRING, _LONG, _INT, _TIME, _DATE = StringType(), LongType(), IntegerType(), TimestamptzType(), DateType()
+_AMOUNT = DecimalType(18, 8)
+
+BRONZE_FIELDS: Fields = (
+    ("message_key", _STRING),
+    ("avro_payload", BinaryType()),
+    ("topic", _STRING),
+    ("partition", _INT),
+    ("offset", _LONG),
+    ("kafka_timestamp", _TIME),
+    ("ingestion_timestamp", _TIME),
+    ("ingestion_date", _DATE),
+)
+SILVER_FIELDS: Fields = (
+    ("message_id", _STRING),
+    ("trade_id", _STRING),
+    ("symbol", _STRING),
+    ("exchange", _STRING),
+    ("asset_class", _STRING),
+    ("timestamp", _TIME),
+    ("price", _AMOUNT),
+    ("quantity", _AMOUNT),
+    ("currency", _STRING),
+    ("side", _STRING),
+    ("trade_conditions", ListType(element_id=-1, element=StringType(), element_required=False)),
+    ("source_sequence", _LONG),
+    ("ingestion_timestamp", _TIME),
+    ("platform_sequence", _LONG),
+    (
+        "vendor_data",
+        MapType(key_id=-1, key_type=StringType(), value_id=-1, value_type=StringType(), value_required=False),
+    ),
+    ("exchange_date", _DATE),
+)
+GOLD_FIELDS: Fields = (*SILVER_FIELDS, ("exchange_hour", _INT))
+DLQ_FIELDS: Fields = (
+    ("topic", _STRING),
+    ("partition", _INT),
+    ("offset", _LONG),
+    ("kafka_timestamp", _TIME),
+    ("payload", BinaryType()),
+    ("schema_id", _INT),
+    ("reason", _STRING),
+    ("detail", _STRING),
+    ("failed_at", _TIME),
+    ("failed_date", _DATE),
+)
+
+
+@dataclass(frozen=True)
+class TableDefinition:
+    """One table as it must be. `partitioned_by`: (column, transform, name of the partition field)."""
+
+    name: str
+    fields: Fields
+    partitioned_by: tuple[tuple[str, Transform[Any, Any], str], ...]
+    file_size_mb: int
+    retention_days: int | None = None
+    sorted_by: str | None = None
+    extra_properties: tuple[tuple[str, str], ...] = ()
+
+    @cached_property
+    def schema(self) -> Schema:
+        """Every column optional, with the ids 1, 2, ... in order, those inside lists and maps after them."""
+        fields = [NestedField(i, name, kind, required=False) for i, (name, kind) in enumerate(self.fields, 1)]
+        return assign_fresh_schema_ids(Schema(*fields))
+
+    @cached_property
+    def arrow_schema(self) -> pa.Schema:
+        """The one Arrow schema that is written: string, binary, timestamp[us, UTC], decimal128; no field ids."""
+        arrow = schema_to_pyarrow(self.schema, include_field_ids=False)
+        return pa.schema([pa.field(f.name, _small(f.type)) for f in arrow])
+
+    @property
+    def spec(self) -> PartitionSpec:
+        return PartitionSpec(
+            *(
+                PartitionField(self.schema.find_field(column).field_id, 1000 + i, transform, name)
+                for i, (column, transform, name) in enumerate(self.partitioned_by)
+            )
+        )
+
+    @property
+    def sort_order(self) -> SortOrder:
+        if self.sorted_by is None:
+            return UNSORTED_SORT_ORDER
+        return SortOrder(SortField(self.schema.find_field(self.sorted_by).field_id, IdentityTransform()))
+
+    @property
+    def properties(self) -> dict[str, str]:
+        retention = {} if self.retention_days is None else {RETENTION: str(self.retention_days)}
+        size = {"write.target-file-size-bytes": str(self.file_size_mb * MIB)}
+        return {**COMMON_PROPERTIES, **size, **retention, **dict(self.extra_properties)}
+
+
+def _small(kind: pa.DataType) -> pa.DataType:
+    """`kind` with 32-bit offsets: PyIceberg maps to large types, which would leak into what readers see."""
+    if pa.types.is_large_string(kind):
+        return pa.string()
+    if pa.types.is_large_binary(kind):
+        return pa.binary()
+    if pa.types.is_large_list(kind) or pa.types.is_list(kind):
+        return pa.list_(pa.field("element", _small(kind.value_type)))
+    if pa.types.is_map(kind):
+        return pa.map_(_small(kind.key_type), _small(kind.item_type))
+    return kind
+
+
+def gold_definition() -> TableDefinition:
+    """Gold, one table for all exchanges."""
+    by_hour: tuple[tuple[str, Transform[Any, Any], str], ...] = (
+        ("exchange_date", IdentityTransform(), "exchange_date"),
+        ("exchange_hour", IdentityTransform(), "exchange_hour"),
+    )
+    hashed = (("write.distribution-mode", "hash"),)
+    return TableDefinition(
+        GOLD, GOLD_FIELDS, by_hour, GOLD_FILE_SIZE_MB, sorted_by="timestamp", extra_properties=hashed
+    )
+
+
+def definitions(exchange: Exchange) -> dict[str, TableDefinition]:
+    """The four tables that the flow of `exchange` writes, by name."""
+
+    def by_day(column: str) -> tuple[tuple[str, Transform[Any, Any], str], ...]:
+        return ((column, DayTransform(), f"{column}_day"),)
+
+    s = exchange.settings
+    bronze, dlq, silver = by_day("ingestion_date"), by_day("failed_date"), by_day("exchange_date")
+    made = (
+        TableDefinition(exchange.bronze, BRONZE_FIELDS, bronze, s.bronze_file_size_mb, s.bronze_retention_days),
+        TableDefinition(exchange.dlq, DLQ_FIELDS, dlq, s.dlq_file_size_mb, s.dlq_retention_days),
+        TableDefinition(exchange.silver, SILVER_FIELDS, silver, s.silver_file_size_mb, s.silver_retention_days),
+        gold_definition(),
+    )
+    return {definition.name: definition for definition in made}
+
+
+def create(catalog: Catalog, wanted: Iterable[TableDefinition]) -> dict[str, bool]:
+    """Makes what is missing and checks what is there; never drops. True in the result: the table was made now.
+
+    Safe to call from several processes at once. Raises TableDiffersError, CatalogError.
+    """
+    made = {}
+    with catalog_errors():
+        with contextlib.suppress(NamespaceAlreadyExistsError):
+            catalog.create_namespace(NAMESPACE)
+        for definition in wanted:
+            made[definition.name] = _create_one(catalog, definition)
+    return made
+
+
+def _create_one(catalog: Catalog, definition: TableDefinition) -> bool:
+    identifier = (NAMESPACE, definition.name)
+    try:
+        check(catalog.load_table(identifier), definition)
+        return False
+    except NoSuchTableError:
+        pass
+    try:
+        catalog.create_table(
+            identifier,
+            schema=definition.schema,
+            partition_spec=definition.spec,
+            sort_order=definition.sort_order,
+            properties={"format-version": "2", **definition.properties},
+        )
+        return True
+    except TableAlreadyExistsError:  # another process was faster
+        check(catalog.load_table(identifier), definition)
+        return False
+
+
+def check(table: Table, definition: TableDefinition) -> None:
+    """Raises TableDiffersError, with every difference, where `table` is not what `definition` says."""
+    found = differences(table, definition)
+    if found:
+        raise TableDiffersError(
+            f"table {NAMESPACE}.{definition.name} differs: {'; '.join(found)}. "
+            "Change the setting back, alter the table, or rename it and let k2flow make a new one"
+        )
+
+
+def differences(table: Table, definition: TableDefinition) -> list[str]:
+    """What is different in `table`, a line each; empty where nothing is."""
+    found = []
+    if table.metadata.format_version != 2:
+        found.append(f"format version {table.metadata.format_version}, not 2")
+    found += _compare("columns", _columns(table.schema()), _columns(definition.schema))
+    found += _compare("partitioning", _partitioning(table), _wanted_partitioning(definition))
+    sorted_by = [
+        f"{table.schema().find_column_name(f.source_id)} {f.direction.name.lower()}" for f in table.sort_order().fields
+    ]
+    found += _compare("sort order", sorted_by, [f"{definition.sorted_by} asc"] if definition.sorted_by else [])
+    for key, value in definition.properties.items():
+        if table.properties.get(key) != value:
+            found.append(f"property {key} is {table.properties.get(key, 'absent')}, not {value}")
+    if definition.retention_days is None and RETENTION in table.properties:
+        found.append(f"property {RETENTION} is {table.properties[RETENTION]}, not absent")
+    return found
+
+
+def _columns(schema: Schema) -> list[str]:
+    return [f"{field.name} {_kind(field.field_type)}" for field in schema.fields]
+
+
+def _kind(kind: IcebergType) -> str:
+    if isinstance(kind, ListType):
+        return f"list<{_kind(kind.element_type)}>"
+    if isinstance(kind, MapType):
+        return f"map<{_kind(kind.key_type)}, {_kind(kind.value_type)}>"
+    return str(kind)
+
+
+def _partitioning(table: Table) -> list[str]:
+    schema = table.schema()
+    return [f"{f.transform}({schema.find_column_name(f.source_id)})" for f in table.spec().fields]
+
+
+def _wanted_partitioning(definition: TableDefinition) -> list[str]:
+    return [f"{transform}({column})" for column, transform, _ in definition.partitioned_by]
+
+
+def _compare(what: str, found: list[str], wanted: list[str]) -> list[str]:
+    if found == wanted:
+        return []
+    extra = [item for item in found if item not in wanted]
+    missing = [item for item in wanted if item not in found]
+    parts = [f"has {', '.join(extra)}"] * bool(extra) + [f"lacks {', '.join(missing)}"] * bool(missing)
+    return [f"{what}: {' and '.join(parts) if parts else 'another order: ' + ', '.join(found)}"]

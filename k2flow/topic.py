@@ -1,0 +1,140 @@
+"""What Kafka says of a topic: whether it is there, its partitions, and the offsets it still has."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from confluent_kafka import Consumer, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka import KafkaError as ConfluentError
+from confluent_kafka.admin import AdminClient
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exponential_jitter
+
+from k2flow.errors import KafkaError, LostOffsetsError, SettingsError
+from k2flow.ledger import Ledger, start_offsets
+from k2flow.settings import KAFKA_PREFIX
+
+log = logging.getLogger(__name__)
+
+TIMEOUT_SECONDS = 10.0
+_FATAL = {
+    ConfluentError._AUTHENTICATION,
+    ConfluentError.TOPIC_AUTHORIZATION_FAILED,
+    ConfluentError.CLUSTER_AUTHORIZATION_FAILED,
+    ConfluentError.SASL_AUTHENTICATION_FAILED,
+    ConfluentError.TOPIC_EXCEPTION,
+}
+
+
+@dataclass(frozen=True)
+class Topic:
+    """A topic as it is now. `id` is Kafka's own (another one after the topic was deleted and made again)."""
+
+    name: str
+    id: str
+    partitions: tuple[int, ...]
+
+
+class BrokerDownError(Exception):
+    """No broker answers; it may come back."""
+
+
+def wait_for_topic(config: Mapping[str, str], name: str) -> Topic:
+    """The topic, as soon as a broker answers; says in the log that it waits.
+
+    Raises KafkaError where the broker answers but the topic is missing or may not be read, SettingsError for a property
+    that librdkafka does not know.
+    """
+    admin = AdminClient(_checked(config), logger=log)
+    waiting = Retrying(
+        retry=retry_if_exception_type(BrokerDownError),
+        wait=wait_exponential_jitter(initial=0.5, max=10),
+        before_sleep=_say_waiting,
+    )
+    return waiting(_describe, admin, name, config["bootstrap.servers"])
+
+
+def _checked(config: Mapping[str, str]) -> dict[str, str]:
+    try:
+        AdminClient(dict(config), logger=log)
+    except KafkaException as error:
+        reason = error.args[0].str()
+        raise SettingsError(f"a {KAFKA_PREFIX}* setting is wrong: {reason}") from error
+    return dict(config)
+
+
+def _describe(admin: AdminClient, name: str, servers: str) -> Topic:
+    try:
+        future = admin.describe_topics(TopicCollection([name]), request_timeout=TIMEOUT_SECONDS)[name]
+        found = future.result()
+    except KafkaException as error:
+        code = error.args[0].code()
+        if code == ConfluentError.UNKNOWN_TOPIC_OR_PART:
+            raise KafkaError(
+                f"topic {name} does not exist on {servers}: create it, or set K2FLOW_<EXCHANGE>_TOPIC"
+            ) from None
+        if code in _FATAL:
+            raise KafkaError(f"topic {name} on {servers} cannot be used: {error.args[0].str()}") from None
+        raise BrokerDownError(f"no Kafka broker answers at {servers} ({error.args[0].str()})") from error
+    partitions = tuple(sorted(p.id for p in found.partitions))
+    return Topic(name, str(found.topic_id), partitions)
+
+
+def _say_waiting(state: RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome else None
+    log.warning(
+        "%s; waiting for it (start one with `k2flow kafka start`, or set K2FLOW_KAFKA_BOOTSTRAP_SERVERS)", error
+    )
+
+
+def watermarks(consumer: Consumer, topic: str, partition: int) -> tuple[int, int]:
+    """The first offset that Kafka has, and the one that the next committed message will get. Raises KafkaError."""
+    try:
+        low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=TIMEOUT_SECONDS)
+    except KafkaException as error:
+        raise KafkaError(f"{topic}[{partition}]: no offsets from Kafka ({error.args[0].str()})") from error
+    return low, high
+
+
+def check_same_topic(topic: Topic, ledgers: Mapping[str, Ledger], accept_lost: bool, setting: str) -> None:
+    """Raises LostOffsetsError where a table's ledger speaks of an earlier topic of the same name."""
+    for table, ledger in ledgers.items():
+        if ledger.topic_id and topic.id and ledger.topic_id != topic.id and not accept_lost:
+            ends = ", ".join(f"[{p}] before {e.next}" for p, e in sorted(ledger.partitions.items()))
+            raise LostOffsetsError(
+                f"topic {topic.name} was deleted and made again: {table} holds the old "
+                f"one's partitions {ends}; what the old one had beyond is gone. To go on with the new topic from "
+                f"its first offset set {setting}=1 for one start"
+            )
+
+
+def first_offset(
+    topic: Topic, partition: int, wanted: int | None, low: int, high: int, accept_lost: bool, setting: str
+) -> int:
+    """Where to begin a partition: `wanted`, or the first that Kafka has for a partition never read before.
+
+    Raises LostOffsetsError, with the exact offsets, where Kafka no longer has `wanted` and the loss is not accepted.
+    """
+    if wanted is None:
+        return low
+    if low <= wanted <= high:
+        return wanted
+    where = f"{topic.name}[{partition}]"
+    if wanted > high:
+        raise LostOffsetsError(
+            f"{where}: the tables end before offset {wanted} but the topic ends before {high}: it was made "
+            "again or cut off. Restore the topic, or write to new tables"
+        )
+    if not accept_lost:
+        raise LostOffsetsError(
+            f"{where}: offsets {wanted} to {low - 1} ({low - wanted} of them) were never committed and Kafka "
+            f"no longer has them. To go on without them set {setting}=1 for one start"
+        )
+    log.error("%s: offsets %d to %d are lost; going on, as %s says", where, wanted, low - 1, setting)
+    return low
+
+
+def begin_offsets(topic: Topic, ledgers: Mapping[str, Ledger]) -> dict[int, int]:
+    """The smallest next offset over the tables, by partition, of those that speak of this very topic."""
+    return start_offsets(
+        [ledger for ledger in ledgers.values() if not (ledger.topic_id and topic.id) or ledger.topic_id == topic.id]
+    )

@@ -1,0 +1,35 @@
+"""What several tests need: no settings of the caller's, a catalog of one's own, a real Kafka."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pyiceberg.catalog import Catalog
+
+from k2flow.catalog import open_catalog
+from k2flow.exchange import exchange_names
+from k2flow.kafka.local import LocalKafka, free_port
+from k2flow.settings import load_settings
+
+
+@pytest.fixture(autouse=True)
+def no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No test sees the caller's settings; K2FLOW_HOME is a folder of the test's own."""
+    for name in list(os.environ):
+        if name.startswith(("K2FLOW_", "PYICEBERG_", "BYTEWAX_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("K2FLOW_HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture
+def catalog() -> Catalog:
+    """The SQLite catalog of the test's K2FLOW_HOME."""
+    return open_catalog(load_settings(exchange_names()))
+
+
+@pytest.fixture(scope="session")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalKafka]:
+    """A real Kafka for the whole run, on a free port; tests make topics of their own."""
+    with LocalKafka(tmp_path_factory.mktemp("kafka"), free_port()) as broker:
+        yield broker

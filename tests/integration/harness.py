@@ -1,0 +1,233 @@
+"""Runs flows as users do, as processes of their own, and compares the tables they leave with the oracle."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from confluent_kafka import Consumer, TopicPartition
+from pyiceberg.catalog import Catalog
+from pyiceberg.table import Table
+
+from k2flow.catalog import load_table, open_catalog
+from k2flow.exchange import GOLD, exchange_names, find_exchange
+from k2flow.settings import load_settings
+from tests.oracle import Expected, Message, frozen_map
+
+ROOT = Path(__file__).parents[2]
+DEADLINE_SECONDS = 120
+
+
+@dataclass(frozen=True)
+class Lake:
+    """One exchange's topic on a broker and a folder for its tables: all that a flow process is told."""
+
+    exchange: str
+    topic: str
+    home: Path
+    bootstrap: str
+
+    def environment(self, **extra: str) -> dict[str, str]:
+        """The environment of a flow process: nothing of k2flow's but what this lake and `extra` say."""
+        outer = {k: v for k, v in os.environ.items() if not k.startswith(("K2FLOW_", "PYICEBERG_", "BYTEWAX_"))}
+        own = {
+            "K2FLOW_HOME": str(self.home),
+            "K2FLOW_KAFKA_BOOTSTRAP_SERVERS": self.bootstrap,
+            f"K2FLOW_{self.exchange.upper()}_TOPIC": self.topic,
+        }
+        return {**outer, **own, **extra}
+
+    def catalog(self) -> Catalog:
+        settings = load_settings(exchange_names()).model_copy(update={"home": self.home})
+        return open_catalog(settings)
+
+    def table(self, layer: str) -> Table:
+        exchange = find_exchange(self.exchange)
+        names = {"bronze": exchange.bronze, "silver": exchange.silver, "dlq": exchange.dlq, "gold": GOLD}
+        return load_table(self.catalog(), names[layer])
+
+    def start(self, processes: int = 1, arguments: Sequence[str] = (), **extra: str) -> "Flow":
+        """Starts `python -m bytewax.run flows.<exchange>`, as one process or as a cluster."""
+        command = [sys.executable, "-m", "bytewax.run", f"flows.{self.exchange}", *arguments]
+        addresses = ";".join(free_addresses(processes))
+        started = []
+        for i in range(processes):
+            cluster = ["-i", str(i), "-a", addresses] if processes > 1 else []
+            started.append(
+                subprocess.Popen(
+                    [*command, *cluster],
+                    cwd=ROOT,
+                    env=self.environment(**extra),
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                )
+            )
+        return Flow(started)
+
+    def catch_up(self, processes: int = 1, **extra: str) -> str:
+        """Runs until caught up and returns the log; fails if the flow does."""
+        with self.start(processes, K2FLOW_UNTIL_CAUGHT_UP="1", **extra) as flow:
+            log = flow.wait()
+            assert flow.codes() == [0] * processes, log
+        return log
+
+
+class Flow:
+    """Running processes; used as a context manager it leaves none behind."""
+
+    def __init__(self, processes: Sequence[subprocess.Popen[str]]) -> None:
+        self.processes = processes
+
+    def __enter__(self) -> "Flow":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+            if process.stdout:
+                process.stdout.close()
+
+    def signal(self, number: signal.Signals) -> None:
+        for process in self.processes:
+            process.send_signal(number)
+
+    def wait(self, seconds: float = DEADLINE_SECONDS) -> str:
+        """What the processes printed, once all have ended."""
+        logs = [process.communicate(timeout=seconds)[0] for process in self.processes]
+        return "\n".join(logs)
+
+    def codes(self) -> list[int | None]:
+        return [process.returncode for process in self.processes]
+
+
+def free_addresses(count: int) -> list[str]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
+
+
+def read_topic(bootstrap: str, topic: str, config: Mapping[str, str] | None = None) -> list[Message]:
+    """Every message of the topic, by a plain consumer."""
+    consumer = Consumer(
+        {
+            "bootstrap.servers": bootstrap,
+            "group.id": "oracle",
+            "enable.auto.commit": "false",
+            "enable.partition.eof": "true",
+            "isolation.level": "read_committed",
+            **(config or {}),
+        }
+    )
+    partitions = list(consumer.list_topics(topic, timeout=10).topics[topic].partitions)
+    consumer.assign([TopicPartition(topic, p, 0) for p in partitions])
+    messages, ended = [], set()
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while len(ended) < len(partitions):
+        assert time.monotonic() < deadline, f"{topic} was not read within {DEADLINE_SECONDS} s"
+        for m in consumer.consume(10_000, timeout=1):
+            if m.error():
+                ended.add(m.partition())
+            else:
+                ms = m.timestamp()[1] if m.timestamp()[0] else None
+                messages.append(Message(m.partition(), m.offset(), m.key(), m.value(), ms))
+    consumer.close()
+    return messages
+
+
+def assert_tables(lake: Lake, expected: Expected) -> None:
+    """All four tables hold exactly what the oracle says."""
+    assert_bronze(lake, expected)
+    assert_dlq(lake, expected)
+    silver = rows_of(lake.table("silver"))
+    assert Counter(silver) == expected.silver
+    assert_gold(lake, expected)
+
+
+def assert_bronze(lake: Lake, expected: Expected) -> None:
+    rows = lake.table("bronze").scan().to_arrow().to_pylist()
+    found = {(row["partition"], row["offset"]): row for row in rows}
+    assert len(rows) == len(found), "an offset is in Bronze twice"
+    assert found.keys() == expected.bronze.keys()
+    for at, row in found.items():
+        message = expected.bronze[at]
+        key = None if message.key is None else message.key.decode("utf-8", "backslashreplace")
+        assert row["message_key"] == key
+        assert row["avro_payload"] == message.value
+        assert row["topic"] == lake.topic
+        assert milliseconds(row["kafka_timestamp"]) == message.timestamp_ms
+        assert row["ingestion_date"] == row["ingestion_timestamp"].date()
+
+
+def assert_dlq(lake: Lake, expected: Expected) -> None:
+    rows = lake.table("dlq").scan().to_arrow().to_pylist()
+    found = {(row["partition"], row["offset"]): (row["payload"], row["reason"]) for row in rows}
+    assert len(rows) == len(found), "an offset is in the dead-letter table twice"
+    wrong = {at: (found.get(at), expected.dlq.get(at)) for at in found.keys() | expected.dlq.keys()}
+    wrong = {at: pair for at, pair in wrong.items() if pair[0] != pair[1]}
+    assert not wrong, f"{len(wrong)} differ, for example {list(wrong.items())[:3]}"
+    for row in rows:
+        assert row["detail"], row
+        assert row["topic"] == lake.topic
+        assert row["failed_date"] == row["failed_at"].date()
+        payload = row["payload"]
+        unread = row["reason"] in ("null_payload", "bad_magic")
+        assert row["schema_id"] == (None if unread else int.from_bytes(payload[1:5], "big", signed=True))
+
+
+def assert_gold(lake: Lake, expected: Expected) -> None:
+    """Each id once, each row one that Silver has, each file of one hour and sorted by time."""
+    table = lake.table("gold")
+    rows = rows_of(table)
+    ids = [row[0] for row in rows]
+    assert len(ids) == len(set(ids)), "an id is in Gold twice"
+    assert set(ids) == expected.gold_ids
+    for row in rows:
+        assert row[:16] in expected.silver
+        assert row[16] == row[5].hour
+    for task in table.scan().plan_files():
+        assert task.file.sort_order_id == table.metadata.default_sort_order_id
+        file = pq.read_table(task.file.file_path.removeprefix("file://"), columns=["timestamp"])
+        times = file["timestamp"].to_pylist()
+        assert times == sorted(times), f"{task.file.file_path} is not sorted"
+        hours = {t.replace(minute=0, second=0, microsecond=0) for t in times}
+        assert len(hours) == 1
+        assert [(d.date().toordinal() - 719163, d.hour) for d in hours] == [tuple(task.file.partition)]
+
+
+def rows_of(table: Table) -> list[tuple[Any, ...]]:
+    """The rows of Silver or Gold as the oracle writes them."""
+    rows = []
+    for row in table.scan().to_arrow().to_pylist():
+        row["trade_conditions"] = tuple(row["trade_conditions"])
+        row["vendor_data"] = frozen_map(row["vendor_data"])
+        rows.append(tuple(row.values()))
+    return rows
+
+
+def milliseconds(moment: Any) -> int | None:
+    return None if moment is None else round(moment.timestamp() * 1000)
+
+
+def ledger_offsets(lake: Lake) -> dict[str, dict[int, int]]:
+    """The next offset of each partition, by layer."""
+    from k2flow.ledger import read
+
+    found = {}
+    for layer in ("bronze", "silver", "dlq", "gold"):
+        ledger = read(lake.table(layer).properties, lake.exchange, lake.topic)
+        found[layer] = {p: extent.next for p, extent in ledger.partitions.items()}
+    return found

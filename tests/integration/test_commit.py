@@ -1,0 +1,177 @@
+"""Commits, against a real catalog: exactly once, fenced, guarded when the outcome is unknown, flat in cost."""
+
+import pickle
+from datetime import UTC, datetime
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyiceberg.catalog import Catalog
+from pyiceberg.exceptions import CommitFailedException
+from sqlalchemy.exc import OperationalError
+
+from k2flow import commit as commits
+from k2flow.catalog import load_table
+from k2flow.commit import KEEP_SNAPSHOTS, Committer
+from k2flow.data_files import DataFileWriter
+from k2flow.errors import AlreadyRunningError, CommitError, FencedError, NotContiguousError
+from k2flow.exchange import find_exchange
+from k2flow.ledger import KEY, Range, Writer, read
+from k2flow.tables import create, definitions
+
+TABLE = "bronze_binance_trades"
+TOPIC = "topic"
+
+
+@pytest.fixture
+def writer(catalog: Catalog) -> DataFileWriter:
+    wanted = definitions(find_exchange("binance"))
+    create(catalog, wanted.values())
+    return DataFileWriter(load_table(catalog, TABLE), wanted[TABLE])
+
+
+def rows(first: int, end: int) -> pa.RecordBatch:
+    n, now = end - first, datetime.now(UTC)
+    time = pa.repeat(pa.scalar(now, pa.timestamp("us", "UTC")), n)
+    columns = {
+        "message_key": pa.repeat("k", n),
+        "avro_payload": pa.repeat(b"payload", n),
+        "topic": pa.repeat(TOPIC, n),
+        "partition": pa.array(np.zeros(n, np.int32)),
+        "offset": pa.array(np.arange(first, end)),
+        "kafka_timestamp": time,
+        "ingestion_timestamp": time,
+        "ingestion_date": pa.repeat(pa.scalar(now.date(), pa.date32()), n),
+    }
+    return pa.RecordBatch.from_pydict(columns)
+
+
+def open_committer(catalog: Catalog) -> Committer:
+    committer = Committer(catalog, TABLE, "binance", TOPIC)
+    committer.fence("id")
+    return committer
+
+
+def offsets_in(catalog: Catalog) -> list[int]:
+    return sorted(load_table(catalog, TABLE).scan().to_arrow()["offset"].to_pylist())
+
+
+def test_rows_and_ledger_are_one_commit(catalog: Catalog, writer: DataFileWriter) -> None:
+    committer = open_committer(catalog)
+    files = pickle.loads(pickle.dumps(writer.write(rows(0, 5))))  # as they come from another process
+    committer.commit(files, [Range(0, 0, 5, 5)])
+    table = load_table(catalog, TABLE)
+    ledger = read(table.properties, "binance", TOPIC)
+    assert ledger.next_offset(0) == 5
+    snapshot = table.current_snapshot()
+    assert snapshot is not None
+    assert snapshot.summary is not None
+    assert snapshot.summary.additional_properties[KEY + "binance"] == ledger.to_json()
+    assert offsets_in(catalog) == [0, 1, 2, 3, 4]
+
+
+def test_offsets_without_rows_advance_the_ledger_without_a_snapshot(catalog: Catalog, writer: DataFileWriter) -> None:
+    committer = open_committer(catalog)
+    before = len(load_table(catalog, TABLE).snapshots())
+    committer.commit([], [Range(0, 0, 5, 0)])
+    table = load_table(catalog, TABLE)
+    assert len(table.snapshots()) == before
+    assert read(table.properties, "binance", TOPIC).next_offset(0) == 5
+
+
+def test_a_gap_and_an_overlap_are_refused(catalog: Catalog, writer: DataFileWriter) -> None:
+    committer = open_committer(catalog)
+    committer.commit(writer.write(rows(0, 5)), [Range(0, 0, 5, 5)])
+    for first in (4, 6):
+        with pytest.raises(NotContiguousError):
+            committer.commit(writer.write(rows(first, 9)), [Range(0, first, 9, 9 - first)])
+    assert offsets_in(catalog) == [0, 1, 2, 3, 4]
+
+
+def test_a_fenced_committer_commits_nothing(catalog: Catalog, writer: DataFileWriter) -> None:
+    old = open_committer(catalog)
+    files = writer.write(rows(0, 5))
+    new = open_committer(catalog)
+    with pytest.raises(FencedError, match="epoch 2"):
+        old.commit(files, [Range(0, 0, 5, 5)])
+    with pytest.raises(FencedError):
+        old.commit([], [Range(0, 0, 5, 0)])
+    assert offsets_in(catalog) == []
+    new.commit(files, [Range(0, 0, 5, 5)])
+    assert offsets_in(catalog) == [0, 1, 2, 3, 4]
+
+
+def test_another_running_copy_is_named(
+    catalog: Catalog, writer: DataFileWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import os
+
+    import psutil
+
+    parent = psutil.Process(os.getppid())
+    other = Writer(Writer.this().host, parent.pid, parent.create_time())
+    first = Committer(catalog, TABLE, "binance", TOPIC)
+    monkeypatch.setattr(first, "_writer", other)
+    first.fence("id")
+    with pytest.raises(AlreadyRunningError, match=f"process {parent.pid}"):
+        open_committer(catalog)
+
+
+@pytest.mark.parametrize("landed", [True, False])
+def test_an_unknown_outcome_is_looked_up_before_it_is_repeated(
+    catalog: Catalog, writer: DataFileWriter, monkeypatch: pytest.MonkeyPatch, landed: bool
+) -> None:
+    committer = open_committer(catalog)
+    real = type(catalog).commit_table
+    calls = 0
+
+    def flaky(self: Catalog, *args: object, **kwargs: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            if landed:
+                real(self, *args, **kwargs)  # type: ignore[arg-type]
+            raise OperationalError("commit", {}, Exception("connection lost"))
+        return real(self, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(type(catalog), "commit_table", flaky)
+    committer.commit(writer.write(rows(0, 5)), [Range(0, 0, 5, 5)])
+    committer.commit(writer.write(rows(5, 7)), [Range(0, 5, 7, 2)])
+    assert offsets_in(catalog) == list(range(7))
+    assert calls == (2 if landed else 3)
+
+
+def test_another_exchange_commits_to_gold_at_the_same_time(catalog: Catalog, writer: DataFileWriter) -> None:
+    """Two flows share Gold: neither disturbs the other's ledger, and conflicts are tried again."""
+    ours = open_committer(catalog)
+    theirs = Committer(catalog, TABLE, "kraken", TOPIC)
+    theirs.fence("id")
+    for i in range(5):
+        ours.commit(writer.write(rows(i, i + 1)), [Range(0, i, i + 1, 1)])
+        theirs.commit(writer.write(rows(100 + i, 101 + i)), [Range(0, 100 + i, 101 + i, 1)])
+    properties = load_table(catalog, TABLE).properties
+    assert read(properties, "binance", TOPIC).next_offset(0) == 5
+    assert read(properties, "kraken", TOPIC).next_offset(0) == 105
+    assert offsets_in(catalog) == [*range(5), *range(100, 105)]
+
+
+def test_a_lasting_conflict_ends_in_a_clear_error(
+    catalog: Catalog, writer: DataFileWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    committer = open_committer(catalog)
+
+    def refuse(*_: object, **__: object) -> object:
+        raise CommitFailedException("always")
+
+    monkeypatch.setattr(type(catalog), "commit_table", refuse)
+    monkeypatch.setattr(commits, "RETRY_SECONDS", 0.2)
+    with pytest.raises(CommitError, match="conflicting commits"):
+        committer.commit(writer.write(rows(0, 5)), [Range(0, 0, 5, 5)])
+
+
+def test_metadata_stays_small(catalog: Catalog, writer: DataFileWriter) -> None:
+    committer = open_committer(catalog)
+    for i in range(KEEP_SNAPSHOTS + 25):
+        committer.commit(writer.write(rows(i, i + 1)), [Range(0, i, i + 1, 1)])
+    assert len(load_table(catalog, TABLE).snapshots()) <= KEEP_SNAPSHOTS + 10
+    assert offsets_in(catalog) == list(range(KEEP_SNAPSHOTS + 25))

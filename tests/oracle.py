@@ -1,0 +1,214 @@
+"""What the tables must hold, one message at a time, with fastavro and plain Python: nothing of k2flow's."""
+
+import copy
+import io
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import fastavro
+
+from k2flow.trade import trade_schema
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+YEAR_1, YEAR_10000 = -62_135_596_800_000_000, 253_402_300_800_000_000
+
+
+@dataclass(frozen=True)
+class Message:
+    """A Kafka message; `timestamp_ms` None where it has none."""
+
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    timestamp_ms: int | None
+
+
+@dataclass
+class Expected:
+    """What a topic must become. `dlq`: (partition, offset) -> (payload, reason); `silver`: rows as tuples."""
+
+    bronze: dict[tuple[int, int], Message] = field(default_factory=dict)
+    silver: Counter[tuple[Any, ...]] = field(default_factory=Counter)
+    dlq: dict[tuple[int, int], tuple[bytes | None, str]] = field(default_factory=dict)
+
+    @property
+    def gold_ids(self) -> set[str]:
+        return {row[0] for row in self.silver}
+
+
+def expect(messages: Iterable[Message], code: str, schema_ids: tuple[int, ...] = (1,)) -> Expected:
+    """The tables of a topic whose exchange is `code`."""
+    expected = Expected()
+    for message in messages:
+        at = (message.partition, message.offset)
+        expected.bronze[at] = message
+        reason, trade = judge(message, code, schema_ids)
+        if reason:
+            expected.dlq[at] = (message.value, reason)
+        else:
+            expected.silver[silver_row(trade)] += 1
+    return expected
+
+
+def judge(message: Message, code: str, schema_ids: tuple[int, ...]) -> tuple[str, dict[str, Any]]:
+    """The reason for which a message is bad and {}, or an empty reason and the decoded trade."""
+    value = message.value
+    if value is None:
+        return "null_payload", {}
+    if len(value) < 5 or value[0] != 0:
+        return "bad_magic", {}
+    if int.from_bytes(value[1:5], "big") not in schema_ids:
+        return "unknown_schema", {}
+    reason, trade = decode(value[5:])
+    return (reason, {}) if reason else (broken_rule(trade, message.timestamp_ms, code), trade)
+
+
+def _plain_times(schema: dict[str, Any]) -> dict[str, Any]:
+    """TradeV2 with times as plain numbers: fastavro makes datetimes of them, which end at the year 9999."""
+    plain = copy.deepcopy(schema)
+    for each in plain["fields"]:
+        if isinstance(each["type"], dict) and each["type"].get("logicalType") == "timestamp-micros":
+            each["type"] = "long"
+    return plain
+
+
+SCHEMA = fastavro.parse_schema(_plain_times(trade_schema()))
+
+
+def decode(record: bytes) -> tuple[str, dict[str, Any]]:
+    """The defect in the bytes and {}, or an empty defect and the trade as fastavro reads it."""
+    try:
+        end = Walk(record).record(SCHEMA)
+    except DefectError as defect:
+        return str(defect), {}
+    if end < len(record):
+        return "trailing_bytes", {}
+    trade: dict[str, Any] = fastavro.schemaless_reader(io.BytesIO(record), SCHEMA, None)  # type: ignore[assignment, arg-type]
+    return "", trade
+
+
+class DefectError(Exception):
+    """The first defect in a record; its text is the reason code."""
+
+
+class Walk:
+    """Steps through one record byte by byte and raises the first defect; fastavro lets some pass."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.at = 0
+
+    def record(self, schema: Any) -> int:
+        """Where the record ends."""
+        for each in schema["fields"]:
+            self.value(each["type"])
+        return self.at
+
+    def value(self, schema: Any) -> None:
+        if isinstance(schema, list):
+            branch = self.long()
+            if not 0 <= branch < len(schema):
+                raise DefectError("malformed")
+            self.value(schema[branch])
+            return
+        kind = schema["type"] if isinstance(schema, dict) else schema
+        if kind == "long":
+            self.long()
+        elif kind == "string":
+            try:
+                self.take(self.long()).decode("utf-8")
+            except UnicodeDecodeError:
+                raise DefectError("invalid_utf8") from None
+        elif kind == "bytes":
+            number = int.from_bytes(self.take(self.long()), "big", signed=True)
+            if abs(number) >= 10 ** schema["precision"]:
+                raise DefectError("malformed")
+        elif kind == "enum":
+            if not 0 <= self.long() < len(schema["symbols"]):
+                raise DefectError("invalid_enum")
+        elif kind in ("array", "map"):
+            self.blocks(["string", schema["values"]] if kind == "map" else [schema["items"]])
+        elif kind != "null":
+            raise AssertionError(kind)
+
+    def blocks(self, item: list[Any]) -> None:
+        while count := self.long():
+            if count < 0:
+                self.long()
+            for _ in range(abs(count)):
+                for part in item:
+                    self.value(part)
+
+    def long(self) -> int:
+        number = 0
+        for shift in range(0, 70, 7):
+            (byte,) = self.take(1)
+            number |= (byte & 0x7F) << shift
+            if not byte & 0x80:
+                if number >= 1 << 64:
+                    break
+                return number >> 1 ^ -(number & 1)
+        raise DefectError("malformed")
+
+    def take(self, count: int) -> bytes:
+        if count < 0:
+            raise DefectError("malformed")
+        if self.at + count > len(self.data):
+            raise DefectError("truncated")
+        self.at += count
+        return self.data[self.at - count : self.at]
+
+
+def broken_rule(trade: dict[str, Any], kafka_ms: int | None, code: str) -> str:
+    """The first rule that a decoded trade breaks, or nothing."""
+    time, received = trade["timestamp"], trade["ingestion_timestamp"]
+    rules = [
+        ("message_id_required", not trade["message_id"].strip()),
+        ("symbol_required", not trade["symbol"].strip()),
+        ("trade_id_required", not trade["trade_id"].strip()),
+        ("currency_required", not trade["currency"].strip()),
+        ("price_must_be_positive", trade["price"] <= 0),
+        ("quantity_must_be_positive", trade["quantity"] <= 0),
+        ("invalid_side", trade["side"] not in ("BUY", "SELL")),
+        ("wrong_exchange", trade["exchange"] != code),
+        ("invalid_asset_class", trade["asset_class"] != "crypto"),
+        ("timestamp_out_of_range", not all(YEAR_1 <= t < YEAR_10000 for t in (time, received))),
+        ("timestamp_in_future", kafka_ms is not None and time - kafka_ms * 1000 > 60_000_000),
+        ("timestamp_too_old", kafka_ms is not None and kafka_ms * 1000 - time > 365 * 86_400_000_000),
+    ]
+    return next((name for name, broken in rules if broken), "")
+
+
+def silver_row(trade: dict[str, Any]) -> tuple[Any, ...]:
+    """A trade as a hashable row of Silver's 16 columns."""
+    time = EPOCH + timedelta(microseconds=trade["timestamp"])
+    return (
+        trade["message_id"],
+        trade["trade_id"],
+        trade["symbol"],
+        trade["exchange"],
+        trade["asset_class"],
+        time,
+        Decimal(trade["price"]),
+        Decimal(trade["quantity"]),
+        trade["currency"],
+        trade["side"],
+        tuple(trade["trade_conditions"]),
+        trade["source_sequence"],
+        EPOCH + timedelta(microseconds=trade["ingestion_timestamp"]),
+        trade["platform_sequence"],
+        frozen_map(trade["vendor_data"]),
+        time.date(),
+    )
+
+
+def frozen_map(pairs: Any) -> tuple[tuple[str, str], ...] | None:
+    """A map, a list of pairs (as Arrow gives a map) or None, as a hashable value."""
+    if pairs is None:
+        return None
+    return tuple(sorted(pairs.items() if isinstance(pairs, dict) else pairs))

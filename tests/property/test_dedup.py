@@ -1,0 +1,206 @@
+"""The guarantee of deduplication against a model in plain Python: random batches, commits and restarts."""
+
+import uuid
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from k2flow.dedup import SeenIds, index, keys, owner, runs
+
+WINDOW = 4
+START = 500_000
+TAGS = runs.TAGS
+POOL = [
+    *(str(uuid.UUID(int=number * 0x9E3779B97F4A7C15F39CC0605CEDC835 % (1 << 128))) for number in range(40)),
+    *(str(uuid.UUID(int=number)).upper() for number in range(8, 14)),
+    *(
+        text * times
+        for text in ("", "\0", "a", "é", "0g000000-0000-4000-8000-000000000000")
+        for times in (1, 2, 20)
+    ),
+]
+
+# Ages of rows in hours: in the window, at its edge, far out, and once or twice the modulus of tags away.
+AGES = st.sampled_from([0, 0, 0, 1, 2, 3, 4, 9, TAGS, TAGS + 1, 2 * TAGS, START + 7])
+ROWS = st.lists(st.tuples(st.sampled_from(POOL), AGES), max_size=40)
+STEPS = st.lists(
+    st.one_of(
+        ROWS,
+        ROWS,
+        st.sampled_from(["commit", "commit", "restart"]),
+        st.sampled_from([1, 2, 5, TAGS]).map(lambda hours: ("later by", hours)),
+    ),
+    min_size=8,
+    max_size=60,
+)
+
+
+def weak(words: keys.Words) -> tuple[keys.Words, keys.Words]:
+    """Keys of 16 different heads only, and no less exact: each look-up meets other ids of the same head."""
+    head, rest = STRONG(words)
+    return head & np.uint64(0xC0000000C0000000), np.column_stack([head, rest])
+
+
+STRONG = keys._scramble
+
+
+class Flow:
+    """A flow with its workers, and the Gold that it commits to."""
+
+    def __init__(self, gold: list[tuple[str, int]], workers: int, window: int) -> None:
+        self.gold, self.accepted, self.workers, self.window = (
+            list(gold),
+            list[tuple[str, int]](),
+            workers,
+            window,
+        )
+        self.restart()
+
+    def restart(self) -> None:
+        """What was not committed is lost."""
+        self.accepted.clear()
+        newest = max((hour for _, hour in self.gold), default=None)
+        self.newest = [newest] * self.workers
+        self.seen = [
+            SeenIds(self.load, newest, self.window, worker, self.workers) for worker in range(self.workers)
+        ]
+
+    def load(self, hour: int) -> Iterator[pa.Array]:
+        found = [text for text, at in self.gold if at == hour]
+        for a in range(0, len(found), 5):
+            yield pa.array(["-", *found[a : a + 5]], pa.string())[1:]
+
+    def commit(self) -> None:
+        self.gold += self.accepted
+        self.accepted.clear()
+        for seen in self.seen:
+            seen.commit()
+
+    def judge(self, rows: list[tuple[str, int]]) -> list[bool]:
+        """Sends each row to its worker, and checks what each says against the rule."""
+        owners = owner(pa.array([text for text, _ in rows], pa.string()), self.workers)
+        first = [False] * len(rows)
+        for worker in range(self.workers):
+            at = np.flatnonzero(owners == worker).tolist()
+            for place, mark in zip(at, self.judge_own(worker, [rows[place] for place in at]), strict=True):
+                first[place] = mark
+        return first
+
+    def judge_own(self, worker: int, rows: list[tuple[str, int]]) -> list[bool]:
+        seen = self.seen[worker]
+        ids = pa.array(["-", *(text for text, _ in rows)], pa.string())[1:]
+        marks = seen.first_seen(ids, np.array([hour for _, hour in rows], np.int64)).tolist()
+
+        known_hours = [hour for _, hour in rows] + [
+            hour for hour in [self.newest[worker]] if hour is not None
+        ]
+        newest = self.newest[worker] = max(known_hours, default=None)
+        window = set() if newest is None else set(range(newest - self.window + 1, newest + 1))
+        assert seen.hours >= window.union(hour for _, hour in rows)
+
+        held = [(text, hour) for text, hour in self.gold + self.accepted if hour in seen.hours]
+        known = {text for text, _ in held}
+        for (text, hour), first in zip(rows, marks, strict=True):
+            assert first == (text not in known)
+            if first:
+                everything = self.gold + self.accepted
+                assert (text, hour) not in everything
+                assert hour not in window or not any(text == t and h in window for t, h in everything)
+                self.accepted.append((text, hour))
+            known.add(text)
+        mine = {
+            (text, hour)
+            for text, hour in self.gold + self.accepted
+            if hour in seen.hours and owner(pa.array([text]), self.workers)[0] == worker
+        }
+        assert seen.ids >= len(mine)
+        assert len(self.gold) != len(set(self.gold)) or seen.ids == len(mine)
+        return [bool(mark) for mark in marks]
+
+
+@pytest.fixture(params=["strong", "weak"])
+def small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All thresholds so small that each is passed often."""
+    monkeypatch.setattr(index, "_SLAB", 6)
+    monkeypatch.setattr(index, "_SLACK", 3)
+    monkeypatch.setattr(runs, "_CHUNK", 5)
+    monkeypatch.setattr(runs, "_RATIO", 2)
+    monkeypatch.setattr(keys, "_BLOCK", 7)
+    if request.param == "weak":
+        monkeypatch.setattr(keys, "_scramble", weak)
+
+
+# The fixture patches the same constants for every example, so one call of it serves them all.
+QUICK = settings(
+    max_examples=80,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("workers", [1, 3])
+@QUICK
+@given(gold=ROWS, steps=STEPS)
+def test_the_guarantee(workers: int, gold: list[tuple[str, int]], steps: list[object]) -> None:
+    now = START
+    flow = Flow([(text, now - age) for text, age in gold], workers, WINDOW)
+    for step in steps:
+        match step:
+            case "commit":
+                flow.commit()
+            case "restart":
+                flow.restart()
+            case ("later by", int(hours)):
+                now += hours
+            case list(rows):
+                flow.judge([(text, now - age) for text, age in rows])
+
+
+@pytest.mark.usefixtures("small")
+@QUICK
+@given(
+    batches=st.lists(
+        st.lists(st.tuples(st.sampled_from(POOL), st.integers(-3, 3)), max_size=40) | st.none(), max_size=12
+    )
+)
+def test_workers_together_say_what_one_says(batches: list[list[tuple[str, int]] | None]) -> None:
+    """In the hot window, that is: beyond it each worker knows the hours that it was asked about."""
+    one, three = Flow([("a", 0), (POOL[0], 2)], 1, 10), Flow([("a", 0), (POOL[0], 2)], 3, 10)
+    for batch in batches:
+        if batch is None:
+            one.commit()
+            three.commit()
+        else:
+            assert one.judge(batch) == three.judge(batch)
+
+
+@given(
+    ids=st.lists(
+        st.one_of(
+            st.text(max_size=80),
+            st.uuids().map(str),
+            st.text("0123456789abcdefABCDEFg-\0", min_size=36, max_size=36),
+            st.text("ab\0", max_size=17),
+        ),
+        max_size=60,
+    ),
+    start=st.integers(0, 5),
+)
+@settings(max_examples=100, deadline=None)
+def test_keys_are_equal_exactly_where_strings_are(ids: list[str], start: int) -> None:
+    ids = [text.encode("utf-8", "replace").decode() for text in ids]
+    found: dict[int, tuple[int, ...]] = {}
+    for form, (rows, head, rest) in enumerate(keys.keys(pa.array(ids, pa.string())[start:])):
+        for row, first, others in zip(rows.tolist(), head.tolist(), rest.tolist(), strict=True):
+            found[row] = (form, first, *others)
+    texts = ids[start:]
+    assert sorted(found) == list(range(len(texts)))
+    by_key: dict[tuple[int, ...], str] = {}
+    for row, text in enumerate(texts):
+        assert by_key.setdefault(found[row], text) == text
+    assert len(by_key) == len(set(texts))

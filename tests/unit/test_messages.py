@@ -1,0 +1,63 @@
+"""Slices: replay filtering, ranges, pickling."""
+
+import pickle
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from k2flow.ledger import Range
+from k2flow.messages import Slice, pickle_batches_as_ipc
+
+
+def make(rows: list[tuple[int, int]], offsets: list[tuple[int, int, int]]) -> Slice:
+    batch = pa.record_batch({"row": [f"{p}:{o}" for p, o in rows]}, schema=pa.schema([("row", pa.string())]))
+    partition = np.array([p for p, _ in rows], np.int32)
+    return Slice(batch, partition, np.array([o for _, o in rows], np.int64), offsets)
+
+
+def names(part: Slice) -> list[str]:
+    return part.rows.column("row").to_pylist()
+
+
+def test_ranges_count_rows() -> None:
+    part = make([(0, 3), (2, 8), (0, 4)], [(0, 3, 6), (1, 0, 2), (2, 8, 9)])
+    assert part.ranges() == [Range(0, 3, 6, 2), Range(1, 0, 2, 0), Range(2, 8, 9, 1)]
+
+
+def test_ranges_of_no_rows() -> None:
+    assert make([], [(4, 0, 2)]).ranges() == [Range(4, 0, 2, 0)]
+    assert make([], []).ranges() == []
+
+
+def test_nothing_committed_is_the_slice_itself() -> None:
+    part = make([(0, 3)], [(0, 3, 4)])
+    assert part.beyond({}) is part
+    assert part.beyond({0: 3, 7: 100}) is part
+
+
+@given(
+    st.dictionaries(st.integers(0, 3), st.tuples(st.integers(0, 8), st.integers(1, 8)), max_size=4),
+    st.dictionaries(st.integers(0, 3), st.integers(0, 20), max_size=4),
+)
+def test_beyond_keeps_exactly_what_is_not_committed(
+    extents: dict[int, tuple[int, int]], committed: dict[int, int]
+) -> None:
+    offsets = [(p, first, first + n) for p, (first, n) in extents.items()]
+    rows = [(p, o) for p, first, end in offsets for o in range(first, end) if o % 3]  # gaps, as in a compacted topic
+    left = make(rows, offsets).beyond(committed)
+    assert names(left) == [f"{p}:{o}" for p, o in rows if o >= committed.get(p, 0)]
+    wanted = [(p, max(first, committed.get(p, 0)), end) for p, first, end in offsets if end > committed.get(p, 0)]
+    assert left.offsets == wanted
+    assert sum(r.rows for r in left.ranges()) == left.rows.num_rows
+
+
+@pytest.mark.parametrize("rows", [0, 1, 7])
+def test_a_pickled_slice_of_a_batch_does_not_carry_its_parent(rows: int) -> None:
+    pickle_batches_as_ipc()
+    big = pa.record_batch({"x": pa.array(range(100_000))})
+    data = pickle.dumps(big.slice(5, rows))
+    assert len(data) < 2_000
+    assert pickle.loads(data).equals(big.slice(5, rows))

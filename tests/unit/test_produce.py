@@ -1,0 +1,247 @@
+"""The producer without a Kafka: what its messages are."""
+
+import io
+from collections import Counter
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import fastavro
+import numpy as np
+import pytest
+
+from k2flow.errors import ProduceError
+from k2flow.produce import Manifest, PartitionRange, ProduceOptions
+from k2flow.produce.defects import DEFECTS
+from k2flow.produce.encode import encode, long
+from k2flow.produce.market import Market
+from k2flow.produce.replay import message_id, moved, read_trades
+from k2flow.produce.stream import CHUNK, Stream
+from k2flow.reasons import Reason
+from k2flow.trade import trade_schema
+from tests.oracle import Message, decode, judge
+from tests.strict_avro import defect
+
+START = datetime(2026, 3, 14, 15, 9, 26, tzinfo=UTC)
+DAY_US = 86_400_000_000
+SCHEMA = fastavro.parse_schema(trade_schema())
+SAMPLE = Path(__file__).parents[1] / "data" / "kraken_btcusd_trades.csv"
+
+
+def take(exchange: str = "BINANCE", **given: object) -> tuple[Stream, list[tuple[int, Message]]]:
+    """A stream and all its messages, numbered by offset, each with its route."""
+    options = ProduceOptions(**{"count": 3000, "start": START, **given})  # type: ignore[arg-type]
+    stream = Stream(exchange, options, options.start_us())
+    rows: list[tuple[int, Message]] = []
+    for chunk in stream.chunks():
+        for value, key, time_us, route in zip(
+            chunk.values, chunk.keys, chunk.time_us.tolist(), chunk.route.tolist(), strict=True
+        ):
+            rows.append((route, Message(0, len(rows), key, value, time_us // 1000)))
+    return stream, rows
+
+
+def look(message: Message, exchange: str = "BINANCE") -> tuple[str, dict[str, Any]]:
+    """The reason for which a message is bad, or nothing, and its trade."""
+    value = message.value or b""
+    if value[:5] == b"\0\0\0\0\x01" and (reason := defect(value[5:])):
+        return reason, {}
+    return judge(message, exchange, (1,))
+
+
+@pytest.mark.parametrize("exchange", ["BINANCE", "KRAKEN", "COINBASE"])
+def test_every_message_is_what_the_counts_say(exchange: str) -> None:
+    stream, rows = take(exchange, count=CHUNK + 5000, bad=0.1, duplicates=0.05)
+    reasons: Counter[str] = Counter()
+    values: Counter[bytes] = Counter()
+    ids: set[str] = set()
+    for _, message in rows:
+        reason, trade = look(message, exchange)
+        reasons[reason] += 1
+        if not reason:
+            ids.add(trade["message_id"])
+            values[message.value or b""] += 1
+    counts = stream.counts
+    good = reasons.pop("")
+    assert reasons == counts.bad == dict.fromkeys((reason.code for reason in DEFECTS), 125)
+    assert len(ids) == counts.originals == round(25_000 * 0.85)
+    assert good == len(ids) + counts.duplicates_exact + counts.duplicates_shifted
+    assert counts.duplicates_exact + counts.duplicates_shifted == 1250
+    assert sum(count - 1 for count in values.values()) == counts.duplicates_exact
+    assert 400 < counts.duplicates_shifted < 850
+
+
+def test_every_reason_has_a_defect_in_all_its_forms() -> None:
+    assert [reason for reason in Reason if reason] == list(DEFECTS)
+    stream, _ = take(count=2000, bad=0.5)
+    assert sum(stream.counts.bad.values()) == 1000 >= 20 * max(len(forms) for forms in DEFECTS.values())
+
+
+def test_the_same_seed_and_start_give_the_same_messages() -> None:
+    given = {"count": CHUNK + 500, "bad": 0.02, "duplicates": 0.03, "seed": 5}
+    first, second = take(**given)[1], take(**given)[1]
+    assert first == second
+    other_seed = {message.value for _, message in take(**{**given, "seed": 6})[1]}
+    assert not other_seed & {message.value for _, message in first if len(message.value or b"") > 60}
+    later = take(**given, start=datetime(2026, 3, 15, tzinfo=UTC))[1]
+    ids = [{found[1]["message_id"] for _, m in rows if not (found := look(m))[0]} for rows in (first, later)]
+    assert not ids[0] & ids[1]
+
+
+def test_copies_go_to_the_partition_of_the_original_within_six_hours_of_its_time() -> None:
+    places: dict[str, set[tuple[int, bytes | None]]] = {}
+    times: dict[str, list[int]] = {}
+    for route, message in take(count=10_000, duplicates=0.3)[1]:
+        trade = judge(message, "BINANCE", (1,))[1]
+        places.setdefault(trade["message_id"], set()).add((route, message.key))
+        times.setdefault(trade["message_id"], []).append(trade["timestamp"])
+    assert all(len(found) == 1 for found in places.values())
+    spread = [max(found) - min(found) for found in times.values() if len(set(found)) > 1]
+    assert len(spread) > 1000
+    assert max(spread) < DAY_US / 4 + 60_000_000
+    hours = [{time // 3_600_000_000 for time in found} for found in times.values()]
+    assert sum(len(found) > 1 for found in hours) > 100
+
+
+def test_fields_are_what_the_market_made_and_are_encoded_as_fastavro_does() -> None:
+    market = Market("BINANCE", np.random.default_rng(3), 1_700_000_000_000_000)
+    arrival = market.arrivals(2000, 1_700_000_000_000_000, 1e6)
+    trades, _ = market.trades(arrival)
+    encoded = encode(trades, 7)
+    assert encoded.header == b"\0\0\0\0\x07"
+    for i, value in enumerate(encoded.values()):
+        stream = io.BytesIO(value[5:])
+        record = fastavro.schemaless_reader(stream, SCHEMA, None)
+        assert isinstance(record, dict)
+        assert stream.read() == b""
+        assert record["symbol"] == trades.symbol.values[trades.symbol.codes[i]]
+        assert record["currency"] == trades.currency.values[trades.currency.codes[i]]
+        assert record["symbol"].endswith(record["currency"])
+        assert record["trade_id"] == trades.trade_id[i].as_py() == f"BINANCE-{1_700_000_000_000 + i}"
+        assert record["message_id"].replace("-", "") == trades.message_id[i].tobytes().hex()
+        assert (record["exchange"], record["asset_class"]) == ("BINANCE", "crypto")
+        assert record["side"] == ("BUY" if trades.buy[i] else "SELL")
+        assert record["price"] == Decimal(int(trades.price[i])).scaleb(-8) > 0
+        assert record["quantity"] == Decimal(int(trades.quantity[i])).scaleb(-8) > 0
+        assert record["timestamp"].timestamp() == pytest.approx(trades.timestamp[i] / 1e6, abs=1e-6)
+        assert record["trade_conditions"] == list(trades.conditions.values[trades.conditions.codes[i]])
+        assert record["source_sequence"] == trades.source_sequence[i]
+        assert record["platform_sequence"] == optional(trades.platform_sequence[i])
+        assert record["vendor_data"] == trades.vendor_data.values[trades.vendor_data.codes[i]]
+        again = io.BytesIO()
+        fastavro.schemaless_writer(again, SCHEMA, record)
+        assert again.getvalue() == value[5:]
+
+
+def optional(number: np.int64) -> int | None:
+    return None if number < 0 else int(number)
+
+
+@pytest.mark.parametrize("number", [0, -1, 63, 64, -65, 2**31, 2**62, -(2**63), 2**63 - 1])
+def test_longs_are_encoded_as_fastavro_does(number: int) -> None:
+    stream = io.BytesIO()
+    fastavro.schemaless_writer(stream, {"type": "long"}, number)
+    assert long(number) == stream.getvalue()
+
+
+def test_the_market_is_lively() -> None:
+    _, rows = take(count=100_000, rate=10_000)
+    trades = [decode((message.value or b"")[5:])[1] for _, message in rows]
+    delay_ms = np.array(
+        [(m.timestamp_ms or 0) - trade["timestamp"] / 1000 for (_, m), trade in zip(rows, trades, strict=True)]
+    )
+    symbols = Counter(trade["symbol"] for trade in trades)
+    assert len(symbols) >= 40
+    assert symbols.most_common(1)[0][0] == "BTCUSDT"
+    assert symbols["BTCUSDT"] > 5 * sorted(symbols.values())[len(symbols) // 2]
+    assert delay_ms.min() >= 0
+    assert np.median(delay_ms) < 20
+    assert 50 < (delay_ms > 60_000).sum() < 200  # minutes to hours late
+    assert (delay_ms < 300 * 86_400_000).all()
+    times = np.array([trade["timestamp"] for trade in trades])
+    assert (np.diff(times) < 0).sum() > 10_000  # overtaken
+    sizes = np.array([float(trade["price"] * trade["quantity"]) for trade in trades if trade["currency"] == "USDT"])
+    assert np.quantile(sizes, 0.99) > 20 * np.median(sizes)
+    gaps = np.diff([message.timestamp_ms or 0 for _, message in rows])
+    assert gaps.min() >= 0
+    busy = np.bincount(np.cumsum(gaps) // 20)[:-1]  # messages in each 20 ms: far from Poisson's
+    assert busy.var() > 5 * busy.mean()
+    btc = [trade["price"] for trade in trades if trade["symbol"] == "BTCUSDT"]
+    assert 0.8 < float(min(btc) / max(btc)) < 1
+    numbers = [trade["source_sequence"] for trade in trades if trade["symbol"] == "BTCUSDT"]
+    assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+    assert sum(message.key is None for _, message in rows) == pytest.approx(1000, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"count": 0},
+        {"rate": -1},
+        {"bad": 0.6, "duplicates": 0.4},
+        {"seed": -1},
+        {"start": datetime(2026, 1, 1)},
+    ],
+)
+def test_senseless_options_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ProduceError, match=next(iter(wrong))):
+        ProduceOptions(**{"count": 1, **wrong})  # type: ignore[arg-type]
+
+
+def test_a_manifest_survives_json() -> None:
+    ranges = {0: PartitionRange(10, 5, 15), 1: PartitionRange(2, 0, 2)}
+    when = START.isoformat()
+    manifest = Manifest("BINANCE", "t", 1, 7, when, when, 1.5, 8, 1, 1, {"bad_magic": 2}, ranges)
+    assert Manifest.from_json(manifest.to_json()) == manifest
+    assert (manifest.sent, manifest.silver, manifest.dlq, manifest.gold) == (12, 10, 2, 8)
+    with pytest.raises(ProduceError, match="not a manifest"):
+        Manifest.from_json('{"exchange": "BINANCE"}')
+
+
+def test_recorded_trades_move_by_whole_minutes_to_now() -> None:
+    trades = read_trades(SAMPLE, {"kraken"})["kraken"]
+    end_ms = int(START.timestamp() * 1000)
+    there = moved(trades, end_ms)
+    assert len(there) == len(trades) == 300
+    assert 0 <= end_ms - there[-1].time_ms < 60_000
+    shifts = {after.time_ms - before.time_ms for before, after in zip(trades, there, strict=True)}
+    assert len(shifts) == 1
+    assert shifts.pop() % 60_000 == 0
+    assert (there[0].price, there[0].quantity) == (trades[0].price, trades[0].quantity)
+    assert len({message_id("kraken", trade) for trade in trades}) == 300
+    assert message_id("kraken", there[0]) == message_id("kraken", trades[0])
+    assert read_trades(SAMPLE, {"binance"}) == {}
+
+
+LINE = "kraken,BTCUSD,USD,1,1561939203172,10749.4,0.004,SELL,spot"
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        (LINE.replace("10749.4", "0.000000001"), "price"),
+        (LINE.replace("10749.4", "1.000000000000000000000000000000001"), "price"),
+        (LINE.replace("10749.4", "10000000000"), "price"),
+        (LINE.replace("0.004", "NaN"), "quantity"),
+        (LINE.replace("0.004", "-1"), "quantity"),
+        (LINE.replace("SELL", "sell"), "side"),
+        (LINE.replace("1561939203172", "soon"), "time_ms"),
+        (LINE.replace("BTCUSD", ""), "symbol is empty"),
+        ("kraken,BTCUSD", "currency is empty"),
+    ],
+)
+def test_a_wrong_line_is_named(tmp_path: Path, line: str, problem: str) -> None:
+    file = tmp_path / "trades.csv"
+    file.write_text("\n".join([SAMPLE.read_text().splitlines()[0], LINE, line]))
+    with pytest.raises(ProduceError, match=f"line 3: {problem}"):
+        read_trades(file, {"kraken"})
+
+
+def test_a_missing_column_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "trades.csv"
+    file.write_text("exchange,symbol\nkraken,BTCUSD\n")
+    with pytest.raises(ProduceError, match=r"line 1: no column currency, trade_id"):
+        read_trades(file, {"kraken"})
+    with pytest.raises(ProduceError, match="cannot be read"):
+        read_trades(tmp_path / "none.csv", {"kraken"})

@@ -1,0 +1,104 @@
+"""Settings: what is read, what is refused, what is shown."""
+
+import pytest
+
+from k2flow.errors import SettingsError
+from k2flow.exchange import exchange_names, find_exchange
+from k2flow.settings import kafka_origins, load_exchange_settings, load_settings, mask, origins
+
+NAMES = ["binance", "kraken"]
+
+
+@pytest.fixture(autouse=True)
+def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    for name in list(os.environ):
+        if name.startswith("K2FLOW_"):
+            monkeypatch.delenv(name)
+
+
+def test_defaults() -> None:
+    settings = load_settings(NAMES)
+    assert settings.schema_ids == (1,)
+    assert settings.kafka == {"bootstrap.servers": "127.0.0.1:9092"}
+    assert not settings.until_caught_up
+
+
+def test_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("K2FLOW_SCHEMA_IDS", "1, 7,4294967295")
+    monkeypatch.setenv("K2FLOW_UNTIL_CAUGHT_UP", "1")
+    monkeypatch.setenv("K2FLOW_KAFKA_SASL_MECHANISM", "PLAIN")
+    settings = load_settings(NAMES)
+    assert settings.schema_ids == (1, 7, 4294967295)
+    assert settings.until_caught_up
+    assert settings.kafka["sasl.mechanism"] == "PLAIN"
+
+
+@pytest.mark.parametrize("value", ["", "x", "-1", "4294967296", "1,,2"])
+def test_wrong_schema_ids(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("K2FLOW_SCHEMA_IDS", value)
+    with pytest.raises(SettingsError, match="K2FLOW_SCHEMA_IDS"):
+        load_settings(NAMES)
+
+
+@pytest.mark.parametrize("name", ["K2FLOW_HOMEE", "K2FLOW_BINANCE_TRIGGER", "K2FLOW_COINBASE_TOPIC", "K2FLOW_"])
+def test_unknown_setting_is_named(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "1")
+    with pytest.raises(SettingsError, match=f"unknown setting {name}"):
+        load_settings(NAMES)
+
+
+def test_unknown_setting_names_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("K2FLOW_BINANCE_TRIGER_SECONDS", "1")
+    with pytest.raises(SettingsError, match="did you mean K2FLOW_BINANCE_TRIGGER_SECONDS"):
+        load_settings(NAMES)
+
+
+def test_environment_overrides_what_the_exchange_declares(monkeypatch: pytest.MonkeyPatch) -> None:
+    declared = find_exchange("binance").declared
+    assert load_exchange_settings("binance", declared).trigger_seconds == 10
+    monkeypatch.setenv("K2FLOW_BINANCE_TRIGGER_SECONDS", "1")
+    assert load_exchange_settings("binance", declared).trigger_seconds == 1
+
+
+@pytest.mark.parametrize(("name", "value"), [("TRIGGER_SECONDS", "0"), ("PROCESSES", "many"), ("TOPIC", "")])
+def test_wrong_exchange_setting(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(f"K2FLOW_BINANCE_{name}", value)
+    with pytest.raises(SettingsError, match=f"K2FLOW_BINANCE_{name}"):
+        load_exchange_settings("binance", find_exchange("binance").declared)
+
+
+@pytest.mark.parametrize(
+    ("exchange", "topic", "partitions", "retention", "size", "trigger", "processes"),
+    [
+        ("binance", "market.crypto.trades.binance", 6, 7, 128, 10, 3),
+        ("kraken", "market.crypto.trades.kraken", 2, 14, 64, 30, 1),
+    ],
+)
+def test_what_the_exchanges_declare(
+    exchange: str, topic: str, partitions: int, retention: int, size: int, trigger: int, processes: int
+) -> None:
+    s = load_exchange_settings(exchange, find_exchange(exchange).declared)
+    assert (s.topic, s.partitions, s.trigger_seconds, s.processes) == (topic, partitions, trigger, processes)
+    assert (s.bronze_retention_days, s.bronze_file_size_mb) == (retention, size)
+    assert exchange in exchange_names()
+
+
+def test_secrets_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("K2FLOW_KAFKA_SASL_PASSWORD", "hunter2")
+    rows = {origin.name: origin for origin in kafka_origins(load_settings(NAMES))}
+    assert rows["K2FLOW_KAFKA_SASL_PASSWORD"].value == "****"
+    assert rows["K2FLOW_KAFKA_SASL_PASSWORD"].source == "environment"
+    assert mask("uri", "postgresql://me:hunter2@db/x") == "postgresql://me:****@db/x"
+    assert mask("s3.secret-access-key", "hunter2") == "****"
+
+
+def test_origins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("K2FLOW_BINANCE_PROCESSES", "2")
+    declared = find_exchange("binance").declared
+    model = load_exchange_settings("binance", declared)
+    rows = {o.name: (o.value, o.source) for o in origins(model, "K2FLOW_BINANCE_", declared, "flows/binance.py")}
+    assert rows["K2FLOW_BINANCE_PROCESSES"] == ("2", "environment")
+    assert rows["K2FLOW_BINANCE_TOPIC"] == ("market.crypto.trades.binance", "flows/binance.py")
+    assert rows["K2FLOW_BINANCE_DEDUP_WINDOW_HOURS"] == ("24", "default")

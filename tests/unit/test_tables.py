@@ -1,0 +1,160 @@
+"""The tables, against a real catalog: the definitions to the letter, idempotent creation, differences."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow as pa
+import pytest
+from pyiceberg.catalog import Catalog
+from pyiceberg.types import LongType
+
+from k2flow.catalog import load_table, open_catalog
+from k2flow.errors import CatalogError, TableDiffersError
+from k2flow.exchange import GOLD, all_exchanges, exchange_names, find_exchange
+from k2flow.settings import load_settings
+from k2flow.tables import COMMON_PROPERTIES, create, definitions
+
+MIB = 1 << 20
+BRONZE = [
+    "message_key string",
+    "avro_payload binary",
+    "topic string",
+    "partition int",
+    "offset long",
+    "kafka_timestamp timestamptz",
+    "ingestion_timestamp timestamptz",
+    "ingestion_date date",
+]
+SILVER = [
+    "message_id string",
+    "trade_id string",
+    "symbol string",
+    "exchange string",
+    "asset_class string",
+    "timestamp timestamptz",
+    "price decimal(18, 8)",
+    "quantity decimal(18, 8)",
+    "currency string",
+    "side string",
+    "trade_conditions list<string>",
+    "source_sequence long",
+    "ingestion_timestamp timestamptz",
+    "platform_sequence long",
+    "vendor_data map<string, string>",
+    "exchange_date date",
+]
+DLQ = [
+    "topic string",
+    "partition int",
+    "offset long",
+    "kafka_timestamp timestamptz",
+    "payload binary",
+    "schema_id int",
+    "reason string",
+    "detail string",
+    "failed_at timestamptz",
+    "failed_date date",
+]
+EXPECTED = {
+    "bronze_binance_trades": (BRONZE, ["day(ingestion_date)"], 7, 128),
+    "bronze_kraken_trades": (BRONZE, ["day(ingestion_date)"], 14, 64),
+    "silver_binance_trades": (SILVER, ["day(exchange_date)"], 30, 128),
+    "silver_kraken_trades": (SILVER, ["day(exchange_date)"], 30, 128),
+    "gold_crypto_trades": (
+        [*SILVER, "exchange_hour int"],
+        ["identity(exchange_date)", "identity(exchange_hour)"],
+        None,
+        256,
+    ),
+    "dlq_binance_trades": (DLQ, ["day(failed_date)"], 30, 32),
+    "dlq_kraken_trades": (DLQ, ["day(failed_date)"], 30, 32),
+}
+
+
+def make_all(catalog: Catalog) -> dict[str, bool]:
+    made: dict[str, bool] = {}
+    for exchange in all_exchanges():
+        made |= {k: v or made.get(k, False) for k, v in create(catalog, definitions(exchange).values()).items()}
+    return made
+
+
+def test_tables_are_as_documented(catalog: Catalog) -> None:
+    assert make_all(catalog) == dict.fromkeys(EXPECTED, True)
+    for name, (columns, partitioning, retention, size) in EXPECTED.items():
+        table = load_table(catalog, name)
+        assert [f"{f.name} {f.field_type}" for f in table.schema().fields] == columns
+        schema, spec = table.schema(), table.spec()
+        assert [f"{f.transform}({schema.find_column_name(f.source_id)})" for f in spec.fields] == partitioning
+        assert table.metadata.format_version == 2
+        assert table.properties.items() >= COMMON_PROPERTIES.items()
+        assert table.properties["write.target-file-size-bytes"] == str(size * MIB)
+        assert table.properties.get("k2flow.retention-days") == (None if retention is None else str(retention))
+    gold = load_table(catalog, GOLD)
+    assert gold.properties["write.distribution-mode"] == "hash"
+    order = [(gold.schema().find_column_name(f.source_id), f.direction.name) for f in gold.sort_order().fields]
+    assert order == [("timestamp", "ASC")]
+
+
+def test_creation_is_idempotent(catalog: Catalog) -> None:
+    make_all(catalog)
+    uuids = {name: load_table(catalog, name).metadata.table_uuid for name in EXPECTED}
+    assert make_all(catalog) == dict.fromkeys(EXPECTED, False)
+    assert uuids == {name: load_table(catalog, name).metadata.table_uuid for name in EXPECTED}
+
+
+def test_creation_by_several_at_once() -> None:
+    settings = load_settings(exchange_names())
+    open_catalog(settings)
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda _: make_all(open_catalog(settings)), range(4)))
+    assert all(set(made) == set(EXPECTED) for made in results)
+
+
+def test_a_table_that_differs_is_an_error_that_shows_how(catalog: Catalog) -> None:
+    make_all(catalog)
+    table = load_table(catalog, GOLD)
+    with table.update_schema() as update:
+        update.add_column("fee", LongType())
+    with table.transaction() as transaction:
+        transaction.set_properties({"write.distribution-mode": "none", "k2flow.retention-days": "3"})
+    with pytest.raises(TableDiffersError) as error:
+        make_all(catalog)
+    text = str(error.value)
+    assert "columns: has fee long" in text
+    assert "property write.distribution-mode is none, not hash" in text
+    assert "property k2flow.retention-days is 3, not absent" in text
+
+
+def test_a_changed_setting_is_a_difference(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_all(catalog)
+    monkeypatch.setenv("K2FLOW_KRAKEN_DLQ_RETENTION_DAYS", "31")
+    kraken = find_exchange("kraken")
+    kraken.__dict__.pop("settings", None)
+    try:
+        with pytest.raises(TableDiffersError, match=r"dlq_kraken_trades.*retention-days is 30, not 31"):
+            create(catalog, definitions(kraken).values())
+    finally:
+        kraken.__dict__.pop("settings", None)
+
+
+def test_arrow_schema_has_no_large_types() -> None:
+    for definition in definitions(find_exchange("binance")).values():
+        for field in definition.arrow_schema:
+            assert "large" not in str(field.type)
+            assert field.type != pa.dictionary(pa.int32(), pa.string())
+
+
+def test_a_missing_table_says_what_to_do(catalog: Catalog) -> None:
+    with pytest.raises(CatalogError, match="k2flow tables create"):
+        load_table(catalog, GOLD)
+
+
+def test_a_catalog_out_of_reach_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYICEBERG_CATALOG__K2FLOW__TYPE", "sql")
+    monkeypatch.setenv("PYICEBERG_CATALOG__K2FLOW__URI", "sqlite:////nonexistent/folder/catalog.db")
+    from pyiceberg import catalog as pyiceberg_catalog
+    from pyiceberg.utils.config import Config
+
+    monkeypatch.setattr(pyiceberg_catalog, "_ENV_CONFIG", Config())
+    with pytest.raises(CatalogError) as error:
+        open_catalog(load_settings(exchange_names()))
+    assert "\n" not in str(error.value)
