@@ -97,11 +97,6 @@ class Committer:
         try:
             for attempt in retrying:
                 with attempt:
-                    if attempt.retry_state.attempt_number > 1:
-                        self._refresh()
-                        if self._read() == after:
-                            log.info("%s: an attempt whose outcome was unknown had landed", self._name)
-                            break
                     self._attempt(after, files, append)
         except CommitFailedException as error:
             raise CommitError(
@@ -126,7 +121,11 @@ class Committer:
         return ledgers.read(self._table.properties, self._exchange, self._topic)
 
     def _attempt(self, after: Ledger, files: Sequence[DataFile], append: bool) -> None:
+        self._refresh()
         current = self._read()
+        if current == after:
+            log.info("%s: an attempt whose outcome was unknown had landed", self._name)
+            return
         if current != self.ledger:
             by = f"{current.writer} (epoch {current.epoch})" if current.writer else "nobody"
             raise FencedError(
@@ -144,20 +143,19 @@ class Committer:
             for file in files:
                 producer.append_data_file(file)
             appended, unchanged_head = producer._commit()
-            updates, requirements = (*appended, *updates), (*requirements, *unchanged_head)
+            updates = (*appended, *updates, *_drop_old_snapshots(metadata))
+            requirements = (*requirements, *unchanged_head)
         else:
             head = metadata.current_snapshot_id
             requirements = (
                 *requirements,
                 AssertRefSnapshotId.model_validate({"ref": MAIN_BRANCH, "snapshot-id": head}),
             )
-        updates += _drop_old_snapshots(metadata)
         try:
             self._table._do_commit(updates, requirements)
         except CommitFailedException:
             if producer is not None:  # certainly not committed; after any other error it may be, so nothing is deleted
                 producer._clean_all_uncommitted()
-            self._refresh()
             raise
 
 

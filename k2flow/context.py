@@ -84,9 +84,8 @@ class FlowContext:
     def committed(self, table: str) -> dict[int, int]:
         """The next offset of each partition that `table` held when the flow started."""
         ledger = self.ledgers[table]
-        if ledger.topic_id and self.topic.id and ledger.topic_id != self.topic.id:
-            return {}
-        return {p: extent.next for p, extent in ledger.partitions.items()}
+        known = ledger.partitions.items() if self.topic.same_as(ledger.topic_id) else ()
+        return {p: extent.next for p, extent in known}
 
     def writer(self, table: str) -> DataFileWriter:
         """A writer of data files of `table`."""

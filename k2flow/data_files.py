@@ -3,19 +3,27 @@
 import itertools
 import uuid
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
-from pyiceberg.io.pyarrow import write_file
-from pyiceberg.manifest import DATA_FILE_TYPE, DataFile
+import pyarrow.parquet as pq
+from pyiceberg.io.pyarrow import (
+    compute_statistics_plan,
+    data_file_statistics_from_parquet_metadata,
+    parquet_path_to_id_mapping,
+)
+from pyiceberg.manifest import DataFile, DataFileContent, FileFormat
 from pyiceberg.partitioning import PartitionFieldValue, PartitionKey
-from pyiceberg.table import Table, WriteTask
+from pyiceberg.table import Table
+from pyiceberg.table.locations import load_location_provider
+from pyiceberg.types import IcebergType, ListType, MapType
+from pyiceberg.utils.concurrent import ExecutorFactory
 
 from k2flow.tables import TableDefinition
 
-SORT_ORDER_ID = [field.name for field in DATA_FILE_TYPE[2].fields].index("sort_order_id")
+FIELD_ID = b"PARQUET:field_id"
 
 
 class DataFileWriter:
@@ -23,43 +31,79 @@ class DataFileWriter:
 
     A file that is written but never committed is an orphan: no reader sees it, maintenance removes it. The rows must be
     of the definition's Arrow schema. A sorted table's files are each sorted. Raises OSError where the storage fails.
+
+    PyIceberg's own writer gives every column a dictionary; without one for unique columns (ids, payloads) a file of
+    Silver or Gold takes a quarter less CPU and a tenth less space.
     """
 
     def __init__(self, table: Table, definition: TableDefinition) -> None:
-        self._table = table
-        self._definition = definition
+        metadata = table.metadata
+        self._io = table.io
+        self._schema = table.schema()
+        self._spec = table.spec()
+        self._sort_order_id = metadata.default_sort_order_id if definition.sorted_by else None
+        self._sorted_by = definition.sorted_by
         self._columns = [column for column, _, _ in definition.partitioned_by]
         self._bytes = definition.file_size_mb << 20
+        self._locations = load_location_provider(metadata.location, metadata.properties)
+        self._arrow_schema = with_field_ids(definition.arrow_schema, table)
+        self._options: dict[str, Any] = {
+            "compression": metadata.properties["write.parquet.compression-codec"],
+            "use_dictionary": definition.repeating_columns,
+            "store_decimal_as_integer": True,
+        }
+        self._statistics = compute_statistics_plan(self._schema, metadata.properties)
+        self._paths = parquet_path_to_id_mapping(self._schema)
 
     def write(self, rows: pa.RecordBatch) -> list[DataFile]:
         """The data files that now hold `rows`; none for no rows."""
         if rows.num_rows == 0:
             return []
-        if self._definition.sorted_by:
-            rows = _sorted(rows, self._definition.sorted_by)
-        name, count = uuid.uuid4(), itertools.count()
-        tasks = [
-            WriteTask(name, next(count), self._table.schema(), [piece], partition_key=self._key(part))
-            for part in _by_partition(rows, self._columns)
-            for piece in _pieces(part, self._bytes)
-        ]
-        files = list(write_file(self._table.io, self._table.metadata, iter(tasks)))
-        if self._definition.sorted_by:
-            for file in files:  # PyIceberg leaves it out: apache/iceberg-python issue 271
-                file[SORT_ORDER_ID] = self._table.metadata.default_sort_order_id
-        return files
+        if self._sorted_by:
+            rows = in_order(rows, self._sorted_by)
+        pieces = [piece for part in _by_partition(rows, self._columns) for piece in _pieces(part, self._bytes)]
+        if len(pieces) == 1:
+            return [self._write_file(pieces[0])]
+        return list(ExecutorFactory.get_or_create().map(self._write_file, pieces))
 
-    def _key(self, part: pa.RecordBatch) -> PartitionKey:
-        spec, schema = self._table.spec(), self._table.schema()
+    def _write_file(self, rows: pa.RecordBatch) -> DataFile:
+        """One file of rows that are all of one partition."""
+        key = self._partition_key(rows)
+        path = self._locations.new_data_location(f"{uuid.uuid4()}.parquet", key)
+        output = self._io.new_output(path)
+        with (
+            output.create(overwrite=True) as stream,
+            pq.ParquetWriter(stream, self._arrow_schema, **self._options) as parquet,
+        ):
+            parquet.write_batch(rows, row_group_size=rows.num_rows)
+            parquet.close()
+            footer = parquet.writer.metadata
+        statistics = data_file_statistics_from_parquet_metadata(footer, self._statistics, self._paths)
+        file = DataFile.from_args(
+            content=DataFileContent.DATA,
+            file_path=path,
+            file_format=FileFormat.PARQUET,
+            partition=key.partition,
+            file_size_in_bytes=len(output),
+            sort_order_id=self._sort_order_id,
+            equality_ids=None,
+            key_metadata=None,
+            **statistics.to_serialized_dict(),
+        )
+        file.spec_id = self._spec.spec_id
+        return file
+
+    def _partition_key(self, rows: pa.RecordBatch) -> PartitionKey:
         values = [
-            PartitionFieldValue(field, part.column(column)[0].as_py())
-            for field, column in zip(spec.fields, self._columns, strict=True)
+            PartitionFieldValue(field, rows.column(column)[0].as_py())
+            for field, column in zip(self._spec.fields, self._columns, strict=True)
         ]
-        return PartitionKey(field_values=values, partition_spec=spec, schema=schema)
+        return PartitionKey(field_values=values, partition_spec=self._spec, schema=self._schema)
 
 
-def _sorted(rows: pa.RecordBatch, column: str) -> pa.RecordBatch:
-    values = rows.column(column).cast(pa.int64()).to_numpy()
+def in_order(rows: pa.RecordBatch, time_column: str) -> pa.RecordBatch:
+    """`rows` by a time column, ascending; equal times stay in order. Costs nothing if they are."""
+    values = rows.column(time_column).cast(pa.int64()).to_numpy()
     if (values[1:] >= values[:-1]).all():
         return rows
     return rows.take(pa.array(np.argsort(values, kind="stable")))
@@ -68,21 +112,22 @@ def _sorted(rows: pa.RecordBatch, column: str) -> pa.RecordBatch:
 def _by_partition(rows: pa.RecordBatch, columns: list[str]) -> Iterator[pa.RecordBatch]:
     """`rows` split by the values of `columns`, in which every row's order among its equals is kept."""
     keys = np.column_stack([_numbers(rows.column(column)) for column in columns])
-    if (keys == keys[0]).all():
-        yield rows
-        return
-    starts = np.flatnonzero(np.append(True, (keys[1:] != keys[:-1]).any(axis=1)))
-    distinct = len(np.unique(keys, axis=0))
-    if len(starts) != distinct:  # equal keys are not side by side: bring them together
+    starts = _starts(keys)
+    if len({tuple(key) for key in keys[starts].tolist()}) < len(starts):  # equal keys are not side by side
         order = np.lexsort(keys.T[::-1])
         rows, keys = rows.take(pa.array(order)), keys[order]
-        starts = np.flatnonzero(np.append(True, (keys[1:] != keys[:-1]).any(axis=1)))
+        starts = _starts(keys)
     for start, end in itertools.pairwise([*starts.tolist(), rows.num_rows]):
         yield rows.slice(start, end - start)
 
 
+def _starts(keys: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+    """Where in (n, columns) keys another one begins than that of the row before."""
+    return np.flatnonzero(np.append(True, (keys[1:] != keys[:-1]).any(axis=1)))
+
+
 def _numbers(column: pa.Array) -> npt.NDArray[np.int32]:
-    numbers: npt.NDArray[np.int32] = pc.cast(column, pa.int32()).to_numpy()
+    numbers: npt.NDArray[np.int32] = column.cast(pa.int32()).to_numpy()
     return numbers
 
 
@@ -91,3 +136,27 @@ def _pieces(rows: pa.RecordBatch, size: int) -> Iterator[pa.RecordBatch]:
     step = max(1, rows.num_rows * size // max(rows.nbytes, 1))
     for start in range(0, rows.num_rows, step):
         yield rows.slice(start, step)
+
+
+def with_field_ids(schema: pa.Schema, table: Table) -> pa.Schema:
+    """`schema` with the ids of the table's columns, by which readers find them (Iceberg spec, "Column Projection")."""
+    fields = []
+    for field in schema:
+        column = table.schema().find_field(field.name)
+        fields.append(_with_id(pa.field(field.name, _typed(field.type, column.field_type)), column.field_id))
+    return pa.schema(fields)
+
+
+def _typed(arrow: pa.DataType, iceberg: IcebergType) -> pa.DataType:
+    if isinstance(iceberg, ListType):
+        element = pa.field(arrow.value_field.name, _typed(arrow.value_type, iceberg.element_type))
+        return pa.list_(_with_id(element, iceberg.element_id))
+    if isinstance(iceberg, MapType):
+        key = pa.field("key", _typed(arrow.key_type, iceberg.key_type), nullable=False)
+        item = pa.field("value", _typed(arrow.item_type, iceberg.value_type))
+        return pa.map_(_with_id(key, iceberg.key_id), _with_id(item, iceberg.value_id))
+    return arrow
+
+
+def _with_id(field: pa.Field, number: int) -> pa.Field:
+    return field.with_metadata({FIELD_ID: str(number).encode()})

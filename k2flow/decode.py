@@ -54,7 +54,7 @@ class TradeDecoder:
         self._dlq = _arrow_schema(DLQ_FIELDS)
 
     def decode(self, messages: Slice) -> Decoded:
-        """n messages (rows of MESSAGE_SCHEMA) into trades and failures, each in the order of the messages.
+        """n messages (rows of MESSAGE_SCHEMA) into trades, by their time, and failures, in the order of the messages.
 
         Raises RegistryError never: where the registry is out of reach it waits.
         """
@@ -64,11 +64,10 @@ class TradeDecoder:
         kafka_time = messages.rows.column("timestamp")
         for part in parts:
             self._judge(part, kafka_time, found, details)
-        good = found == Reason.VALID
-        trades = self._trades(parts, found, messages, good)
-        bad = messages.filter(~good)
-        rows = np.flatnonzero(~good)
-        return Decoded(trades, bad.with_rows(self._failures(bad, rows, found, ids, details)))
+        rows = np.flatnonzero(found)
+        bad = messages.filter(found != Reason.VALID)
+        failures = bad.with_rows(self._failures(bad, rows, found, ids, details))
+        return Decoded(self._trades(parts, found, messages), failures)
 
     def _decode_parts(
         self, payloads: pa.BinaryArray, found: npt.NDArray[np.uint8], ids: npt.NDArray[np.int64]
@@ -109,18 +108,22 @@ class TradeDecoder:
             else:
                 details[row] = _shown(part.decoded.batch, i, self._validator.broken(number).columns, times[i])
 
-    def _trades(
-        self, parts: list[_Part], found: npt.NDArray[np.uint8], messages: Slice, good: npt.NDArray[np.bool_]
-    ) -> Slice:
-        batches = [self._silver_rows(part, found) for part in parts]
-        rows = batches[0] if len(batches) == 1 else _in_order(batches, parts, found, self._silver)
-        return Slice(rows, messages.partition[good], messages.offset[good], messages.offsets)
+    def _trades(self, parts: list[_Part], found: npt.NDArray[np.uint8], messages: Slice) -> Slice:
+        """The good rows of all parts. Each part is put into the order of time at once, since Gold's files want it."""
+        batches, rows = [_empty(self._silver)], [np.zeros(0, np.int64)]
+        for part in parts:
+            time = part.decoded.batch.column("timestamp").cast(pa.int64()).to_numpy()
+            own = np.flatnonzero(found[part.rows] == Reason.VALID)
+            own = own[np.argsort(time[own], kind="stable")]
+            batches.append(self._silver_rows(part.decoded.batch.take(pa.array(own))))
+            rows.append(part.rows[own])
+        numbers = np.concatenate(rows)
+        return Slice(
+            pa.concat_batches(batches), messages.partition[numbers], messages.offset[numbers], messages.offsets
+        )
 
-    def _silver_rows(self, part: _Part, found: npt.NDArray[np.uint8]) -> pa.RecordBatch:
-        keep = found[part.rows] == Reason.VALID
-        batch = part.decoded.batch
-        if not keep.all():
-            batch = batch.filter(pa.array(keep))
+    def _silver_rows(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """Decoded trades with Silver's columns."""
         day = batch.column("timestamp").cast(pa.date32())
         columns = [batch.column(field.name).cast(field.type) for field in self._silver if field.name != "exchange_date"]
         return pa.RecordBatch.from_arrays([*columns, day], schema=self._silver)
@@ -201,17 +204,6 @@ def _shown(batch: pa.RecordBatch, row: int, columns: tuple[str, ...], kafka_time
     if columns == ("timestamp",) and kafka_time.is_valid:
         parts.append(f"Kafka timestamp = {kafka_time.value} us")
     return ", ".join(parts)
-
-
-def _in_order(
-    batches: list[pa.RecordBatch], parts: list[_Part], found: npt.NDArray[np.uint8], schema: pa.Schema
-) -> pa.RecordBatch:
-    """The rows of several parts, put back into the order of the messages."""
-    if not batches:
-        return _empty(schema)
-    numbers = np.concatenate([part.rows[found[part.rows] == Reason.VALID] for part in parts])
-    table = pa.Table.from_batches(batches).take(pa.array(np.argsort(numbers))).combine_chunks()
-    return next(iter(table.to_batches()), _empty(schema))
 
 
 def _empty(schema: pa.Schema) -> pa.RecordBatch:

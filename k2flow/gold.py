@@ -8,16 +8,14 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import date, timedelta
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 from bytewax.operators import StatefulBatchLogic
-from pyiceberg.expressions import And, parser
+from pyiceberg.expressions import parser
 from pyiceberg.io.pyarrow import ArrowScan
-from pyiceberg.table import FileScanTask
+from pyiceberg.table import FileScanTask, Table
 
 from k2flow.catalog import catalog_errors, load_table
 from k2flow.context import FlowContext
@@ -33,7 +31,6 @@ from k2flow.tables import GOLD_FIELDS, TableDefinition
 log = logging.getLogger(__name__)
 
 HOUR_US = 3_600_000_000
-EPOCH = date(1970, 1, 1)
 GOLD_SCHEMA = TableDefinition(GOLD, GOLD_FIELDS, (), 1).arrow_schema
 
 
@@ -115,28 +112,38 @@ class GoldIds:
     def __init__(self, context: FlowContext) -> None:
         self._context = context
         self._is_own = parser.parse(f"exchange = '{context.exchange.code}'")
+        self._table: Table | None = None
+        self._files: dict[int, list[FileScanTask]] = {}
 
     def newest_hour(self) -> int | None:
         """The newest hour (since 1970) in which Gold has a row of this exchange; None if there is none."""
-        by_hour: dict[int, list[FileScanTask]] = defaultdict(list)
-        with catalog_errors():
-            table = load_table(self._context.catalog, GOLD)
-            for task in table.scan(row_filter=self._is_own).plan_files():
-                day, hour = task.file.partition[0], task.file.partition[1]
-                by_hour[day * 24 + hour].append(task)
-            for hour in sorted(by_hour, reverse=True):
-                scan = ArrowScan(table.metadata, table.io, table.schema().select("message_id"), self._is_own)
-                if any(batch.num_rows for batch in scan.to_record_batches(by_hour[hour])):
-                    return hour
-        return None
+        self._refresh()
+        return next((hour for hour in sorted(self._files, reverse=True) if any(map(len, self._read(hour)))), None)
 
     def load(self, hour: int) -> Iterator[pa.Array]:
         """The ids of one exchange hour, as Gold holds them now."""
-        day, hour_of_day = divmod(hour, 24)
+        self._refresh()
+        return self._read(hour)
+
+    def _refresh(self) -> None:
+        """Reads the table anew; which files hold which hour is worked out again only if it has changed."""
         with catalog_errors():
             table = load_table(self._context.catalog, GOLD)
-            date = EPOCH + timedelta(days=day)
-            in_hour = parser.parse(f"exchange_date = '{date.isoformat()}' AND exchange_hour = {hour_of_day}")
-            scan = table.scan(row_filter=And(self._is_own, in_hour), selected_fields=("message_id",))
-            for batch in scan.to_arrow_batch_reader():
-                yield pc.cast(batch.column("message_id"), pa.string())
+            if self._table is not None and table.metadata_location == self._table.metadata_location:
+                return
+            files = defaultdict(list)
+            for task in table.scan(row_filter=self._is_own).plan_files():
+                day, hour = task.file.partition[0], task.file.partition[1]
+                files[day * 24 + hour].append(task)
+            self._table, self._files = table, dict(files)
+
+    def _read(self, hour: int) -> Iterator[pa.Array]:
+        assert self._table is not None
+        tasks = self._files.get(hour)
+        if not tasks:
+            return
+        columns = self._table.schema().select("message_id")
+        with catalog_errors():
+            scan = ArrowScan(self._table.metadata, self._table.io, columns, self._is_own)
+            for batch in scan.to_record_batches(tasks):
+                yield batch.column("message_id").cast(pa.string())

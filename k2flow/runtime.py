@@ -8,17 +8,20 @@ epoch of its own, committed as soon as it is written.
 """
 
 import logging
+import os
 import signal
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import timedelta
 from types import FrameType, ModuleType
 from typing import Any, NoReturn
 
 from k2flow import failure
 from k2flow.context import FlowContext
-from k2flow.errors import K2flowError
+from k2flow.errors import K2flowError, RunError
+from k2flow.native_stderr import NativeStderr
 
 log = logging.getLogger(__name__)
 
@@ -49,33 +52,43 @@ def _replace_cli_main(main: ModuleType, context: FlowContext) -> None:
 
 
 def _run(context: FlowContext, cli_main: Callable[..., None], kwargs: dict[str, Any]) -> None:
-    debug = False
+    debug, native = False, None
+    workers = (kwargs.get("workers_per_process") or 1) * len(kwargs.get("addresses") or [None])
     try:
         debug = context.settings.debug
-        set_up_logging(context.settings.log_level)
-        _stop_on_signals(context)
-        workers = (kwargs.get("workers_per_process") or 1) * len(kwargs.get("addresses") or [None])
-        context.open(workers)
-        log.info(
-            "%s: trigger %g s, %d worker(s), from topic %s",
-            context.exchange.name,
-            context.trigger_seconds,
-            workers,
-            context.exchange.settings.topic,
-        )
-        cli_main(**kwargs)
+        with nullcontext() if debug else NativeStderr() as native:
+            set_up_logging(context.settings.log_level)
+            _stop_on_signals(context)
+            context.open(workers)
+            log.info(
+                "%s: trigger %g s, %d worker(s), from topic %s",
+                context.exchange.name,
+                context.trigger_seconds,
+                workers,
+                context.exchange.settings.topic,
+            )
+            cli_main(**kwargs)
+            log.info("%s: stopped, everything that was read is committed", context.exchange.name)
     except BaseException as error:
-        cause = failure.first() or _known_cause(error)
-        if debug or not isinstance(cause, K2flowError):
+        known = _known_cause(error, workers > 1)
+        if debug or known is None:
+            sys.stderr.write(native.text() if native else "")
             raise
-        _end(str(cause))
-    log.info("%s: stopped, everything that was read is committed", context.exchange.name)
+        _end(str(known))
 
 
-def _known_cause(error: BaseException | None) -> BaseException | None:
-    while error is not None and not isinstance(error, K2flowError):
-        error = error.__cause__ or error.__context__
-    return error
+def _known_cause(error: BaseException, cluster: bool) -> K2flowError | None:
+    """The error of k2flow's own that stopped the dataflow, if one did."""
+    cause: BaseException | None = failure.first() or error
+    while cause is not None:
+        if isinstance(cause, K2flowError):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    if (
+        cluster and type(error).__name__ == "PanicException"
+    ):  # of Bytewax's communication, which has no class of its own
+        return RunError("lost touch with another process of this flow, so this one stops too: start them all again")
+    return None
 
 
 def _stop_on_signals(context: FlowContext) -> None:
@@ -101,5 +114,7 @@ def set_up_logging(level: str) -> None:
 
 
 def _end(message: str) -> NoReturn:
-    print(f"k2flow: error: {message}", file=sys.stderr)
-    raise SystemExit(EXIT_FAILED)
+    """Ends the process at once: threads of a failed dataflow may still run, and Python would wait for them or abort."""
+    print(f"k2flow: error: {message}", file=sys.stderr, flush=True)
+    logging.shutdown()
+    os._exit(EXIT_FAILED)

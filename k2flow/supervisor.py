@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from types import FrameType
 
 from k2flow.errors import RunError
+from k2flow.runtime import EXIT_FAILED
 
 log = logging.getLogger(__name__)
 
@@ -57,14 +58,22 @@ def _wait(exchange: str, children: list[subprocess.Popen[bytes]]) -> None:
         if failed_at is not None and time.monotonic() > failed_at + PEERS_SECONDS:
             break
         time.sleep(POLL_SECONDS)
-    failed = [(i, child.returncode) for i, child in enumerate(children) if child.returncode]
-    if failed:
-        i, code = failed[0]
-        how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        raise RunError(
-            f"process {i} of {len(children)} of {exchange} {how}; nothing is lost: "
-            "start it again and it goes on where the tables end"
+    codes = [child.returncode for child in children]
+    if any(code not in (None, 0, EXIT_FAILED) for code in codes) or None in codes:
+        i = next(i for i, code in enumerate(codes) if code not in (0, EXIT_FAILED))
+        how = (
+            "hung"
+            if codes[i] is None
+            else f"was ended by signal {-codes[i]}"
+            if codes[i] < 0
+            else f"ended with {codes[i]}"
         )
+        raise RunError(
+            f"process {i} of {len(children)} of {exchange} {how}; nothing is lost: start it again and it goes on "
+            "where the tables end"
+        )
+    if EXIT_FAILED in codes:
+        raise SystemExit(EXIT_FAILED)  # the process has said why
 
 
 def _free_addresses(count: int) -> list[str]:

@@ -95,6 +95,12 @@ DLQ_FIELDS: Fields = (
     ("failed_date", _DATE),
 )
 
+_REPEATING = {
+    *("message_key", "topic", "partition", "schema_id", "reason", "failed_at", "failed_date"),
+    *("symbol", "exchange", "asset_class", "currency", "side", "trade_conditions", "vendor_data"),
+    *("ingestion_date", "exchange_date", "exchange_hour"),
+}
+
 
 @dataclass(frozen=True)
 class TableDefinition:
@@ -107,6 +113,13 @@ class TableDefinition:
     retention_days: int | None = None
     sorted_by: str | None = None
     extra_properties: tuple[tuple[str, str], ...] = ()
+
+    @cached_property
+    def repeating_columns(self) -> list[str]:
+        """The Parquet columns whose values repeat within a file, which a dictionary makes small."""
+        inside = {"trade_conditions": (".list.element",), "vendor_data": (".key_value.key", ".key_value.value")}
+        names = [name for name, _ in self.fields if name in _REPEATING]
+        return [name + path for name in names for path in inside.get(name, ("",))]
 
     @cached_property
     def schema(self) -> Schema:

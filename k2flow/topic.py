@@ -33,6 +33,10 @@ class Topic:
     id: str
     partitions: tuple[int, ...]
 
+    def same_as(self, topic_id: str) -> bool:
+        """Whether a ledger with this topic id speaks of this very topic; an unknown id may be of any."""
+        return not (self.id and topic_id) or self.id == topic_id
+
 
 class BrokerDownError(Exception):
     """No broker answers; it may come back."""
@@ -98,7 +102,7 @@ def watermarks(consumer: Consumer, topic: str, partition: int) -> tuple[int, int
 def check_same_topic(topic: Topic, ledgers: Mapping[str, Ledger], accept_lost: bool, setting: str) -> None:
     """Raises LostOffsetsError where a table's ledger speaks of an earlier topic of the same name."""
     for table, ledger in ledgers.items():
-        if ledger.topic_id and topic.id and ledger.topic_id != topic.id and not accept_lost:
+        if not topic.same_as(ledger.topic_id) and not accept_lost:
             ends = ", ".join(f"[{p}] before {e.next}" for p, e in sorted(ledger.partitions.items()))
             raise LostOffsetsError(
                 f"topic {topic.name} was deleted and made again: {table} holds the old "
@@ -134,7 +138,7 @@ def first_offset(
 
 
 def begin_offsets(topic: Topic, ledgers: Mapping[str, Ledger]) -> dict[int, int]:
-    """The smallest next offset over the tables, by partition, of those that speak of this very topic."""
+    """The smallest next offset over the tables, by partition; what a table holds of an earlier topic does not count."""
     return start_offsets(
-        [ledger for ledger in ledgers.values() if not (ledger.topic_id and topic.id) or ledger.topic_id == topic.id]
+        ledger if topic.same_as(ledger.topic_id) else Ledger(topic.name) for ledger in ledgers.values()
     )

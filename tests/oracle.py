@@ -12,6 +12,7 @@ from typing import Any
 import fastavro
 
 from k2flow.trade import trade_schema
+from tests import strict_avro
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 YEAR_1, YEAR_10000 = -62_135_596_800_000_000, 253_402_300_800_000_000
@@ -82,86 +83,11 @@ SCHEMA = fastavro.parse_schema(_plain_times(trade_schema()))
 
 def decode(record: bytes) -> tuple[str, dict[str, Any]]:
     """The defect in the bytes and {}, or an empty defect and the trade as fastavro reads it."""
-    try:
-        end = Walk(record).record(SCHEMA)
-    except DefectError as defect:
-        return str(defect), {}
-    if end < len(record):
-        return "trailing_bytes", {}
-    trade: dict[str, Any] = fastavro.schemaless_reader(io.BytesIO(record), SCHEMA, None)  # type: ignore[assignment, arg-type]
+    if reason := strict_avro.defect(record):
+        return reason, {}
+    stream = io.BytesIO(record)
+    trade: dict[str, Any] = fastavro.schemaless_reader(stream, SCHEMA, None)  # type: ignore[assignment, arg-type]
     return "", trade
-
-
-class DefectError(Exception):
-    """The first defect in a record; its text is the reason code."""
-
-
-class Walk:
-    """Steps through one record byte by byte and raises the first defect; fastavro lets some pass."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-        self.at = 0
-
-    def record(self, schema: Any) -> int:
-        """Where the record ends."""
-        for each in schema["fields"]:
-            self.value(each["type"])
-        return self.at
-
-    def value(self, schema: Any) -> None:
-        if isinstance(schema, list):
-            branch = self.long()
-            if not 0 <= branch < len(schema):
-                raise DefectError("malformed")
-            self.value(schema[branch])
-            return
-        kind = schema["type"] if isinstance(schema, dict) else schema
-        if kind == "long":
-            self.long()
-        elif kind == "string":
-            try:
-                self.take(self.long()).decode("utf-8")
-            except UnicodeDecodeError:
-                raise DefectError("invalid_utf8") from None
-        elif kind == "bytes":
-            number = int.from_bytes(self.take(self.long()), "big", signed=True)
-            if abs(number) >= 10 ** schema["precision"]:
-                raise DefectError("malformed")
-        elif kind == "enum":
-            if not 0 <= self.long() < len(schema["symbols"]):
-                raise DefectError("invalid_enum")
-        elif kind in ("array", "map"):
-            self.blocks(["string", schema["values"]] if kind == "map" else [schema["items"]])
-        elif kind != "null":
-            raise AssertionError(kind)
-
-    def blocks(self, item: list[Any]) -> None:
-        while count := self.long():
-            if count < 0:
-                self.long()
-            for _ in range(abs(count)):
-                for part in item:
-                    self.value(part)
-
-    def long(self) -> int:
-        number = 0
-        for shift in range(0, 70, 7):
-            (byte,) = self.take(1)
-            number |= (byte & 0x7F) << shift
-            if not byte & 0x80:
-                if number >= 1 << 64:
-                    break
-                return number >> 1 ^ -(number & 1)
-        raise DefectError("malformed")
-
-    def take(self, count: int) -> bytes:
-        if count < 0:
-            raise DefectError("malformed")
-        if self.at + count > len(self.data):
-            raise DefectError("truncated")
-        self.at += count
-        return self.data[self.at - count : self.at]
 
 
 def broken_rule(trade: dict[str, Any], kafka_ms: int | None, code: str) -> str:

@@ -13,4 +13,6 @@
     utf8       which texts are no UTF-8
     defects    what can be wrong with a record
     decoder    all of it, for a batch of payloads
+
+Start at `decoder.Decoder`.
 """

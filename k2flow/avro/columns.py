@@ -215,9 +215,7 @@ class Struct(Column):
     def take(self, index: Ints) -> Self:
         children = [child.take(index) for child in self.children]
         dropped = [child.take(index) for child in self.dropped]
-        return replace(
-            self, size=len(index), children=children, dropped=dropped, valid=_take_mask(self.valid, index)
-        )
+        return replace(self, size=len(index), children=children, dropped=dropped, valid=_take_mask(self.valid, index))
 
     @classmethod
     def join(cls, parts: Sequence[Self]) -> Self:

@@ -101,9 +101,7 @@ class Lanes:
         self.pos = np.where(on, part.pos, self.pos)
         self.end = np.where(on, part.end, self.end)
 
-    def fault(
-        self, bad: Mask, defect: Defect, at: Ints, label: str, text: str, *values: npt.NDArray[Any]
-    ) -> None:
+    def fault(self, bad: Mask, defect: Defect, at: Ints, label: str, text: str, *values: npt.NDArray[Any]) -> None:
         """Notes a defect at the bytes `at` of the lanes of `bad`, and lets them read zeros from here on."""
         index = np.flatnonzero(bad & (at < self.block.park))
         if not len(index):

@@ -4,9 +4,10 @@ A pure function of the bytes and the schemas. The binary encoding is that of the
 leaves room, or a decoder may be lax, this one
 
 - refuses a boolean byte other than 0 and 1, a varint of more than 64 bits, an int of more than 32, a negative enum
-  index or union branch, a decimal of more digits than its precision, and a text that is no UUID as RFC 4122 writes it;
-- accepts varints and decimals of more bytes than they need, any value of a date, time or timestamp, and a map with a
-  key that comes twice (both entries are kept); the size of a block of items is not compared with its content.
+  index or union branch, a decimal of more digits than its precision, a time of day outside the day, a text that is no
+  UUID as RFC 4122 writes it, and more than 1024 items without any bytes (null, an empty record) in one array;
+- accepts varints and decimals of more bytes than they need, any date or timestamp, and a map with a key that comes
+  twice (both entries are kept); the size of a block of items is not compared with its content.
 """
 
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from k2flow.avro.resolve import resolve
 from k2flow.avro.schemas import Json, parse
 
 _BLOCK_ROWS = 1 << 14
-_BLOCK_BYTES = 1 << 23
+_BLOCK_BYTES = 1 << 22
 _MAX_RECORD_BYTES = 1 << 30
 
 
@@ -109,7 +110,9 @@ class Decoder:
         trailing = left > 0
         text = "{0} bytes left over from byte {at}"
         lanes.fault(trailing, Defect.TRAILING_BYTES, lanes.pos, "record", text, left)
-        return column.build_children() if isinstance(column, Struct) else [column.build()]
+        if isinstance(self._plan, Record) and isinstance(column, Struct):
+            return column.build_children()
+        return [column.build()]
 
 
 def _open(payloads: pa.BinaryArray | pa.LargeBinaryArray) -> tuple[Ints, npt.NDArray[np.uint8]]:

@@ -71,7 +71,10 @@ class Boolean(Node):
 
 @dataclass(frozen=True)
 class Integer(Node):
-    """An int (32 bits) or long (64), given as `dtype`, which may be a type that it is promoted to."""
+    """An int (32 bits) or long (64), given as `dtype`, which may be a type that it is promoted to.
+
+    A time of day outside the day is malformed, since Arrow has no such value.
+    """
 
     bits: int
     dtype: npt.DTypeLike
@@ -82,9 +85,22 @@ class Integer(Node):
         if self.bits == 32:
             bad = (values > 2**31 - 1) | (values < -(2**31))
             if bad.any():
-                lanes.fault(bad, Defect.MALFORMED, at, self.label, "int {0} of more than 32 bits at byte {at}", values)
+                text = "int {0} of more than 32 bits at byte {at}"
+                lanes.fault(bad, Defect.MALFORMED, at, self.label, text, values)
+                values[bad] = 0
+        if self._day:
+            bad = (values < 0) | (values >= self._day)
+            if bad.any():
+                lanes.fault(bad, Defect.MALFORMED, at, self.label, "time {0} outside the day at byte {at}", values)
                 values[bad] = 0
         return Values(self.type, values.astype(self.dtype, copy=False))
+
+    @cached_property
+    def _day(self) -> int:
+        """A day in the unit of a time of day; 0 for other types."""
+        if not pa.types.is_time(self.type):
+            return 0
+        return 86_400_000 if self.type.unit == "ms" else 86_400_000_000
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,12 @@
     union                                       without null, one branch: its type; more: a struct of `member0`,
                                                 `member1`, ..., at most one of which is not null
     decimal                                     decimal128 up to 38 digits, decimal256 up to 76
-    date, time-millis, time-micros              date32, time32[ms], time64[us]
+    date, time-millis, time-micros              date32, time32[ms], time64[us]; a time is within the day
     timestamp-millis, -micros, -nanos           timestamp in that unit, UTC; of any value, also outside years 1-9999
     local-timestamp-millis, -micros, -nanos     timestamp in that unit without a time zone
     uuid                                        string; of a fixed: fixed_size_binary
+
+All fields are nullable: a row with a defect may hold nulls anywhere.
 """
 
 from collections.abc import Sequence

@@ -24,13 +24,17 @@ def invalid_texts(data: Bytes, offsets: npt.NDArray[np.int32]) -> tuple[Ints, In
     nothing = np.zeros(0, np.int64)
     if is_ascii(data):
         return nothing, nothing
+    high = np.flatnonzero(data >= 0x80)
+    rows = np.unique(np.searchsorted(offsets, high, "right") - 1)
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(data)]
+    some = pa.Array.from_buffers(pa.binary(), len(offsets) - 1, buffers).take(pa.array(rows))
     try:
-        buffers = [None, pa.py_buffer(offsets), pa.py_buffer(data)]
-        pa.Array.from_buffers(pa.binary(), len(offsets) - 1, buffers).cast(pa.string())
+        some.cast(pa.string())
     except pa.ArrowInvalid:
-        rows = _invalid_rows(data, offsets.astype(np.int64))
-        where = [_first_invalid(data[offsets[i] : offsets[i + 1]].tobytes()) for i in rows.tolist()]
-        return rows, np.array(where, np.int64)
+        own = np.frombuffer(some.buffers()[1], np.int32, len(rows) + 1).astype(np.int64)
+        bad = _invalid_rows(np.frombuffer(some.buffers()[2], np.uint8), own)
+        where = [_first_invalid(some[i].as_py()) for i in bad.tolist()]
+        return rows[bad], np.array(where, np.int64)
     return nothing, nothing
 
 

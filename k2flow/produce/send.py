@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from confluent_kafka import KafkaError as BrokerError
 from confluent_kafka import KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
 
 from k2flow.errors import KafkaError, ProduceError
 from k2flow.produce.manifest import PartitionRange
@@ -151,10 +152,27 @@ class Sender:
         """The offset that the next message of each partition will get. Raises KafkaError."""
         asked = {TopicPartition(self._topic, partition): OffsetSpec.latest() for partition in partitions}
         try:
-            found = self._admin.list_offsets(asked, request_timeout=_TIMEOUT_SECONDS)
-            return {place.partition: int(future.result().offset) for place, future in found.items()}
+            for attempt in Retrying(  # a topic made a moment ago may have no leaders yet
+                retry=retry_if_exception(_may_pass),
+                stop=stop_after_delay(_TIMEOUT_SECONDS),
+                wait=wait_fixed(0.2),
+                reraise=True,
+            ):
+                with attempt:
+                    found = self._admin.list_offsets(asked, request_timeout=_TIMEOUT_SECONDS)
+                    ends = {place.partition: int(future.result().offset) for place, future in found.items()}
+            return ends
         except KafkaException as error:
             raise KafkaError(f"the offsets of topic {self._topic} cannot be read: {_reason(error)}") from error
+
+
+def _may_pass(error: BaseException) -> bool:
+    passing = (
+        BrokerError.LEADER_NOT_AVAILABLE,
+        BrokerError.NOT_LEADER_FOR_PARTITION,
+        BrokerError.UNKNOWN_TOPIC_OR_PART,
+    )
+    return isinstance(error, KafkaException) and error.args[0].code() in passing
 
 
 def _reason(error: KafkaException) -> str:

@@ -44,7 +44,7 @@ def read(kafka: LocalKafka, manifest: Manifest) -> list[Message]:
             assert not m.error()
             _, time_ms = m.timestamp()
             if (m.offset() or 0) < ranges[m.partition() or 0].next:
-                messages.append(Message(m.partition() or 0, m.offset() or 0, m.key(), m.value(), time_ms))  # type: ignore[arg-type]
+                messages.append(Message(m.partition() or 0, m.offset() or 0, m.key(), m.value(), time_ms))
     consumer.close()
     return messages
 

@@ -79,7 +79,7 @@ def test_every_reason_has_a_defect_in_all_its_forms() -> None:
 
 
 def test_the_same_seed_and_start_give_the_same_messages() -> None:
-    given = {"count": CHUNK + 500, "bad": 0.02, "duplicates": 0.03, "seed": 5}
+    given: dict[str, Any] = {"count": CHUNK + 500, "bad": 0.02, "duplicates": 0.03, "seed": 5}
     first, second = take(**given)[1], take(**given)[1]
     assert first == second
     other_seed = {message.value for _, message in take(**{**given, "seed": 6})[1]}

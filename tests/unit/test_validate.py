@@ -1,0 +1,271 @@
+"""The rules for values: each alone, their order, their borders; an exchange's own after them."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from k2flow.exchange import Exchange, Rule, find_exchange
+from k2flow.reasons import FIRST_EXCHANGE_RULE, Reason
+from k2flow.validate import MAX_TIME_US, MIN_TIME_US, Validator
+from tests.oracle import broken_rule
+
+NOW_US = 1_764_000_000_000_000
+MINUTE_US = 60_000_000
+YEAR_US = 365 * 86_400 * 1_000_000
+LEAST = Decimal("0.00000001")
+MOST = Decimal("9999999999.99999999")
+GOOD: dict[str, Any] = {
+    "message_id": "6f1c8a52-6a0b-4f0c-9d2e-0c7d7f1f6f10",
+    "trade_id": "BINANCE-1",
+    "symbol": "BTCUSDT",
+    "exchange": "BINANCE",
+    "asset_class": "crypto",
+    "timestamp": NOW_US,
+    "price": Decimal("64000.5"),
+    "quantity": Decimal("0.001"),
+    "currency": "USDT",
+    "side": "BUY",
+    "trade_conditions": [],
+    "source_sequence": None,
+    "ingestion_timestamp": NOW_US,
+    "platform_sequence": None,
+    "vendor_data": None,
+}
+TYPES: dict[str, pa.DataType] = {
+    **{name: pa.string() for name in GOOD},
+    **dict.fromkeys(("price", "quantity"), pa.decimal128(18, 8)),
+    **dict.fromkeys(("timestamp", "ingestion_timestamp"), pa.timestamp("us", "UTC")),
+    **dict.fromkeys(("source_sequence", "platform_sequence"), pa.int64()),
+    "trade_conditions": pa.list_(pa.string()),
+    "vendor_data": pa.map_(pa.string(), pa.string()),
+}
+BINANCE = find_exchange("binance")
+BLANKS = ["", " ", "\t\r\n", "\u00a0", "\u2003\u3000", "\u1680 \u2028\u2029\u205f", "\u0085\x0b\x0c\x1f"]
+NOT_BLANKS = ["x", " x ", "\u00a0x", "\u3000.", "\u200b", "\ufeff", "\x00", "\x7f", "é", "₿"]
+TEXTS = {
+    "message_id": Reason.MESSAGE_ID_REQUIRED,
+    "symbol": Reason.SYMBOL_REQUIRED,
+    "trade_id": Reason.TRADE_ID_REQUIRED,
+    "currency": Reason.CURRENCY_REQUIRED,
+}
+
+
+def batch(*rows: dict[str, Any]) -> pa.RecordBatch:
+    """Good trades, but for what each row says. Times are microseconds since 1970."""
+    columns = []
+    for name, kind in TYPES.items():
+        values = [row.get(name, GOOD[name]) for row in rows]
+        columns.append(
+            pa.array(values, pa.int64()).cast(kind) if pa.types.is_timestamp(kind) else pa.array(values, kind)
+        )
+    return pa.RecordBatch.from_arrays(columns, names=list(TYPES))
+
+
+def times(values: Sequence[int | None]) -> pa.TimestampArray:
+    return pa.array(values, pa.int64()).cast(pa.timestamp("us", "UTC"))
+
+
+def check(*rows: dict[str, Any], kafka: Sequence[int | None] | None = None, exchange: Exchange = BINANCE) -> list[int]:
+    """What is found in each row; every message came to Kafka at NOW_US unless told."""
+    found = np.zeros(len(rows), np.uint8)
+    Validator(exchange).check(batch(*rows), times(kafka or [NOW_US] * len(rows)), found)
+    return found.tolist()
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({}, Reason.VALID),
+        *(({name: ""}, reason) for name, reason in TEXTS.items()),
+        *(({name: None}, reason) for name, reason in TEXTS.items()),
+        *(({"price": price}, Reason.PRICE_MUST_BE_POSITIVE) for price in (Decimal(0), -LEAST, -MOST, None)),
+        *(({"quantity": quantity}, Reason.QUANTITY_MUST_BE_POSITIVE) for quantity in (Decimal(0), -LEAST, -MOST, None)),
+        *(({"price": price, "quantity": price}, Reason.VALID) for price in (LEAST, MOST)),
+        *(({"side": side}, Reason.INVALID_SIDE) for side in ("SELL_SHORT", "UNKNOWN", "buy", None)),
+        ({"side": "SELL"}, Reason.VALID),
+        *(({"exchange": code}, Reason.WRONG_EXCHANGE) for code in ("KRAKEN", "binance", "BINANCE ", "", None)),
+        *(({"asset_class": kind}, Reason.INVALID_ASSET_CLASS) for kind in ("equities", "futures", "options", None)),
+        ({"timestamp": MAX_TIME_US + 1}, Reason.TIMESTAMP_OUT_OF_RANGE),
+        ({"ingestion_timestamp": MIN_TIME_US - 1}, Reason.TIMESTAMP_OUT_OF_RANGE),
+        ({"ingestion_timestamp": 0}, Reason.VALID),
+        ({"timestamp": NOW_US + MINUTE_US + 1}, Reason.TIMESTAMP_IN_FUTURE),
+        ({"timestamp": NOW_US - YEAR_US - 1}, Reason.TIMESTAMP_TOO_OLD),
+    ],
+)
+def test_each_rule_alone(row: dict[str, Any], reason: Reason) -> None:
+    """A row that breaks one rule gets its number; the good rows around it get none."""
+    assert check({}, row, {}) == [0, reason, 0]
+
+
+ALL_BROKEN: list[tuple[Reason, dict[str, Any]]] = [
+    *((reason, {name: " "}) for name, reason in TEXTS.items()),
+    (Reason.PRICE_MUST_BE_POSITIVE, {"price": Decimal(0)}),
+    (Reason.QUANTITY_MUST_BE_POSITIVE, {"quantity": Decimal(0)}),
+    (Reason.INVALID_SIDE, {"side": "UNKNOWN"}),
+    (Reason.WRONG_EXCHANGE, {"exchange": "KRAKEN"}),
+    (Reason.INVALID_ASSET_CLASS, {"asset_class": "options"}),
+    (Reason.TIMESTAMP_OUT_OF_RANGE, {"ingestion_timestamp": MAX_TIME_US + 1}),
+    (Reason.TIMESTAMP_IN_FUTURE, {"timestamp": NOW_US + YEAR_US}),
+]
+
+
+@pytest.mark.parametrize("first", range(len(ALL_BROKEN)))
+def test_of_several_broken_rules_the_first_counts(first: int) -> None:
+    """The rules are asked in the order of the reason codes, whatever else is wrong."""
+    row: dict[str, Any] = {}
+    for _, broken in ALL_BROKEN[first:]:
+        row |= broken
+    assert check(row) == [ALL_BROKEN[first][0]]
+    assert [reason for reason, _ in ALL_BROKEN] == sorted(reason for reason, _ in ALL_BROKEN)
+
+
+@pytest.mark.parametrize("value", BLANKS)
+@pytest.mark.parametrize("name", TEXTS)
+def test_white_space_alone_is_blank(name: str, value: str) -> None:
+    """Every character that Unicode calls white space, as Python's `str.isspace` does."""
+    assert value == "" or value.isspace()
+    assert check({}, {name: value}, {}) == [0, TEXTS[name], 0]
+
+
+@pytest.mark.parametrize("value", NOT_BLANKS)
+def test_anything_else_is_not_blank(value: str) -> None:
+    """A value with one visible or invisible character that is no white space is there."""
+    assert check(*({name: value} for name in TEXTS)) == [0] * len(TEXTS)
+
+
+@given(st.lists(st.one_of(st.none(), st.text(st.characters(categories=["Z", "Cc", "L"]), max_size=3)), max_size=8))
+def test_blank_is_what_python_calls_blank(values: list[str | None]) -> None:
+    """For any text: blank exactly if nothing is left when white space is stripped."""
+    wanted = [0 if value and value.strip() else Reason.SYMBOL_REQUIRED for value in values]
+    assert check(*({"symbol": value} for value in values)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("time", "reason"),
+    [
+        (NOW_US + MINUTE_US, Reason.VALID),
+        (NOW_US + MINUTE_US + 1, Reason.TIMESTAMP_IN_FUTURE),
+        (NOW_US - YEAR_US, Reason.VALID),
+        (NOW_US - YEAR_US - 1, Reason.TIMESTAMP_TOO_OLD),
+        (MIN_TIME_US, Reason.TIMESTAMP_TOO_OLD),
+        (MAX_TIME_US, Reason.TIMESTAMP_IN_FUTURE),
+        (MIN_TIME_US - 1, Reason.TIMESTAMP_OUT_OF_RANGE),
+        (MAX_TIME_US + 1, Reason.TIMESTAMP_OUT_OF_RANGE),
+        (-(2**63), Reason.TIMESTAMP_OUT_OF_RANGE),
+        (2**63 - 1, Reason.TIMESTAMP_OUT_OF_RANGE),
+    ],
+)
+def test_the_distance_to_kafka_time_is_exact(time: int, reason: Reason) -> None:
+    """One minute ahead and 365 days behind are valid to the microsecond; no number wraps around."""
+    assert check({"timestamp": time}) == [reason]
+
+
+@pytest.mark.parametrize("name", ["timestamp", "ingestion_timestamp"])
+@pytest.mark.parametrize(
+    ("time", "reason"),
+    [
+        (MIN_TIME_US, Reason.VALID),
+        (MAX_TIME_US, Reason.VALID),
+        (MIN_TIME_US - 1, Reason.TIMESTAMP_OUT_OF_RANGE),
+        (MAX_TIME_US + 1, Reason.TIMESTAMP_OUT_OF_RANGE),
+    ],
+)
+def test_without_a_kafka_time_only_the_range_counts(name: str, time: int, reason: Reason) -> None:
+    """Years 1 to 9999 pass where there is nothing to compare with; the neighbour that has a Kafka time is judged."""
+    rows = [{name: time}, {"timestamp": NOW_US + YEAR_US}]
+    assert check(*rows, kafka=[None, NOW_US]) == [reason, Reason.TIMESTAMP_IN_FUTURE]
+
+
+def test_a_kafka_time_of_1970_is_a_time() -> None:
+    """Only null is no time."""
+    assert check({"timestamp": 0}, {}, kafka=[0, 0]) == [0, Reason.TIMESTAMP_IN_FUTURE]
+
+
+def test_sliced_arrays_are_read_where_they_begin() -> None:
+    """A slice of a longer batch gives what its rows give alone."""
+    rows: list[dict[str, Any]] = [{**broken, "trade_conditions": ["x"]} for _, broken in ALL_BROKEN]
+    rows += [{}, {"symbol": None}, {"price": None}]
+    whole = batch(*rows)
+    kafka = times([NOW_US] * (len(rows) - 1) + [None])
+    wanted = np.zeros(len(rows), np.uint8)
+    Validator(BINANCE).check(whole, kafka, wanted)
+    for start in range(len(rows)):
+        for end in range(start, len(rows) + 1):
+            found = np.zeros(end - start, np.uint8)
+            Validator(BINANCE).check(whole.slice(start, end - start), kafka.slice(start, end - start), found)
+            assert found.tolist() == wanted[start:end].tolist()
+
+
+def test_what_was_found_before_stays() -> None:
+    """A row whose bytes are bad keeps that reason, whatever its values look like."""
+    rows = [{"symbol": ""}, {"symbol": ""}, {}, {}]
+    found = np.array([Reason.TRUNCATED, 0, Reason.MALFORMED, 0], np.uint8)
+    Validator(BINANCE).check(batch(*rows), times([NOW_US] * 4), found)
+    assert found.tolist() == [Reason.TRUNCATED, Reason.SYMBOL_REQUIRED, Reason.MALFORMED, 0]
+
+
+def test_no_rows() -> None:
+    """An empty batch has nothing wrong."""
+    assert check() == []
+
+
+CURRENCIES = pa.array(["USD", "EUR"])
+RULES = (
+    Rule("currency_not_listed", "currency", lambda t: pc.is_in(t["currency"], CURRENCIES)),
+    Rule("sequence_must_grow", "source_sequence", lambda t: pc.greater(t["source_sequence"], 10)),
+)
+COINBASE = replace(BINANCE, name="coinbase", code="COINBASE", rules=RULES)
+
+
+def test_an_exchange_adds_rules() -> None:
+    """They come after the common ones, in the order in which it declares them, under their own names."""
+    good = {"exchange": "COINBASE", "currency": "EUR", "source_sequence": 11}
+    rows = [
+        good,
+        {**good, "currency": "USDT"},
+        {**good, "source_sequence": 10},
+        {**good, "currency": "USDT", "source_sequence": 10},
+        {**good, "currency": "USDT", "exchange": "BINANCE"},
+    ]
+    first, second = FIRST_EXCHANGE_RULE, FIRST_EXCHANGE_RULE + 1
+    assert check(*rows, exchange=COINBASE) == [0, first, second, first, Reason.WRONG_EXCHANGE]
+    validator = Validator(COINBASE)
+    assert (validator.broken(first).reason, validator.broken(first).columns) == ("currency_not_listed", ("currency",))
+    assert validator.broken(second).reason == "sequence_must_grow"
+    with pytest.raises(KeyError):
+        validator.broken(second + 1)
+
+
+def test_a_rule_without_an_answer_is_broken() -> None:
+    """Null is never valid: a row whose validity is unknown goes to the dead letters, not nowhere."""
+    row = {"exchange": "COINBASE", "currency": "USD", "source_sequence": None}
+    assert check({**row, "source_sequence": 11}, row, exchange=COINBASE) == [0, FIRST_EXCHANGE_RULE + 1]
+
+
+ANY_ROW = st.fixed_dictionaries(
+    {},
+    optional={
+        **dict.fromkeys(TEXTS, st.sampled_from(["", " ", "x"])),
+        "price": st.decimals(-1, 1, places=8),
+        "side": st.sampled_from(["BUY", "SELL", "UNKNOWN"]),
+        "exchange": st.sampled_from(["BINANCE", "KRAKEN"]),
+        "asset_class": st.sampled_from(["crypto", "futures"]),
+        "timestamp": st.sampled_from([NOW_US, NOW_US + 2 * MINUTE_US, NOW_US - 2 * YEAR_US, MAX_TIME_US + 1]),
+    },
+)
+
+
+@given(st.lists(st.tuples(ANY_ROW, st.sampled_from([None, NOW_US])), max_size=6))
+def test_any_rows_are_judged_as_one_by_one(rows: list[tuple[dict[str, Any], int | None]]) -> None:
+    """Whatever is wrong with whichever rows: the same verdicts as of the plain rules, a message at a time."""
+    wanted = [broken_rule({**GOOD, **row}, None if kafka is None else kafka // 1000, "BINANCE") for row, kafka in rows]
+    found = check(*(row for row, _ in rows), kafka=[kafka for _, kafka in rows])
+    assert [Reason(number).code if number else "" for number in found] == wanted
