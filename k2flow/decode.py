@@ -109,18 +109,18 @@ class TradeDecoder:
                 details[row] = _shown(part.decoded.batch, i, self._validator.broken(number).columns, times[i])
 
     def _trades(self, parts: list[_Part], found: npt.NDArray[np.uint8], messages: Slice) -> Slice:
-        """The good rows of all parts. Each part is put into the order of time at once, since Gold's files want it."""
+        """The good rows of all parts, in the order of time, since Gold's files want it."""
         batches, rows = [_empty(self._silver)], [np.zeros(0, np.int64)]
         for part in parts:
-            time = part.decoded.batch.column("timestamp").cast(pa.int64()).to_numpy()
             own = np.flatnonzero(found[part.rows] == Reason.VALID)
-            own = own[np.argsort(time[own], kind="stable")]
+            own = own[np.argsort(_times(part.decoded.batch)[own], kind="stable")]
             batches.append(self._silver_rows(part.decoded.batch.take(pa.array(own))))
             rows.append(part.rows[own])
-        numbers = np.concatenate(rows)
-        return Slice(
-            pa.concat_batches(batches), messages.partition[numbers], messages.offset[numbers], messages.offsets
-        )
+        trades, numbers = pa.concat_batches(batches), np.concatenate(rows)
+        if len(parts) > 1:
+            order = np.lexsort((numbers, _times(trades)))
+            trades, numbers = trades.take(pa.array(order)), numbers[order]
+        return Slice(trades, messages.partition[numbers], messages.offset[numbers], messages.offsets)
 
     def _silver_rows(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Decoded trades with Silver's columns."""
@@ -204,6 +204,11 @@ def _shown(batch: pa.RecordBatch, row: int, columns: tuple[str, ...], kafka_time
     if columns == ("timestamp",) and kafka_time.is_valid:
         parts.append(f"Kafka timestamp = {kafka_time.value} us")
     return ", ".join(parts)
+
+
+def _times(trades: pa.RecordBatch) -> npt.NDArray[np.int64]:
+    times: npt.NDArray[np.int64] = trades.column("timestamp").cast(pa.int64()).to_numpy()
+    return times
 
 
 def _empty(schema: pa.Schema) -> pa.RecordBatch:

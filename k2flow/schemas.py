@@ -73,27 +73,32 @@ class RegistrySchemas:
             before_sleep=self._say_waiting,
         )
         schema = waiting(self._get, schema_id)
-        if schema is None:
-            return UnknownSchemaError(f"schema id {schema_id} is not in the registry")
+        if isinstance(schema, UnknownSchemaError):
+            return schema
         try:
             return Decoder(schema, trade_schema())
         except SchemaError as error:
             return UnknownSchemaError(f"schema id {schema_id} does not resolve to TradeV2: {error}")
 
-    def _get(self, schema_id: int) -> str | None:
+    def _get(self, schema_id: int) -> str | UnknownSchemaError:
+        """The schema's text, or why there is none. Raises RegistryError for anything that is no registry's answer."""
         try:
             answer = requests.get(f"{self._url}/schemas/ids/{schema_id}", timeout=TIMEOUT_SECONDS)
             if answer.status_code == HTTPStatus.NOT_FOUND:
-                return None
+                return UnknownSchemaError(f"schema id {schema_id} is not in the registry")
             answer.raise_for_status()
             body = answer.json()
-            schema, kind = body["schema"], body.get("schemaType", "AVRO")
-        except (requests.RequestException, ValueError, KeyError, TypeError) as error:
-            reason = mask("", str(error)).splitlines()[0]
+            if not isinstance(body, dict) or not isinstance(body.get("schema"), str):
+                raise ValueError("an answer without a schema")
+        except (requests.RequestException, ValueError) as error:
+            reason = mask("", " ".join(str(error).split()))
             raise RegistryError(
                 f"schema registry {mask('', self._url)}: no schema {schema_id} yet ({reason})"
             ) from error
-        return str(schema) if kind == "AVRO" else "[]"
+        kind = body.get("schemaType", "AVRO")
+        if kind != "AVRO":
+            return UnknownSchemaError(f"schema id {schema_id} is {kind}, not Avro")
+        return str(body["schema"])
 
     def _say_waiting(self, state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from k2flow.avro.cursor import Block, Ints, Mask
 from k2flow.avro.defects import Defect
+from k2flow.avro.maps import last_of_each_key
 from k2flow.avro.utf8 import invalid_texts
 
 _UUID_LENGTH = 36
@@ -261,9 +262,14 @@ class Items(Column):
         return cls(parts[0].type, counts, join([part.child for part in parts]), _join_masks(parts))
 
     def build(self) -> pa.Array:
-        offsets = np.zeros(len(self) + 1, np.int32)
-        np.cumsum(self.counts, out=offsets[1:])
-        return _array(self.type, len(self), self.valid, [pa.py_buffer(offsets)], [self.child.build()])
+        counts, child = self.counts, self.child.build()
+        keep = last_of_each_key(counts, child.field(0)) if pa.types.is_map(self.type) else None
+        if keep is not None:
+            owner = np.repeat(np.arange(len(counts)), counts)
+            counts, child = np.bincount(owner[keep], minlength=len(counts)), child.filter(pa.array(keep))
+        offsets = np.zeros(len(counts) + 1, np.int32)
+        np.cumsum(counts, out=offsets[1:])
+        return _array(self.type, len(counts), self.valid, [pa.py_buffer(offsets)], [child])
 
     def masked(self, valid: Mask) -> Column:
         return replace(self, valid=valid)

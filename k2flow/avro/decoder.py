@@ -7,7 +7,7 @@ leaves room, or a decoder may be lax, this one
   index or union branch, a decimal of more digits than its precision, a time of day outside the day, a text that is no
   UUID as RFC 4122 writes it, and more than 1024 items without any bytes (null, an empty record) in one array;
 - accepts varints and decimals of more bytes than they need, any date or timestamp, and a map with a key that comes
-  twice (both entries are kept); the size of a block of items is not compared with its content.
+  twice (the last one holds); the size of a block of items is not compared with its content.
 """
 
 from collections.abc import Iterator

@@ -234,7 +234,7 @@ class Array(Node):
 
 @dataclass(frozen=True)
 class Entry(Node):
-    """A key and a value of a map. A key that comes twice is kept twice."""
+    """A key and a value of a map."""
 
     key: Binary
     value: Node

@@ -209,7 +209,8 @@ def as_arrow(schema: Any, value: Any) -> Any:
     if kind == "array":
         return [as_arrow(schema["items"], item) for item in value]
     if kind == "map":
-        return [(key, as_arrow(schema["values"], item)) for key, item in value]
+        last = {key: i for i, (key, _) in enumerate(value)}
+        return [(key, as_arrow(schema["values"], item)) for i, (key, item) in enumerate(value) if last[key] == i]
     if kind == "record":
         return {part["name"]: as_arrow(part["type"], value[part["name"]]) for part in schema["fields"]}
     if is_logical(schema, "decimal"):

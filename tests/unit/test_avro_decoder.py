@@ -272,10 +272,21 @@ def test_fastavro_accepts_what_is_refused_here(schema: Any, payload: bytes) -> N
     assert decode(schema, payload).defect[0] in (Defect.MALFORMED, Defect.INVALID_ENUM)
 
 
-def test_a_key_that_comes_twice_is_kept_twice_where_fastavro_keeps_the_last() -> None:
-    schema, payload = {"type": "map", "values": "int"}, b"\x04\x02k\x02\x02k\x04\x00"
-    assert values(schema, payload) == [[("k", 1), ("k", 2)]]
-    assert fastavro_reads(schema, payload) == {"k": 2}
+def test_of_a_key_that_comes_twice_the_last_one_holds() -> None:
+    """Readers of Parquet refuse a whole file for one such map."""
+    schema, payload = {"type": "map", "values": "int"}, b"\x06\x02k\x02\x02j\x06\x02k\x04\x00"
+    other = b"\x04\x02j\x02\x02k\x02\x00"
+    assert values(schema, payload, other, b"\x00") == [[("j", 3), ("k", 2)], [("j", 1), ("k", 1)], []]
+    assert fastavro_reads(schema, payload) == {"j": 3, "k": 2}
+
+
+def test_keys_that_come_twice_among_very_many() -> None:
+    keys = [f"{i:03}" for i in range(200)]
+    entries = b"".join(b"\x06" + key.encode() + b"\x02" for key in keys)
+    last = b"\x06000\x04"
+    payload = b"\x92\x03" + entries + last + b"\x00"
+    (found,) = values({"type": "map", "values": "int"}, payload)
+    assert found == [*((key, 1) for key in keys[1:]), ("000", 2)]
 
 
 def test_times_that_fastavro_refuses_are_refused_too() -> None:
