@@ -38,6 +38,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_e
 from k2flow import ledger as ledgers
 from k2flow.catalog import OUTAGES, load_table
 from k2flow.errors import AlreadyRunningError, CatalogError, CommitError, FencedError
+from k2flow.failpoints import Point, reach
 from k2flow.ledger import Ledger, Range, Writer
 
 log = logging.getLogger(__name__)
@@ -76,6 +77,7 @@ class Committer:
             raise AlreadyRunningError(
                 f"the flow of {self._exchange} already runs: {before} commits to {self._name}. Stop it first"
             )
+        reach(Point.FENCE)
         self._commit(self.ledger.fenced(self._writer, topic_id), [], append=True)
 
     def commit(self, files: Sequence[DataFile], ranges: Sequence[Range]) -> None:
@@ -121,6 +123,7 @@ class Committer:
         return ledgers.read(self._table.properties, self._exchange, self._topic)
 
     def _attempt(self, after: Ledger, files: Sequence[DataFile], append: bool) -> None:
+        reach(Point.COMMIT_BEGUN)
         self._refresh()
         current = self._read()
         if current == after:
@@ -143,6 +146,7 @@ class Committer:
             for file in files:
                 producer.append_data_file(file)
             appended, unchanged_head = producer._commit()
+            reach(Point.MANIFEST_WRITTEN)
             updates = (*appended, *updates, *_drop_old_snapshots(metadata))
             requirements = (*requirements, *unchanged_head)
         else:
@@ -153,6 +157,7 @@ class Committer:
             )
         try:
             self._table._do_commit(updates, requirements)
+            reach(Point.COMMIT_LANDED)
         except CommitFailedException:
             if producer is not None:  # certainly not committed; after any other error it may be, so nothing is deleted
                 producer._clean_all_uncommitted()

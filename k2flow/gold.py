@@ -22,6 +22,7 @@ from k2flow.context import FlowContext
 from k2flow.dedup.index import SeenIds
 from k2flow.dedup.keys import owner
 from k2flow.exchange import GOLD
+from k2flow.failpoints import Point, reach
 from k2flow.failure import logged
 from k2flow.messages import Slice
 from k2flow.routing import worker_key
@@ -95,6 +96,7 @@ class Deduplicator(StatefulBatchLogic[Candidates, Written, None]):
             first = self._seen.first_seen(value.rows.column("message_id"), hours_of(value.rows))
             fresh = value.rows if first.all() else value.rows.filter(pa.array(first))
             written.append(Written(self._writer.write(fresh)))
+            reach(Point.GOLD_WRITTEN)
         return written, StatefulBatchLogic.RETAIN
 
     def snapshot(self) -> None:
@@ -128,6 +130,7 @@ class GoldIds:
     def _refresh(self) -> None:
         """Reads the table anew; which files hold which hour is worked out again only if it has changed."""
         with catalog_errors():
+            reach(Point.GOLD_LOAD)
             table = load_table(self._context.catalog, GOLD)
             if self._table is not None and table.metadata_location == self._table.metadata_location:
                 return

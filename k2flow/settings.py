@@ -48,6 +48,7 @@ class Settings(BaseSettings):
     )
     log_level: str = Field(default="INFO", description="DEBUG, INFO, WARNING or ERROR.")
     debug: bool = Field(default=False, description="Show tracebacks.")
+    failpoints: str = Field(default="", description="For tests: where the process dies, fails or hangs.")
 
     @field_validator("schema_ids", mode="before")
     @classmethod

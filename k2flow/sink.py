@@ -16,6 +16,7 @@ from pyiceberg.manifest import DataFile
 from k2flow.commit import Committer
 from k2flow.context import FlowContext
 from k2flow.errors import CommitError
+from k2flow.failpoints import Point, reach
 from k2flow.failure import logged
 from k2flow.ledger import Range
 
@@ -80,7 +81,9 @@ class TableCommits(StatefulSinkPartition[Written, None]):
                 raise CommitError(f"{self._name}: {len(files)} files came without the offsets that they hold")
             return
         began = time.monotonic()
+        reach(Point.EPOCH_COMPLETE)
         self._committer.commit(files, ranges)
+        reach(Point.COMMIT_DONE)
         log.info(
             "%s: %d rows in %d files from %d offsets, commit %d in %.0f ms",
             self._name,

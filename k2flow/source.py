@@ -21,6 +21,7 @@ from confluent_kafka import KafkaError as ConfluentError
 
 from k2flow.context import FlowContext
 from k2flow.errors import KafkaError, LostOffsetsError, SettingsError
+from k2flow.failpoints import Point, reach
 from k2flow.failure import logged
 from k2flow.messages import MESSAGE_SCHEMA, Slice
 from k2flow.settings import KAFKA_PREFIX
@@ -88,6 +89,7 @@ class KafkaReader(StatelessSourcePartition[Slice]):
     def next_batch(self) -> list[Slice]:
         self._report_committed()
         if self._finished:
+            reach(Point.SHUTDOWN)
             raise StopIteration
         stopping = self._context.stop.is_set()
         if not stopping:
@@ -228,6 +230,7 @@ class KafkaReader(StatelessSourcePartition[Slice]):
             return []
         self._first = dict(self._position)
         self._emitted = {p: end for p, _, end in offsets}
+        reach(Point.SOURCE_EMITTED)
         if not parts:
             none = pa.RecordBatch.from_arrays([pa.array([], f.type) for f in MESSAGE_SCHEMA], schema=MESSAGE_SCHEMA)
             return [Slice(none, np.zeros(0, np.int32), np.zeros(0, np.int64), offsets)]

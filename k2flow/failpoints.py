@@ -1,0 +1,93 @@
+"""Named points in the code at which a test can make a process die, fail or hang.
+
+K2FLOW_FAILPOINTS arms them: `commit.landed=die@3,gold.load=raise`. An action is taken once, when its point is reached
+for the nth time (`@n`, 1 unless told) in a process:
+
+- `die`: the process kills itself with SIGKILL;
+- `raise`: InjectedError, an OSError, as an unreachable storage would raise;
+- `hang`: the thread sleeps until the process is killed.
+
+Unarmed, a point costs one look at an empty dict, a few times a batch.
+"""
+
+import logging
+import os
+import signal
+import time
+from collections import Counter
+from enum import StrEnum
+from threading import Lock
+
+from k2flow.errors import SettingsError
+
+log = logging.getLogger(__name__)
+
+
+class Point(StrEnum):
+    """Every point, in the order in which a batch passes them."""
+
+    SOURCE_EMITTED = "source.emitted"
+    FILE_WRITTEN = "file.written"
+    GOLD_LOAD = "gold.load"
+    GOLD_WRITTEN = "gold.written"
+    EPOCH_COMPLETE = "epoch.complete"
+    FENCE = "fence"
+    COMMIT_BEGUN = "commit.begun"
+    MANIFEST_WRITTEN = "commit.manifest-written"
+    COMMIT_LANDED = "commit.landed"
+    COMMIT_DONE = "commit.done"
+    SHUTDOWN = "shutdown"
+
+
+class Action(StrEnum):
+    """What happens at a point."""
+
+    DIE = "die"
+    RAISE = "raise"
+    HANG = "hang"
+
+
+class InjectedError(OSError):
+    """The failure that `raise` injects."""
+
+
+_lock = Lock()
+_armed: dict[Point, tuple[Action, int]] = {}
+_reached: Counter[Point] = Counter()
+
+
+def arm(text: str) -> None:
+    """Arms what K2FLOW_FAILPOINTS says, and nothing else. Raises SettingsError."""
+    armed = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        try:
+            name, _, rest = part.partition("=")
+            action, _, count = rest.partition("@")
+            armed[Point(name)] = (Action(action), int(count or 1))
+        except ValueError as error:
+            raise SettingsError(
+                f"K2FLOW_FAILPOINTS: {part!r} is not point=action or point=action@n with a point of "
+                f"{', '.join(Point)} and an action of {', '.join(Action)}"
+            ) from error
+    with _lock:
+        _armed.clear()
+        _armed.update(armed)
+        _reached.clear()
+
+
+def reach(point: Point) -> None:
+    """Does what is armed at `point`, if anything is. Raises InjectedError where that is `raise`."""
+    if not _armed or point not in _armed:
+        return
+    with _lock:
+        _reached[point] += 1
+        action, due = _armed[point]
+        if _reached[point] != due:
+            return
+    log.warning("failpoint %s: %s", point, action)
+    if action is Action.DIE:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if action is Action.RAISE:
+        raise InjectedError(f"failpoint {point}")
+    while True:
+        time.sleep(60)
