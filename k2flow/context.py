@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 class FlowContext:
     """Opened once in a process, before or when Bytewax builds the source; shared by its workers.
 
-    `stop` asks the source to end: it emits what it has read, which is then committed. `workers` counts those of all
-    processes.
+    `stop` asks the source to end: it emits what it has read, which is then committed. `reading` is true once there is a
+    source. `workers` counts those of all processes.
     """
 
     topic: Topic
@@ -36,6 +36,7 @@ class FlowContext:
     def __init__(self, exchange: Exchange) -> None:
         self.exchange = exchange
         self.stop = threading.Event()
+        self.reading = False
         self.trigger_override: float | None = None
         self._lock = threading.Lock()
         self._open = False

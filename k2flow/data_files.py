@@ -32,7 +32,7 @@ class DataFileWriter:
     """Writes batches of one table into data files, one or more for each partition value.
 
     A file that is written but never committed is an orphan: no reader sees it, maintenance removes it. The rows must be
-    of the definition's Arrow schema. A sorted table's files are each sorted. Raises CatalogError where the storage fails.
+    of the definition's Arrow schema. A sorted table's files are each sorted. Raises CatalogError if the storage fails.
 
     PyIceberg's own writer gives every column a dictionary; without one for unique columns (ids, payloads) a file of
     Silver or Gold takes a quarter less CPU and a tenth less space.

@@ -11,11 +11,12 @@ import logging
 import os
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import timedelta
-from types import FrameType, ModuleType
+from types import ModuleType
 from typing import Any, NoReturn
 
 from k2flow import failure
@@ -27,6 +28,10 @@ log = logging.getLogger(__name__)
 
 EPOCH_INTERVAL = timedelta(milliseconds=1)
 EXIT_FAILED = 1
+STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
+ERROR = "k2flow: error: "
+"""What the one line begins with that a process says before it ends with EXIT_FAILED."""
+LOST_TOUCH = "lost touch with another process of this flow, so this one stops too: start them all again"
 
 
 def adopt(context: FlowContext) -> None:
@@ -87,21 +92,33 @@ def _known_cause(error: BaseException, cluster: bool) -> K2flowError | None:
     if (
         cluster and type(error).__name__ == "PanicException"
     ):  # of Bytewax's communication, which has no class of its own
-        return RunError("lost touch with another process of this flow, so this one stops too: start them all again")
+        return RunError(LOST_TOUCH)
     return None
 
 
 def _stop_on_signals(context: FlowContext) -> None:
     """SIGTERM and SIGINT ask the source to end: what was read is committed, and the process exits with 0.
 
-    Bytewax itself dies at once of SIGTERM, and of SIGINT leaves the other processes of a cluster hanging.
+    Bytewax itself dies at once of SIGTERM, and of SIGINT leaves the other processes of a cluster hanging. A thread acts
+    on the signals, since the main one may be inside Bytewax, connecting to a process that never comes up, where no
+    Python handler runs; only the C handler does, which writes the signal's number into the pipe.
     """
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    signal.set_wakeup_fd(write)
+    for number in STOP_SIGNALS:
+        signal.signal(number, lambda *_: None)
+    threading.Thread(target=_await_signal, args=(context, read), name="signals", daemon=True).start()
 
-    def stop(number: int, _: FrameType | None) -> None:
-        context.stop.set()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
+def _await_signal(context: FlowContext, pipe: int) -> None:
+    while (number := os.read(pipe, 1)[0]) not in STOP_SIGNALS:
+        pass
+    log.info("%s: %s, stopping", context.exchange.name, signal.Signals(number).name)
+    context.stop.set()
+    if not context.reading:  # nothing has begun that could be left half done
+        logging.shutdown()
+        os._exit(0)
 
 
 def set_up_logging(level: str) -> None:
@@ -115,6 +132,6 @@ def set_up_logging(level: str) -> None:
 
 def _end(message: str) -> NoReturn:
     """Ends the process at once: threads of a failed dataflow may still run, and Python would wait for them or abort."""
-    print(f"k2flow: error: {message}", file=sys.stderr, flush=True)
+    print(f"{ERROR}{message}", file=sys.stderr, flush=True)
     logging.shutdown()
     os._exit(EXIT_FAILED)

@@ -60,6 +60,7 @@ class KafkaSource(DynamicSource[Slice]):
     @logged
     def build(self, step_id: str, worker_index: int, worker_count: int) -> "KafkaReader":
         self._context.open(worker_count)
+        self._context.reading = True
         return KafkaReader(self._context, worker_index, worker_count)
 
 

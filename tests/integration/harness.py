@@ -5,13 +5,14 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow.parquet as pq
 from confluent_kafka import Consumer, TopicPartition
@@ -59,6 +60,7 @@ class Lake:
         """Starts `python -m bytewax.run flows.<exchange>`, as one process or as a cluster."""
         command = [sys.executable, "-m", "bytewax.run", f"flows.{self.exchange}", *arguments]
         addresses = ";".join(free_addresses(processes))
+        logs = tempfile.TemporaryFile()  # noqa: SIM115 - the Flow closes it
         started = []
         for i in range(processes):
             cluster = ["-i", str(i), "-a", addresses] if processes > 1 else []
@@ -67,12 +69,11 @@ class Lake:
                     [*command, *cluster],
                     cwd=ROOT,
                     env=self.environment(**extra),
-                    stdout=subprocess.PIPE,
+                    stdout=logs,
                     stderr=subprocess.STDOUT,
-                    text=True,
                 )
             )
-        return Flow(started)
+        return Flow(started, logs)
 
     def catch_up(self, processes: int = 1, **extra: str) -> str:
         """Runs until caught up and returns the log; fails if the flow does."""
@@ -85,8 +86,9 @@ class Lake:
 class Flow:
     """Running processes; used as a context manager it leaves none behind."""
 
-    def __init__(self, processes: Sequence[subprocess.Popen[str]]) -> None:
+    def __init__(self, processes: Sequence[subprocess.Popen[bytes]], logs: IO[bytes]) -> None:
         self.processes = processes
+        self._logs = logs
 
     def __enter__(self) -> "Flow":
         return self
@@ -96,17 +98,28 @@ class Flow:
             if process.poll() is None:
                 process.kill()
             process.wait()
-            if process.stdout:
-                process.stdout.close()
+        self._logs.close()
 
     def signal(self, number: signal.Signals) -> None:
         for process in self.processes:
             process.send_signal(number)
 
+    def log(self) -> str:
+        """What the processes have printed so far."""
+        return os.pread(self._logs.fileno(), os.fstat(self._logs.fileno()).st_size, 0).decode()
+
+    def wait_for_log(self, text: str, count: int = 1, seconds: float = DEADLINE_SECONDS) -> None:
+        """Waits until `text` has been printed `count` times."""
+        deadline = time.monotonic() + seconds
+        while self.log().count(text) < count:
+            assert time.monotonic() < deadline, f"{text!r} was not printed within {seconds} s:\n{self.log()}"
+            time.sleep(0.05)
+
     def wait(self, seconds: float = DEADLINE_SECONDS) -> str:
         """What the processes printed, once all have ended."""
-        logs = [process.communicate(timeout=seconds)[0] for process in self.processes]
-        return "\n".join(logs)
+        for process in self.processes:
+            process.wait(seconds)
+        return self.log()
 
     def codes(self) -> list[int | None]:
         return [process.returncode for process in self.processes]
@@ -127,6 +140,7 @@ def read_topic(bootstrap: str, topic: str, config: Mapping[str, str] | None = No
             "bootstrap.servers": bootstrap,
             "group.id": "oracle",
             "enable.auto.commit": "false",
+            "auto.offset.reset": "earliest",
             "enable.partition.eof": "true",
             "isolation.level": "read_committed",
             **(config or {}),

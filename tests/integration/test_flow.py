@@ -74,7 +74,8 @@ def test_signals_drain_and_commit(new_lake: NewLake, number: signal.Signals, pro
     lake = new_lake()
     fill(lake, count=4_000, bad=0.05, duplicates=0.05, seed=3)
     with lake.start(processes, K2FLOW_BINANCE_TRIGGER_SECONDS="600") as flow:  # nothing is due before the signal
-        time.sleep(5)
+        flow.wait_for_log(" reads ", processes)
+        time.sleep(3)
         flow.signal(number)
         log = flow.wait(60)
         assert flow.codes() == [0] * processes, log

@@ -34,7 +34,7 @@ def test_kills(new_lake: Callable[..., Lake]) -> None:
                 time.sleep(0.02)
             time.sleep(chance.uniform(0, 0.8))
             victim = chance.choice(flow.processes)
-            assert victim.poll() is None, victim.communicate()[0]
+            assert victim.poll() is None, flow.log()
             victim.send_signal(signal.SIGKILL)
             time.sleep(chance.uniform(0, PEERS_SECONDS) if kill % 2 else 0)  # some peers live on for a while
         progress.append(committed(lake))

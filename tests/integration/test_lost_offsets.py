@@ -1,0 +1,92 @@
+"""Messages that Kafka no longer has: a stop that says exactly what is lost, and how to accept it."""
+
+import time
+from collections.abc import Callable
+
+import pytest
+from confluent_kafka import KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from k2flow.ledger import Extent, Ledger
+from k2flow.topic import Topic, begin_offsets
+from tests.integration.conftest import fill
+from tests.integration.harness import Lake, assert_tables, ledger_offsets, read_topic
+from tests.oracle import expect
+
+pytestmark = pytest.mark.integration
+
+NewLake = Callable[..., Lake]
+ACCEPT = "K2FLOW_BINANCE_ACCEPT_LOST_OFFSETS"
+
+
+def refused(lake: Lake, processes: int = 1) -> str:
+    """The error line of a flow that must not start."""
+    with lake.start(processes, K2FLOW_UNTIL_CAUGHT_UP="1") as flow:
+        log = flow.wait()
+        assert all(flow.codes()), log
+    assert "Traceback" not in log
+    return next(line for line in log.splitlines() if line.startswith("k2flow: error:"))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_offsets_that_kafka_has_deleted(new_lake: NewLake, processes: int) -> None:
+    lake = new_lake(partitions=2)
+    fill(lake, count=400, seed=1)
+    lake.catch_up()
+    before = ledger_offsets(lake)
+    held = read_topic(lake.bootstrap, lake.topic)
+    fill(lake, count=400, seed=2)
+    keep_from = before["gold"][0] + 7
+    admin = AdminClient({"bootstrap.servers": lake.bootstrap})
+    for future in admin.delete_records([TopicPartition(lake.topic, 0, keep_from)]).values():
+        future.result(30)
+    error = refused(lake, processes)
+    assert f"{lake.topic}[0]: offsets {keep_from - 7} to {keep_from - 1} (7 of them)" in error
+    assert f"{ACCEPT}=1" in error
+    assert ledger_offsets(lake) == before
+    lake.catch_up(processes, **{ACCEPT: "1"})
+    left = [m for m in read_topic(lake.bootstrap, lake.topic) if m.offset >= before["gold"].get(m.partition, 0)]
+    assert_tables(lake, expect([*held, *left], "BINANCE"))
+    lake.catch_up()
+
+
+def test_a_topic_that_was_made_again(new_lake: NewLake) -> None:
+    lake = new_lake(partitions=2)
+    fill(lake, count=300, seed=1)
+    lake.catch_up()
+    before = ledger_offsets(lake)["gold"]
+    make_again(lake)
+    fill(lake, count=500, seed=2)
+    error = refused(lake)
+    assert "was deleted and made again" in error
+    assert all(f"[{p}] before {end}" in error for p, end in before.items())
+    lake.catch_up(**{ACCEPT: "1"})
+    offsets = ledger_offsets(lake)
+    assert all(sum(layer.values()) == 500 for layer in offsets.values()), offsets
+    assert lake.table("gold").scan().count() == 800
+    lake.catch_up()
+
+
+def make_again(lake: Lake) -> None:
+    admin = AdminClient({"bootstrap.servers": lake.bootstrap})
+    for future in admin.delete_topics([lake.topic]).values():
+        future.result(30)
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            for future in admin.create_topics([NewTopic(lake.topic, 2, 1)]).values():
+                future.result(30)
+            return
+        except KafkaException:  # still being deleted
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+
+
+def test_a_table_left_at_the_old_topic_begins_at_the_first_offset_of_the_new_one() -> None:
+    """A crash while the loss was being accepted: one table has begun with the new topic, another has not."""
+    topic = Topic("t", "new", (0,))
+    ledgers = {
+        "bronze": Ledger("t", "new", partitions={0: Extent(3, 90, 87)}),
+        "silver": Ledger("t", "old", partitions={0: Extent(0, 500, 500)}),
+    }
+    assert begin_offsets(topic, ledgers) == {0: 3}
