@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 EPOCH_INTERVAL = timedelta(milliseconds=1)
 EXIT_FAILED = 1
+WEB_SERVER = "BYTEWAX_DATAFLOW_API_ENABLED"
 STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 ERROR = "k2flow: error: "
 """What the one line begins with that a process says before it ends with EXIT_FAILED."""
@@ -47,7 +48,9 @@ def _replace_cli_main(main: ModuleType, context: FlowContext) -> None:
 
     def run(**kwargs: Any) -> None:
         if kwargs.get("recovery_config") is not None:
-            _end("k2flow keeps its state in the tables: run without -r, -s, -b")
+            _end("k2flow keeps its state in the tables: run without -r and -b")
+        if WEB_SERVER in os.environ:
+            _end(f"{WEB_SERVER} makes Bytewax open port 3030 on every interface: unset it")
         if told:
             context.trigger_override = told.total_seconds()
         kwargs["epoch_interval"] = EPOCH_INTERVAL

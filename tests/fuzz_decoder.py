@@ -1,0 +1,79 @@
+"""`scripts/fuzz`: the decoder against fastavro and a strict reader of its own, on as many damaged trades as one likes.
+
+Each batch holds valid trades and damaged ones side by side: bit flips, cuts at every byte, splices of two records,
+inserted and removed bytes, length and count bombs. For every payload the verdict, the first defect, its position and
+all values must be the same as one record at a time; so a neighbour that is touched by a damaged record is found too.
+"""
+
+import random
+import resource
+import time
+from collections import Counter
+from typing import Annotated
+
+import pyarrow as pa
+import typer
+from rich.console import Console
+from rich.progress import track
+
+from k2flow.avro.decoder import Decoder
+from k2flow.avro.defects import Defect
+from k2flow.trade import trade_schema
+from tests.property.test_avro_decoder import check, damage, trade
+
+BATCH = 400
+HEADER = 5
+BOMBS = (
+    b"\xfe\xff\xff\xff\x0f",  # a length of 2^31 - 1
+    b"\xfe\xff\xff\xff\xff\xff\xff\xff\xff\x01",  # 2^63 - 1
+    b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01",  # -2^63
+    b"\x80\x80\x80\x80\x80\x80\x80\x80\x80\x80\x01",  # a varint of 11 bytes
+    b"\x01\x02",  # a block of -1 items
+)
+
+
+def main(
+    payloads: Annotated[int, typer.Option(help="Payloads in all.")] = 1_000_000,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same payloads.")] = 1,
+) -> None:
+    """Run until all payloads are checked, or until one is judged wrong, which is shown."""
+    rng = random.Random(seed)
+    schema, decoder = trade_schema(), Decoder(trade_schema())
+    defects: Counter[str] = Counter()
+    slowest, began = 0.0, time.monotonic()
+    batches = range(-(-payloads // BATCH))
+    for number in track(batches, "fuzzing", console=Console(stderr=True)):
+        batch = make_batch(rng, number)
+        check(schema, batch, HEADER, rng)
+        started = time.perf_counter()
+        decoded = decoder.decode(pa.array(batch, pa.binary()), HEADER)
+        slowest = max(slowest, time.perf_counter() - started)
+        defects.update(Defect(code).name.lower() for code in decoded.defect.tolist())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"seed {seed}: {defects.total():,} payloads in {time.monotonic() - began:.0f} s, all judged as one by one")
+    print(", ".join(f"{name} {count:,}" for name, count in defects.most_common()))
+    print(f"slowest batch of {BATCH}: {slowest * 1000:.1f} ms; {peak:.0f} MB resident at the most")
+
+
+def make_batch(rng: random.Random, number: int) -> list[bytes]:
+    """A third valid, the rest damaged: by one change, by several, by a cut at each byte in turn, by a bomb."""
+    valid = [trade(rng) for _ in range(BATCH // 4)]
+    batch = list(valid)
+    while len(batch) < BATCH:
+        payload = rng.choice(valid)
+        kind = rng.randrange(8)
+        if kind == 0:
+            payload = payload[: HEADER + (number + len(batch)) % (len(payload) - HEADER)]
+        elif kind == 1:
+            at = rng.randrange(HEADER, len(payload))
+            payload = payload[:at] + rng.choice(BOMBS) + payload[at + rng.randrange(3) :]
+        elif kind < 7:
+            for _ in range(rng.choice((1, 1, 1, 2, 5))):
+                payload = payload[:HEADER] + damage(payload[HEADER:], rng.choice(valid)[HEADER:], rng)
+        batch.append(payload)
+    rng.shuffle(batch)
+    return batch
+
+
+if __name__ == "__main__":
+    typer.run(main)
