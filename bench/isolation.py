@@ -1,0 +1,150 @@
+"""Whether one exchange's trouble reaches another: Kraken's freshness beside a quiet and beside a burning Binance."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from confluent_kafka import Producer
+from rich.console import Console
+from rich.table import Table
+
+from bench.freshness import Freshness
+from bench.measure import machine
+from k2flow.exchange import find_exchange
+from k2flow.kafka.local import LocalKafka, free_port
+from k2flow.produce import ProduceOptions, produce
+
+GARBAGE_PER_SECOND = 2_000
+
+
+def isolation(
+    seconds: Annotated[int, typer.Option(help="Length of each of the two runs.")] = 40,
+    rate: Annotated[int, typer.Option(help="Kraken's messages a second.")] = 500,
+) -> None:
+    Burning: its topic gets nothing but garbage, and its flow is killed with -9 soon after each start, over and over.
+
+    Burning: Binance's topic gets nothing but garbage, and its flow is killed with -9 as soon as it has started, over
+    and over.
+    """
+    results = {
+        "quiet": measure(seconds, rate, quiet),
+        "burning": measure(seconds, rate, burning),
+    }
+    table = Table("Binance", "commits", "p50 s", "p95 s", "p99 s", "max s", "messages left behind")
+    figures: dict[str, object] = {"benchmark": "isolation", "rate": rate, "seconds": seconds, "machine": machine()}
+    for name, fresh in results.items():
+        p50, p95, p99 = (float(p) for p in np.percentile(fresh.ages, [50, 95, 99]))
+        table.add_row(
+            name,
+            str(fresh.commits),
+            f"{p50:.2f}",
+            f"{p95:.2f}",
+            f"{p99:.2f}",
+            f"{max(fresh.ages):.2f}",
+            str(fresh.behind),
+        )
+        figures[name] = {
+            "commits": fresh.commits,
+            "p50_s": round(p50, 3),
+            "p99_s": round(p99, 3),
+            "behind": fresh.behind,
+        }
+    Console(width=120).print(table)
+    print(machine())
+    print(json.dumps(figures))
+
+
+def measure(
+    seconds: int, rate: int, binance: Callable[[dict[str, str], str], AbstractContextManager[None]]
+) -> Freshness:
+    """Kraken's freshness over one run, in a world of its own."""
+    kraken, other = find_exchange("kraken"), find_exchange("binance")
+    with tempfile.TemporaryDirectory() as folder, LocalKafka(Path(folder) / "kafka", free_port()) as kafka:
+        kafka.start({e.settings.topic: e.settings.partitions for e in (kraken, other)})
+        environment = {
+            "K2FLOW_HOME": folder,
+            "K2FLOW_KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap,
+            "K2FLOW_KRAKEN_TRIGGER_SECONDS": "1",
+            "K2FLOW_BINANCE_TRIGGER_SECONDS": "1",
+        }
+        config = {"bootstrap.servers": kafka.bootstrap}
+        with running("kraken", environment), binance(environment, kafka.bootstrap):
+            fresh = Freshness(kraken, Path(folder), kafka.bootstrap)
+            options = ProduceOptions(count=seconds * rate, rate=rate, seed=1)
+            sender = threading.Thread(target=produce, args=(kraken.code, kraken.settings.topic, config, options))
+            sender.start()
+            fresh.watch(sender.is_alive)
+            sender.join()
+    return fresh
+
+
+@contextmanager
+def running(exchange: str, environment: dict[str, str]) -> Iterator[None]:
+    """The flow of one exchange, ended at the end."""
+    flow = start(exchange, environment)
+    try:
+        yield
+    finally:
+        flow.terminate()
+        flow.wait(60)
+
+
+def start(exchange: str, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "bytewax.run", f"flows.{exchange}"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen(command, env={**os.environ, **environment}, **quiet)  # type: ignore[call-overload, no-any-return]
+
+
+@contextmanager
+def quiet(environment: dict[str, str], bootstrap: str) -> Iterator[None]:
+    """Binance's flow runs, and its topic is empty."""
+    with running("binance", environment):
+        yield
+
+
+@contextmanager
+def burning(environment: dict[str, str], bootstrap: str) -> Iterator[None]:
+    """Binance's topic fills with garbage, and its flow dies whenever it has started."""
+    stop = threading.Event()
+    threads = [
+        threading.Thread(target=pour_garbage, args=(bootstrap, stop)),
+        threading.Thread(target=crash_loop, args=(environment, stop)),
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def pour_garbage(bootstrap: str, stop: threading.Event) -> None:
+    producer = Producer({"bootstrap.servers": bootstrap})
+    topic = find_exchange("binance").settings.topic
+    random = np.random.default_rng(1)
+    while not stop.wait(0.1):
+        for _ in range(GARBAGE_PER_SECOND // 10):
+            producer.produce(topic, random.bytes(200))
+        producer.poll(0)
+    producer.flush(10)
+
+
+def crash_loop(environment: dict[str, str], stop: threading.Event) -> None:
+    while not stop.is_set():
+        flow = start("binance", environment)
+        stop.wait(4)
+        flow.kill()
+        flow.wait()
+        time.sleep(0.5)
