@@ -31,7 +31,7 @@ def isolation(
     seconds: Annotated[int, typer.Option(help="Length of each of the two runs.")] = 40,
     rate: Annotated[int, typer.Option(help="Kraken's messages a second.")] = 500,
 ) -> None:
-    Burning: its topic gets nothing but garbage, and its flow is killed with -9 soon after each start, over and over.
+    """Kraken's freshness (produced to queryable in Gold) at a 1 s trigger, beside a quiet Binance and a burning one.
 
     Burning: Binance's topic gets nothing but garbage, and its flow is killed with -9 as soon as it has started, over
     and over.

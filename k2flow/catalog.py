@@ -12,6 +12,7 @@ from pyiceberg.table import Table
 from pyiceberg.utils.config import Config
 from requests.exceptions import RequestException
 from sqlalchemy.exc import SQLAlchemyError
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_fixed
 
 from k2flow.errors import CatalogError
 from k2flow.settings import Settings
@@ -33,11 +34,19 @@ def open_catalog(settings: Settings) -> Catalog:
         try:
             if configured(settings):
                 return pyiceberg.catalog.load_catalog(CATALOG)
-            return pyiceberg.catalog.load_catalog(CATALOG, **default_properties(settings.home))
+            return _open_default(settings.home)
         except (ValueError, ImportError, KeyError) as error:
             raise CatalogError(
                 f"the catalog is configured wrongly: {error}; see PYICEBERG_CATALOG__K2FLOW__*"
             ) from error
+
+
+def _open_default(home: Path) -> Catalog:
+    """The SQLite catalog. Of several processes that make its file at once all but one fail, and then find it made."""
+    retrying = Retrying(
+        retry=retry_if_exception_type(SQLAlchemyError), stop=stop_after_attempt(4), wait=wait_fixed(0.3), reraise=True
+    )
+    return retrying(pyiceberg.catalog.load_catalog, CATALOG, **default_properties(home))
 
 
 def configured(settings: Settings) -> dict[str, str]:

@@ -1,6 +1,5 @@
 """The tables of the namespace market_data: their definitions, their creation, and how a found one differs."""
 
-import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,6 +27,7 @@ from pyiceberg.types import (
     StringType,
     TimestamptzType,
 )
+from sqlalchemy.exc import SQLAlchemyError
 
 from k2flow.catalog import NAMESPACE, catalog_errors
 from k2flow.errors import TableDiffersError
@@ -204,11 +204,20 @@ def create(catalog: Catalog, wanted: Iterable[TableDefinition]) -> dict[str, boo
     """
     made = {}
     with catalog_errors():
-        with contextlib.suppress(NamespaceAlreadyExistsError):
-            catalog.create_namespace(NAMESPACE)
+        _create_namespace(catalog)
         for definition in wanted:
             made[definition.name] = _create_one(catalog, definition)
     return made
+
+
+def _create_namespace(catalog: Catalog) -> None:
+    try:
+        catalog.create_namespace(NAMESPACE)
+    except NamespaceAlreadyExistsError:
+        pass
+    except SQLAlchemyError:  # two at once: SQL catalogs tell the slower one of the row that is there
+        if not catalog.namespace_exists(NAMESPACE):
+            raise
 
 
 def _create_one(catalog: Catalog, definition: TableDefinition) -> bool:

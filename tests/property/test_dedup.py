@@ -17,11 +17,7 @@ TAGS = runs.TAGS
 POOL = [
     *(str(uuid.UUID(int=number * 0x9E3779B97F4A7C15F39CC0605CEDC835 % (1 << 128))) for number in range(40)),
     *(str(uuid.UUID(int=number)).upper() for number in range(8, 14)),
-    *(
-        text * times
-        for text in ("", "\0", "a", "é", "0g000000-0000-4000-8000-000000000000")
-        for times in (1, 2, 20)
-    ),
+    *(text * times for text in ("", "\0", "a", "é", "0g000000-0000-4000-8000-000000000000") for times in (1, 2, 20)),
 ]
 
 # Ages of rows in hours: in the window, at its edge, far out, and once or twice the modulus of tags away.
@@ -65,9 +61,7 @@ class Flow:
         self.accepted.clear()
         newest = max((hour for _, hour in self.gold), default=None)
         self.newest = [newest] * self.workers
-        self.seen = [
-            SeenIds(self.load, newest, self.window, worker, self.workers) for worker in range(self.workers)
-        ]
+        self.seen = [SeenIds(self.load, newest, self.window, worker, self.workers) for worker in range(self.workers)]
 
     def load(self, hour: int) -> Iterator[pa.Array]:
         found = [text for text, at in self.gold if at == hour]
@@ -95,9 +89,7 @@ class Flow:
         ids = pa.array(["-", *(text for text, _ in rows)], pa.string())[1:]
         marks = seen.first_seen(ids, np.array([hour for _, hour in rows], np.int64)).tolist()
 
-        known_hours = [hour for _, hour in rows] + [
-            hour for hour in [self.newest[worker]] if hour is not None
-        ]
+        known_hours = [hour for _, hour in rows] + [hour for hour in [self.newest[worker]] if hour is not None]
         newest = self.newest[worker] = max(known_hours, default=None)
         window = set() if newest is None else set(range(newest - self.window + 1, newest + 1))
         assert seen.hours >= window.union(hour for _, hour in rows)

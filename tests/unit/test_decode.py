@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from k2flow.decode import Decoded, TradeDecoder
+from k2flow.errors import RegistryError
 from k2flow.exchange import Exchange, Rule, find_exchange
 from k2flow.kafka.local import free_port
 from k2flow.messages import MESSAGE_SCHEMA, Slice
@@ -386,7 +387,7 @@ def test_the_writers_schema_is_resolved_to_tradev2(registry: Registry) -> None:
         written(narrow, 2**32 - 1, trade_id="BINANCE-4", source_sequence=12),
         value(trade_id="BINANCE-5"),
     ]
-    decoded = decode(values, RegistrySchemas(registry.url + "/"))
+    decoded = decode(values, RegistrySchemas(registry.url + "/", threading.Event()))
     assert reasons(decoded) == {}
     rows = {row["trade_id"]: row for row in decoded.trades.rows.to_pylist()}
     plain_row = {**rows["BINANCE-1"]}
@@ -403,7 +404,7 @@ def test_the_writers_schema_is_resolved_to_tradev2(registry: Registry) -> None:
 def test_a_schema_is_asked_for_once(registry: Registry) -> None:
     """An id never changes its meaning, known or not."""
     registry.register(1, trade_schema())
-    schemas = RegistrySchemas(registry.url)
+    schemas = RegistrySchemas(registry.url, threading.Event())
     decoder = TradeDecoder(BINANCE, schemas)
     for _ in range(3):
         decoded = decoder.decode(messages([value(), value(9)]))
@@ -419,7 +420,7 @@ def test_a_schema_that_is_not_there_or_is_no_trade(registry: Registry) -> None:
     registry.register(4, "string")
     registry.register(5, trade_schema(), schemaType="PROTOBUF")
     registry.answers[6] = (200, json.dumps({"schema": "{not json"}).encode())
-    decoded = decode([value(i) for i in range(1, 8)], RegistrySchemas(registry.url))
+    decoded = decode([value(i) for i in range(1, 8)], RegistrySchemas(registry.url, threading.Event()))
     assert reasons(decoded) == dict.fromkeys(range(1, 7), "unknown_schema")
     assert ids(decoded) == list(range(2, 8))
     shown = details(decoded)
@@ -434,7 +435,7 @@ def test_a_registry_that_is_down_is_waited_for(caplog: pytest.LogCaptureFixture)
     registry = Registry()
     registry.register(1, trade_schema())
     results: list[Decoded] = []
-    decoder = TradeDecoder(BINANCE, RegistrySchemas(registry.url))
+    decoder = TradeDecoder(BINANCE, RegistrySchemas(registry.url, threading.Event()))
     thread = threading.Thread(target=lambda: results.append(decoder.decode(messages([value(), value()]))))
     with caplog.at_level(logging.WARNING):
         thread.start()
@@ -449,6 +450,15 @@ def test_a_registry_that_is_down_is_waited_for(caplog: pytest.LogCaptureFixture)
     assert registry.url in caplog.text
 
 
+def test_a_flow_that_waits_for_the_registry_can_be_stopped() -> None:
+    """The message is neither decoded nor rejected: the error ends the flow, and the next start reads it again."""
+    registry, stop = Registry(), threading.Event()
+    decoder = TradeDecoder(BINANCE, RegistrySchemas(registry.url, stop))
+    threading.Timer(0.5, stop.set).start()
+    with pytest.raises(RegistryError, match="no schema 1 yet"):
+        decoder.decode(messages([value()]))
+
+
 def test_an_answer_that_is_none_is_waited_out(registry: Registry) -> None:
     """What no registry says of a schema is an outage, whatever its status: no message is rejected for it."""
     garbage = [
@@ -460,7 +470,7 @@ def test_an_answer_that_is_none_is_waited_out(registry: Registry) -> None:
     results: list[Decoded] = []
 
     def run(schema_id: int) -> None:
-        decoder = TradeDecoder(BINANCE, RegistrySchemas(registry.url))
+        decoder = TradeDecoder(BINANCE, RegistrySchemas(registry.url, threading.Event()))
         results.append(decoder.decode(messages([value(schema_id)])))
 
     threads = [threading.Thread(target=run, args=(schema_id,)) for schema_id in registry.answers]
@@ -481,7 +491,7 @@ def test_a_password_in_the_registrys_address_is_not_logged(
     """It is used, as basic authentication, and masked where the address is shown."""
     registry.answers[1] = (500, b"")
     address = registry.url.replace("//", "//me:hunter2@")
-    thread = threading.Thread(target=RegistrySchemas(address).decoder, args=(1,))
+    thread = threading.Thread(target=RegistrySchemas(address, threading.Event()).decoder, args=(1,))
     with caplog.at_level(logging.WARNING):
         thread.start()
         time.sleep(0.3)

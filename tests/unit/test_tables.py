@@ -103,7 +103,6 @@ def test_creation_is_idempotent(catalog: Catalog) -> None:
 
 def test_creation_by_several_at_once() -> None:
     settings = load_settings(exchange_names())
-    open_catalog(settings)
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(lambda _: make_all(open_catalog(settings)), range(4)))
     assert all(set(made) == set(EXPECTED) for made in results)
