@@ -37,6 +37,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_e
 
 from k2flow import ledger as ledgers
 from k2flow.catalog import OUTAGES, load_table
+from k2flow.deadline import DeadlinePassedError, within
 from k2flow.errors import AlreadyRunningError, CatalogError, CommitError, FencedError
 from k2flow.failpoints import Point, reach
 from k2flow.ledger import Ledger, Range, Writer
@@ -46,13 +47,15 @@ log = logging.getLogger(__name__)
 KEEP_SNAPSHOTS = 100
 DROP_AT = 110  # dropping ten at once costs a tenth of dropping one in each commit
 RETRY_SECONDS = 120
+HUNG_SECONDS = 180
+"""How long a commit may take with all its attempts. PyIceberg's clients wait for ever for a server that is frozen."""
 
 
 class Committer:
     """The one writer of commits of one exchange into one table.
 
-    Opening it fences every predecessor. After that `commit` is all; a CommitError means that this copy of the flow must
-    stop: what was not committed is read from Kafka again by the next one.
+    `fence` comes first. After that `commit` is all; a CommitError means that this copy of the flow must stop: what was
+    not committed is read from Kafka again by the next one.
     """
 
     def __init__(self, catalog: Catalog, name: str, exchange: str, topic: str, accept_gaps: bool = False) -> None:
@@ -65,20 +68,30 @@ class Committer:
         self._table = load_table(catalog, name)
         self.ledger = self._read()
 
-    def fence(self, topic_id: str) -> None:
+    def fence(self, topic_id: str, began_with: Ledger | None = None) -> None:
         """Begins a new epoch, after which no commit of an earlier one can succeed.
+
+        `began_with` is the ledger that the flow found when it began, if it has read anything since: what it has read
+        (Gold's ids above all) may lack the rows of a commit that came in between, so it must begin again after one.
 
         The fence is an empty append: a commit that changes properties alone would leave the table's head, and with it a
         predecessor's `assert-ref-snapshot-id`, as it was. Raises AlreadyRunningError where the predecessor still runs
-        on this host, CommitError.
+        on this host, FencedError where another has begun an epoch since, CommitError.
         """
-        before = self.ledger.writer
-        if before is not None and before.running_here():
+        before = self.ledger
+        if before.writer is not None and before.writer.running_here():
             raise AlreadyRunningError(
-                f"the flow of {self._exchange} already runs: {before} commits to {self._name}. Stop it first"
+                f"the flow of {self._exchange} already runs: {before.writer} commits to {self._name}. Stop it first"
             )
+        if began_with is not None and began_with.epoch != before.epoch:
+            raise self._taken_over(before, began_with.epoch)
         reach(Point.FENCE)
-        self._commit(self.ledger.fenced(self._writer, topic_id), [], append=True)
+        self._commit(before.fenced(self._writer, topic_id), [], append=True)
+        if began_with is not None and began_with != before:
+            raise CommitError(
+                f"{self._name}: {before.writer} has committed since this copy of the flow began, and cannot any more: "
+                "start again"
+            )
 
     def commit(self, files: Sequence[DataFile], ranges: Sequence[Range]) -> None:
         """Adds `files`, which hold the rows of exactly `ranges`, and advances the ledger over them.
@@ -90,6 +103,16 @@ class Committer:
         self._commit(after, files, append=bool(files))
 
     def _commit(self, after: Ledger, files: Sequence[DataFile], append: bool) -> None:
+        try:
+            within(HUNG_SECONDS, lambda: self._try_until_done(after, files, append))
+        except DeadlinePassedError as error:
+            raise CommitError(
+                f"{self._name}: the catalog or its storage has not answered for {HUNG_SECONDS} s; nothing is lost: "
+                "start again when it does"
+            ) from error
+        self.ledger = after
+
+    def _try_until_done(self, after: Ledger, files: Sequence[DataFile], append: bool) -> None:
         retrying = Retrying(
             retry=retry_if_exception_type((CommitFailedException, *OUTAGES)),
             wait=wait_exponential_jitter(initial=0.05, max=5),
@@ -109,7 +132,6 @@ class Committer:
                 f"{self._name}: the catalog or its storage failed for {RETRY_SECONDS} s ({error}); nothing is lost: "
                 "start again when it is back"
             ) from error
-        self.ledger = after
 
     def _refresh(self) -> None:
         try:
@@ -122,18 +144,19 @@ class Committer:
     def _read(self) -> Ledger:
         return ledgers.read(self._table.properties, self._exchange, self._topic)
 
+    def _taken_over(self, by: Ledger, epoch: int) -> FencedError:
+        who = f"{by.writer} (epoch {by.epoch})" if by.writer else "nobody"
+        return FencedError(f"{self._name}: {who} has taken over from epoch {epoch}; this copy of the flow stops")
+
     def _attempt(self, after: Ledger, files: Sequence[DataFile], append: bool) -> None:
         reach(Point.COMMIT_BEGUN)
         self._refresh()
-        current = self._read()
+        current, before = self._read(), self.ledger
         if current == after:
             log.info("%s: an attempt whose outcome was unknown had landed", self._name)
             return
-        if current != self.ledger:
-            by = f"{current.writer} (epoch {current.epoch})" if current.writer else "nobody"
-            raise FencedError(
-                f"{self._name}: {by} has taken over from epoch {self.ledger.epoch}; this copy of the flow stops"
-            )
+        if current != before:
+            raise self._taken_over(current, before.epoch)
         metadata = self._table.metadata
         entry = {ledgers.KEY + self._exchange: after.to_json()}
         updates: tuple[TableUpdate, ...] = (SetPropertiesUpdate(updates=entry),)

@@ -11,7 +11,7 @@ from k2flow import ledger as ledgers
 from k2flow.catalog import load_table, open_catalog
 from k2flow.data_files import DataFileWriter
 from k2flow.exchange import Exchange, exchange_names
-from k2flow.failpoints import arm
+from k2flow.failpoints import Point, arm, reach
 from k2flow.ledger import Ledger
 from k2flow.messages import pickle_batches_as_ipc
 from k2flow.settings import Settings, load_settings
@@ -81,6 +81,7 @@ class FlowContext:
                 arm(self.settings.failpoints)
                 pickle_batches_as_ipc()
                 self.check()
+                reach(Point.OPENED)
                 self.workers = workers
                 self._open = True
 

@@ -56,7 +56,7 @@ class TradeDecoder:
     def decode(self, messages: Slice) -> Decoded:
         """n messages (rows of MESSAGE_SCHEMA) into trades, by their time, and failures, in the order of the messages.
 
-        Raises RegistryError never: where the registry is out of reach it waits.
+        Where the registry is out of reach it waits; raises RegistryError if the flow is stopped meanwhile.
         """
         payloads = messages.rows.column("value")
         found, ids = _read_headers(payloads)

@@ -16,7 +16,8 @@
     ├── AlreadyRunningError  another live copy of the flow owns the tables
     ├── DedupError           ids cannot be deduplicated as given
     ├── RunError             the processes of a flow could not be run
-    └── QueryError           a query failed
+    ├── QueryError           a query failed
+    └── AuditError           the audit could not look at something that it must
 
 Each message is one line that says what is wrong and what to do next.
 """
@@ -88,3 +89,7 @@ class RunError(K2flowError):
 
 class QueryError(K2flowError):
     """A query failed."""
+
+
+class AuditError(K2flowError):
+    """The audit could not look at something that it must: it says nothing about the law then."""

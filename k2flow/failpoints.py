@@ -1,11 +1,12 @@
-"""Named points in the code at which a test can make a process die, fail or hang.
+"""Named points in the code at which a test can make a process die, fail, hang or stop.
 
 K2FLOW_FAILPOINTS arms them: `commit.landed=die@3,gold.load=raise`. An action is taken once, when its point is reached
 for the nth time (`@n`, 1 unless told) in a process:
 
 - `die`: the process kills itself with SIGKILL;
 - `raise`: InjectedError, an OSError, as an unreachable storage would raise;
-- `hang`: the thread sleeps until the process is killed.
+- `hang`: the thread sleeps until the process is killed;
+- `stop`: the process stops itself with SIGSTOP, and goes on from there at SIGCONT.
 
 Unarmed, a point costs one look at an empty dict, a few times a batch.
 """
@@ -26,9 +27,11 @@ log = logging.getLogger(__name__)
 class Point(StrEnum):
     """Every point, in the order in which a batch passes them."""
 
+    OPENED = "opened"
     SOURCE_EMITTED = "source.emitted"
     FILE_WRITTEN = "file.written"
     GOLD_LOAD = "gold.load"
+    GOLD_READ = "gold.read"
     GOLD_WRITTEN = "gold.written"
     EPOCH_COMPLETE = "epoch.complete"
     FENCE = "fence"
@@ -45,6 +48,7 @@ class Action(StrEnum):
     DIE = "die"
     RAISE = "raise"
     HANG = "hang"
+    STOP = "stop"
 
 
 class InjectedError(OSError):
@@ -85,9 +89,13 @@ def reach(point: Point) -> None:
         if _reached[point] != due:
             return
     log.warning("failpoint %s: %s", point, action)
-    if action is Action.DIE:
-        os.kill(os.getpid(), signal.SIGKILL)
-    if action is Action.RAISE:
-        raise InjectedError(f"failpoint {point}")
-    while True:
-        time.sleep(60)
+    match action:
+        case Action.DIE:
+            os.kill(os.getpid(), signal.SIGKILL)
+        case Action.STOP:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        case Action.RAISE:
+            raise InjectedError(f"failpoint {point}")
+        case Action.HANG:
+            while True:
+                time.sleep(60)

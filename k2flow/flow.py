@@ -98,7 +98,7 @@ class Steps:
 
     @cached_property
     def _decoder(self) -> TradeDecoder:
-        return TradeDecoder(self._exchange, open_schemas(self._context.settings))
+        return TradeDecoder(self._exchange, open_schemas(self._context.settings, self._context.stop))
 
     @cached_property
     def _writers(self) -> dict[str, DataFileWriter]:

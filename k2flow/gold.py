@@ -149,4 +149,5 @@ class GoldIds:
         with catalog_errors():
             scan = ArrowScan(self._table.metadata, self._table.io, columns, self._is_own)
             for batch in scan.to_record_batches(tasks):
+                reach(Point.GOLD_READ)
                 yield batch.column("message_id").cast(pa.string())

@@ -5,7 +5,10 @@ speaks of, so the two cannot disagree; it survives compaction and snapshot expir
 copy under the same key. JSON:
 
     {"epoch": 3, "sequence": 41, "writer": {...}, "topic": "...", "topic_id": "...", "committed_at": 1764000000000,
-     "partitions": {"0": {"first": 0, "next": 1500, "rows": 1470}, ...}}
+     "partitions": {"0": {"first": 0, "next": 1500, "rows": 1470}, ...}, "earlier": []}
+
+A topic that is deleted and made again begins with an empty ledger; what the table holds of the one before is kept in
+`earlier`, for the audit to tell the rows of the two apart.
 """
 
 import json
@@ -39,6 +42,19 @@ class Extent:
     first: int
     next: int
     rows: int
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What a table holds of a topic that was deleted since, and had the same name.
+
+    `until` (ms since 1970) is when the ledger last changed for it: its rows were all written before, and those of its
+    successor after.
+    """
+
+    topic_id: str
+    until: int
+    partitions: Mapping[int, Extent]
 
 
 @dataclass(frozen=True)
@@ -83,6 +99,7 @@ class Ledger:
     writer: Writer | None = None
     committed_at: int = 0
     partitions: Mapping[int, Extent] = field(default_factory=dict)
+    earlier: tuple[Earlier, ...] = ()
 
     def next_offset(self, partition: int) -> int | None:
         """The first offset of `partition` that is not in the table; None if the table has none of it."""
@@ -92,6 +109,7 @@ class Ledger:
     def fenced(self, writer: Writer, topic_id: str) -> "Ledger":
         """The ledger with which `writer` takes over: a new epoch, the same offsets, unless the topic is another."""
         renewed = bool(self.topic_id and topic_id) and self.topic_id != topic_id
+        ended = (Earlier(self.topic_id, self.committed_at, self.partitions),) if renewed and self.partitions else ()
         return replace(
             self,
             epoch=self.epoch + 1,
@@ -100,6 +118,7 @@ class Ledger:
             topic_id=topic_id or self.topic_id,
             committed_at=_now(),
             partitions={} if renewed else self.partitions,
+            earlier=(*self.earlier, *ended),
         )
 
     def advanced(self, ranges: Iterable[Range], accept_gaps: bool = False) -> "Ledger":
@@ -124,6 +143,10 @@ class Ledger:
         return json.dumps(asdict(self), separators=(",", ":"))
 
 
+def _extents(raw: Mapping[str, Mapping[str, int]]) -> dict[int, Extent]:
+    return {int(p): Extent(**extent) for p, extent in raw.items()}
+
+
 def _now() -> int:
     return time.time_ns() // 1_000_000
 
@@ -136,7 +159,10 @@ def read(properties: Mapping[str, str], exchange: str, topic: str) -> Ledger:
     try:
         raw = json.loads(text)
         raw["writer"] = Writer(**raw["writer"]) if raw["writer"] else None
-        raw["partitions"] = {int(p): Extent(**extent) for p, extent in raw["partitions"].items()}
+        raw["partitions"] = _extents(raw["partitions"])
+        raw["earlier"] = tuple(
+            Earlier(e["topic_id"], e["until"], _extents(e["partitions"])) for e in raw.get("earlier", ())
+        )
         ledger = Ledger(**raw)
     except (ValueError, TypeError, KeyError) as error:
         raise CommitError(

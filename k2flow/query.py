@@ -1,6 +1,8 @@
 """DuckDB over the tables: a view for each, of one consistent snapshot."""
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import duckdb
@@ -45,10 +47,11 @@ def connect_to(catalog: Catalog) -> duckdb.DuckDBPyConnection:
     return connection
 
 
-def query(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.DuckDBPyRelation | None:
-    """The rows of `sql`; None for a statement that has none. Raises QueryError."""
+@contextmanager
+def query_errors() -> Iterator[None]:
+    """Turns what DuckDB says of a statement, when it is read or while its rows are made, into a QueryError."""
     try:
-        return connection.sql(sql)
+        yield
     except duckdb.Error as error:
         raise QueryError(_line(error)) from error
 

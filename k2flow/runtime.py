@@ -14,7 +14,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from datetime import timedelta
 from types import ModuleType
 from typing import Any, NoReturn
@@ -135,6 +135,7 @@ def set_up_logging(level: str) -> None:
 
 def _end(message: str) -> NoReturn:
     """Ends the process at once: threads of a failed dataflow may still run, and Python would wait for them or abort."""
-    print(f"{ERROR}{message}", file=sys.stderr, flush=True)
+    with suppress(OSError):  # where standard error is on a disk that is full
+        print(f"{ERROR}{message}", file=sys.stderr, flush=True)
     logging.shutdown()
     os._exit(EXIT_FAILED)

@@ -1,11 +1,19 @@
 """Which Avro schema a message was written with: from the schema registry, or the ids that settings say mean TradeV2."""
 
 import logging
+import threading
 from http import HTTPStatus
 from typing import Protocol
 
 import requests
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exponential_jitter
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception_type,
+    sleep_using_event,
+    stop_when_event_set,
+    wait_exponential_jitter,
+)
 
 from k2flow.avro.decoder import Decoder
 from k2flow.errors import RegistryError, SchemaError
@@ -28,10 +36,10 @@ class Schemas(Protocol):
         """The decoder into TradeV2 of messages written with `schema_id`. Raises UnknownSchemaError."""
 
 
-def open_schemas(settings: Settings) -> Schemas:
-    """The registry where one is set, else the fixed ids."""
+def open_schemas(settings: Settings, stop: threading.Event | None = None) -> Schemas:
+    """The registry where one is set, which is waited for until `stop`, else the fixed ids."""
     if settings.schema_registry_url:
-        return RegistrySchemas(settings.schema_registry_url)
+        return RegistrySchemas(settings.schema_registry_url, stop or threading.Event())
     return FixedSchemas(settings.schema_ids)
 
 
@@ -51,11 +59,13 @@ class FixedSchemas:
 class RegistrySchemas:
     """Writer schemas by id, from a registry that speaks Confluent's API; kept for ever, since an id never changes.
 
-    A registry that cannot be reached is an outage: `decoder` waits until it is back, and says so in the log.
+    A registry that cannot be reached is an outage: `decoder` waits until it is back, and says so in the log. Once
+    `stop` is set it waits no more, and raises RegistryError.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, stop: threading.Event) -> None:
         self._url = url.rstrip("/")
+        self._stop = stop
         self._decoders: dict[int, Decoder | UnknownSchemaError] = {}
 
     def decoder(self, schema_id: int) -> Decoder:
@@ -70,7 +80,10 @@ class RegistrySchemas:
         waiting = Retrying(
             retry=retry_if_exception_type(RegistryError),
             wait=wait_exponential_jitter(initial=0.5, max=15),
+            stop=stop_when_event_set(self._stop),
+            sleep=sleep_using_event(self._stop),
             before_sleep=self._say_waiting,
+            reraise=True,
         )
         schema = waiting(self._get, schema_id)
         if isinstance(schema, UnknownSchemaError):

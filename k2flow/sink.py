@@ -58,11 +58,10 @@ class TableCommits(StatefulSinkPartition[Written, None]):
 
     def __init__(self, context: FlowContext, name: str) -> None:
         exchange = context.exchange
+        settings = exchange.settings
         self._name = name
-        self._committer = Committer(
-            context.catalog, name, exchange.name, exchange.settings.topic, exchange.settings.accept_lost_offsets
-        )
-        self._committer.fence(context.topic.id)
+        self._committer = Committer(context.catalog, name, exchange.name, settings.topic, settings.accept_lost_offsets)
+        self._committer.fence(context.topic.id, context.ledgers[name])
         self._files: list[DataFile] = []
         self._ranges: list[Range] = []
 

@@ -11,6 +11,7 @@ epoch Bytewax has no back-pressure.
 import logging
 import math
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 import numpy as np
@@ -25,7 +26,7 @@ from k2flow.failpoints import Point, reach
 from k2flow.failure import logged
 from k2flow.messages import MESSAGE_SCHEMA, Slice
 from k2flow.settings import KAFKA_PREFIX
-from k2flow.topic import begin_offsets, first_offset, watermarks
+from k2flow.topic import BrokerDownError, begin_offsets, first_offset, wait_for_watermarks, watermarks_now
 from k2flow.validate import MAX_TIME_US
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 CONSUME_MESSAGES = 20_000  # at once, so that a batch's Python objects are made and dropped a part at a time
 POLL_SECONDS = 0.05
 NEW_PARTITIONS_SECONDS = 30.0
+GROUP_SECONDS = 2.0
 
 FORCED = {
     "enable.auto.commit": "false",
@@ -60,8 +62,9 @@ class KafkaSource(DynamicSource[Slice]):
     @logged
     def build(self, step_id: str, worker_index: int, worker_count: int) -> "KafkaReader":
         self._context.open(worker_count)
+        reader = KafkaReader(self._context, worker_index, worker_count)
         self._context.reading = True
-        return KafkaReader(self._context, worker_index, worker_count)
+        return reader
 
 
 class KafkaReader(StatelessSourcePartition[Slice]):
@@ -84,7 +87,7 @@ class KafkaReader(StatelessSourcePartition[Slice]):
         self._finished = False
         self._due = self._next_trigger()
         self._look_for_partitions_at = 0.0
-        self._assign(context.topic.partitions)
+        self._assign(context.topic.partitions, wait_for_watermarks)
 
     @logged
     def next_batch(self) -> list[Slice]:
@@ -110,13 +113,16 @@ class KafkaReader(StatelessSourcePartition[Slice]):
     def close(self) -> None:
         self._consumer.close()
 
-    def _assign(self, partitions: tuple[int, ...]) -> None:
+    def _assign(
+        self, partitions: tuple[int, ...], ends: Callable[[Consumer, str, int], tuple[int, int]] = watermarks_now
+    ) -> None:
         """Begins the partitions of this worker among `partitions` that it does not read yet."""
         mine = [p for p in partitions if p % self._workers == self._worker and p not in self._position]
         starts = begin_offsets(self._context.topic, self._context.ledgers)
+        begins: dict[int, int] = {}
         for p in mine:
-            low, high = watermarks(self._consumer, self._settings.topic, p)
-            at = first_offset(
+            low, high = ends(self._consumer, self._settings.topic, p)
+            begins[p] = first_offset(
                 self._context.topic,
                 p,
                 starts.get(p),
@@ -125,13 +131,14 @@ class KafkaReader(StatelessSourcePartition[Slice]):
                 self._settings.accept_lost_offsets,
                 self._accept_setting,
             )
-            self._position[p] = self._first[p] = at
             if self._context.settings.until_caught_up:
                 self._end[p] = high
         if mine:
             topic = self._settings.topic
-            self._consumer.incremental_assign([TopicPartition(topic, p, self._position[p]) for p in mine])
-            log.info("worker %d reads %s from %s", self._worker, topic, {p: self._position[p] for p in mine})
+            self._consumer.incremental_assign([TopicPartition(topic, p, at) for p, at in begins.items()])
+            self._position |= begins
+            self._first |= begins
+            log.info("worker %d reads %s from %s", self._worker, topic, begins)
 
     def _find_new_partitions(self) -> None:
         if self._context.settings.until_caught_up or time.monotonic() < self._look_for_partitions_at:
@@ -140,8 +147,8 @@ class KafkaReader(StatelessSourcePartition[Slice]):
             try:
                 found = self._consumer.list_topics(self._settings.topic, timeout=1).topics[self._settings.topic]
                 self._assign(tuple(found.partitions))
-            except KafkaException as error:
-                log.warning("no metadata of %s now: %s", self._settings.topic, error.args[0].str())
+            except (KafkaException, BrokerDownError) as error:
+                log.warning("not looked for new partitions of %s: %s", self._settings.topic, error)
         self._look_for_partitions_at = time.monotonic() + NEW_PARTITIONS_SECONDS
 
     def _fetch(self) -> None:
@@ -184,7 +191,7 @@ class KafkaReader(StatelessSourcePartition[Slice]):
             [
                 pa.array([m.key() for m in messages], pa.binary()),
                 pa.array([m.value() for m in messages], pa.binary()),
-                _timestamps(messages),
+                timestamps(messages),
             ],
             schema=MESSAGE_SCHEMA,
         )
@@ -249,6 +256,8 @@ class KafkaReader(StatelessSourcePartition[Slice]):
         offsets = [TopicPartition(self._settings.topic, p, next_) for p, next_ in self._emitted.items()]
         self._emitted = {}
         try:
+            if self._finished:  # a commit that is waited for would wait most of a minute for a broker that is down
+                self._consumer.list_topics(self._settings.topic, timeout=GROUP_SECONDS)
             self._consumer.commit(offsets=offsets, asynchronous=not self._finished)
         except KafkaException as error:
             log.warning("the consumer group was not told of the committed offsets: %s", error.args[0].str())
@@ -274,7 +283,7 @@ def _by_partition(values: dict[int, int], partition: np.ndarray) -> np.ndarray:
     return result
 
 
-def _timestamps(messages: list[Message]) -> pa.TimestampArray:
+def timestamps(messages: list[Message]) -> pa.TimestampArray:
     """Microseconds; null where a message has none (librdkafka's -1), or one after 9999, which no table could hold."""
     milliseconds = np.fromiter((m.timestamp()[1] for m in messages), np.int64, len(messages))
     bad = (milliseconds < 0) | (milliseconds > MAX_TIME_US // 1000)

@@ -49,12 +49,12 @@ def wait_for_topic(config: Mapping[str, str], name: str) -> Topic:
     that librdkafka does not know.
     """
     admin = AdminClient(_checked(config), logger=log)
-    waiting = Retrying(
-        retry=retry_if_exception_type(BrokerDownError),
-        wait=wait_exponential_jitter(initial=0.5, max=10),
-        before_sleep=_say_waiting,
-    )
-    return waiting(_describe, admin, name, config["bootstrap.servers"])
+    return _waiting()(_describe, admin, name, config["bootstrap.servers"])
+
+
+def find_topic(config: Mapping[str, str], name: str) -> Topic:
+    """The topic as it is now, without waiting. Raises BrokerDownError, and what `wait_for_topic` raises."""
+    return _describe(AdminClient(_checked(config), logger=log), name, config["bootstrap.servers"])
 
 
 def _checked(config: Mapping[str, str]) -> dict[str, str]:
@@ -83,6 +83,14 @@ def _describe(admin: AdminClient, name: str, servers: str) -> Topic:
     return Topic(name, str(found.topic_id), partitions)
 
 
+def _waiting() -> Retrying:
+    return Retrying(
+        retry=retry_if_exception_type(BrokerDownError),
+        wait=wait_exponential_jitter(initial=0.5, max=10),
+        before_sleep=_say_waiting,
+    )
+
+
 def _say_waiting(state: RetryCallState) -> None:
     error = state.outcome.exception() if state.outcome else None
     log.warning(
@@ -93,10 +101,26 @@ def _say_waiting(state: RetryCallState) -> None:
 def watermarks(consumer: Consumer, topic: str, partition: int) -> tuple[int, int]:
     """The first offset that Kafka has, and the one that the next committed message will get. Raises KafkaError."""
     try:
+        return watermarks_now(consumer, topic, partition)
+    except BrokerDownError as error:
+        raise KafkaError(str(error)) from error
+
+
+def watermarks_now(consumer: Consumer, topic: str, partition: int) -> tuple[int, int]:
+    """`watermarks`, which raises BrokerDownError where that may pass, KafkaError where it does not."""
+    try:
         low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=TIMEOUT_SECONDS)
     except KafkaException as error:
-        raise KafkaError(f"{topic}[{partition}]: no offsets from Kafka ({error.args[0].str()})") from error
+        reason = f"{topic}[{partition}]: no offsets from Kafka ({error.args[0].str()})"
+        if error.args[0].code() in {*_FATAL, ConfluentError.UNKNOWN_TOPIC_OR_PART, ConfluentError._UNKNOWN_PARTITION}:
+            raise KafkaError(reason) from error
+        raise BrokerDownError(reason) from error
     return low, high
+
+
+def wait_for_watermarks(consumer: Consumer, topic: str, partition: int) -> tuple[int, int]:
+    """`watermarks`, as soon as a broker answers; says in the log that it waits. Raises KafkaError."""
+    return _waiting()(watermarks_now, consumer, topic, partition)
 
 
 def check_same_topic(topic: Topic, ledgers: Mapping[str, Ledger], accept_lost: bool, setting: str) -> None:

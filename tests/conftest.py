@@ -12,6 +12,20 @@ from k2flow.exchange import exchange_names
 from k2flow.kafka.local import LocalKafka, free_port
 from k2flow.settings import load_settings
 
+SAMPLE_TRADES = Path(__file__).parent / "data" / "kraken_btcusd_trades.csv"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--real-trades`: another CSV file of recorded trades for the tests that replay them."""
+    parser.addoption("--real-trades", type=Path, metavar="CSV", default=SAMPLE_TRADES)
+
+
+@pytest.fixture(scope="session")
+def real_trades(request: pytest.FixtureRequest) -> Path:
+    """The CSV file of recorded trades to replay."""
+    path: Path = request.config.getoption("--real-trades")
+    return path
+
 
 @pytest.fixture(autouse=True)
 def no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

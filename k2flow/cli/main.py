@@ -1,5 +1,6 @@
 """The command line: `k2flow`, also `python -m k2flow`."""
 
+import os
 import sys
 from typing import Annotated
 
@@ -8,13 +9,14 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from k2flow.catalog import configured, default_properties
+from k2flow.cli.audit import audit_command
 from k2flow.cli.kafka import kafka_app
 from k2flow.cli.produce import produce_command
 from k2flow.cli.query import query_command
 from k2flow.cli.tables import tables_app
 from k2flow.errors import K2flowError
 from k2flow.exchange import all_exchanges, exchange_names, find_exchange
-from k2flow.runtime import set_up_logging
+from k2flow.runtime import ERROR, EXIT_FAILED, set_up_logging
 from k2flow.settings import PREFIX, Settings, kafka_origins, load_settings, mask, origins
 
 app = typer.Typer(
@@ -28,13 +30,14 @@ app.add_typer(tables_app, name="tables")
 app.add_typer(kafka_app, name="kafka")
 app.command("produce")(produce_command)
 app.command("query")(query_command)
-
-EXIT_FAILED = 1
+app.command("audit")(audit_command)
 
 
 @app.callback()
 def _options(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
-    """Options of all commands; `main` looks at them itself, so that errors before this point heed them too."""
+    """Options of all commands, set for the processes that a command starts as well."""
+    if debug:
+        os.environ[f"{PREFIX}DEBUG"] = "1"
 
 
 @app.command()
@@ -90,7 +93,7 @@ def main() -> None:
     except K2flowError as error:
         if "--debug" in sys.argv or _debug_set():
             raise
-        print(f"k2flow: error: {error}", file=sys.stderr)
+        print(f"{ERROR}{error}", file=sys.stderr)
         raise SystemExit(EXIT_FAILED) from None
 
 

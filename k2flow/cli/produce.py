@@ -35,6 +35,8 @@ def produce_command(
 ) -> None:
     """Send realistic trades to an exchange's topic, or recorded ones to every exchange's; delivery is checked."""
     settings = load_settings(exchange_names())
+    if manifest is not None and (manifest.is_dir() or not manifest.parent.is_dir()):
+        raise ProduceError(f"the manifest {manifest} cannot be written: name a file in a folder that is there")
     if replay_csv is not None:
         if exchange is not None:
             raise ProduceError("--replay sends to each exchange that the file names: give no exchange")

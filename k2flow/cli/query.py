@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from k2flow.query import connect, query
+from k2flow.query import connect, query_errors
 
 BATCH_ROWS = 100_000
 SHOWN_ROWS = 1_000
@@ -38,19 +38,16 @@ def query_command(
 ) -> None:
     """Query the tables with DuckDB, each as one consistent snapshot."""
     connection = connect()
-    if format in (Format.CSV, Format.JSON, Format.PARQUET):
-        _copy(connection, sql, format)
-        return
-    relation = query(connection, sql)
-    if relation is None:
-        return
-    if format is Format.ARROW:
-        reader = relation.to_arrow_reader(BATCH_ROWS)
-        with pa.ipc.new_stream(sys.stdout.buffer, reader.schema) as writer:
-            for batch in reader:
-                writer.write_batch(batch)
-    else:
-        _show(relation)
+    with query_errors():
+        relation = connection.sql(sql)
+        if relation is None:  # a statement that has no rows
+            return
+        if format is Format.TABLE:
+            _show(relation)
+        elif format is Format.ARROW:
+            _stream(relation)
+        else:
+            _copy(relation, format)
 
 
 def _show(relation: duckdb.DuckDBPyRelation) -> None:
@@ -63,12 +60,19 @@ def _show(relation: duckdb.DuckDBPyRelation) -> None:
         print(f"the first {SHOWN_ROWS:,} rows; --format csv, json, parquet or arrow writes all", file=sys.stderr)
 
 
-def _copy(connection: duckdb.DuckDBPyConnection, sql: str, format: Format) -> None:
+def _stream(relation: duckdb.DuckDBPyRelation) -> None:
+    reader = relation.to_arrow_reader(BATCH_ROWS)
+    with pa.ipc.new_stream(sys.stdout.buffer, reader.schema) as writer:
+        for batch in reader:
+            writer.write_batch(batch)
+
+
+def _copy(relation: duckdb.DuckDBPyRelation, format: Format) -> None:
     """DuckDB writes the file (it knows how each type looks in each format), which then goes to stdout."""
     header = ", HEADER" if format is Format.CSV else ""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows"
-        query(connection, f"COPY ({sql.rstrip().rstrip(';')}) TO '{path}' (FORMAT {format}{header})")
+        relation.query("result", f"COPY result TO '{path}' (FORMAT {format}{header})")
         with path.open("rb") as file:
             shutil.copyfileobj(file, sys.stdout.buffer)
     sys.stdout.buffer.flush()

@@ -20,7 +20,9 @@ from pyiceberg.catalog import Catalog
 from pyiceberg.table import Table
 
 from k2flow.catalog import load_table, open_catalog
+from k2flow.errors import CatalogError
 from k2flow.exchange import GOLD, exchange_names, find_exchange
+from k2flow.ledger import read
 from k2flow.settings import load_settings
 from tests.oracle import Expected, Message, frozen_map
 
@@ -117,8 +119,11 @@ class Flow:
 
     def wait(self, seconds: float = DEADLINE_SECONDS) -> str:
         """What the processes printed, once all have ended."""
-        for process in self.processes:
-            process.wait(seconds)
+        try:
+            for process in self.processes:
+                process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"process {process.pid} has not ended after {seconds} s:\n{self.log()}") from None
         return self.log()
 
     def codes(self) -> list[int | None]:
@@ -232,14 +237,32 @@ def rows_of(table: Table) -> list[tuple[Any, ...]]:
     return rows
 
 
+def assert_consistent(lake: Lake) -> None:
+    """Each table holds exactly the rows that its ledger speaks of, whatever of the topic that may be."""
+    for layer in ("bronze", "silver", "dlq", "gold"):
+        try:
+            table = lake.table(layer)
+        except CatalogError:
+            continue  # no flow has made it yet
+        ledger = read(table.properties, lake.exchange, lake.topic)
+        columns = {"gold": ("message_id",), "silver": ("message_id",)}.get(layer, ("partition", "offset"))
+        rows = [tuple(row.values()) for row in table.scan(selected_fields=columns).to_arrow().to_pylist()]
+        if layer == "gold":
+            assert len(rows) == len(set(rows)), f"{layer}: {len(rows) - len(set(rows))} rows are doubled"
+        else:
+            assert len(rows) == sum(e.rows for e in ledger.partitions.values()), layer
+        if layer in ("bronze", "dlq"):
+            assert len(rows) == len(set(rows)), f"{layer}: {len(rows) - len(set(rows))} rows are doubled"
+        if layer == "bronze":
+            assert set(rows) == {(p, o) for p, e in ledger.partitions.items() for o in range(e.first, e.next)}
+
+
 def milliseconds(moment: Any) -> int | None:
     return None if moment is None else round(moment.timestamp() * 1000)
 
 
 def ledger_offsets(lake: Lake) -> dict[str, dict[int, int]]:
     """The next offset of each partition, by layer."""
-    from k2flow.ledger import read
-
     found = {}
     for layer in ("bronze", "silver", "dlq", "gold"):
         ledger = read(lake.table(layer).properties, lake.exchange, lake.topic)

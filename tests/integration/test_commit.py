@@ -1,6 +1,7 @@
 """Commits, against a real catalog: exactly once, fenced, guarded when the outcome is unknown, flat in cost."""
 
 import pickle
+import threading
 from datetime import UTC, datetime
 
 import numpy as np
@@ -101,6 +102,34 @@ def test_a_fenced_committer_commits_nothing(catalog: Catalog, writer: DataFileWr
     assert offsets_in(catalog) == [0, 1, 2, 3, 4]
 
 
+def test_a_flow_that_began_before_a_commit_of_another_begins_again(catalog: Catalog, writer: DataFileWriter) -> None:
+    """What it has read since (Gold's ids above all) may lack the rows of that commit. The other one is fenced."""
+    old = open_committer(catalog)
+    began_with = read(load_table(catalog, TABLE).properties, "binance", TOPIC)
+    old.commit(writer.write(rows(0, 5)), [Range(0, 0, 5, 5)])
+    new = Committer(catalog, TABLE, "binance", TOPIC)
+    with pytest.raises(CommitError, match="has committed since this copy of the flow began"):
+        new.fence("id", began_with)
+    with pytest.raises(FencedError):
+        old.commit(writer.write(rows(5, 9)), [Range(0, 5, 9, 4)])
+    again = Committer(catalog, TABLE, "binance", TOPIC)
+    again.fence("id", again.ledger)
+    again.commit(writer.write(rows(5, 9)), [Range(0, 5, 9, 4)])
+    assert offsets_in(catalog) == list(range(9))
+
+
+def test_of_two_flows_that_begin_at_once_the_first_to_fence_goes_on(catalog: Catalog, writer: DataFileWriter) -> None:
+    one, other = (Committer(catalog, TABLE, "binance", TOPIC) for _ in range(2))
+    late = Committer(catalog, TABLE, "binance", TOPIC)
+    one.fence("id", one.ledger)
+    with pytest.raises(FencedError, match="has taken over from epoch 0"):
+        other.fence("id", other.ledger)
+    with pytest.raises(FencedError, match="has taken over from epoch 0"):
+        Committer(catalog, TABLE, "binance", TOPIC).fence("id", late.ledger)
+    one.commit(writer.write(rows(0, 5)), [Range(0, 0, 5, 5)])
+    assert offsets_in(catalog) == list(range(5))
+
+
 def test_another_running_copy_is_named(
     catalog: Catalog, writer: DataFileWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,6 +196,19 @@ def test_a_lasting_conflict_ends_in_a_clear_error(
     monkeypatch.setattr(commits, "RETRY_SECONDS", 0.2)
     with pytest.raises(CommitError, match="conflicting commits"):
         committer.commit(writer.write(rows(0, 5)), [Range(0, 0, 5, 5)])
+
+
+def test_a_catalog_that_is_frozen_ends_in_a_clear_error(
+    catalog: Catalog, writer: DataFileWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    committer = open_committer(catalog)
+    thawed = threading.Event()
+    monkeypatch.setattr(type(catalog), "commit_table", lambda *_, **__: thawed.wait())
+    monkeypatch.setattr(commits, "HUNG_SECONDS", 0.2)
+    with pytest.raises(CommitError, match="has not answered for"):
+        committer.commit(writer.write(rows(0, 5)), [Range(0, 0, 5, 5)])
+    thawed.set()
+    assert offsets_in(catalog) == []
 
 
 def test_metadata_stays_small(catalog: Catalog, writer: DataFileWriter) -> None:

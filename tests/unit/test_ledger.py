@@ -76,3 +76,13 @@ def test_fence_keeps_offsets_of_the_same_topic_only() -> None:
 def test_this_process_is_no_other_that_runs() -> None:
     assert not Writer.this().running_here()
     assert not Writer("elsewhere", 1, 0).running_here()
+
+
+def test_what_was_held_of_a_topic_that_was_made_again_is_kept() -> None:
+    old = Ledger("t").fenced(Writer.this(), "one").advanced([Range(0, 0, 5, 4)])
+    new = old.fenced(Writer.this(), "two")
+    assert new.partitions == {}
+    (earlier,) = new.earlier
+    assert (earlier.topic_id, earlier.until, earlier.partitions) == ("one", old.committed_at, old.partitions)
+    assert read({KEY + "x": new.to_json()}, "x", "t") == new
+    assert new.fenced(Writer.this(), "two").earlier == new.earlier

@@ -1,0 +1,252 @@
+"""The audit: 0 on what flows leave, whatever they went through; 1 where the law is broken, 2 where it is not known."""
+
+import json
+import re
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka import KafkaException, Producer
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from k2flow.audit import Report
+from tests.integration import damage
+from tests.integration.conftest import fill
+from tests.integration.harness import ROOT, Lake
+from tests.integration.test_flow import new_good_value
+
+pytestmark = pytest.mark.integration
+
+NewLake = Callable[..., Lake]
+
+
+def audited(lake: Lake, *arguments: str, code: int = 0, **extra: str) -> dict[str, Any]:
+    """The report of `k2flow audit EXCHANGE --json`, which must end with `code`."""
+    done = subprocess.run(
+        [sys.executable, "-m", "k2flow", "audit", lake.exchange, "--json", *arguments],
+        cwd=ROOT,
+        env=lake.environment(**extra),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == code, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
+    report: dict[str, Any] = json.loads(done.stdout)
+    return report
+
+
+def test_a_clean_run(new_lake: NewLake) -> None:
+    lake = new_lake()
+    fill(lake, count=6_000, bad=0.05, duplicates=0.05, seed=1)
+    lake.catch_up(2, K2FLOW_BINANCE_BATCH_ROWS="500")
+    report = audited(lake)
+    assert report["verdict"] == "holds"
+    assert report["findings"] == []
+    assert sum(part["bronze"]["rows"] for part in report["partitions"]) == 6_000
+
+
+def test_transactions_of_which_some_are_aborted(new_lake: NewLake) -> None:
+    """Markers and aborted messages are gaps, whatever their number; a committed message without a row is lost."""
+    lake = new_lake(partitions=1)
+    good = new_good_value(lake)
+    producer = Producer({"bootstrap.servers": lake.bootstrap, "transactional.id": lake.topic})
+    producer.init_transactions(30)
+    for i in range(10):
+        producer.begin_transaction()
+        for _ in range(5):
+            producer.produce(lake.topic, good)
+        producer.flush(30)
+        if i % 3:
+            producer.abort_transaction(30)
+        else:
+            producer.commit_transaction(30)
+    lake.catch_up()
+    report = audited(lake)
+    assert report["findings"] == []
+    (part,) = report["partitions"]
+    assert part["bronze"] == {"first": 0, "next": 61, "rows": 21}
+    lake.table("bronze").delete("offset = 3")
+    (finding,) = audited(lake, code=1)["findings"]
+    assert (finding["check"], finding["count"]) == ("bronze_missing", 1)
+    assert finding["samples"] == [{"topic": lake.topic, "partition": 0, "offset": 3}]
+
+
+def test_two_exchanges_and_people(new_lake: NewLake) -> None:
+    """All exchanges at once, the report as people see it; one that has no tables is not missed unless it is named."""
+    lake = new_lake()
+    fill(lake, count=500, bad=0.05, seed=1)
+    lake.catch_up()
+    done = command(lake, lake.environment())
+    assert done.returncode == 0, done.stderr
+    assert "the conservation law holds" in done.stdout
+    assert "there are no tables of kraken" in done.stdout
+    assert command(lake, lake.environment(), "kraken").returncode == 2
+    other = new_lake("kraken")
+    fill(other, count=500, bad=0.05, seed=2)
+    other.catch_up()
+    done = command(lake, {**lake.environment(), "K2FLOW_KRAKEN_TOPIC": other.topic}, "--json")
+    assert done.returncode == 0, done.stdout
+    assert {part["exchange"] for part in json.loads(done.stdout)["partitions"]} == {"binance", "kraken"}
+
+
+def command(lake: Lake, environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "k2flow", "audit", *arguments]
+    return subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def test_a_topic_that_was_made_again_is_a_loss_that_was_accepted(new_lake: NewLake) -> None:
+    lake = new_lake(partitions=1)
+    fill(lake, count=300, bad=0.05, seed=1)
+    lake.catch_up()
+    remake(lake)
+    assert checks(audited(lake)) == {("topic_made_again", "note")}  # Kafka's offsets are another topic's now
+    fill(lake, count=200, bad=0.05, seed=2)
+    lake.catch_up(K2FLOW_BINANCE_ACCEPT_LOST_OFFSETS="1")
+    report = audited(lake)
+    assert checks(report) == {("topic_made_again", "note")}
+    assert [(p["current"], p["bronze"]["rows"]) for p in report["partitions"]] == [(False, 300), (True, 200)]
+    lake.table("bronze").delete("offset = 3")  # one of each topic
+    report = audited(lake, code=1)
+    assert sum(f["count"] for f in report["findings"] if f["check"] == "bronze_missing") == 2
+
+
+def remake(lake: Lake) -> None:
+    admin = AdminClient({"bootstrap.servers": lake.bootstrap})
+    admin.delete_topics([lake.topic])[lake.topic].result(30)
+    for _ in range(50):
+        time.sleep(0.2)
+        try:
+            admin.create_topics([NewTopic(lake.topic, 1, 1)])[lake.topic].result(30)
+            return
+        except KafkaException:
+            continue
+
+
+def checks(report: dict[str, Any]) -> set[tuple[str, str]]:
+    return {(finding["check"], finding["severity"]) for finding in report["findings"]}
+
+
+def test_without_kafka_the_ledgers_prove_it_or_it_cannot_be_told(new_lake: NewLake) -> None:
+    lake = new_lake()
+    fill(lake, count=1_000, bad=0.05, seed=1)
+    lake.catch_up()
+    down = {"K2FLOW_KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"}
+    assert checks(audited(lake, code=2, **down)) == {("kafka_unreachable", "unknown")}
+    lake.table("bronze").delete("partition = 0 and offset = 3")
+    report = audited(lake, code=1, **down)
+    assert ("bronze_missing", "broken") in checks(report)
+    (missing,) = [f for f in report["findings"] if f["check"] == "bronze_missing"]
+    assert missing["samples"] == [{"topic": lake.topic, "partition": 0, "offset": 3}]
+
+
+def test_what_cannot_be_checked_is_exit_code_2(new_lake: NewLake, tmp_path: Path) -> None:
+    lake = new_lake()
+    fill(lake, count=100, seed=1)
+    lake.catch_up()
+    for environment, text in (
+        (lake.environment(K2FLOW_HOME=str(tmp_path / "empty")), "no tables"),
+        (lake.environment(PYICEBERG_CATALOG__K2FLOW__URI="http://127.0.0.1:1"), "catalog"),
+        (lake.environment(K2FLOW_BINANCE_TOPIC="another"), "topic"),
+        (lake.environment(K2FLOW_NONSENSE="1"), "K2FLOW_NONSENSE"),
+    ):
+        done = command(lake, environment, "binance")
+        assert done.returncode == 2, done.stdout + done.stderr
+        assert text in done.stderr
+    lake.catalog().drop_table(("market_data", "dlq_binance_trades"))
+    done = command(lake, lake.environment(), "binance")
+    assert done.returncode == 2
+    assert "dlq_binance_trades" in done.stderr
+
+
+def test_a_running_flow(new_lake: NewLake) -> None:
+    """Tables that are at different offsets whenever one looks: what is in flight is not lost."""
+    lake = new_lake()
+    fill(lake, count=2_000, bad=0.05, duplicates=0.05, seed=1)
+    lake.catch_up()
+    with lake.start(2, K2FLOW_BINANCE_TRIGGER_SECONDS="0.2", K2FLOW_BINANCE_BATCH_ROWS="300") as flow:
+        for seed in range(2, 6):
+            fill(lake, count=3_000, bad=0.05, duplicates=0.05, seed=seed)
+            assert audited(lake)["findings"] == []
+        assert flow.codes() == [None, None]
+
+
+@pytest.mark.parametrize("layer", ["bronze", "silver", "dlq", "gold"])
+def test_a_table_that_is_ahead_or_behind(new_lake: NewLake, layer: str) -> None:
+    """One table's last commits undone, ledger and rows: as if a crash had come before them."""
+    lake = new_lake()
+    fill(lake, count=1_000, bad=0.05, duplicates=0.05, seed=1)
+    lake.catch_up()
+    with sqlite3.connect(lake.home / "catalog.db") as catalog:
+        name = lake.table(layer).name()[-1]
+        query = "SELECT metadata_location FROM iceberg_tables WHERE table_name = ?"
+        (before,) = catalog.execute(query, [name]).fetchone()
+        fill(lake, count=1_000, bad=0.05, duplicates=0.05, seed=2)
+        lake.catch_up()
+        catalog.execute("UPDATE iceberg_tables SET metadata_location = ? WHERE table_name = ?", [before, name])
+    assert audited(lake)["findings"] == []
+    lake.catch_up()
+    assert audited(lake)["findings"] == []
+
+
+def test_since(new_lake: NewLake) -> None:
+    lake = new_lake(partitions=1)
+    fill(lake, count=500, bad=0.05, duplicates=0.05, seed=1)
+    lake.catch_up()
+    time.sleep(1.1)
+    moment = datetime.now(UTC)
+    fill(lake, count=300, bad=0.05, duplicates=0.05, seed=2)
+    lake.catch_up()
+    since = ("--since", f"{moment:%Y-%m-%dT%H:%M:%S}")
+    report = audited(lake, *since)
+    assert report["findings"] == []
+    assert report["since"] == f"{moment:%Y-%m-%dT%H:%M:%S}+00:00"
+    lake.table("bronze").delete("offset = 3")
+    assert audited(lake, *since)["findings"] == []
+    lake.table("bronze").delete("offset = 600")
+    assert checks(audited(lake, *since, code=1)) == {("bronze_missing", "broken")}
+
+
+def test_rows_that_retention_removed_are_not_lost(new_lake: NewLake) -> None:
+    """Bronze's and Silver's old days are gone: what is left holds, and damage to it is still found."""
+    lake = new_lake(partitions=1)
+    fill(lake, count=500, bad=0.05, duplicates=0.05, seed=1, start=datetime.now(UTC) - timedelta(days=40))
+    fill(lake, count=300, bad=0.05, duplicates=0.05, seed=2)
+    lake.catch_up()
+    table = lake.table("bronze")
+    table.delete("offset < 500")
+    assert ("bronze_missing", "broken") in checks(audited(lake, code=1)), "nothing is too old in a table of today"
+    with lake.table("bronze").transaction() as transaction:  # forgets when the table was made, as an old one has
+        transaction.set_properties({"write.metadata.previous-versions-max": "1"})
+    lake.table("silver").delete(f"exchange_date < '{datetime.now(UTC).date() - timedelta(days=30)}'")
+    assert checks(audited(lake)) == {("expired", "note")}
+    down = audited(lake, code=2, K2FLOW_KAFKA_BOOTSTRAP_SERVERS="127.0.0.1:1")
+    assert ("bronze_unknown", "unknown") in checks(down)
+    one = damage.single_trade(lake)
+    damage.append(lake, "silver", one)
+    assert checks(audited(lake)) == {("silver_repeated", "note"), ("expired", "note")}
+    damage.delete(lake, "silver", f"message_id = '{one['message_id'][0].as_py()}'")
+    assert ("in_neither", "broken") in checks(audited(lake, code=1))
+    lake.table("bronze").delete("offset < 503")
+    missing = [f for f in audited(lake, code=1)["findings"] if f["check"] == "bronze_missing"]
+    assert [f["count"] for f in missing] == [3]
+
+
+def test_json_is_as_documented(new_lake: NewLake) -> None:
+    lake = new_lake(partitions=1)
+    fill(lake, count=50, seed=1)
+    lake.catch_up()
+    report = audited(lake)
+    documented = set(re.findall(r"`(\w+)`", Report.__doc__ or ""))
+    assert list(report) == [
+        *("version", "verdict", "started_at", "since", "seconds", "rows", "tables", "partitions", "findings")
+    ]
+    (part,) = report["partitions"]
+    for key in (*report, *part, *part["kafka"], *part["bronze"], *report["tables"]["bronze_binance_trades"]):
+        assert key in documented, key
+    assert part["kafka"] == {"low": 0, "high": 50, "lag": 0}

@@ -1,0 +1,218 @@
+"""Damaged tables prove the audit: whatever is damaged, it says that the law is broken, and names the damage."""
+
+import dataclasses
+import uuid
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+
+import pyarrow.compute as pc
+import pytest
+
+from k2flow.audit import Report, audit
+from k2flow.audit.report import Verdict
+from k2flow.exchange import exchange_names, find_exchange
+from k2flow.kafka.local import LocalKafka
+from k2flow.settings import load_settings
+from tests.integration import damage as d
+from tests.integration.conftest import fill
+from tests.integration.harness import Lake
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def lakes(kafka: LocalKafka, tmp_path_factory: pytest.TempPathFactory) -> tuple[Lake, Lake]:
+    """Two exchanges in the same tables, all read."""
+    home = tmp_path_factory.mktemp("audited") / "lake"
+    made = []
+    for exchange in ("binance", "kraken"):
+        topic = f"{exchange}.{uuid.uuid4().hex}"
+        kafka.start({topic: 2})
+        lake = Lake(exchange, topic, home, kafka.bootstrap)
+        fill(lake, count=2_000, bad=0.05, duplicates=0.05, seed=len(exchange))
+        lake.catch_up(**{f"K2FLOW_{exchange.upper()}_BATCH_ROWS": "500"})
+        made.append(lake)
+    return made[0], made[1]
+
+
+@pytest.fixture
+def lake(lakes: tuple[Lake, Lake], monkeypatch: pytest.MonkeyPatch) -> Iterator[Lake]:
+    """Binance's, which may be damaged: it is as before for the next test."""
+    for each in lakes:
+        for name, value in each.environment().items():
+            if name.startswith("K2FLOW_"):
+                monkeypatch.setenv(name, value)
+    with d.restored(lakes[0]):
+        yield lakes[0]
+
+
+def run_audit(lake: Lake, *names: str) -> Report:
+    """Both exchanges, or those named."""
+    exchanges = [dataclasses.replace(find_exchange(name)) for name in names or ("binance", "kraken")]
+    return audit(lake.catalog(), load_settings(exchange_names()), exchanges)
+
+
+def test_nothing_damaged(lake: Lake) -> None:
+    report = run_audit(lake)
+    assert report.verdict is Verdict.HOLDS
+    assert report.findings == []
+
+
+def delete_bronze(lake: Lake) -> None:
+    d.delete(lake, "bronze", d.place(d.message_of(lake, valid=True)))
+
+
+def delete_first_bronze(lake: Lake) -> None:
+    d.delete(lake, "bronze", "partition = 0 and offset < 3")
+
+
+def delete_last_bronze(lake: Lake) -> None:
+    last = max(r["offset"] for r in d.rows(lake, "bronze").to_pylist() if r["partition"] == 1)
+    d.delete(lake, "bronze", f"partition = 1 and offset = {last}")
+
+
+def double_bronze(lake: Lake) -> None:
+    d.append(lake, "bronze", d.message_of(lake, valid=True))
+
+
+def bronze_beyond_the_ledger(lake: Lake) -> None:
+    d.append(lake, "bronze", d.changed(d.message_of(lake, valid=True), offset=1_000_000))
+
+
+def bronze_of_another_topic(lake: Lake) -> None:
+    d.append(lake, "bronze", d.changed(d.message_of(lake, valid=True), topic="another"))
+
+
+def silver_and_dead_letters(lake: Lake) -> None:
+    d.append(lake, "dlq", d.dead_letter(lake, d.message_of(lake, valid=True)))
+
+
+def dead_letter_dropped(lake: Lake) -> None:
+    d.delete(lake, "dlq", d.place(d.message_of(lake, valid=False)))
+
+
+def dead_letter_doubled(lake: Lake) -> None:
+    d.append(lake, "dlq", d.rows(lake, "dlq").slice(3, 1))
+
+
+def dead_letter_changed(lake: Lake) -> None:
+    one = d.rows(lake, "dlq").slice(3, 1)
+    d.delete(lake, "dlq", d.place(one))
+    d.append(lake, "dlq", d.changed(one, payload=b"other"))
+
+
+def dead_letter_beyond_the_ledger(lake: Lake) -> None:
+    d.append(lake, "dlq", d.changed(d.rows(lake, "dlq").slice(3, 1), partition=7))
+
+
+def silver_dropped(lake: Lake) -> None:
+    d.delete(lake, "silver", f"message_id = '{d.single_trade(lake)['message_id'][0].as_py()}'")
+
+
+def silver_doubled(lake: Lake) -> None:
+    d.append(lake, "silver", d.single_trade(lake))
+
+
+def silver_changed(lake: Lake) -> None:
+    one = d.single_trade(lake)
+    d.delete(lake, "silver", f"message_id = '{one['message_id'][0].as_py()}'")
+    d.append(lake, "silver", d.changed(one, price=one["price"][0].as_py() + Decimal("0.00000001")))
+
+
+def silver_map_changed(lake: Lake) -> None:
+    one = d.single_trade(lake)
+    d.delete(lake, "silver", f"message_id = '{one['message_id'][0].as_py()}'")
+    d.append(lake, "silver", d.changed(one, vendor_data=[("a", "forged")]))
+
+
+def silver_null_instead_of_empty(lake: Lake) -> None:
+    trades = d.rows(lake, "silver")
+    one = trades.filter(pc.equal(pc.list_value_length(trades["trade_conditions"]), 0)).slice(0, 1)
+    d.delete(lake, "silver", f"trade_id = '{one['trade_id'][0].as_py()}'")
+    d.append(lake, "silver", d.changed(one, trade_conditions=None))
+
+
+def gold_dropped(lake: Lake) -> None:
+    d.delete(lake, "gold", f"message_id = '{d.single_trade(lake)['message_id'][0].as_py()}'")
+
+
+def gold_doubled(lake: Lake) -> None:
+    d.append(lake, "gold", d.single_trade(lake, "gold"))
+
+
+def gold_unknown(lake: Lake) -> None:
+    d.append(lake, "gold", d.changed(d.single_trade(lake, "gold"), message_id="unknown"))
+
+
+def gold_of_nobody(lake: Lake) -> None:
+    d.append(lake, "gold", d.changed(d.single_trade(lake, "gold"), exchange="NOBODY", message_id="unknown"))
+
+
+def gold_under_two_exchanges(lake: Lake) -> None:
+    d.append(lake, "gold", d.changed(d.single_trade(lake, "gold"), exchange="KRAKEN"))
+
+
+def gold_unsorted(lake: Lake) -> None:
+    d.rewrite_hour(lake, d.unsorted)
+
+
+def gold_in_another_partition(lake: Lake) -> None:
+    d.rewrite_hour(lake, d.in_another_partition)
+
+
+def forged(layer: str, key: str, by: int) -> Callable[[Lake], None]:
+    def forge(lake: Lake) -> None:
+        d.forge(lake, layer, key, by)
+
+    forge.__name__ = f"{layer}_{key}_{by:+d}"
+    return forge
+
+
+DAMAGE: list[tuple[Callable[[Lake], None], set[str]]] = [
+    (delete_bronze, {"bronze_missing"}),
+    (delete_first_bronze, {"bronze_missing"}),
+    (delete_last_bronze, {"bronze_missing"}),
+    (double_bronze, {"bronze_doubled"}),
+    (bronze_beyond_the_ledger, {"bronze_outside_ledger"}),
+    (bronze_of_another_topic, {"bronze_outside_ledger"}),
+    (silver_and_dead_letters, {"in_both"}),
+    (dead_letter_dropped, {"in_neither"}),
+    (dead_letter_doubled, {"dlq_doubled"}),
+    (dead_letter_changed, {"dlq_changed"}),
+    (dead_letter_beyond_the_ledger, {"dlq_outside_ledger"}),
+    (silver_dropped, {"in_neither", "gold_unexpected"}),
+    (silver_doubled, {"silver_doubled"}),
+    (silver_changed, {"in_neither", "silver_unexpected", "gold_unexpected"}),
+    (silver_map_changed, {"in_neither", "silver_unexpected", "gold_unexpected"}),
+    (silver_null_instead_of_empty, {"in_neither", "silver_unexpected", "gold_unexpected"}),
+    (gold_dropped, {"gold_missing"}),
+    (gold_doubled, {"gold_doubled"}),
+    (gold_unknown, {"gold_unexpected"}),
+    (gold_of_nobody, {"gold_unexpected"}),
+    (gold_under_two_exchanges, {"gold_two_exchanges", "gold_unexpected"}),
+    (gold_unsorted, {"file_order"}),
+    (gold_in_another_partition, {"file_partition"}),
+    *[(forged(layer, "next", 10), {"ledger_beyond_kafka"}) for layer in ("bronze", "silver", "dlq", "gold")],
+    *[(forged(layer, "rows", by), {"ledger_rows"}) for layer in ("bronze", "silver", "dlq", "gold") for by in (1, -1)],
+    (forged("bronze", "next", -10), {"bronze_outside_ledger", "ledger_rows"}),
+    (forged("silver", "next", -10), {"ledger_rows", "silver_unexpected"}),
+    (forged("dlq", "next", -200), {"ledger_rows", "dlq_outside_ledger"}),
+    (forged("gold", "next", -10), {"ledger_rows"}),
+]
+
+
+ALLOWED_TOO = {"ledger_rows", "ledgers_disagree", "silver_doubled"}
+"""A table whose rows were damaged, or a ledger, no longer agrees with a count either; and rows that are beyond a forged
+ledger may be copies of others."""
+
+
+@pytest.mark.parametrize(("damage", "checks"), DAMAGE, ids=[damage.__name__ for damage, _ in DAMAGE])
+def test_damage_is_named(lake: Lake, damage: Callable[[Lake], None], checks: set[str]) -> None:
+    damage(lake)
+    report = run_audit(lake)
+    assert report.verdict is Verdict.BROKEN
+    found = report.checks()
+    assert checks <= found <= checks | ALLOWED_TOO, report.findings
+    for finding in report.findings:
+        if finding.check in checks and finding.check != "ledger_rows":
+            assert finding.samples, finding

@@ -1,0 +1,103 @@
+"""The broker goes away and comes back: a flow waits for it, can be ended meanwhile, and goes on afterwards."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from k2flow.failpoints import Point
+from k2flow.kafka.local import LocalKafka, free_port
+from tests.integration.conftest import fill
+from tests.integration.harness import Lake, assert_tables, ledger_offsets, read_topic
+from tests.integration.test_failpoints import await_stop
+from tests.oracle import expect
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalKafka]:
+    """A broker that may be killed."""
+    with LocalKafka(tmp_path_factory.mktemp("broker"), free_port()) as kafka:
+        yield kafka
+        kafka.start()  # however a test has left it, so that it is stopped as what was started here
+    kafka.stop()
+
+
+@pytest.fixture
+def lake(broker: LocalKafka, tmp_path: Path, request: pytest.FixtureRequest) -> Lake:
+    topic = f"binance.{request.node.name}"
+    broker.start({topic: 3})
+    made = Lake("binance", topic, tmp_path / "lake", broker.bootstrap)
+    fill(made, count=2_000, bad=0.05, duplicates=0.1, seed=5)
+    return made
+
+
+def kill(broker: LocalKafka) -> None:
+    pid = broker.status().pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+
+
+def test_a_flow_that_has_to_catch_up_outlives_the_broker(broker: LocalKafka, lake: Lake) -> None:
+    """It stops after its first batch, the broker is killed and started again; nothing is missing at the end."""
+    armed = f"{Point.COMMIT_DONE}=stop@4"
+    fetch_little = {"K2FLOW_KAFKA_QUEUED_MIN_MESSAGES": "1", "K2FLOW_KAFKA_MAX_PARTITION_FETCH_BYTES": "20000"}
+    batch = {"K2FLOW_BINANCE_BATCH_ROWS": "100"}
+    with lake.start(K2FLOW_FAILPOINTS=armed, K2FLOW_UNTIL_CAUGHT_UP="1", **fetch_little, **batch) as flow:
+        await_stop(flow)
+        kill(broker)
+        flow.signal(signal.SIGCONT)
+        wait_until(lambda: "Connection refused" in flow.log() or flow.processes[0].poll() is not None)
+        time.sleep(2)
+        assert flow.processes[0].poll() is None, flow.log()
+        broker.start()
+        log = flow.wait(60)
+        assert flow.codes() == [0], log
+    assert_tables(lake, expect(read_topic(lake.bootstrap, lake.topic), "BINANCE"))
+
+
+def test_a_flow_can_be_ended_while_the_broker_is_down(broker: LocalKafka, lake: Lake) -> None:
+    """SIGTERM: what was read is committed, and the exit code is 0."""
+    with lake.start(K2FLOW_BINANCE_TRIGGER_SECONDS="600", K2FLOW_BINANCE_BATCH_ROWS="1500") as flow:
+        flow.wait_for_log("gold_crypto_trades: ")
+        time.sleep(2)  # it has read the 500 that are left, and been told that the group knows of the first batch
+        kill(broker)
+        time.sleep(1)
+        flow.signal(signal.SIGTERM)
+        began = time.monotonic()
+        log = flow.wait(60)
+        assert flow.codes() == [0], log
+        assert time.monotonic() - began < 10, log
+    assert sum(ledger_offsets(lake)["gold"].values()) == 2_000, log
+    broker.start()
+    lake.catch_up()
+    assert_tables(lake, expect(read_topic(lake.bootstrap, lake.topic), "BINANCE"))
+
+
+def test_a_flow_that_starts_while_the_broker_is_down_waits(broker: LocalKafka, lake: Lake) -> None:
+    """It says what it waits for; SIGTERM ends it meanwhile. So does one that has found the topic a moment before."""
+    with lake.start(K2FLOW_FAILPOINTS=f"{Point.OPENED}=stop", K2FLOW_UNTIL_CAUGHT_UP="1") as flow:
+        await_stop(flow)
+        kill(broker)
+        flow.signal(signal.SIGCONT)
+        with lake.start() as ended:
+            ended.wait_for_log("waiting for it")
+            ended.signal(signal.SIGTERM)
+            log = ended.wait(20)
+            assert ended.codes() == [0], log
+        flow.wait_for_log("no offsets from Kafka")
+        broker.start()
+        log = flow.wait(60)
+        assert flow.codes() == [0], log
+    assert_tables(lake, expect(read_topic(lake.bootstrap, lake.topic), "BINANCE"))
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

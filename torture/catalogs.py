@@ -1,0 +1,156 @@
+"""The catalog under torture: PostgreSQL behind a proxy where it can be had, else SQLite."""
+
+import contextlib
+import importlib.util
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+from pyiceberg.catalog import Catalog, load_catalog
+
+from k2flow.catalog import CATALOG, default_properties
+from k2flow.kafka.local import free_port
+from torture.plan import Fault, Kind
+from torture.proxy import Proxy
+
+PREFIX = "PYICEBERG_CATALOG__K2FLOW__"
+
+
+class Sqlite:
+    """The catalog that k2flow makes by itself."""
+
+    kinds = (Kind.CATALOG_LOCKED,)
+    name = "SQLite"
+
+    def __init__(self, home: Path) -> None:
+        self._path = home / "catalog.db"
+
+    def environment(self) -> dict[str, str]:
+        return {}
+
+    def open(self) -> Catalog:
+        return load_catalog(CATALOG, **default_properties(self._path.parent))
+
+    def break_it(self, fault: Fault) -> None:
+        """Another connection holds the lock for a while."""
+        with contextlib.closing(sqlite3.connect(self._path, timeout=30, isolation_level=None)) as connection:
+            connection.execute("BEGIN EXCLUSIVE")
+            time.sleep(fault.seconds)
+            connection.execute("ROLLBACK")
+
+    def stop(self) -> None:
+        """Nothing runs."""
+
+
+class Postgres:
+    """A PostgreSQL of its own, in a folder of its own, as the user `postgres` where this is root."""
+
+    kinds = (
+        Kind.CATALOG_REFUSES,
+        Kind.CATALOG_HANGS,
+        Kind.ANSWER_LOST,
+        Kind.REQUEST_LOST,
+        Kind.CATALOG_CRASH,
+        Kind.CATALOG_FROZEN,
+    )
+    name = "PostgreSQL"
+
+    def __init__(self, warehouse: Path, binaries: Path) -> None:
+        self._binaries = binaries
+        self._user = "postgres" if os.getuid() == 0 else None
+        self._folder = Path(tempfile.mkdtemp(prefix="k2flow-pg-"))  # short: the path of a socket has 107 bytes
+        self._data = self._folder / "data"
+        self._warehouse = warehouse
+        self._port = free_port()
+        if self._user:
+            shutil.chown(self._folder, self._user)
+        self._run("initdb", "-D", str(self._data), "-U", "k2flow", "-A", "trust", "-E", "UTF8", "--locale=C", "-N")
+        self._start()
+        self._run("createdb", "-h", "127.0.0.1", "-p", str(self._port), "-U", "k2flow", "catalog")
+        self._proxy = Proxy(self._port)
+
+    def environment(self) -> dict[str, str]:
+        return {PREFIX + name.upper(): value for name, value in self._properties().items()}
+
+    def open(self) -> Catalog:
+        return load_catalog(CATALOG, **self._properties())
+
+    def _properties(self) -> dict[str, str]:
+        return {
+            "type": "sql",
+            "uri": f"postgresql+psycopg2://k2flow@127.0.0.1:{self._proxy.port}/catalog",
+            "pool_pre_ping": "true",
+            "warehouse": f"file://{self._warehouse}",
+        }
+
+    def break_it(self, fault: Fault) -> None:
+        match fault.kind:
+            case Kind.CATALOG_REFUSES:
+                with self._proxy.refusing():
+                    time.sleep(fault.seconds)
+            case Kind.CATALOG_HANGS:
+                with self._proxy.hanging():
+                    time.sleep(fault.seconds)
+            case Kind.ANSWER_LOST | Kind.REQUEST_LOST:
+                self._proxy.cut_at_commit(after=fault.kind is Kind.ANSWER_LOST)
+            case Kind.CATALOG_CRASH:
+                self._run("pg_ctl", "-D", str(self._data), "-m", "immediate", "-w", "stop")
+                time.sleep(fault.seconds / 2)
+                self._start()
+            case _:
+                with self._frozen():
+                    time.sleep(fault.seconds)
+
+    def stop(self) -> None:
+        self._proxy.close()
+        self._run("pg_ctl", "-D", str(self._data), "-m", "immediate", "-w", "stop", check=False)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def _frozen(self) -> Iterator[None]:
+        first = int((self._data / "postmaster.pid").read_text().split()[0])
+        processes = [psutil.Process(first), *psutil.Process(first).children(recursive=True)]
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for process in processes:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.send_signal(signal.SIGCONT)
+
+    def _start(self) -> None:
+        options = f"-p {self._port} -k {self._folder} -c listen_addresses=127.0.0.1 -c fsync=off"
+        log = str(self._folder / "log")
+        self._run("pg_ctl", "-D", str(self._data), "-l", log, "-w", "-t", "60", "-o", options, "start")
+
+    def _run(self, program: str, *arguments: str, check: bool = True) -> None:
+        subprocess.run(
+            [str(self._binaries / program), *arguments],
+            check=check,
+            user=self._user,
+            cwd=self._folder,
+            stdout=subprocess.DEVNULL,
+            stderr=None if check else subprocess.DEVNULL,
+        )
+
+
+def open_catalog(home: Path, sqlite: bool) -> Sqlite | Postgres:
+    """PostgreSQL if its programs and its Python driver are there and SQLite is not asked for."""
+    # Debian's pg_ctl on PATH is a wrapper for clusters of its own: the real one comes first.
+    found = [
+        *sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"), reverse=True),
+        Path(shutil.which("pg_ctl") or "/none"),
+    ]
+    programs = next((path.resolve().parent for path in found if path.exists()), None)
+    if sqlite or programs is None or importlib.util.find_spec("psycopg2") is None:
+        return Sqlite(home)
+    return Postgres(home / "warehouse", programs)

@@ -1,0 +1,53 @@
+"""The disk that the tables are on, which can be full: a small file system in memory where that may be mounted."""
+
+import contextlib
+import resource
+import shutil
+import subprocess
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+FILE_BYTES = 512
+
+
+class Disk:
+    """Holds the folder of the tables. Without the right to mount, single processes are kept from writing instead."""
+
+    def __init__(self, folder: Path, seconds: float) -> None:
+        self._folder = folder
+        self._megabytes = 256 + 4 * int(seconds)
+        folder.mkdir(parents=True)
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={self._megabytes}m", "tmpfs", str(folder)]
+        self.mounted = shutil.which("mount") is not None and (
+            subprocess.run(mount, check=False, stderr=subprocess.DEVNULL).returncode == 0
+        )
+
+    @contextlib.contextmanager
+    def full(self, pids: Iterable[int]) -> Iterator[None]:
+        """No file can grow."""
+        if self.mounted:
+            self._resize(f"{shutil.disk_usage(self._folder).used}")
+        else:
+            limited = [(pid, limit) for pid in pids if (limit := _limit(pid, (FILE_BYTES, resource.RLIM_INFINITY)))]
+        try:
+            yield
+        finally:
+            if self.mounted:
+                self._resize(f"{self._megabytes}m")
+            else:
+                for pid, limit in limited:
+                    _limit(pid, limit)
+
+    def close(self) -> None:
+        if self.mounted:
+            subprocess.run(["umount", "-l", str(self._folder)], check=False)
+
+    def _resize(self, size: str) -> None:
+        subprocess.run(["mount", "-o", f"remount,size={size}", str(self._folder)], check=True)
+
+
+def _limit(pid: int, limit: tuple[int, int]) -> tuple[int, int] | None:
+    """Limits the size of files that a process may write; the limit before, or None if it has ended."""
+    with contextlib.suppress(ProcessLookupError):
+        return resource.prlimit(pid, resource.RLIMIT_FSIZE, limit)
+    return None

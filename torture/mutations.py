@@ -1,0 +1,54 @@
+"""k2flow with one of its safeguards switched off, to prove that the tests would notice."""
+
+from dataclasses import replace
+
+from k2flow.commit import Committer
+from k2flow.ledger import Extent, Ledger
+from k2flow.messages import Slice
+
+
+def no_guard() -> None:
+    """An attempt no longer looks whether the ledger is as it left it: its own reading is what it remembers."""
+    real = Committer._read
+    Committer._read = lambda self: getattr(self, "ledger", None) or real(self)
+
+
+def no_contiguity() -> None:
+    """A range of offsets may begin anywhere."""
+
+    def advanced(self, ranges, accept_gaps=False):
+        partitions = dict(self.partitions)
+        for r in sorted(ranges, key=lambda r: (r.partition, r.first)):
+            old = partitions.get(r.partition, Extent(r.first, r.first, 0))
+            partitions[r.partition] = Extent(old.first, r.next, old.rows + r.rows)
+        return replace(self, sequence=self.sequence + 1, partitions=partitions)
+
+    Ledger.advanced = advanced
+
+
+def no_fence() -> None:
+    """A flow starts without a new epoch."""
+    Committer.fence = lambda self, topic_id, began_with=None: None
+
+
+def weak_fence() -> None:
+    """The fence changes the ledger alone and leaves the table's head as it was."""
+
+    def fence(self, topic_id, began_with=None):
+        self._commit(self.ledger.fenced(self._writer, topic_id), [], append=False)
+
+    Committer.fence = fence
+
+
+def no_replay_filter() -> None:
+    """Rows that a table holds already are written again."""
+    Slice.beyond = lambda self, committed: self
+
+
+MUTATIONS = {
+    "guard": no_guard,
+    "contiguity": no_contiguity,
+    "fence": no_fence,
+    "weak-fence": weak_fence,
+    "replay-filter": no_replay_filter,
+}
