@@ -16,7 +16,7 @@ import pyarrow as pa
 from k2flow.errors import AuditError
 from k2flow.tables import SILVER_FIELDS
 
-MEMORY_MB = 384
+MEMORY_MB = 320
 THREADS = 2
 
 _SCHEMA = """

@@ -68,7 +68,7 @@ def shutdown_faults() -> Iterator[Fault]:
         yield Fault(f"{Point.SHUTDOWN}={action}@2", action, until_caught_up=True, workers=2)
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_every_point(new_lake: NewLake) -> None:
     """Two lakes side by side, each a chain of starts that all end in a fault, the next one taking up what is left."""
     every = list(faults())
@@ -143,7 +143,7 @@ def test_a_stopped_predecessor_commits_nothing_more(new_lake: NewLake, armed: st
             await_stop(new)
             before = ledger_offsets(lake)
             old.signal(signal.SIGCONT)
-            log = old.wait(20)
+            log = old.wait(60)
             assert old.codes() == [1], log
             assert "has taken over from epoch 1; this copy of the flow stops" in log.splitlines()[-1]
             assert ledger_offsets(lake) == before
