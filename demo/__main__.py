@@ -24,7 +24,7 @@ COUNTS = {"binance": 200_000, "kraken": 20_000}
 BAD, DUPLICATES = 0.02, 0.03
 DEADLINE_SECONDS = 180
 CANDLES = f"""
-    SELECT time_bucket(INTERVAL 1 minute, "timestamp") AS minute,
+    SELECT strftime(time_bucket(INTERVAL 1 minute, "timestamp"), '%H:%M') AS minute,
            arg_min(price, ("timestamp", trade_id)) AS open, max(price) AS high, min(price) AS low,
            arg_max(price, ("timestamp", trade_id)) AS close, sum(quantity) AS volume, count(*) AS trades
     FROM {GOLD} WHERE exchange = 'BINANCE' AND symbol = 'BTCUSDT'
@@ -117,7 +117,7 @@ def committed(exchange: Exchange) -> int:
 
 
 def show(exchanges: list[Exchange], manifests: dict[str, Manifest]) -> bool:
-    """The tables beside the manifests; whether they are the same everywhere."""
+    """The tables beside the manifests; whether they are the same everywhere, and the audit agrees."""
     import k2flow
 
     connection = k2flow.connect()
@@ -141,6 +141,8 @@ def show(exchanges: list[Exchange], manifests: dict[str, Manifest]) -> bool:
         for reason in sorted({*found, *expected}):
             reasons.append((f"{e.name} {reason}", found.get(reason, 0), expected.get(reason, 0)))
     right &= print_counts("reason", reasons)
+    say("the audit: k2flow's own proof, from Kafka's offsets to Gold's files")
+    right &= subprocess.run([sys.executable, "-m", "k2flow", "audit"], check=False).returncode == 0
     say("one-minute candles of BTCUSDT, from Gold by DuckDB")
     candles = connection.sql(CANDLES)
     table = Table(*candles.columns)
@@ -173,6 +175,7 @@ def how_to_go_on(kafka: LocalKafka, keep: bool) -> None:
     else:
         print("scripts/demo --keep    # leaves Kafka running")
     print(".venv/bin/k2flow tables list")
+    print(".venv/bin/k2flow audit")
     print(f'.venv/bin/k2flow query "SELECT symbol, count(*) FROM {GOLD} GROUP BY 1 ORDER BY 2 DESC LIMIT 5"')
 
 

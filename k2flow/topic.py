@@ -112,7 +112,8 @@ def watermarks_now(consumer: Consumer, topic: str, partition: int) -> tuple[int,
         low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=TIMEOUT_SECONDS)
     except KafkaException as error:
         reason = f"{topic}[{partition}]: no offsets from Kafka ({error.args[0].str()})"
-        if error.args[0].code() in {*_FATAL, ConfluentError.UNKNOWN_TOPIC_OR_PART, ConfluentError._UNKNOWN_PARTITION}:
+        # That the client itself knows no such partition passes: it has not heard of a new one, or of its leader, yet.
+        if error.args[0].code() in {*_FATAL, ConfluentError.UNKNOWN_TOPIC_OR_PART}:
             raise KafkaError(reason) from error
         raise BrokerDownError(reason) from error
     return low, high
