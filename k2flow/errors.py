@@ -22,9 +22,14 @@
 Each message is one line that says what is wrong and what to do next.
 """
 
+from typing import ClassVar
+
 
 class K2flowError(Exception):
     """The root of all errors that k2flow raises on purpose."""
+
+    passing: ClassVar[bool] = False
+    """Whether the cause may pass by itself, so that a flow that it stopped is worth starting again."""
 
 
 class SettingsError(K2flowError):
@@ -37,6 +42,8 @@ class UnknownExchangeError(K2flowError):
 
 class CatalogError(K2flowError):
     """The Iceberg catalog or its storage cannot be reached or used."""
+
+    passing = True
 
 
 class TableDiffersError(K2flowError):
@@ -62,13 +69,19 @@ class SchemaError(K2flowError):
 class RegistryError(K2flowError):
     """The schema registry cannot be reached: an outage, never a reason to reject a message."""
 
+    passing = True
+
 
 class CommitError(K2flowError):
     """A commit to a table failed for good."""
 
+    passing = True
+
 
 class FencedError(CommitError):
     """A newer copy of the flow has taken over the tables; this one must stop."""
+
+    passing = False
 
 
 class NotContiguousError(CommitError):
@@ -85,6 +98,8 @@ class DedupError(K2flowError):
 
 class RunError(K2flowError):
     """The processes of a flow could not be run."""
+
+    passing = True
 
 
 class QueryError(K2flowError):

@@ -28,6 +28,10 @@ log = logging.getLogger(__name__)
 
 EPOCH_INTERVAL = timedelta(milliseconds=1)
 EXIT_FAILED = 1
+EXIT_UNAVAILABLE = 69
+EXIT_TRY_AGAIN = 75
+"""Exit codes of a flow that an error has ended: one that stays; one that may pass, before or after the flow had begun
+to read (EX_UNAVAILABLE and EX_TEMPFAIL of BSD's sysexits)."""
 WEB_SERVER = "BYTEWAX_DATAFLOW_API_ENABLED"
 STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 ERROR = "k2flow: error: "
@@ -82,7 +86,7 @@ def _run(context: FlowContext, cli_main: Callable[..., None], kwargs: dict[str, 
         if debug or known is None:
             sys.stderr.write(native.text() if native else "")
             raise
-        _end(str(known))
+        _end(str(known), _exit_code(known, context.reading))
 
 
 def _known_cause(error: BaseException, cluster: bool) -> K2flowError | None:
@@ -92,9 +96,7 @@ def _known_cause(error: BaseException, cluster: bool) -> K2flowError | None:
         if isinstance(cause, K2flowError):
             return cause
         cause = cause.__cause__ or cause.__context__
-    if (
-        cluster and type(error).__name__ == "PanicException"
-    ):  # of Bytewax's communication, which has no class of its own
+    if cluster and type(error).__name__ == "PanicException":  # Bytewax's communication has no class of its own
         return RunError(LOST_TOUCH)
     return None
 
@@ -133,9 +135,15 @@ def set_up_logging(level: str) -> None:
     warnings.filterwarnings("ignore", module="pyiceberg")
 
 
-def _end(message: str) -> NoReturn:
+def _exit_code(error: K2flowError, reading: bool) -> int:
+    if not error.passing:
+        return EXIT_FAILED
+    return EXIT_TRY_AGAIN if reading else EXIT_UNAVAILABLE
+
+
+def _end(message: str, code: int = EXIT_FAILED) -> NoReturn:
     """Ends the process at once: threads of a failed dataflow may still run, and Python would wait for them or abort."""
     with suppress(OSError):  # where standard error is on a disk that is full
         print(f"{ERROR}{message}", file=sys.stderr, flush=True)
     logging.shutdown()
-    os._exit(EXIT_FAILED)
+    os._exit(code)

@@ -1,7 +1,8 @@
-"""Runs the processes of one exchange's flow: starts them together, passes signals on, ends with them."""
+"""Runs the processes of one exchange's flow: starts them together, again after a crash, and passes signals on."""
 
 import logging
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -10,26 +11,38 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from types import FrameType
 
 from k2flow.errors import RunError
-from k2flow.runtime import ERROR, LOST_TOUCH
+from k2flow.runtime import ERROR, EXIT_FAILED, EXIT_UNAVAILABLE, LOST_TOUCH
 
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.1
 PEERS_SECONDS = 15.0
 """How long the others may take to end by themselves after one has failed: a peer of a dead one may hang for ever."""
+LONGEST_PAUSE_SECONDS = 60.0
+HEALTHY_SECONDS = 300.0
+"""After so long without a failure the next one counts as the first."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a flow ended: one line, and whether it is worth starting again."""
+
+    reason: str
+    passing: bool
 
 
 def run(exchange: str, processes: int, extra: Mapping[str, str]) -> None:
     """Runs `processes` processes of flows.<exchange> until all have ended; `extra` is added to their environment.
 
-    SIGTERM and SIGINT are passed on to all, which then drain and commit. Raises RunError where one ended otherwise
-    than by itself; the others are ended too, and what was not committed is read again at the next start.
+    When one crashes the others are ended, and all are started again after a pause that doubles from one failure to the
+    next, up to a minute, and varies by chance, so that flows that failed together do not start together. Nothing is
+    lost: what was not committed is read again. SIGTERM and SIGINT are passed on to all, which then drain and commit.
+    Raises RunError for an error that starting again would not mend, or that kept the flow from starting at all.
     """
-    command = [sys.executable, "-m", "bytewax.run", f"flows.{exchange}"]
-    addresses = ";".join(_free_addresses(processes))
     children: list[subprocess.Popen[bytes]] = []
     stopping = threading.Event()
 
@@ -41,6 +54,32 @@ def run(exchange: str, processes: int, extra: Mapping[str, str]) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, pass_on)
+    failures = 0
+    while not stopping.is_set():
+        began = time.monotonic()
+        failure = _run_once(exchange, processes, extra, children, stopping, restarted=failures > 0)
+        if failure is None:
+            return
+        if not failure.passing or stopping.is_set():
+            raise RunError(failure.reason)
+        failures = 1 if time.monotonic() - began > HEALTHY_SECONDS else failures + 1
+        pause = min(2.0 ** (failures - 1), LONGEST_PAUSE_SECONDS) * random.uniform(0.5, 1)
+        log.error("%s; starting %s again in %.1f s (failure %d in a row)", failure.reason, exchange, pause, failures)
+        stopping.wait(pause)
+
+
+def _run_once(
+    exchange: str,
+    processes: int,
+    extra: Mapping[str, str],
+    children: list[subprocess.Popen[bytes]],
+    stopping: threading.Event,
+    restarted: bool,
+) -> Failure | None:
+    """Starts all processes, in `children`, and waits for their end; None if it was a good one."""
+    command = [sys.executable, "-m", "bytewax.run", f"flows.{exchange}"]
+    addresses = ";".join(_free_addresses(processes))
+    children.clear()
     with _StandardError() as stderr:
         for i in range(processes):
             cluster = ["-i", str(i), "-a", addresses] if processes > 1 else []
@@ -53,8 +92,9 @@ def run(exchange: str, processes: int, extra: Mapping[str, str]) -> None:
                 if child.poll() is None:
                     child.kill()
                 child.wait()
-    if failure := _failure(exchange, codes, stderr.errors):
-        raise RunError(failure)
+    if stopping.is_set():  # a process that was still importing knows no better than to die of the signal
+        codes = [0 if code == -signal.SIGTERM else code for code in codes]
+    return _failure(exchange, codes, stderr.errors, restarted)
 
 
 def _wait(children: list[subprocess.Popen[bytes]]) -> None:
@@ -68,21 +108,23 @@ def _wait(children: list[subprocess.Popen[bytes]]) -> None:
         time.sleep(POLL_SECONDS)
 
 
-def _failure(exchange: str, codes: list[int | None], errors: list[str]) -> str:
+def _failure(exchange: str, codes: list[int | None], errors: list[str], restarted: bool) -> Failure | None:
     """Why the flow ended, if it failed: a process that was killed, or else the first error that one told of.
 
-    `codes` are the exit codes, None for a process that hung after another one had failed.
+    `codes` are the exit codes, None for a process that hung after another one had failed. An error that may pass is
+    worth another start once the flow has run: at the first start it is the user who must know.
     """
+    if not any(codes) and None not in codes:
+        return None
     killed = [(i, f"was ended by signal {-code}") for i, code in enumerate(codes) if code is not None and code < 0]
+    crashed = [(i, f"ended with exit code {code}") for i, code in enumerate(codes) if code]
     if errors and not killed:
-        return min(errors, key=lambda error: error == LOST_TOUCH)
-    failed = [(i, f"ended with exit code {code}") for i, code in enumerate(codes) if code]
-    for i, how in killed + failed:
-        return (
-            f"process {i} of {len(codes)} of {exchange} {how}; nothing is lost: start it again and it goes on "
-            "where the tables end"
-        )
-    return ""
+        lasting = EXIT_FAILED in codes or (EXIT_UNAVAILABLE in codes and not restarted)
+        return Failure(min(errors, key=lambda error: error == LOST_TOUCH), not lasting)
+    i, how = next(iter(killed + crashed), (codes.index(None) if None in codes else 0, "hung"))
+    return Failure(
+        f"process {i} of {len(codes)} of {exchange} {how}; nothing is lost: it goes on where the tables end", True
+    )
 
 
 class _StandardError:

@@ -20,6 +20,10 @@ def main(
     minutes: Annotated[float, typer.Option(min=0.1, max=600, help="How long faults go on.")] = 2.0,
     seed: Annotated[int, typer.Option(min=0, help="Everything random comes from it.")] = 1,
     sqlite: Annotated[bool, typer.Option("--sqlite", help="Not PostgreSQL, even if it is there.")] = False,
+    local: Annotated[
+        bool,
+        typer.Option("--local", help="Files in a folder whose disk fills up, not in SeaweedFS, even if it is there."),
+    ] = False,
     mutate: Annotated[
         str, typer.Option(help=f"Switch off a safeguard of k2flow, and show what notices: {', '.join(MUTATIONS)}.")
     ] = "",
@@ -32,7 +36,7 @@ def main(
     folder = Path(tempfile.mkdtemp(prefix="k2flow-torture-"))
     kept = False
     try:
-        kept = Torture(minutes, seed, sqlite, folder).run()
+        kept = Torture(minutes, seed, sqlite, local, folder).run()
     finally:
         if kept:
             shutil.rmtree(folder, ignore_errors=True)

@@ -9,7 +9,7 @@ import sqlite3
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import psutil
@@ -62,7 +62,7 @@ class Postgres:
     )
     name = "PostgreSQL"
 
-    def __init__(self, warehouse: Path, binaries: Path) -> None:
+    def __init__(self, warehouse: Mapping[str, str], binaries: Path) -> None:
         self._binaries = binaries
         self._user = "postgres" if os.getuid() == 0 else None
         self._folder = Path(tempfile.mkdtemp(prefix="k2flow-pg-"))  # short: the path of a socket has 107 bytes
@@ -77,7 +77,10 @@ class Postgres:
         self._proxy = Proxy(self._port)
 
     def environment(self) -> dict[str, str]:
-        return {PREFIX + name.upper(): value for name, value in self._properties().items()}
+        return {
+            PREFIX + name.upper().replace(".", "__").replace("-", "_"): value
+            for name, value in self._properties().items()
+        }
 
     def open(self) -> Catalog:
         return load_catalog(CATALOG, **self._properties())
@@ -87,7 +90,7 @@ class Postgres:
             "type": "sql",
             "uri": f"postgresql+psycopg2://k2flow@127.0.0.1:{self._proxy.port}/catalog",
             "pool_pre_ping": "true",
-            "warehouse": f"file://{self._warehouse}",
+            **self._warehouse,
         }
 
     def break_it(self, fault: Fault) -> None:
@@ -143,14 +146,12 @@ class Postgres:
         )
 
 
-def open_catalog(home: Path, sqlite: bool) -> Sqlite | Postgres:
-    """PostgreSQL if its programs and its Python driver are there and SQLite is not asked for."""
+def postgres_programs() -> Path | None:
+    """The folder of PostgreSQL's programs; None if they or the Python driver are not there."""
     # Debian's pg_ctl on PATH is a wrapper for clusters of its own: the real one comes first.
     found = [
         *sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"), reverse=True),
         Path(shutil.which("pg_ctl") or "/none"),
     ]
     programs = next((path.resolve().parent for path in found if path.exists()), None)
-    if sqlite or programs is None or importlib.util.find_spec("psycopg2") is None:
-        return Sqlite(home)
-    return Postgres(home / "warehouse", programs)
+    return programs if importlib.util.find_spec("psycopg2") else None

@@ -31,6 +31,10 @@ class Kind(StrEnum):
     REQUEST_LOST = "connection cut before a commit was sent"
     CATALOG_CRASH = "catalog crashed and restarted"
     CATALOG_FROZEN = "SIGSTOP of all processes of the catalog"
+    STORE_REFUSES = "store refuses connections"
+    STORE_HANGS = "store does not answer"
+    STORE_CUTS = "connections cut once the store did what was asked"
+    STORE_RESTART = "store stopped or killed, and restarted"
 
 
 OFTEN = {Kind.KILL: 5, Kind.RESCALE: 3, Kind.FREEZE: 2, Kind.SUPPLANT: 2, Kind.TWIN_ELSEWHERE: 2, Kind.ANSWER_LOST: 2}

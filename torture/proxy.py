@@ -1,4 +1,4 @@
-"""A TCP proxy before the catalog that can refuse, hang, or cut a connection around a commit."""
+"""A TCP proxy before a server that can refuse, hang, and cut connections around a commit or another request."""
 
 import contextlib
 import socket
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 BUFFER_BYTES = 1 << 16
 COMMIT = b"COMMIT\0"  # PostgreSQL's simple query, as psycopg2 sends it
 LANDING_SECONDS = 0.1
+CONTINUE = b"HTTP/1.1 100"  # the server asks for the rest of a request: no answer yet
 
 
 class Proxy:
@@ -20,6 +21,8 @@ class Proxy:
         self._open = threading.Event()
         self._open.set()
         self._cut = ""  # "before" or "after" the next commit is passed on
+        self._unanswered: tuple[bytes, ...] = ()
+        self._doomed: set[tuple[socket.socket, socket.socket]] = set()
         self._pairs: set[tuple[socket.socket, socket.socket]] = set()
         self._server = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._server.getsockname()[1]
@@ -43,6 +46,15 @@ class Proxy:
     def cut_at_commit(self, after: bool) -> None:
         """The next commit that comes is passed on, or not, and its connection cut: nobody is told the outcome."""
         self._cut = "after" if after else "before"
+
+    @contextlib.contextmanager
+    def losing_answers(self, requests: tuple[bytes, ...]) -> Iterator[None]:
+        """Every HTTP request that begins with one of `requests` is passed on whole, and its connection cut instead of
+        an answer: nobody is told the outcome.
+        """
+        self._unanswered = requests
+        yield
+        self._unanswered = ()
 
     def cut_all(self) -> None:
         for pair in list(self._pairs):
@@ -77,6 +89,10 @@ class Proxy:
         try:
             while data := source.recv(BUFFER_BYTES):
                 self._open.wait()
+                if source is pair[0] and self._unanswered and data.startswith(self._unanswered):
+                    self._doomed.add(pair)
+                if source is pair[1] and pair in self._doomed and not data.startswith(CONTINUE):
+                    break
                 if self._cut and source is pair[0] and COMMIT in data:
                     after, self._cut = self._cut == "after", ""
                     if after:
@@ -94,6 +110,7 @@ class Proxy:
 
     def _close(self, pair: tuple[socket.socket, socket.socket]) -> None:
         self._pairs.discard(pair)
+        self._doomed.discard(pair)
         for each in pair:
             with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)

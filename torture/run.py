@@ -14,11 +14,12 @@ from pathlib import Path
 from k2flow.exchange import find_exchange
 from k2flow.kafka.local import LocalKafka, free_port
 from torture.broker import Broker, Production
-from torture.catalogs import Postgres, Sqlite, open_catalog
+from torture.catalogs import Postgres, Sqlite, postgres_programs
 from torture.disk import Disk
 from torture.flows import Copy, Keeper, flow_environment
 from torture.plan import Fault, Kind, plan
 from torture.report import console, print_faults, print_layers, say
+from torture.store import Seaweed, open_store
 from torture.verdict import judge
 
 RATES = {"binance": 300, "kraken": 60}  # messages a second; the oracle looks at each of them, one by one
@@ -40,7 +41,6 @@ FLOW_KINDS = (
     Kind.BROKER_STOP,
     Kind.BROKER_KILL,
     Kind.PARTITION,
-    Kind.DISK_FULL,
 )
 LANDED = "an attempt whose outcome was unknown had landed"
 CATCH_UP_SECONDS = 180
@@ -48,16 +48,18 @@ CATCH_UP_STARTS = 3
 
 
 class Torture:
-    """A broker, a catalog, two flows, two producers, and a plan of what goes wrong; all under one folder."""
+    """A broker, a catalog, a store, two flows, two producers, and a plan of what goes wrong; all under one folder."""
 
-    def __init__(self, minutes: float, seed: int, sqlite: bool, folder: Path) -> None:
+    def __init__(self, minutes: float, seed: int, sqlite: bool, local: bool, folder: Path) -> None:
         self._seconds = minutes * 60
         self._seed = seed
         self._sqlite = sqlite
+        self._local = local
         self._folder = folder
         self._done: Counter[str] = Counter()
         self._troubles: list[str] = []
         self._catalog_lock = threading.Lock()
+        self._store_lock = threading.Lock()
 
     def run(self) -> bool:
         """Whether nothing was lost or doubled, and the flows could catch up."""
@@ -71,8 +73,7 @@ class Torture:
             kafka.start({e.settings.topic: PARTITIONS[name] for name, e in exchanges.items()})
             self._broker = Broker(kafka)
             home = self._folder / "home"
-            self._catalog: Sqlite | Postgres = open_catalog(home, self._sqlite)
-            cleanup.callback(self._catalog.stop)
+            self._open_tables(home, cleanup)
             self._settings = {
                 "K2FLOW_HOME": str(home),
                 "K2FLOW_KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap,
@@ -88,9 +89,10 @@ class Torture:
             producers = [
                 Production(name, kafka.bootstrap, rate, random.Random(chance.random())) for name, rate in RATES.items()
             ]
-            kinds = (*FLOW_KINDS, *self._catalog.kinds)
+            kinds = (*FLOW_KINDS, *(self._store.kinds if self._store else (Kind.DISK_FULL,)), *self._catalog.kinds)
             faults = plan(self._seed, self._seconds, kinds)
-            say(f"{len(faults)} faults in {self._seconds:.0f} s, seed {self._seed}, catalog in {self._catalog.name}")
+            where = f"catalog in {self._catalog.name}, files in {'SeaweedFS' if self._store else 'a folder'}"
+            say(f"{len(faults)} faults in {self._seconds:.0f} s, seed {self._seed}, {where}")
             self._suffer(faults, [*producers, *self._keepers.values()])
             say("no more faults: both flows until caught up")
             caught_up = [self._catch_up(name, environment, logs) for name in RATES]
@@ -111,6 +113,17 @@ class Torture:
             for trouble in self._troubles:
                 console.print(f"[red]{trouble}")
             return not lost and not wrong and all(caught_up) and self._audit() and not self._troubles
+
+    def _open_tables(self, home: Path, cleanup: contextlib.ExitStack) -> None:
+        """The catalog and the store of files: PostgreSQL and SeaweedFS where they are there and wanted."""
+        programs = None if self._sqlite else postgres_programs()
+        self._store: Seaweed | None = None
+        if programs and not self._local and (store := open_store(self._folder / "store")):
+            self._store = store
+            cleanup.callback(store.stop)
+        warehouse = self._store.properties() if self._store else {"warehouse": f"file://{home / 'warehouse'}"}
+        self._catalog: Sqlite | Postgres = Postgres(warehouse, programs) if programs else Sqlite(home)
+        cleanup.callback(self._catalog.stop)
 
     def _suffer(self, faults: list[Fault], threads: list[Production | Keeper]) -> None:
         """Everything runs, the faults happen at their times, and everything ends."""
@@ -159,6 +172,8 @@ class Torture:
                 return lambda: self._broker.add_partition(find_exchange(fault.exchange).settings.topic)
             case Kind.DISK_FULL:
                 return lambda: self._fill_disk(fault.seconds)
+            case Kind.STORE_REFUSES | Kind.STORE_HANGS | Kind.STORE_CUTS | Kind.STORE_RESTART:
+                return lambda: self._break_store(fault)
             case _:
                 return lambda: self._break_catalog(fault)
 
@@ -169,6 +184,11 @@ class Torture:
     def _break_catalog(self, fault: Fault) -> None:
         with self._catalog_lock:
             self._catalog.break_it(fault)
+
+    def _break_store(self, fault: Fault) -> None:
+        assert self._store
+        with self._store_lock:
+            self._store.break_it(fault)
 
     def _catch_up(self, exchange: str, environment: dict[str, str], logs: Path) -> bool:
         """Whether the flow comes to the end of its topic when nothing goes wrong any more."""

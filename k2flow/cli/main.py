@@ -72,7 +72,7 @@ def run(
         bool, typer.Option("--until-caught-up", help="Stop at the offsets that are the end now.")
     ] = False,
 ) -> None:
-    """Run the flow of one exchange until SIGTERM or SIGINT; then it drains, commits and ends."""
+    """Run the flow of one exchange until SIGTERM or SIGINT; then it drains, commits and ends. A crash starts it again."""
     from k2flow import supervisor
 
     settings = load_settings(exchange_names())

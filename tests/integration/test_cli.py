@@ -430,22 +430,38 @@ def test_a_signal_is_passed_on_and_drains(new_lake: NewLake) -> None:
 
 @pytest.mark.integration
 @pytest.mark.parametrize("victim", [0, 1])
-def test_when_one_process_is_killed_the_others_end(new_lake: NewLake, victim: int) -> None:
-    """One line says which one and what to do; no process is left; the next start goes on."""
+def test_when_one_process_is_killed_all_are_started_again(new_lake: NewLake, victim: int) -> None:
+    """One line says which one; the others are ended, all start again, and nothing is lost or doubled."""
     lake = new_lake(partitions=4)
     fill(lake, count=500, seed=6)
     with start(lake, (*RUN, "--trigger", "1")) as flow:
         flow.wait_for_log(f"reads {lake.topic}", 2)
-        children = children_of(flow, 2)
-        children[victim].send_signal(signal.SIGKILL)
+        first = children_of(flow, 2)
+        first[victim].send_signal(signal.SIGKILL)
+        flow.wait_for_log(f"reads {lake.topic}", 4)
+        second = children_of(flow, 2)
+        assert not any(child.is_running() for child in first)
+        time.sleep(2)
+        flow.signal(signal.SIGTERM)
         log = flow.wait(60)
-        assert flow.codes() == [1], log
-    errors = [line for line in log.splitlines() if line.startswith("k2flow: error: ")]
-    assert len(errors) == 1, log
-    assert f"process {victim} of 2 of binance was ended by signal 9" in errors[0]
-    assert "start it again" in errors[0]
+        assert flow.codes() == [0], log
+    assert f"process {victim} of 2 of binance was ended by signal 9" in log
+    assert "starting binance again in" in log
     assert "Traceback" not in log
     assert "panicked" not in log
-    assert not any(child.is_running() for child in children)
+    assert not any(child.is_running() for child in second)
     k2flow(lake, "run", "binance", "--until-caught-up", "--processes", "1")
     assert_tables(lake, expect(read_topic(lake.bootstrap, lake.topic), "BINANCE"))
+
+
+@pytest.mark.integration
+def test_a_flow_that_always_crashes_is_started_less_and_less_often(new_lake: NewLake) -> None:
+    """Pauses double, and SIGTERM ends one at once."""
+    lake = new_lake(partitions=1)
+    with start(lake, (*K2FLOW, "run", "binance", "--processes", "1"), K2FLOW_FAILPOINTS="opened=die") as flow:
+        flow.wait_for_log("failure 4 in a row")
+        flow.signal(signal.SIGTERM)
+        log = flow.wait(5)
+    pauses = [float(found) for found in re.findall(r"again in ([0-9.]+) s", log)]
+    assert len(pauses) == 4
+    assert all(2**i / 2 <= pause <= 2**i for i, pause in enumerate(pauses)), pauses

@@ -1,0 +1,137 @@
+"""The warehouse under torture: SeaweedFS, a real S3 store, behind a proxy."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+from torture.plan import Fault, Kind
+from torture.proxy import Proxy
+
+BUCKET = "warehouse"
+KEY, SECRET = "torture", "torture-secret"
+SERVERS = ("master", "volume", "filer", "admin", "s3")
+GRPC = 10_000  # each server also takes the port that is so much higher
+PORTS = range(11_000, 19_000, len(SERVERS))
+START_SECONDS = 40.0
+STOP_SECONDS = 5.0
+WRITES = (b"PUT ", b"POST ")  # how S3 requests begin that change something
+
+
+class Seaweed:
+    """One SeaweedFS process with a folder and a bucket of its own."""
+
+    kinds = (Kind.STORE_REFUSES, Kind.STORE_HANGS, Kind.STORE_CUTS, Kind.STORE_RESTART)
+
+    def __init__(self, folder: Path, program: Path) -> None:
+        self._folder = folder
+        self._program = program
+        self._ports = _free_ports()
+        folder.mkdir(parents=True)
+        self._start()
+        self._proxy = Proxy(self._ports["s3"])
+
+    def properties(self) -> dict[str, str]:
+        """PyIceberg's properties of a catalog whose warehouse this is."""
+        return {
+            "warehouse": f"s3://{BUCKET}/k2flow",
+            "py-io-impl": "pyiceberg.io.pyarrow.PyArrowFileIO",
+            "s3.endpoint": f"http://127.0.0.1:{self._proxy.port}",
+            "s3.access-key-id": KEY,
+            "s3.secret-access-key": SECRET,
+            "s3.region": "us-east-1",
+            "s3.connect-timeout": "2",
+            "s3.request-timeout": "5",
+        }
+
+    def break_it(self, fault: Fault) -> None:
+        match fault.kind:
+            case Kind.STORE_REFUSES:
+                with self._proxy.refusing():
+                    time.sleep(fault.seconds)
+            case Kind.STORE_HANGS:
+                with self._proxy.hanging():
+                    time.sleep(fault.seconds)
+            case Kind.STORE_CUTS:
+                with self._proxy.losing_answers(WRITES):
+                    time.sleep(fault.seconds)
+            case _:
+                self._end(gently=fault.pick < 0.5)
+                time.sleep(fault.seconds / 2)
+                self._start()
+
+    def stop(self) -> None:
+        self._proxy.close()
+        self._end(gently=False)
+
+    def _start(self) -> None:
+        environment = {
+            **os.environ,
+            "AWS_ACCESS_KEY_ID": KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET,
+            "GOMEMLIMIT": "512MiB",
+        }
+        command = [
+            str(self._program),
+            "mini",
+            f"-dir={self._folder}",
+            "-ip=127.0.0.1",
+            "-ip.bind=127.0.0.1",
+            "-master.telemetry=false",
+            "-admin.ui=false",
+            "-webdav=false",
+            "-s3.port.iceberg=0",
+            "-s3.port.lance=0",
+            f"-bucket={BUCKET}",
+            *(f"-{name}.port={port}" for name, port in self._ports.items()),
+        ]
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        deadline = time.monotonic() + START_SECONDS
+        while not self._ready():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"SeaweedFS does not start: see {self._folder / 'log'}")
+            time.sleep(0.1)
+
+    def _ready(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self._ports['s3']}/healthz", timeout=2):
+                return True
+        except OSError:
+            return False
+
+    def _end(self, gently: bool) -> None:
+        """It may take 20 s to end by itself while clients are connected: it is killed then."""
+        if gently:
+            self._process.terminate()
+            try:
+                self._process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                pass
+        self._process.kill()
+        self._process.wait()
+
+
+def open_store(folder: Path) -> Seaweed | None:
+    """A store in `folder`; None where SeaweedFS is not installed."""
+    beside = Path(sys.executable).with_name("weed")
+    program = beside if beside.exists() else shutil.which("weed")
+    return Seaweed(folder, Path(program)) if program else None
+
+
+def _free_ports() -> dict[str, int]:
+    """All below the ports that the system gives out to clients, those for gRPC as well."""
+    for first in PORTS:
+        ports = dict(zip(SERVERS, range(first, first + len(SERVERS)), strict=True))
+        if all(_is_free(port) and _is_free(port + GRPC) for port in ports.values()):
+            return ports
+    raise RuntimeError("no ports are free for SeaweedFS")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
