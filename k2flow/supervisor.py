@@ -78,7 +78,7 @@ def _run_once(
 ) -> Failure | None:
     """Starts all processes, in `children`, and waits for their end; None if it was a good one."""
     command = [sys.executable, "-m", "bytewax.run", f"flows.{exchange}"]
-    addresses = ";".join(_free_addresses(processes))
+    addresses = ";".join(free_addresses(processes))
     children.clear()
     with _StandardError() as stderr:
         for i in range(processes):
@@ -155,7 +155,7 @@ class _StandardError:
                     print(line, end="", file=sys.stderr, flush=True)
 
 
-def _free_addresses(count: int) -> list[str]:
+def free_addresses(count: int) -> list[str]:
     """Addresses on loopback that nothing listens on now."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]

@@ -13,11 +13,26 @@ from k2flow.kafka.local import LocalKafka, free_port
 from k2flow.settings import load_settings
 
 SAMPLE_TRADES = Path(__file__).parent / "data" / "kraken_btcusd_trades.csv"
+LONGEST_FIRST = (
+    "test_torture",
+    "test_cli",
+    "test_audit",
+    "test_failpoints",
+    "test_flow",
+    "test_audit_damage",
+    "test_kills",
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--real-trades`: another CSV file of recorded trades for the tests that replay them."""
     parser.addoption("--real-trades", type=Path, metavar="CSV", default=SAMPLE_TRADES)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take long come first, so that of two processes neither is left with a long one at the end."""
+    place = {name: i for i, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
 
 
 @pytest.fixture(scope="session")

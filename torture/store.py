@@ -1,5 +1,6 @@
 """The warehouse under torture: SeaweedFS, a real S3 store, behind a proxy."""
 
+import contextlib
 import os
 import shutil
 import socket
@@ -108,10 +109,8 @@ class Seaweed:
         """It may take 20 s to end by itself while clients are connected: it is killed then."""
         if gently:
             self._process.terminate()
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                pass
         self._process.kill()
         self._process.wait()
 
@@ -125,7 +124,8 @@ def open_store(folder: Path) -> Seaweed | None:
 
 def _free_ports() -> dict[str, int]:
     """All below the ports that the system gives out to clients, those for gRPC as well."""
-    for first in PORTS:
+    for i in range(len(PORTS)):
+        first = PORTS[(os.getpid() + i) % len(PORTS)]  # two tortures that begin at once do not meet
         ports = dict(zip(SERVERS, range(first, first + len(SERVERS)), strict=True))
         if all(_is_free(port) and _is_free(port + GRPC) for port in ports.values()):
             return ports

@@ -72,7 +72,7 @@ def run(
         bool, typer.Option("--until-caught-up", help="Stop at the offsets that are the end now.")
     ] = False,
 ) -> None:
-    """Run the flow of one exchange until SIGTERM or SIGINT; then it drains, commits and ends. A crash starts it again."""
+    """Run the flow of one exchange until SIGTERM or SIGINT, again after a crash; it drains, commits and ends."""
     from k2flow import supervisor
 
     settings = load_settings(exchange_names())

@@ -2,14 +2,12 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -24,6 +22,7 @@ from k2flow.errors import CatalogError
 from k2flow.exchange import GOLD, exchange_names, find_exchange
 from k2flow.ledger import read
 from k2flow.settings import load_settings
+from k2flow.supervisor import free_addresses
 from tests.oracle import Expected, Message, frozen_map
 
 ROOT = Path(__file__).parents[2]
@@ -128,14 +127,6 @@ class Flow:
 
     def codes(self) -> list[int | None]:
         return [process.returncode for process in self.processes]
-
-
-def free_addresses(count: int) -> list[str]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
 
 
 def read_topic(bootstrap: str, topic: str, config: Mapping[str, str] | None = None) -> list[Message]:
