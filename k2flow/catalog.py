@@ -32,8 +32,12 @@ def open_catalog(settings: Settings) -> Catalog:
     """
     with catalog_errors():
         try:
-            if configured(settings):
-                return pyiceberg.catalog.load_catalog(CATALOG)
+            given = configured(settings)
+            if given:
+                # PyIceberg reads PYICEBERG_CATALOG__K2FLOW__POOL_PRE_PING as `pool-pre-ping`, which nothing heeds, and
+                # without it the first call after a restart of the database fails.
+                ping = {"pool_pre_ping": "true"} if given.get("uri", "").startswith("postgresql") else {}
+                return pyiceberg.catalog.load_catalog(CATALOG, **ping)
             return _open_default(settings.home)
         except (ValueError, ImportError, KeyError) as error:
             raise CatalogError(
