@@ -7,7 +7,7 @@ import sys
 
 from confluent_kafka import Consumer, TopicPartition
 
-from k2flow.source import CONSUME_MESSAGES, DEFAULTS
+from k2flow.source import CONSUME_MESSAGES, DEFAULTS, POLL_SECONDS
 
 
 def drain(bootstrap: str, topic: str) -> int:
@@ -21,7 +21,7 @@ def drain(bootstrap: str, topic: str) -> int:
     wanted = sum(high - low for low, high in bounds)
     got = 0
     while got < wanted:
-        got += len(consumer.consume(CONSUME_MESSAGES, timeout=1))
+        got += len(consumer.consume(CONSUME_MESSAGES, timeout=POLL_SECONDS))
     consumer.close()
     return got
 

@@ -26,7 +26,8 @@ class Disk:
     def full(self, pids: Iterable[int]) -> Iterator[None]:
         """No file can grow."""
         if self.mounted:
-            self._resize(f"{shutil.disk_usage(self._folder).used}")
+            while not self._resize(f"{shutil.disk_usage(self._folder).used}"):
+                pass  # it has grown since it was measured
         else:
             limited = [(pid, limit) for pid in pids if (limit := _limit(pid, (FILE_BYTES, resource.RLIM_INFINITY)))]
         try:
@@ -42,8 +43,9 @@ class Disk:
         if self.mounted:
             subprocess.run(["umount", "-l", str(self._folder)], check=False)
 
-    def _resize(self, size: str) -> None:
-        subprocess.run(["mount", "-o", f"remount,size={size}", str(self._folder)], check=True)
+    def _resize(self, size: str) -> bool:
+        command = ["mount", "-o", f"remount,size={size}", str(self._folder)]
+        return subprocess.run(command, check=False, stderr=subprocess.DEVNULL).returncode == 0
 
 
 def _limit(pid: int, limit: tuple[int, int]) -> tuple[int, int] | None:
