@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
@@ -83,9 +84,11 @@ def _run(context: FlowContext, cli_main: Callable[..., None], kwargs: dict[str, 
             log.info("%s: stopped, everything that was read is committed", context.exchange.name)
     except BaseException as error:
         known = _known_cause(error, workers > 1)
-        if debug or known is None:
+        if known is None:
             sys.stderr.write(native.text() if native else "")
             raise
+        if debug:
+            traceback.print_exception(error)
         _end(str(known), _exit_code(known, context.reading))
 
 

@@ -23,6 +23,8 @@ POLL_SECONDS = 0.1
 PEERS_SECONDS = 15.0
 """How long the others may take to end by themselves after one has failed: a peer of a dead one may hang for ever."""
 LONGEST_PAUSE_SECONDS = 60.0
+UP_SECONDS = 30.0
+"""A flow that has run for so long has started well."""
 HEALTHY_SECONDS = 300.0
 """After so long without a failure the next one counts as the first."""
 
@@ -57,7 +59,7 @@ def run(exchange: str, processes: int, extra: Mapping[str, str]) -> None:
     failures = 0
     while not stopping.is_set():
         began = time.monotonic()
-        failure = _run_once(exchange, processes, extra, children, stopping, restarted=failures > 0)
+        failure = _run_once(exchange, processes, extra, children, stopping, again=failures > 0)
         if failure is None:
             return
         if not failure.passing or stopping.is_set():
@@ -74,12 +76,13 @@ def _run_once(
     extra: Mapping[str, str],
     children: list[subprocess.Popen[bytes]],
     stopping: threading.Event,
-    restarted: bool,
+    again: bool,
 ) -> Failure | None:
     """Starts all processes, in `children`, and waits for their end; None if it was a good one."""
     command = [sys.executable, "-m", "bytewax.run", f"flows.{exchange}"]
     addresses = ";".join(free_addresses(processes))
     children.clear()
+    began = time.monotonic()
     with _StandardError() as stderr:
         for i in range(processes):
             cluster = ["-i", str(i), "-a", addresses] if processes > 1 else []
@@ -94,7 +97,7 @@ def _run_once(
                 child.wait()
     if stopping.is_set():  # a process that was still importing knows no better than to die of the signal
         codes = [0 if code == -signal.SIGTERM else code for code in codes]
-    return _failure(exchange, codes, stderr.errors, restarted)
+    return _failure(exchange, codes, stderr.errors, again or time.monotonic() - began > UP_SECONDS)
 
 
 def _wait(children: list[subprocess.Popen[bytes]]) -> None:
@@ -108,23 +111,22 @@ def _wait(children: list[subprocess.Popen[bytes]]) -> None:
         time.sleep(POLL_SECONDS)
 
 
-def _failure(exchange: str, codes: list[int | None], errors: list[str], restarted: bool) -> Failure | None:
+def _failure(exchange: str, codes: list[int | None], errors: list[str], was_up: bool) -> Failure | None:
     """Why the flow ended, if it failed: a process that was killed, or else the first error that one told of.
 
-    `codes` are the exit codes, None for a process that hung after another one had failed. An error that may pass is
-    worth another start once the flow has run: at the first start it is the user who must know.
+    `codes` are the exit codes, None for a process that hung after another one had failed. An error that may pass, or
+    that nobody foresaw, is worth another start if the flow was up before: at the first start the user must know.
     """
     if not any(codes) and None not in codes:
         return None
     killed = [(i, f"was ended by signal {-code}") for i, code in enumerate(codes) if code is not None and code < 0]
     crashed = [(i, f"ended with exit code {code}") for i, code in enumerate(codes) if code]
     if errors and not killed:
-        lasting = EXIT_FAILED in codes or (EXIT_UNAVAILABLE in codes and not restarted)
+        lasting = EXIT_FAILED in codes or (EXIT_UNAVAILABLE in codes and not was_up)
         return Failure(min(errors, key=lambda error: error == LOST_TOUCH), not lasting)
     i, how = next(iter(killed + crashed), (codes.index(None) if None in codes else 0, "hung"))
-    return Failure(
-        f"process {i} of {len(codes)} of {exchange} {how}; nothing is lost: it goes on where the tables end", True
-    )
+    reason = f"process {i} of {len(codes)} of {exchange} {how}; nothing is lost: it goes on where the tables end"
+    return Failure(reason, bool(killed) or not crashed or was_up)
 
 
 class _StandardError:
