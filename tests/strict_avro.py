@@ -78,9 +78,15 @@ def _read(data: _Bytes, kind: Any) -> None:
 
 
 def _read_blocks(data: _Bytes, kind: dict[str, Any]) -> None:
+    """A block whose items cannot fit into what is left is a defect at its count, before any of its items is read."""
+    width = 2 if kind["type"] == "map" else 1  # of the smallest item: one byte for each text
     while count := data.long():
+        if abs(count) > 2**31 - 1:
+            raise DefectFoundError("malformed")
         if count < 0:
             data.long()  # the size of the block, for readers that skip it
+        if abs(count) > data.left() // width:
+            raise DefectFoundError("truncated")
         for _ in range(abs(count)):
             if kind["type"] == "map":
                 _read(data, "string")
