@@ -17,7 +17,7 @@ from k2flow.exchange import Exchange
 from k2flow.messages import Slice
 from k2flow.reasons import Reason
 from k2flow.schemas import Schemas, UnknownSchemaError
-from k2flow.tables import DLQ_FIELDS, SILVER_FIELDS, Fields, TableDefinition
+from k2flow.tables import DLQ_FIELDS, SILVER_FIELDS, arrow_schema
 from k2flow.validate import Validator
 
 HEADER = 5
@@ -50,8 +50,8 @@ class TradeDecoder:
         self._schemas = schemas
         self._validator = Validator(exchange)
         self._topic = exchange.settings.topic
-        self._silver = _arrow_schema(SILVER_FIELDS)
-        self._dlq = _arrow_schema(DLQ_FIELDS)
+        self._silver = arrow_schema(SILVER_FIELDS)
+        self._dlq = arrow_schema(DLQ_FIELDS)
 
     def decode(self, messages: Slice) -> Decoded:
         """n messages (rows of MESSAGE_SCHEMA) into trades, by their time, and failures, in the order of the messages.
@@ -213,7 +213,3 @@ def _times(trades: pa.RecordBatch) -> npt.NDArray[np.int64]:
 
 def _empty(schema: pa.Schema) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([pa.array([], field.type) for field in schema], schema=schema)
-
-
-def _arrow_schema(fields: Fields) -> pa.Schema:
-    return TableDefinition("", fields, (), 1).arrow_schema

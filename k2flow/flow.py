@@ -29,9 +29,9 @@ from k2flow.runtime import adopt
 from k2flow.schemas import open_schemas
 from k2flow.sink import TableSink, Written
 from k2flow.source import KafkaSource
-from k2flow.tables import BRONZE_FIELDS, TableDefinition
+from k2flow.tables import BRONZE_FIELDS, arrow_schema
 
-BRONZE_SCHEMA = TableDefinition("", BRONZE_FIELDS, (), 1).arrow_schema
+BRONZE_SCHEMA = arrow_schema(BRONZE_FIELDS)
 
 Item = tuple[str, Written]
 

@@ -27,12 +27,12 @@ from k2flow.failure import logged
 from k2flow.messages import Slice
 from k2flow.routing import worker_key
 from k2flow.sink import Written
-from k2flow.tables import GOLD_FIELDS, TableDefinition
+from k2flow.tables import GOLD_FIELDS, arrow_schema
 
 log = logging.getLogger(__name__)
 
 HOUR_US = 3_600_000_000
-GOLD_SCHEMA = TableDefinition(GOLD, GOLD_FIELDS, (), 1).arrow_schema
+GOLD_SCHEMA = arrow_schema(GOLD_FIELDS)
 
 
 @dataclass(frozen=True)

@@ -124,14 +124,12 @@ class TableDefinition:
     @cached_property
     def schema(self) -> Schema:
         """Every column optional, with the ids 1, 2, ... in order, those inside lists and maps after them."""
-        fields = [NestedField(i, name, kind, required=False) for i, (name, kind) in enumerate(self.fields, 1)]
-        return assign_fresh_schema_ids(Schema(*fields))
+        return _schema(self.fields)
 
     @cached_property
     def arrow_schema(self) -> pa.Schema:
-        """The one Arrow schema that is written: string, binary, timestamp[us, UTC], decimal128; no field ids."""
-        arrow = schema_to_pyarrow(self.schema, include_field_ids=False)
-        return pa.schema([pa.field(f.name, _small(f.type)) for f in arrow])
+        """The one Arrow schema that is written, see `arrow_schema`."""
+        return arrow_schema(self.fields)
 
     @property
     def spec(self) -> PartitionSpec:
@@ -153,6 +151,17 @@ class TableDefinition:
         retention = {} if self.retention_days is None else {RETENTION: str(self.retention_days)}
         size = {"write.target-file-size-bytes": str(self.file_size_mb * MIB)}
         return {**COMMON_PROPERTIES, **size, **retention, **dict(self.extra_properties)}
+
+
+def arrow_schema(fields: Fields) -> pa.Schema:
+    """Rows of these fields in Arrow: string, binary, timestamp[us, UTC], decimal128; no field ids."""
+    arrow = schema_to_pyarrow(_schema(fields), include_field_ids=False)
+    return pa.schema([pa.field(f.name, _small(f.type)) for f in arrow])
+
+
+def _schema(fields: Fields) -> Schema:
+    columns = [NestedField(i, name, kind, required=False) for i, (name, kind) in enumerate(fields, 1)]
+    return assign_fresh_schema_ids(Schema(*columns))
 
 
 def _small(kind: pa.DataType) -> pa.DataType:
