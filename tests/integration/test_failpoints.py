@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from k2flow.failpoints import Action, Point
+from k2flow.runtime import EXIT_TRY_AGAIN
 from tests.integration.conftest import fill
 from tests.integration.harness import ROOT, Flow, Lake, assert_consistent, assert_tables, ledger_offsets, read_topic
 from tests.oracle import expect
@@ -187,7 +188,7 @@ def test_a_predecessor_that_commits_until_it_is_fenced(new_lake: NewLake) -> Non
             before = ledger_offsets(lake)
             new.signal(signal.SIGCONT)
             log = new.wait(60)
-            assert new.codes() == [1], log
+            assert new.codes() == [EXIT_TRY_AGAIN], log
             assert "has committed since this copy of the flow began" in log.splitlines()[-1]
             assert ledger_offsets(lake) == before
             assert_consistent(lake)
@@ -203,7 +204,7 @@ def test_an_error_that_cannot_be_printed(new_lake: NewLake) -> None:
     environment = lake.environment(K2FLOW_FAILPOINTS=f"{Point.FILE_WRITTEN}=raise", **BATCH)
     with open("/dev/full", "w") as full:
         process = subprocess.run(command, cwd=ROOT, env=environment, stderr=full, check=False, timeout=60)
-    assert process.returncode == 1
+    assert process.returncode == EXIT_TRY_AGAIN
 
 
 def await_stop(flow: Flow, seconds: float = 60) -> None:
