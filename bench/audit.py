@@ -1,33 +1,19 @@
 """How fast `k2flow audit` is, and how much memory it takes, on tables that are as a flow leaves them."""
 
-import json
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
-import pyarrow as pa
 import typer
+from matplotlib.axes import Axes
 
-from bench.measure import machine, run
-from k2flow.catalog import load_table, open_catalog
-from k2flow.commit import Committer
-from k2flow.data_files import DataFileWriter
-from k2flow.decode import TradeDecoder
-from k2flow.dedup.index import SeenIds
-from k2flow.exchange import GOLD, exchange_names, find_exchange
-from k2flow.flow import bronze_rows
-from k2flow.gold import gold_rows, hours_of
+from bench.lake import Lake, slices
+from bench.measure import run
+from bench.report import Report, report
 from k2flow.kafka.local import LocalKafka, free_port
-from k2flow.ledger import Range
-from k2flow.messages import MESSAGE_SCHEMA, Slice
 from k2flow.produce import ProduceOptions
-from k2flow.produce.stream import Messages, Stream
-from k2flow.schemas import FixedSchemas
-from k2flow.settings import load_settings
-from k2flow.tables import create, definitions
 
 EXCHANGE = "binance"
 BATCH = 200_000
@@ -55,7 +41,6 @@ def audit(
             imports = run([sys.executable, "-c", "import k2flow.cli.main, k2flow.audit.run"], {})
             used = run([sys.executable, "-m", "k2flow", "audit", EXCHANGE, "--json"], settings)
     figures = {
-        "benchmark": "audit",
         "messages": messages,
         "seconds": round(used.wall, 2),
         "start_up_seconds": round(imports.wall, 2),
@@ -63,75 +48,17 @@ def audit(
         "cpu_us_per_message": round(used.cpu / messages * 1e6, 2),
         "peak_bytes": used.peak,
         "tables_written_in_seconds": round(written, 1),
-        "machine": machine(),
     }
-    print(json.dumps(figures))
+    row = [f"{messages:,}", f"{used.wall:.1f}", f"{used.cpu / messages * 1e6:.2f}", f"{used.peak / 1e6:.0f}"]
+
+    def plot(axes: Axes) -> None:
+        axes.barh(["seconds", "MB / 10"], [used.wall, used.peak / 1e7])
+
+    report(Report("audit", ["messages", "seconds", "us CPU/message", "peak MB"], [row], figures, plot))
 
 
 def write_tables(home: Path, messages: int, partitions: int) -> None:
     """Tables under `home` as a flow leaves them that has read `messages` messages, a commit for each BATCH."""
-    exchange = find_exchange(EXCHANGE)
-    settings = load_settings(exchange_names()).model_copy(update={"home": home})
-    catalog = open_catalog(settings)
-    wanted = definitions(exchange)
-    create(catalog, wanted.values())
-    writers = {name: DataFileWriter(load_table(catalog, name), wanted[name]) for name in wanted}
-    topic = exchange.settings.topic
-    committers = {name: Committer(catalog, name, exchange.name, topic) for name in wanted}
-    for committer in committers.values():
-        committer.fence("id")
-    decoder = TradeDecoder(exchange, FixedSchemas((1,)))
-    seen = SeenIds(lambda hour: [], None)
-    options = ProduceOptions(count=messages, bad=0.02, duplicates=0.03, seed=1)
-    reached = np.zeros(partitions, np.int64)
-    gathered: list[Messages] = []
-    for chunk in Stream(exchange.code, options, options.start_us()).chunks():
-        gathered.append(chunk)
-        if sum(len(each.values) for each in gathered) < BATCH:
-            continue
-        _commit(_slice(gathered, reached), topic, decoder, seen, writers, committers)
-        gathered = []
-    if gathered:
-        _commit(_slice(gathered, reached), topic, decoder, seen, writers, committers)
-
-
-def _slice(gathered: list[Messages], reached: np.ndarray) -> Slice:
-    """The messages as a consumer gives them; `reached`, the next offset of each partition, goes on."""
-    values = [value for chunk in gathered for value in chunk.values]
-    keys = [key for chunk in gathered for key in chunk.keys]
-    times = np.concatenate([chunk.time_us for chunk in gathered])
-    partition = np.concatenate([chunk.route for chunk in gathered]) % len(reached)
-    order = np.argsort(partition, kind="stable")
-    counts = np.bincount(partition, minlength=len(reached))
-    starts = np.cumsum(counts) - counts
-    offset = np.arange(len(partition)) - np.repeat(starts, counts) + np.repeat(reached, counts)
-    rows = pa.RecordBatch.from_arrays(
-        [pa.array(keys, pa.binary()), pa.array(values, pa.binary()), pa.array(times).cast(pa.timestamp("us", "UTC"))],
-        schema=MESSAGE_SCHEMA,
-    )
-    ranges = [(p, int(reached[p]), int(reached[p] + n)) for p, n in enumerate(counts) if n]
-    reached += counts
-    return Slice(rows.take(pa.array(order)), partition[order].astype(np.int32), offset, ranges)
-
-
-def _commit(
-    messages: Slice,
-    topic: str,
-    decoder: TradeDecoder,
-    seen: SeenIds,
-    writers: dict[str, DataFileWriter],
-    committers: dict[str, Committer],
-) -> None:
-    exchange = find_exchange(EXCHANGE)
-    decoded = decoder.decode(messages)
-    gold = gold_rows(decoded.trades.rows)
-    first = seen.first_seen(gold.column("message_id"), hours_of(gold))
-    seen.commit()
-    tables: dict[str, tuple[pa.RecordBatch, list[Range]]] = {
-        exchange.bronze: (bronze_rows(messages, topic), messages.ranges()),
-        exchange.silver: (decoded.trades.rows, decoded.trades.ranges()),
-        exchange.dlq: (decoded.failures.rows, decoded.failures.ranges()),
-        GOLD: (gold.filter(pa.array(first)), decoded.trades.ranges()),
-    }
-    for name, (rows, ranges) in tables.items():
-        committers[name].commit(writers[name].write(rows), ranges)
+    lake = Lake(home, EXCHANGE)
+    for messages_read in slices(ProduceOptions(count=messages, bad=0.02, duplicates=0.03, seed=1), BATCH, partitions):
+        lake.commit(messages_read)

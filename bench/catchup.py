@@ -1,6 +1,5 @@
 """How fast a flow catches up: a topic into all four layers, beside what it takes to drain the topic and do nothing."""
 
-import json
 import sys
 import tempfile
 from pathlib import Path
@@ -8,10 +7,10 @@ from statistics import median
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
+from matplotlib.axes import Axes
 
-from bench.measure import Usage, machine, run
+from bench.measure import Usage, run
+from bench.report import Report, report
 from k2flow.exchange import find_exchange
 from k2flow.kafka.local import LocalKafka, free_port
 from k2flow.produce import ProduceOptions, produce
@@ -55,31 +54,32 @@ def catchup(
 
 
 def _report(messages: int, drains: list[Usage], flows: list[Usage]) -> None:
-    table = Table(
-        "run", "drain msg/s", "drain us CPU/msg", "flow msg/s", "flow us CPU/msg", "flow peak MB", "rate ratio"
-    )
-    ratios = []
-    for i, (drained, flow) in enumerate(zip(drains, flows, strict=True), 1):
-        ratios.append(drained.wall / flow.wall)
-        table.add_row(
+    ratios = [drained.wall / flow.wall for drained, flow in zip(drains, flows, strict=True)]
+    rows = [
+        [
             str(i),
             f"{messages / drained.wall:,.0f}",
             f"{drained.cpu / messages * 1e6:.2f}",
             f"{messages / flow.wall:,.0f}",
             f"{flow.cpu / messages * 1e6:.2f}",
             f"{flow.peak / 1e6:.0f}",
-            f"{ratios[-1]:.3f}",
-        )
-    Console(width=120).print(table)
-    print(machine())
+            f"{ratio:.3f}",
+        ]
+        for i, (drained, flow, ratio) in enumerate(zip(drains, flows, ratios, strict=True), 1)
+    ]
     figures = {
-        "benchmark": "catchup",
         "messages": messages,
         "drain_messages_per_second": round(median(messages / d.wall for d in drains)),
+        "drain_cpu_us_per_message": round(median(d.cpu / messages * 1e6 for d in drains), 2),
         "flow_messages_per_second": round(median(messages / f.wall for f in flows)),
         "flow_cpu_us_per_message": round(median(f.cpu / messages * 1e6 for f in flows), 2),
         "flow_peak_bytes": max(f.peak for f in flows),
         "rate_ratio": round(median(ratios), 3),
-        "machine": machine(),
     }
-    print(json.dumps(figures))
+
+    def plot(axes: Axes) -> None:
+        axes.bar(["drain", "flow"], [figures["drain_messages_per_second"], figures["flow_messages_per_second"]])
+        axes.set_ylabel("messages a second")
+
+    columns = ["run", "drain msg/s", "drain us CPU/msg", "flow msg/s", "flow us CPU/msg", "flow peak MB", "rate ratio"]
+    report(Report("catchup", columns, rows, figures, plot))

@@ -1,6 +1,5 @@
 """Whether one exchange's trouble reaches another: Kraken's freshness beside a quiet and beside a burning Binance."""
 
-import json
 import os
 import subprocess
 import sys
@@ -15,11 +14,10 @@ from typing import Annotated
 import numpy as np
 import typer
 from confluent_kafka import Producer
-from rich.console import Console
-from rich.table import Table
+from matplotlib.axes import Axes
 
 from bench.freshness import Freshness
-from bench.measure import machine
+from bench.report import Report, report
 from k2flow.exchange import find_exchange
 from k2flow.kafka.local import LocalKafka, free_port
 from k2flow.produce import ProduceOptions, produce
@@ -40,28 +38,21 @@ def isolation(
         "quiet": measure(seconds, rate, quiet),
         "burning": measure(seconds, rate, burning),
     }
-    table = Table("Binance", "commits", "p50 s", "p95 s", "p99 s", "max s", "messages left behind")
-    figures: dict[str, object] = {"benchmark": "isolation", "rate": rate, "seconds": seconds, "machine": machine()}
+    rows, figures = [], {"rate": rate, "seconds": seconds}
     for name, fresh in results.items():
         p50, p95, p99 = (float(p) for p in np.percentile(fresh.ages, [50, 95, 99]))
-        table.add_row(
-            name,
-            str(fresh.commits),
-            f"{p50:.2f}",
-            f"{p95:.2f}",
-            f"{p99:.2f}",
-            f"{max(fresh.ages):.2f}",
-            str(fresh.behind),
-        )
-        figures[name] = {
-            "commits": fresh.commits,
-            "p50_s": round(p50, 3),
-            "p99_s": round(p99, 3),
-            "behind": fresh.behind,
-        }
-    Console(width=120).print(table)
-    print(machine())
-    print(json.dumps(figures))
+        seconds_of = [p50, p95, p99, max(fresh.ages)]
+        rows.append([name, str(fresh.commits), *(f"{s:.2f}" for s in seconds_of), str(fresh.behind)])
+        figures |= {f"{name}_commits": fresh.commits, f"{name}_p99_s": round(p99, 3), f"{name}_behind": fresh.behind}
+
+    def plot(axes: Axes) -> None:
+        for name, fresh in results.items():
+            axes.ecdf(fresh.ages, label=name)
+        axes.set(xlabel="seconds from Kafka to Gold", ylabel="share of commits")
+        axes.legend(title="Binance")
+
+    columns = ["Binance", "commits", "p50 s", "p95 s", "p99 s", "max s", "messages left behind"]
+    report(Report("isolation", columns, rows, figures, plot))
 
 
 def measure(

@@ -1,0 +1,88 @@
+"""Tables as a flow leaves them, written by the flow's own parts without Kafka or Bytewax in between."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from k2flow.catalog import load_table, open_catalog
+from k2flow.commit import Committer
+from k2flow.data_files import DataFileWriter
+from k2flow.decode import TradeDecoder
+from k2flow.dedup.index import SeenIds
+from k2flow.exchange import GOLD, exchange_names, find_exchange
+from k2flow.flow import bronze_rows
+from k2flow.gold import gold_rows, hours_of
+from k2flow.ledger import Range
+from k2flow.messages import MESSAGE_SCHEMA, Slice
+from k2flow.produce import ProduceOptions
+from k2flow.produce.stream import Messages, Stream
+from k2flow.schemas import FixedSchemas
+from k2flow.settings import load_settings
+from k2flow.tables import create, definitions
+
+
+class Lake:
+    """The tables of one exchange under `home`, and what writes them. `commit` takes slices in the order of offsets."""
+
+    def __init__(self, home: Path, exchange: str = "binance") -> None:
+        self.exchange = find_exchange(exchange)
+        self.catalog = open_catalog(load_settings(exchange_names()).model_copy(update={"home": home}))
+        wanted = definitions(self.exchange)
+        create(self.catalog, wanted.values())
+        topic = self.exchange.settings.topic
+        self.writers = {name: DataFileWriter(load_table(self.catalog, name), wanted[name]) for name in wanted}
+        self.committers = {name: Committer(self.catalog, name, self.exchange.name, topic) for name in wanted}
+        for committer in self.committers.values():
+            committer.fence("id")
+        self.decoder = TradeDecoder(self.exchange, FixedSchemas((1,)))
+        self._seen = SeenIds(lambda hour: [], None)
+
+    def commit(self, messages: Slice) -> None:
+        """One batch of messages into all four tables."""
+        decoded = self.decoder.decode(messages)
+        gold = gold_rows(decoded.trades.rows)
+        first = self._seen.first_seen(gold.column("message_id"), hours_of(gold))
+        self._seen.commit()
+        bronze = bronze_rows(messages, self.exchange.settings.topic)
+        tables: dict[str, tuple[pa.RecordBatch, list[Range]]] = {
+            self.exchange.bronze: (bronze, messages.ranges()),
+            self.exchange.silver: (decoded.trades.rows, decoded.trades.ranges()),
+            self.exchange.dlq: (decoded.failures.rows, decoded.failures.ranges()),
+            GOLD: (gold.filter(pa.array(first)), decoded.trades.ranges()),
+        }
+        for name, (rows, ranges) in tables.items():
+            self.committers[name].commit(self.writers[name].write(rows), ranges)
+
+
+def slices(options: ProduceOptions, batch: int, partitions: int = 6, exchange: str = "BINANCE") -> Iterator[Slice]:
+    """The producer's messages as the source emits them, about `batch` at a time."""
+    reached = np.zeros(partitions, np.int64)
+    gathered: list[Messages] = []
+    for chunk in Stream(exchange, options, options.start_us()).chunks():
+        gathered.append(chunk)
+        if sum(len(each.values) for each in gathered) >= batch:
+            yield _slice(gathered, reached)
+            gathered = []
+    if gathered:
+        yield _slice(gathered, reached)
+
+
+def _slice(gathered: list[Messages], reached: np.ndarray) -> Slice:
+    """The messages as a consumer gives them; `reached`, the next offset of each partition, goes on."""
+    values = [value for chunk in gathered for value in chunk.values]
+    keys = [key for chunk in gathered for key in chunk.keys]
+    times = np.concatenate([chunk.time_us for chunk in gathered])
+    partition = np.concatenate([chunk.route for chunk in gathered]) % len(reached)
+    order = np.argsort(partition, kind="stable")
+    counts = np.bincount(partition, minlength=len(reached))
+    starts = np.cumsum(counts) - counts
+    offset = np.arange(len(partition)) - np.repeat(starts, counts) + np.repeat(reached, counts)
+    rows = pa.RecordBatch.from_arrays(
+        [pa.array(keys, pa.binary()), pa.array(values, pa.binary()), pa.array(times).cast(pa.timestamp("us", "UTC"))],
+        schema=MESSAGE_SCHEMA,
+    )
+    ranges = [(p, int(reached[p]), int(reached[p] + n)) for p, n in enumerate(counts) if n]
+    reached += counts
+    return Slice(rows.take(pa.array(order)), partition[order].astype(np.int32), offset, ranges)
