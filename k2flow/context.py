@@ -1,7 +1,9 @@
 """What the operators of one process share: settings, tables, the ledgers at the start, the topic, the stop flag."""
 
 import logging
+import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 
 from pyiceberg.catalog import Catalog
@@ -52,6 +54,11 @@ class FlowContext:
     @cached_property
     def definitions(self) -> dict[str, TableDefinition]:
         return definitions(self.exchange)
+
+    @cached_property
+    def pool(self) -> ThreadPoolExecutor:
+        """Threads that write data files, while the next steps go on: Arrow and zstd work without the interpreter."""
+        return ThreadPoolExecutor(max(2, os.cpu_count() or 1), "files")
 
     @property
     def trigger_seconds(self) -> float:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from k2flow.avro.decoder import Decoded as AvroDecoded
+from k2flow.avro.decoder import Decoder
 from k2flow.avro.defects import Defect
 from k2flow.exchange import Exchange
 from k2flow.messages import Slice
@@ -22,8 +23,11 @@ from k2flow.validate import Validator
 
 HEADER = 5
 """Bytes before the Avro record: 0x00 and the schema id, big-endian (Confluent's wire format)."""
+_HEADER = np.dtype([("magic", "u1"), ("schema_id", ">u4")])
 
-_PAYLOAD_REASONS = {defect: Reason[defect.name] for defect in Defect if defect}
+_REASON_OF_DEFECT = np.array([Reason[d.name] if d else Reason.VALID for d in sorted(Defect)], np.uint8)
+_MOSTLY = 0.9
+"""Where so many of a batch's payloads are of one schema, all are decoded by it: cheaper than to copy those out."""
 _SHOWN_CHARACTERS = 200
 
 
@@ -37,10 +41,14 @@ class Decoded:
 
 @dataclass(frozen=True)
 class _Part:
-    """The rows of a batch that one decoder decoded: their numbers in the batch, and what came of them."""
+    """The rows of a batch that one decoder decoded: their numbers in the batch, and what came of them.
+
+    Rows that are not `own` it decoded only because they were in between: what came of them means nothing.
+    """
 
     rows: npt.NDArray[np.int64]
     decoded: AvroDecoded
+    own: npt.NDArray[np.bool_]
 
 
 class TradeDecoder:
@@ -83,8 +91,7 @@ class TradeDecoder:
                 found[rows] = Reason.UNKNOWN_SCHEMA
                 details.update(dict.fromkeys(rows.tolist(), str(error)))
                 continue
-            own = payloads if len(rows) == len(payloads) else payloads.take(pa.array(rows))
-            parts.append(_Part(rows, decoder.decode(own, HEADER)))
+            parts.append(_part(decoder, payloads, rows))
         return parts, details
 
     def _judge(
@@ -95,14 +102,12 @@ class TradeDecoder:
         details: dict[int, str],
     ) -> None:
         """Sets `found` and `details` for the defects in the bytes of one part and the rules that its values break."""
-        own = np.zeros(len(part.rows), np.uint8)
-        for defect, reason in _PAYLOAD_REASONS.items():
-            own[part.decoded.defect == defect] = reason
+        broken = _REASON_OF_DEFECT[part.decoded.defect]
         times = kafka_time if len(part.rows) == len(kafka_time) else kafka_time.take(pa.array(part.rows))
-        self._validator.check(part.decoded.batch, times, own)
-        found[part.rows] = own
-        for i in np.flatnonzero(own).tolist():  # bad rows alone: a detail is text of its own for each
-            number, row = int(own[i]), int(part.rows[i])
+        self._validator.check(part.decoded.batch, times, broken)
+        found[part.rows[part.own]] = broken[part.own]
+        for i in np.flatnonzero(broken.astype(np.bool_) & part.own).tolist():  # bad rows alone: each has its own detail
+            number, row = int(broken[i]), int(part.rows[i])
             if part.decoded.defect[i]:
                 details[row] = part.decoded.detail(i)
             else:
@@ -112,7 +117,7 @@ class TradeDecoder:
         """The good rows of all parts, in the order of time, since Gold's files want it."""
         batches, rows = [_empty(self._silver)], [np.zeros(0, np.int64)]
         for part in parts:
-            own = np.flatnonzero(found[part.rows] == Reason.VALID)
+            own = np.flatnonzero((found[part.rows] == Reason.VALID) & part.own)
             own = own[np.argsort(_times(part.decoded.batch)[own], kind="stable")]
             batches.append(self._silver_rows(part.decoded.batch.take(pa.array(own))))
             rows.append(part.rows[own])
@@ -160,23 +165,33 @@ class TradeDecoder:
         return known.code if isinstance(known, Reason) else self._validator.broken(number).reason
 
 
+def _part(decoder: Decoder, payloads: pa.BinaryArray, rows: npt.NDArray[np.int64]) -> _Part:
+    n = len(payloads)
+    if len(rows) < n * _MOSTLY:
+        return _Part(rows, decoder.decode(payloads.take(pa.array(rows)), HEADER), np.ones(len(rows), np.bool_))
+    own = np.zeros(n, np.bool_)
+    own[rows] = True
+    return _Part(np.arange(n), decoder.decode(payloads, HEADER), own)
+
+
 def _read_headers(payloads: pa.BinaryArray) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
     """Of n payloads what is wrong with the header (NULL_PAYLOAD, BAD_MAGIC or 0), and the schema id."""
     n = len(payloads)
     found, ids = np.zeros(n, np.uint8), np.zeros(n, np.int64)
-    ends = np.frombuffer(payloads.buffers()[1], np.int32, n + 1 + payloads.offset)[payloads.offset :].astype(np.int64)
-    data = np.frombuffer(payloads.buffers()[2] or b"", np.uint8)
-    start = ends[:-1]
-    readable = ends[1:] - start >= HEADER
-    readable[readable] = data[start[readable]] == 0
-    found[~readable] = Reason.BAD_MAGIC
+    edges = np.frombuffer(payloads.buffers()[1], np.int32, n + 1 + payloads.offset)[payloads.offset :]
+    data = payloads.buffers()[2] or b""
+    long = np.flatnonzero(np.diff(edges) >= HEADER)
+    found[:] = Reason.BAD_MAGIC
+    if len(long):
+        # An item at every byte, so that one look-up copies all headers.
+        every = np.ndarray((len(data) - HEADER + 1,), f"V{HEADER}", buffer=data, strides=(1,))
+        header = every[edges[long]].view(_HEADER)
+        readable = header["magic"] == 0
+        found[long[readable]] = Reason.VALID
+        ids[long] = np.where(readable, header["schema_id"], 0)
     if payloads.null_count:
         null = payloads.is_null().to_numpy(zero_copy_only=False)
-        found[null] = Reason.NULL_PAYLOAD
-        readable &= ~null
-    at = start[readable]
-    for i in range(1, HEADER):
-        ids[readable] = ids[readable] << 8 | data[at + i]
+        found[null], ids[null] = Reason.NULL_PAYLOAD, 0
     return found, ids
 
 

@@ -27,7 +27,7 @@ from k2flow.gold import Candidates, Deduplicator, candidates
 from k2flow.messages import Slice
 from k2flow.runtime import adopt
 from k2flow.schemas import open_schemas
-from k2flow.sink import TableSink, Written
+from k2flow.sink import TableSink, Written, written
 from k2flow.source import KafkaSource
 from k2flow.tables import BRONZE_FIELDS, arrow_schema
 
@@ -78,7 +78,7 @@ class Steps:
         return [
             self._write(self._exchange.silver, decoded.trades),
             self._write(self._exchange.dlq, decoded.failures),
-            (GOLD, Written([], gold.ranges())),
+            (GOLD, written([], gold.ranges())),
         ]
 
     @logged
@@ -93,8 +93,8 @@ class Steps:
     def _write(self, table: str, rows: Slice, shape: Callable[[Slice], pa.RecordBatch] | None = None) -> Item:
         """The rows that `table` did not hold at the start, in its files."""
         new = rows.beyond(self._context.committed(table))
-        files = self._writers[table].write(shape(new) if shape else new.rows)
-        return table, Written(files, new.ranges())
+        writing = self._context.pool.submit(self._writers[table].write, shape(new) if shape else new.rows)
+        return table, Written(writing.result, new.ranges())
 
     @cached_property
     def _decoder(self) -> TradeDecoder:

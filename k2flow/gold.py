@@ -15,6 +15,7 @@ import pyarrow as pa
 from bytewax.operators import StatefulBatchLogic
 from pyiceberg.expressions import parser
 from pyiceberg.io.pyarrow import ArrowScan
+from pyiceberg.manifest import DataFile
 from pyiceberg.table import FileScanTask, Table
 
 from k2flow.catalog import catalog_errors, load_table
@@ -95,12 +96,16 @@ class Deduplicator(StatefulBatchLogic[Candidates, Written, None]):
                 self._epoch_ended = False
             first = self._seen.first_seen(value.rows.column("message_id"), hours_of(value.rows))
             fresh = value.rows if first.all() else value.rows.filter(pa.array(first))
-            written.append(Written(self._writer.write(fresh)))
-            reach(Point.GOLD_WRITTEN)
+            written.append(Written(self._context.pool.submit(self._write, fresh).result))
         return written, StatefulBatchLogic.RETAIN
 
     def snapshot(self) -> None:
         self._epoch_ended = True
+
+    def _write(self, rows: pa.RecordBatch) -> list[DataFile]:
+        files = self._writer.write(rows)
+        reach(Point.GOLD_WRITTEN)
+        return files
 
     def _open(self, worker: int, workers: int) -> SeenIds:
         ids = GoldIds(self._context)

@@ -98,7 +98,7 @@ class ExchangeSettings(BaseSettings):
     dedup_window_hours: int = Field(
         default=24, ge=1, description="Hours back from Gold's newest in which a message_id is unique."
     )
-    batch_rows: int = Field(default=200_000, ge=1, description="Messages in one batch at the most.")
+    batch_rows: int = Field(default=100_000, ge=1, description="Messages in one batch at the most.")
     batch_mb: int = Field(default=64, ge=1, description="MiB of payload in one batch at the most, or one message.")
     accept_lost_offsets: bool = Field(
         default=False, description="Go on although Kafka no longer has messages that were never committed."

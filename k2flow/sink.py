@@ -7,7 +7,7 @@ k2flow.commit.
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
@@ -27,12 +27,21 @@ log = logging.getLogger(__name__)
 class Written:
     """Data files of a table that hold rows of this epoch, and the offsets whose rows are all in files of this epoch.
 
-    The two need not come together: Gold's files come from the worker that owns the ids, its ranges from the one that
-    read them.
+    `files` waits until they are written, and raises what went wrong with them: the next steps need not wait. The two
+    need not come together: Gold's files come from the worker that owns the ids, its ranges from the one that read them.
     """
 
-    files: Sequence[DataFile]
+    files: Callable[[], Sequence[DataFile]]
     ranges: Sequence[Range] = field(default=())
+
+    def __reduce__(self) -> tuple[Callable[..., "Written"], tuple[Sequence[DataFile], Sequence[Range]]]:
+        """Only finished files can go to another process."""
+        return written, (self.files(), self.ranges)
+
+
+def written(files: Sequence[DataFile], ranges: Sequence[Range] = ()) -> Written:
+    """Files that are finished."""
+    return Written(lambda: files, ranges)
 
 
 class TableSink(FixedPartitionedSink[Written, None]):
@@ -62,18 +71,19 @@ class TableCommits(StatefulSinkPartition[Written, None]):
         self._name = name
         self._committer = Committer(context.catalog, name, exchange.name, settings.topic, settings.accept_lost_offsets)
         self._committer.fence(context.topic.id, context.ledgers[name])
-        self._files: list[DataFile] = []
+        self._files: list[Callable[[], Sequence[DataFile]]] = []
         self._ranges: list[Range] = []
 
     @logged
     def write_batch(self, values: list[Written]) -> None:
         for written in values:
-            self._files += written.files
+            self._files.append(written.files)
             self._ranges += written.ranges
 
     @logged
     def snapshot(self) -> None:
-        files, ranges = self._files, self._ranges
+        files = [file for finished in self._files for file in finished()]
+        ranges = self._ranges
         self._files, self._ranges = [], []
         if not ranges:
             if files:

@@ -11,19 +11,20 @@ epoch Bytewax has no back-pressure.
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
 import numpy as np
 import pyarrow as pa
 from bytewax.inputs import DynamicSource, StatelessSourcePartition
-from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka import KafkaError as ConfluentError
 
 from k2flow.context import FlowContext
 from k2flow.errors import KafkaError, LostOffsetsError, SettingsError
 from k2flow.failpoints import Point, reach
 from k2flow.failure import logged
+from k2flow.librdkafka import BatchConsumer, Event, Fetched, Int64s
 from k2flow.messages import MESSAGE_SCHEMA, Slice
 from k2flow.settings import KAFKA_PREFIX
 from k2flow.topic import BrokerDownError, begin_offsets, first_offset, wait_for_watermarks, watermarks_now
@@ -31,7 +32,7 @@ from k2flow.validate import MAX_TIME_US
 
 log = logging.getLogger(__name__)
 
-CONSUME_MESSAGES = 20_000  # at once, so that a batch's Python objects are made and dropped a part at a time
+CONSUME_MESSAGES = 20_000  # at once, so that librdkafka's buffers are freed while a batch is gathered
 POLL_SECONDS = 0.05
 NEW_PARTITIONS_SECONDS = 30.0
 GROUP_SECONDS = 2.0
@@ -45,10 +46,12 @@ FORCED = {
 """What exactly-once needs of librdkafka; a setting that says otherwise is an error."""
 
 DEFAULTS = {
-    "fetch.max.bytes": "16777216",
-    "max.partition.fetch.bytes": "4194304",
-    "queued.min.messages": "200000",
-    "queued.max.messages.kbytes": "65536",
+    # What librdkafka holds ready counts double: each message has a structure of its own beside its bytes, and a whole
+    # response stays as long as one of its messages does.
+    "fetch.max.bytes": "4194304",
+    "max.partition.fetch.bytes": "1048576",
+    "queued.min.messages": "50000",
+    "queued.max.messages.kbytes": "16384",
     "max.poll.interval.ms": "86400000",  # a commit that waits for the catalog must not end the consumer
 }
 
@@ -76,7 +79,9 @@ class KafkaReader(StatelessSourcePartition[Slice]):
         self._workers = workers
         self._settings = context.exchange.settings
         self._accept_setting = f"K2FLOW_{context.exchange.name.upper()}_ACCEPT_LOST_OFFSETS"
-        self._consumer = _open_consumer(context)
+        properties = _properties(context)
+        self._messages = BatchConsumer(properties)
+        self._group = _open_group(properties)
         self._first: dict[int, int] = {}  # of the batch that is being gathered
         self._position: dict[int, int] = {}  # next offset to read
         self._end: dict[int, int] = {}  # where to stop, if the flow stops when it has caught up
@@ -111,7 +116,8 @@ class KafkaReader(StatelessSourcePartition[Slice]):
         return datetime.now(UTC)  # the waiting is done in `consume`, which does not hold the interpreter's lock
 
     def close(self) -> None:
-        self._consumer.close()
+        self._messages.close()
+        self._group.close()
 
     def _assign(
         self, partitions: tuple[int, ...], ends: Callable[[Consumer, str, int], tuple[int, int]] = watermarks_now
@@ -121,7 +127,7 @@ class KafkaReader(StatelessSourcePartition[Slice]):
         starts = begin_offsets(self._context.topic, self._context.ledgers)
         begins: dict[int, int] = {}
         for p in mine:
-            low, high = ends(self._consumer, self._settings.topic, p)
+            low, high = ends(self._group, self._settings.topic, p)
             begins[p] = first_offset(
                 self._context.topic,
                 p,
@@ -135,7 +141,7 @@ class KafkaReader(StatelessSourcePartition[Slice]):
                 self._end[p] = high
         if mine:
             topic = self._settings.topic
-            self._consumer.incremental_assign([TopicPartition(topic, p, at) for p, at in begins.items()])
+            self._messages.assign(topic, begins)
             self._position |= begins
             self._first |= begins
             log.info("worker %d reads %s from %s", self._worker, topic, begins)
@@ -145,7 +151,7 @@ class KafkaReader(StatelessSourcePartition[Slice]):
             return
         if self._look_for_partitions_at:
             try:
-                found = self._consumer.list_topics(self._settings.topic, timeout=1).topics[self._settings.topic]
+                found = self._group.list_topics(self._settings.topic, timeout=1).topics[self._settings.topic]
                 self._assign(tuple(found.partitions))
             except (KafkaException, BrokerDownError) as error:
                 log.warning("not looked for new partitions of %s: %s", self._settings.topic, error)
@@ -156,69 +162,51 @@ class KafkaReader(StatelessSourcePartition[Slice]):
         while not self._full() and not self._context.stop.is_set():
             left = self._due - time.time()
             wanted = min(CONSUME_MESSAGES, self._settings.batch_rows - self._rows)
-            try:
-                got = self._consumer.consume(wanted, timeout=min(max(left, 0), POLL_SECONDS))
-            except KafkaException as error:
-                raise KafkaError(f"{self._settings.topic}: {error.args[0].str()}") from error
-            if got:
+            got = self._messages.consume(wanted, min(max(left, 0), POLL_SECONDS))
+            if len(got):
                 self._add(got)
-            if len(got) < wanted or left <= 0 or self._caught_up():
+            for event in got.events:
+                self._handle(event)
+            if len(got) + len(got.events) < wanted or left <= 0 or self._caught_up():
                 return
 
-    def _add(self, got: list[Message]) -> None:
-        messages = [m for m in got if m.error() is None]
-        if messages:
-            self._add_messages(messages)
-        if len(messages) < len(got):
-            for m in got:
-                if m.error() is not None:
-                    self._handle(m)
-
-    def _add_messages(self, messages: list[Message]) -> None:
-        n = len(messages)
-        partition = np.fromiter((m.partition() for m in messages), np.int32, n)
-        offset = np.fromiter((m.offset() for m in messages), np.int64, n)
+    def _add(self, got: Fetched) -> None:
+        columns = [got.key, got.value, timestamps(got.timestamp_ms)]
+        rows = pa.RecordBatch.from_arrays(columns, schema=MESSAGE_SCHEMA)
+        partition, offset = got.partition, got.offset
         if self._end:
             keep = offset < _by_partition(self._end, partition)
             if not keep.all():
-                messages = [m for m, wanted in zip(messages, keep.tolist(), strict=True) if wanted]
-                partition, offset, n = partition[keep], offset[keep], len(messages)
+                rows, partition, offset = rows.filter(pa.array(keep)), partition[keep], offset[keep]
         for p in np.unique(partition).tolist():
             self._position[p] = int(offset[partition == p][-1]) + 1
-        if n == 0:
+        if rows.num_rows == 0:
             return
-        rows = pa.RecordBatch.from_arrays(
-            [
-                pa.array([m.key() for m in messages], pa.binary()),
-                pa.array([m.value() for m in messages], pa.binary()),
-                timestamps(messages),
-            ],
-            schema=MESSAGE_SCHEMA,
-        )
         self._parts.append((rows, partition, offset))
-        self._rows += n
+        self._rows += rows.num_rows
         self._bytes += rows.nbytes
 
-    def _handle(self, event: Message) -> None:
-        error, p = event.error(), event.partition()
-        if error.code() == ConfluentError._PARTITION_EOF:
+    def _handle(self, event: Event) -> None:
+        code, p = event.code, event.partition
+        if code == ConfluentError._PARTITION_EOF:
             # The position goes past markers of transactions and compacted offsets, of which no message tells.
-            end = self._end.get(p, event.offset())
-            self._position[p] = max(self._position[p], min(event.offset(), end))
-        elif error.code() in (ConfluentError._AUTO_OFFSET_RESET, ConfluentError.OFFSET_OUT_OF_RANGE):
+            end = self._end.get(p, event.offset)
+            self._position[p] = max(self._position[p], min(event.offset, end))
+        elif code in (ConfluentError._AUTO_OFFSET_RESET, ConfluentError.OFFSET_OUT_OF_RANGE):
             raise LostOffsetsError(
                 f"{self._settings.topic}[{p}]: Kafka no longer has offset {self._position.get(p)}, which is the "
-                f"next to read ({error.str()}); start again to see what is lost"
+                f"next to read ({event.text}); start again to see what is lost"
             )
-        elif error.code() in (ConfluentError.UNKNOWN_TOPIC_OR_PART, ConfluentError._UNKNOWN_PARTITION):
-            raise KafkaError(f"{self._settings.topic}[{p}]: no longer there ({error.str()})")
-        elif error.fatal() or error.code() in (
+        elif code in (ConfluentError.UNKNOWN_TOPIC_OR_PART, ConfluentError._UNKNOWN_PARTITION):
+            raise KafkaError(f"{self._settings.topic}[{p}]: no longer there ({event.text})")
+        elif code in (
+            ConfluentError._FATAL,
             ConfluentError.TOPIC_AUTHORIZATION_FAILED,
             ConfluentError.GROUP_AUTHORIZATION_FAILED,
         ):
-            raise KafkaError(f"{self._settings.topic}: {error.str()}")
+            raise KafkaError(f"{self._settings.topic}: {event.text}")
         else:
-            log.warning("%s: %s; librdkafka goes on trying", self._settings.topic, error.str())
+            log.warning("%s: %s; librdkafka goes on trying", self._settings.topic, event.text)
 
     def _full(self) -> bool:
         return self._rows >= self._settings.batch_rows or self._bytes >= self._settings.batch_mb << 20
@@ -257,21 +245,25 @@ class KafkaReader(StatelessSourcePartition[Slice]):
         self._emitted = {}
         try:
             if self._finished:  # a commit that is waited for would wait most of a minute for a broker that is down
-                self._consumer.list_topics(self._settings.topic, timeout=GROUP_SECONDS)
-            self._consumer.commit(offsets=offsets, asynchronous=not self._finished)
+                self._group.list_topics(self._settings.topic, timeout=GROUP_SECONDS)
+            self._group.commit(offsets=offsets, asynchronous=not self._finished)
         except KafkaException as error:
             log.warning("the consumer group was not told of the committed offsets: %s", error.args[0].str())
 
 
-def _open_consumer(context: FlowContext) -> Consumer:
+def _properties(context: FlowContext) -> dict[str, str]:
     given = context.settings.kafka
     for name, needed in FORCED.items():
         if given.get(name, needed) != needed:
             variable = KAFKA_PREFIX + name.upper().replace(".", "_")
             raise SettingsError(f"{variable} must be {needed}: exactly-once delivery needs it")
-    group = {"group.id": f"k2flow-{context.exchange.name}"}
+    return {**DEFAULTS, "group.id": f"k2flow-{context.exchange.name}", **given, **FORCED}
+
+
+def _open_group(properties: Mapping[str, str]) -> Consumer:
+    """A client for all but the messages: watermarks, new partitions, the group's offsets."""
     try:
-        return Consumer({**DEFAULTS, **group, **given, **FORCED}, logger=log)
+        return Consumer({**properties, "log_level": "0"})  # what is wrong with the brokers the other client says too
     except KafkaException as error:
         raise SettingsError(f"a {KAFKA_PREFIX}* setting is wrong: {error.args[0].str()}") from error
 
@@ -283,9 +275,8 @@ def _by_partition(values: dict[int, int], partition: np.ndarray) -> np.ndarray:
     return result
 
 
-def timestamps(messages: list[Message]) -> pa.TimestampArray:
+def timestamps(milliseconds: Int64s) -> pa.TimestampArray:
     """Microseconds; null where a message has none (librdkafka's -1), or one after 9999, which no table could hold."""
-    milliseconds = np.fromiter((m.timestamp()[1] for m in messages), np.int64, len(messages))
     bad = (milliseconds < 0) | (milliseconds > MAX_TIME_US // 1000)
     microseconds = np.where(bad, 0, milliseconds) * 1000
     return pa.array(microseconds, mask=bad if bad.any() else None).cast(pa.timestamp("us", "UTC"))

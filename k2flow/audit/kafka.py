@@ -35,7 +35,8 @@ class Reread:
 
     def columns(self) -> tuple[pa.Array, pa.Array]:
         """Value and timestamp (us UTC) of each message."""
-        return pa.array([m.value() for m in self.messages], pa.binary()), timestamps(self.messages)
+        milliseconds = np.array([m.timestamp()[1] for m in self.messages], np.int64)
+        return pa.array([m.value() for m in self.messages], pa.binary()), timestamps(milliseconds)
 
 
 class Broker:
