@@ -40,9 +40,9 @@ class Broker:
     def add_partition(self, topic: str) -> None:
         with self._lock:
             admin = AdminClient({"bootstrap.servers": self.kafka.bootstrap})
-            count = len(admin.list_topics(topic, timeout=10).topics[topic].partitions)
+            count = len(admin.list_topics(topic, timeout=60).topics[topic].partitions)
             if count < MOST_PARTITIONS:
-                admin.create_partitions([NewPartitions(topic, count + 1)])[topic].result(20)
+                admin.create_partitions([NewPartitions(topic, count + 1)])[topic].result(60)
 
 
 class Production(threading.Thread):

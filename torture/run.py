@@ -82,6 +82,7 @@ class Torture:
             os.environ.update(self._settings)
             subprocess.run([sys.executable, "-m", "k2flow", "tables", "create", "all"], check=True)
             environment = flow_environment({**self._settings, **BATCHES})
+            regular = flow_environment(self._settings)
             chance = random.Random(self._seed)
             self._keepers = {name: Keeper(name, environment, logs, random.Random(chance.random())) for name in RATES}
             for keeper in self._keepers.values():
@@ -95,7 +96,7 @@ class Torture:
             say(f"{len(faults)} faults in {self._seconds:.0f} s, seed {self._seed}, {where}")
             self._suffer(faults, [*producers, *self._keepers.values()])
             say("no more faults: both flows until caught up")
-            caught_up = [self._catch_up(name, environment, logs) for name in RATES]
+            caught_up = [self._catch_up(name, regular, logs) for name in RATES]
             layers = [layer for name in RATES for layer in judge(name, kafka.bootstrap, self._catalog.open())]
             starts = {name: keeper.starts for name, keeper in self._keepers.items()}
             reasons = sum((keeper.reasons for keeper in self._keepers.values()), Counter())

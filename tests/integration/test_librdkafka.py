@@ -1,0 +1,163 @@
+"""The batch consumer against confluent-kafka's own, which reads the same topics one message at a time."""
+
+import logging
+import random
+import time
+import uuid
+from collections.abc import Mapping
+
+import pytest
+from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
+
+from k2flow.errors import SettingsError
+from k2flow.kafka.local import LocalKafka, free_port
+from k2flow.librdkafka import BatchConsumer, Event, Fetched
+from k2flow.source import DEFAULTS, FORCED
+
+PARTITIONS = 3
+Row = tuple[int, int, int, bytes | None, bytes | None]
+
+
+@pytest.fixture
+def topic(kafka: LocalKafka) -> str:
+    name = f"batches.{uuid.uuid4().hex}"
+    kafka.start({name: PARTITIONS})
+    return name
+
+
+def test_batches_hold_what_single_messages_do(kafka: LocalKafka, topic: str) -> None:
+    chance = random.Random(7)
+    kinds = [
+        lambda: None,
+        lambda: b"",
+        lambda: b"x",
+        lambda: chance.randbytes(chance.randrange(1, 300)),
+        lambda: chance.randbytes(chance.randrange(1, 90_000)),
+    ]
+    shares = [1, 1, 1, 20, 1]
+    producer = Producer({"bootstrap.servers": kafka.bootstrap, "compression.type": "zstd", "linger.ms": 20})
+    for _ in range(5_000):
+        key, value = (chance.choices(kinds, shares)[0]() for _ in range(2))
+        time_ms = chance.choice([1, 1_700_000_000_000])
+        producer.produce(topic, value, key, partition=chance.randrange(PARTITIONS), timestamp=time_ms)
+        producer.poll(0)
+    assert producer.flush(60) == 0
+    expected = one_by_one(kafka.bootstrap, topic, 5_000)
+    for limit in (1, 7, 20_000):
+        consumer = open_consumer(kafka.bootstrap)
+        consumer.assign(topic, dict.fromkeys(range(PARTITIONS), 0))
+        rows: list[Row] = []
+        while len(rows) < len(expected):
+            rows += rows_of(consumer.consume(limit, 5))
+        consumer.close()
+        assert in_order(rows) == in_order(expected)
+
+
+def test_all_null_and_none_at_all(kafka: LocalKafka, topic: str) -> None:
+    producer = Producer({"bootstrap.servers": kafka.bootstrap})
+    for _ in range(10):
+        producer.produce(topic, None, None, partition=0)
+    assert producer.flush(60) == 0
+    consumer = open_consumer(kafka.bootstrap)
+    assert len(consumer.consume(100, 0)) == 0
+    consumer.assign(topic, {0: 0})
+    rows: list[Row] = []
+    while len(rows) < 10:
+        rows += rows_of(consumer.consume(100, 5))
+    assert [row[3:] for row in rows] == [(None, None)] * 10
+    consumer.close()
+
+
+def test_more_partitions_while_it_reads(kafka: LocalKafka, topic: str) -> None:
+    producer = Producer({"bootstrap.servers": kafka.bootstrap})
+    for p in range(PARTITIONS):
+        for i in range(5):
+            producer.produce(topic, b"%d.%d" % (p, i), partition=p)
+    assert producer.flush(60) == 0
+    consumer = open_consumer(kafka.bootstrap)
+    consumer.assign(topic, {0: 2})
+    rows: list[Row] = []
+    while len(rows) < 3:
+        rows += rows_of(consumer.consume(100, 5))
+    consumer.assign(topic, {1: 4, 2: 0})
+    while len(rows) < 9:
+        rows += rows_of(consumer.consume(100, 5))
+    assert sorted(row[4] or b"" for row in rows) == sorted(
+        [b"0.2", b"0.3", b"0.4", b"1.4", *(b"2.%d" % i for i in range(5))]
+    )
+    consumer.close()
+
+
+def test_events_of_partitions(kafka: LocalKafka, topic: str) -> None:
+    """The end of a partition, and an offset that Kafka does not have."""
+    consumer = open_consumer(kafka.bootstrap)
+    consumer.assign(topic, {0: 0})
+    consumer.assign(topic, {1: 1_000})
+    events: list[Event] = []
+    wanted = {KafkaError._PARTITION_EOF, KafkaError._AUTO_OFFSET_RESET}
+    deadline = time.monotonic() + 30
+    while not wanted <= {event.code for event in events} and time.monotonic() < deadline:
+        events += consumer.consume(100, 0.2).events
+    consumer.close()
+    found = {event.code: event for event in events}
+    assert wanted <= found.keys()
+    assert (found[KafkaError._PARTITION_EOF].partition, found[KafkaError._PARTITION_EOF].offset) == (0, 0)
+    assert found[KafkaError._AUTO_OFFSET_RESET].partition == 1
+    assert all(event.text for event in events)
+
+
+def test_what_librdkafka_says_is_logged(caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> None:
+    """A refused connection is a line of the log, and nothing goes to standard error past it."""
+    caplog.set_level(logging.ERROR, "k2flow.librdkafka")
+    consumer = open_consumer(f"127.0.0.1:{free_port()}")
+    deadline = time.monotonic() + 20
+    while "Connection refused" not in caplog.text and time.monotonic() < deadline:
+        consumer.consume(10, 0.1)
+    consumer.close()
+    assert "Connection refused" in caplog.text
+    assert "rdkafka" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("properties", [{"no.such.property": "1"}, {"fetch.max.bytes": "much"}])
+def test_a_property_that_librdkafka_does_not_take(properties: Mapping[str, str]) -> None:
+    with pytest.raises(SettingsError, match=next(iter(properties))):
+        BatchConsumer({"group.id": "batches", **properties})
+
+
+def test_properties_that_do_not_go_together() -> None:
+    with pytest.raises(SettingsError, match=r"max\.poll\.interval\.ms"):
+        BatchConsumer({"group.id": "batches", "session.timeout.ms": "60000", "max.poll.interval.ms": "1000"})
+
+
+def open_consumer(bootstrap: str) -> BatchConsumer:
+    return BatchConsumer({**DEFAULTS, "bootstrap.servers": bootstrap, "group.id": "batches", **FORCED})
+
+
+def rows_of(fetched: Fetched) -> list[Row]:
+    return list(
+        zip(
+            fetched.partition.tolist(),
+            fetched.offset.tolist(),
+            fetched.timestamp_ms.tolist(),
+            fetched.key.to_pylist(),
+            fetched.value.to_pylist(),
+            strict=True,
+        )
+    )
+
+
+def one_by_one(bootstrap: str, topic: str, count: int) -> list[Row]:
+    consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": "singles"})
+    consumer.assign([TopicPartition(topic, p, 0) for p in range(PARTITIONS)])
+    rows: list[Row] = []
+    while len(rows) < count:
+        m: Message | None = consumer.poll(30)
+        assert m is not None
+        assert m.error() is None
+        rows.append((m.partition(), m.offset(), m.timestamp()[1], m.key(), m.value()))
+    consumer.close()
+    return rows
+
+
+def in_order(rows: list[Row]) -> list[Row]:
+    return sorted(rows, key=lambda row: row[:2])
