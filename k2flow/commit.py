@@ -4,8 +4,9 @@ Delivery guarantee: exactly once. Whatever fails or dies, at whatever moment, a 
 offsets that its ledger names:
 
 - the ledger and the files are one commit, which Iceberg makes atomic (spec, "Optimistic concurrency");
-- every attempt first reads the table anew and refuses if another epoch has begun, and commits only if the table's head
-  is still the one it read (`assert-ref-snapshot-id`), so no stale writer can slip in between;
+- every attempt commits only if the table's head is still the one it knows (`assert-ref-snapshot-id`), which every fence
+  and every append moves, so no stale writer can slip in; the first attempt knows the head that this writer's last
+  commit left, each further one reads the table anew and refuses if another epoch has begun;
 - an attempt whose outcome is unknown (a timeout, a dropped connection) is looked up in the ledger before it is
   repeated;
 - each range of offsets must begin where the ledger ends.
@@ -46,6 +47,8 @@ log = logging.getLogger(__name__)
 
 KEEP_SNAPSHOTS = 100
 DROP_AT = 110  # dropping ten at once costs a tenth of dropping one in each commit
+MANIFEST_BYTES = 1 << 17
+"""What manifests are merged up to. A merge writes every entry again, so that Iceberg's 8 MB would cost seconds."""
 RETRY_SECONDS = 120
 HUNG_SECONDS = 180
 """How long a commit may take with all its attempts. PyIceberg's clients wait for ever for a server that is frozen."""
@@ -66,6 +69,7 @@ class Committer:
         self._accept_gaps = accept_gaps
         self._writer = Writer.this()
         self._table = load_table(catalog, name)
+        self._fresh = True  # whether `_table` is as this writer's last commit left it
         self.ledger = self._read()
 
     def fence(self, topic_id: str, began_with: Ledger | None = None) -> None:
@@ -150,7 +154,9 @@ class Committer:
 
     def _attempt(self, after: Ledger, files: Sequence[DataFile], append: bool) -> None:
         reach(Point.COMMIT_BEGUN)
-        self._refresh()
+        if not self._fresh or len(self._table.metadata.snapshots) >= DROP_AT:  # maintenance may have dropped some
+            self._refresh()
+        self._fresh = False
         current, before = self._read(), self.ledger
         if current == after:
             log.info("%s: an attempt whose outcome was unknown had landed", self._name)
@@ -166,6 +172,7 @@ class Committer:
             producer = _MergeAppendFiles(
                 Operation.APPEND, _Unstaged(self._table), self._table.io, snapshot_properties=entry
             )
+            producer._target_size_bytes = MANIFEST_BYTES
             for file in files:
                 producer.append_data_file(file)
             appended, unchanged_head = producer._commit()
@@ -181,6 +188,7 @@ class Committer:
         try:
             self._table._do_commit(updates, requirements)
             reach(Point.COMMIT_LANDED)
+            self._fresh = True
         except CommitFailedException:
             if producer is not None:  # certainly not committed; after any other error it may be, so nothing is deleted
                 producer._clean_all_uncommitted()
