@@ -20,6 +20,7 @@ from k2flow.produce import ProduceOptions
 from k2flow.produce.stream import Messages, Stream
 from k2flow.schemas import FixedSchemas
 from k2flow.settings import load_settings
+from k2flow.table_metadata import handle_once
 from k2flow.tables import create, definitions
 
 
@@ -27,6 +28,7 @@ class Lake:
     """The tables of one exchange under `home`, and what writes them. `commit` takes slices in the order of offsets."""
 
     def __init__(self, home: Path, exchange: str = "binance") -> None:
+        handle_once()
         self.exchange = find_exchange(exchange)
         self.catalog = open_catalog(load_settings(exchange_names()).model_copy(update={"home": home}))
         wanted = definitions(self.exchange)

@@ -3,10 +3,13 @@
 import logging
 import os
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 
+import pyarrow as pa
 from pyiceberg.catalog import Catalog
+from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
 
 from k2flow import ledger as ledgers
@@ -17,6 +20,7 @@ from k2flow.failpoints import Point, arm, reach
 from k2flow.ledger import Ledger
 from k2flow.messages import pickle_batches_as_ipc
 from k2flow.settings import Settings, load_settings
+from k2flow.table_metadata import handle_once
 from k2flow.tables import TableDefinition, create, definitions
 from k2flow.topic import Topic, check_same_topic, wait_for_topic
 
@@ -55,9 +59,22 @@ class FlowContext:
     def definitions(self) -> dict[str, TableDefinition]:
         return definitions(self.exchange)
 
+    def write(self, writer: DataFileWriter, rows: pa.RecordBatch) -> Callable[[], list[DataFile]]:
+        """Begins to write `rows`; what it returns waits for the files, and raises what went wrong with them.
+
+        The next steps go on meanwhile: Arrow and zstd work without the interpreter's lock.
+        """
+        writing = [self._pool.submit(writer.write_file, piece) for piece in writer.pieces(rows)]
+
+        def files() -> list[DataFile]:
+            return [each.result() for each in writing]
+
+        if self.workers > 1:  # they may go to another process next, and Bytewax would lose what went wrong on the way
+            files()
+        return files
+
     @cached_property
-    def pool(self) -> ThreadPoolExecutor:
-        """Threads that write data files, while the next steps go on: Arrow and zstd work without the interpreter."""
+    def _pool(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(max(2, os.cpu_count() or 1), "files")
 
     @property
@@ -87,6 +104,7 @@ class FlowContext:
             if not self._open:
                 arm(self.settings.failpoints)
                 pickle_batches_as_ipc()
+                handle_once()
                 self.check()
                 reach(Point.OPENED)
                 self.workers = workers

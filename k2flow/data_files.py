@@ -19,7 +19,6 @@ from pyiceberg.partitioning import PartitionFieldValue, PartitionKey
 from pyiceberg.table import Table
 from pyiceberg.table.locations import load_location_provider
 from pyiceberg.types import IcebergType, ListType, MapType
-from pyiceberg.utils.concurrent import ExecutorFactory
 
 from k2flow.catalog import catalog_errors
 from k2flow.failpoints import Point, reach
@@ -59,21 +58,24 @@ class DataFileWriter:
 
     def write(self, rows: pa.RecordBatch) -> list[DataFile]:
         """The data files that now hold `rows`; none for no rows."""
+        return [self.write_file(piece) for piece in self.pieces(rows)]
+
+    def pieces(self, rows: pa.RecordBatch) -> list[pa.RecordBatch]:
+        """`rows`, sorted as the table is, by the files that they go into."""
         if rows.num_rows == 0:
             return []
         if self._sorted_by:
             rows = in_order(rows, self._sorted_by)
-        pieces = [piece for part in _by_partition(rows, self._columns) for piece in _pieces(part, self._bytes)]
+        return [piece for part in _by_partition(rows, self._columns) for piece in _pieces(part, self._bytes)]
+
+    def write_file(self, piece: pa.RecordBatch) -> DataFile:
+        """The one file that now holds one of the `pieces`. May be called by several threads at once."""
         with catalog_errors():
-            if len(pieces) == 1:
-                files = [self._write_file(pieces[0])]
-            else:
-                files = list(ExecutorFactory.get_or_create().map(self._write_file, pieces))
+            file = self._write_file(piece)
             reach(Point.FILE_WRITTEN)
-        return files
+        return file
 
     def _write_file(self, rows: pa.RecordBatch) -> DataFile:
-        """One file of rows that are all of one partition."""
         key = self._partition_key(rows)
         path = self._locations.new_data_location(f"{uuid.uuid4()}.parquet", key)
         output = self._io.new_output(path)

@@ -93,8 +93,8 @@ class Steps:
     def _write(self, table: str, rows: Slice, shape: Callable[[Slice], pa.RecordBatch] | None = None) -> Item:
         """The rows that `table` did not hold at the start, in its files."""
         new = rows.beyond(self._context.committed(table))
-        writing = self._context.pool.submit(self._writers[table].write, shape(new) if shape else new.rows)
-        return table, Written(writing.result, new.ranges())
+        files = self._context.write(self._writers[table], shape(new) if shape else new.rows)
+        return table, Written(files, new.ranges())
 
     @cached_property
     def _decoder(self) -> TradeDecoder:

@@ -15,7 +15,6 @@ import pyarrow as pa
 from bytewax.operators import StatefulBatchLogic
 from pyiceberg.expressions import parser
 from pyiceberg.io.pyarrow import ArrowScan
-from pyiceberg.manifest import DataFile
 from pyiceberg.table import FileScanTask, Table
 
 from k2flow.catalog import catalog_errors, load_table
@@ -87,25 +86,21 @@ class Deduplicator(StatefulBatchLogic[Candidates, Written, None]):
 
     @logged
     def on_batch(self, values: list[Candidates]) -> tuple[list[Written], bool]:
-        written = []
-        for value in values:
-            if self._seen is None:
-                self._seen = self._open(value.owner, value.workers)
-            if self._epoch_ended:  # a new epoch begins only when the tables hold the earlier ones
-                self._seen.commit()
-                self._epoch_ended = False
-            first = self._seen.first_seen(value.rows.column("message_id"), hours_of(value.rows))
-            fresh = value.rows if first.all() else value.rows.filter(pa.array(first))
-            written.append(Written(self._context.pool.submit(self._write, fresh).result))
-        return written, StatefulBatchLogic.RETAIN
+        if self._seen is None:
+            self._seen = self._open(values[0].owner, values[0].workers)
+        if self._epoch_ended:  # a new epoch begins only when the tables hold the earlier ones
+            self._seen.commit()
+            self._epoch_ended = False
+        # What several workers have sent goes into the same files.
+        rows = pa.concat_batches([value.rows for value in values]) if len(values) > 1 else values[0].rows
+        first = self._seen.first_seen(rows.column("message_id"), hours_of(rows))
+        fresh = rows if first.all() else rows.filter(pa.array(first))
+        written = Written(self._context.write(self._writer, fresh))
+        reach(Point.GOLD_WRITTEN)
+        return [written], StatefulBatchLogic.RETAIN
 
     def snapshot(self) -> None:
         self._epoch_ended = True
-
-    def _write(self, rows: pa.RecordBatch) -> list[DataFile]:
-        files = self._writer.write(rows)
-        reach(Point.GOLD_WRITTEN)
-        return files
 
     def _open(self, worker: int, workers: int) -> SeenIds:
         ids = GoldIds(self._context)

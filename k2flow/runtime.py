@@ -7,6 +7,7 @@ Epochs: the source decides when a batch ends, so the epoch interval is the short
 epoch of its own, committed as soon as it is written.
 """
 
+import ctypes
 import logging
 import os
 import signal
@@ -36,6 +37,8 @@ EXIT_TRY_AGAIN = 75
 """Exit codes of a flow that an error has ended: one that stays; one that may pass, before or after the flow had begun
 to read (EX_UNAVAILABLE and EX_TEMPFAIL of BSD's sysexits)."""
 WEB_SERVER = "BYTEWAX_DATAFLOW_API_ENABLED"
+M_ARENA_MAX = -8  # malloc.h
+ARENAS = 2
 STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 ERROR = "k2flow: error: "
 """What the one line begins with that a process says before it ends with EXIT_FAILED."""
@@ -53,9 +56,13 @@ def keep_freed_memory() -> None:
     """Makes Arrow allocate as the rest of the process does.
 
     Its own default (mimalloc) gives the memory of each batch back to the system and takes it again for the next: with
-    batches of 200,000 that is most of a microsecond of system time a message (`scripts/bench stages`).
+    batches of 200,000 that is most of a microsecond of system time a message (`scripts/bench stages`). GNU's C library
+    gives each thread a heap of its own, and what one has freed no other can use: two heaps are enough.
     """
     pa.set_memory_pool(pa.system_memory_pool())
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):  # GNU's alone
+        libc.mallopt(M_ARENA_MAX, ARENAS)
 
 
 def _replace_cli_main(main: ModuleType, context: FlowContext) -> None:

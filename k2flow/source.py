@@ -52,6 +52,7 @@ DEFAULTS = {
     "max.partition.fetch.bytes": "1048576",
     "queued.min.messages": "50000",
     "queued.max.messages.kbytes": "16384",
+    "fetch.queue.backoff.ms": "5",  # before it fetches again once it has held so much: a second, unless told
     "max.poll.interval.ms": "86400000",  # a commit that waits for the catalog must not end the consumer
 }
 

@@ -9,15 +9,18 @@ import pyarrow as pa
 import pytest
 from pyiceberg.catalog import Catalog
 from pyiceberg.exceptions import CommitFailedException
+from pyiceberg.serializers import FromInputFile, ToOutputFile
 from sqlalchemy.exc import OperationalError
 
 from k2flow import commit as commits
+from k2flow import table_metadata
 from k2flow.catalog import load_table
 from k2flow.commit import KEEP_SNAPSHOTS, Committer
 from k2flow.data_files import DataFileWriter
 from k2flow.errors import AlreadyRunningError, CommitError, FencedError, NotContiguousError
 from k2flow.exchange import find_exchange
 from k2flow.ledger import KEY, Range, Writer, read
+from k2flow.table_metadata import handle_once
 from k2flow.tables import create, definitions
 
 TABLE = "bronze_binance_trades"
@@ -45,6 +48,14 @@ def rows(first: int, end: int) -> pa.RecordBatch:
         "ingestion_date": pa.repeat(pa.scalar(now.date(), pa.date32()), n),
     }
     return pa.RecordBatch.from_pydict(columns)
+
+
+@pytest.fixture(autouse=True)
+def as_in_a_flow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Metadata are handled as a flow does; the process is as it was afterwards."""
+    for owner in (FromInputFile, ToOutputFile):
+        monkeypatch.setattr(owner, "table_metadata", owner.table_metadata)
+    handle_once()
 
 
 def open_committer(catalog: Catalog) -> Committer:
@@ -217,3 +228,30 @@ def test_metadata_stays_small(catalog: Catalog, writer: DataFileWriter) -> None:
         committer.commit(writer.write(rows(i, i + 1)), [Range(0, i, i + 1, 1)])
     assert len(load_table(catalog, TABLE).snapshots()) <= KEEP_SNAPSHOTS + 10
     assert offsets_in(catalog) == list(range(KEEP_SNAPSHOTS + 25))
+
+
+def test_metadata_that_is_not_read_again_is_what_its_file_says(catalog: Catalog, writer: DataFileWriter) -> None:
+    committer = open_committer(catalog)
+    held = {}
+    for i in range(KEEP_SNAPSHOTS + 12):  # so many that old snapshots are dropped
+        committer.commit(writer.write(rows(i, i + 1)), [Range(0, i, i + 1, 1)])
+        table = load_table(catalog, TABLE)
+        held[table.metadata_location] = table.metadata
+    parse = table_metadata._read
+    for location, metadata in held.items():
+        assert parse(committer._table.io.new_input(location)) == metadata
+
+
+def test_manifests_stay_few_and_small(
+    catalog: Catalog, writer: DataFileWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commits, "MANIFEST_BYTES", 40_000)
+    committer = open_committer(catalog)
+    for i in range(60):
+        committer.commit(writer.write(rows(i, i + 1)), [Range(0, i, i + 1, 1)])
+    table = load_table(catalog, TABLE)
+    snapshot = table.current_snapshot()
+    assert snapshot is not None
+    manifests = snapshot.manifests(table.io)
+    assert len(manifests) < 20
+    assert max(manifest.manifest_length for manifest in manifests) <= 40_000

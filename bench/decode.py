@@ -1,0 +1,93 @@
+"""How fast records are decoded: k2flow's decoder, a batch at once, beside fastavro, one record after the other."""
+
+from collections.abc import Sequence
+from io import BytesIO
+from statistics import median
+from typing import Annotated, Any
+
+import fastavro
+import pyarrow as pa
+import typer
+from matplotlib.axes import Axes
+
+from bench.lake import slices
+from bench.report import Report, report
+from bench.stages import Stopwatch
+from k2flow.avro.decoder import Decoder
+from k2flow.decode import HEADER
+from k2flow.produce import ProduceOptions
+from k2flow.trade import trade_schema
+
+SAMPLE = 10_000
+
+
+def decode(
+    records: Annotated[int, typer.Option(help="Valid TradeV2 records, decoded as one batch.")] = 200_000,
+    runs: Annotated[int, typer.Option(help="Counted runs of both, in turn.")] = 3,
+) -> None:
+    """CPU a record of k2flow's decoder, into Arrow columns, and of fastavro, into Python objects.
+
+    fastavro's records are dropped at once, which spares it what it costs to keep them. Before the runs a sample is
+    decoded by both, which warms them; it is an error if a value differs.
+    """
+    options = ProduceOptions(count=records, seed=1)
+    payloads = pa.concat_arrays([one.rows.column("value") for one in slices(options, records)])
+    values = payloads.to_pylist()
+    decoder = Decoder(trade_schema())
+    schema = fastavro.parse_schema(trade_schema())
+    check_equal(decoder, payloads.slice(0, SAMPLE), [read_one(value, schema) for value in values[:SAMPLE]])
+    ours, theirs = [], []
+    for _ in range(runs):
+        with Stopwatch() as watch:
+            decoder.decode(payloads, HEADER)
+        ours.append(watch.cpu / records * 1e6)
+        with Stopwatch() as watch:
+            for value in values:
+                read_one(value, schema)
+        theirs.append(watch.cpu / records * 1e6)
+    _report(records, runs, ours, theirs)
+
+
+def read_one(value: bytes, schema: Any) -> Any:
+    """The record of one message, by fastavro."""
+    stream = BytesIO(value)
+    stream.seek(HEADER)
+    return fastavro.schemaless_reader(stream, schema, None)
+
+
+def check_equal(decoder: Decoder, payloads: pa.BinaryArray, wanted: Sequence[Any]) -> None:
+    """Raises ValueError where a record has a defect or is not as wanted."""
+    decoded = decoder.decode(payloads, HEADER)
+    for i, (found, record) in enumerate(zip(decoded.batch.to_pylist(maps_as_pydicts="strict"), wanted, strict=True)):
+        if decoded.defect[i] or found != record:
+            raise ValueError(f"record {i} is {found} ({decoded.detail(i) or 'no defect'}), by fastavro {record}")
+
+
+def _report(records: int, runs: int, ours: Sequence[float], theirs: Sequence[float]) -> None:
+    ratios = [slow / fast for fast, slow in zip(ours, theirs, strict=True)]
+    measured = {"k2flow, us CPU/record": ours, "fastavro, us CPU/record": theirs, "fastavro / k2flow": ratios}
+    rows = [[name, f"{median(v):.2f}", f"{min(v):.2f}-{max(v):.2f}"] for name, v in measured.items()]
+    figures = {
+        "records": records,
+        "runs": runs,
+        "k2flow_cpu_us_per_record": _spread(ours),
+        "fastavro_cpu_us_per_record": _spread(theirs),
+        "ratio": _spread(ratios),
+        "fastavro_version": fastavro.__version__,
+    }
+
+    def plot(axes: Axes) -> None:
+        for name, values in (("k2flow", ours), ("fastavro", theirs)):
+            middle = median(values)
+            ends = [[middle - min(values)], [max(values) - middle]]
+            axes.bar_label(axes.bar([name], [middle], yerr=ends, capsize=6), fmt="%.2f", padding=2)
+        axes.margins(y=0.12)
+        axes.set(xlabel="decoder", ylabel="us of CPU a record")
+
+    columns = ["", "median", "min-max"]
+    notes = [f"fastavro {fastavro.__version__}; its ratio is worked out for each run."]
+    report(Report("decode", columns, rows, figures, plot, notes))
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    return {name: round(f(values), 3) for name, f in (("median", median), ("min", min), ("max", max))}
