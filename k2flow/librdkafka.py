@@ -169,10 +169,10 @@ def _structures(where: Int64s) -> npt.NDArray[Any]:
     if len(where) == 0:
         return np.zeros(0, _MESSAGE)
     first = int(where.min())
-    words = (int(where.max()) - first) // 8 + _MESSAGE.itemsize // 8
-    memory = memoryview((ctypes.c_uint64 * words).from_address(first))
+    memory = pa.foreign_buffer(first, int(where.max()) - first + _MESSAGE.itemsize)
     # An item at every word, so that one take picks the n that are structures; none but those are touched.
-    every = np.ndarray((words - _MESSAGE.itemsize // 8 + 1,), f"V{_MESSAGE.itemsize}", buffer=memory, strides=(8,))
+    count = (memory.size - _MESSAGE.itemsize) // 8 + 1
+    every = np.ndarray((count,), f"V{_MESSAGE.itemsize}", buffer=memory, strides=(8,))
     return every[(where - first) // 8].view(_MESSAGE)
 
 
