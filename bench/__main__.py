@@ -7,16 +7,28 @@ from bench.catchup import catchup
 from bench.commits import commits
 from bench.decode import decode
 from bench.dedup import dedup
+from bench.freshness import freshness
 from bench.isolation import isolation
+from bench.query import query
+from bench.run_all import all_
+from bench.scale import scale
+from bench.smoke import smoke
+from bench.soak import soak
 from bench.stages import stages
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.command("all")(all_)
 app.command("audit")(audit)
 app.command("catchup")(catchup)
 app.command("commits")(commits)
 app.command("decode")(decode)
 app.command("dedup")(dedup)
+app.command("freshness")(freshness)
 app.command("isolation")(isolation)
+app.command("query")(query)
+app.command("scale")(scale)
+app.command("smoke")(smoke)
+app.command("soak")(soak)
 app.command("stages")(stages)
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from matplotlib.axes import Axes
 
+from bench.drain import measured
 from bench.measure import Usage, run
 from bench.report import Report, report
 from k2flow.exchange import find_exchange
@@ -34,7 +35,6 @@ def catchup(
         kafka.start({topic: partitions})
         options = ProduceOptions(count=messages, bad=0.02, duplicates=0.03, seed=1)
         produce(exchange.code, topic, {"bootstrap.servers": kafka.bootstrap}, options)
-        drain = [PYTHON, "-m", "bench.drain", kafka.bootstrap, topic]
         flow = [PYTHON, "-m", "bytewax.run", f"flows.{EXCHANGE}"]
         drains, flows = [], []
         for i in range(runs + 1):  # the first of each warms the page cache and is not counted
@@ -43,8 +43,7 @@ def catchup(
                 "K2FLOW_KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap,
                 "K2FLOW_UNTIL_CAUGHT_UP": "1",
             }
-            imports = run([PYTHON, "-c", "import bench.drain"], {})
-            drained = run(drain, {}).beyond(imports)
+            drained = measured(kafka.bootstrap, topic)
             caught_up = run(flow, settings)
             nothing = run(flow, settings)
             if i:

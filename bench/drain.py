@@ -1,29 +1,40 @@
-"""The limit of this machine: a topic drained by confluent-kafka alone, set as the flow's source is.
+"""The limit of this machine: a topic drained by confluent-kafka alone, which looks at no message.
 
 Usage: python -m bench.drain BOOTSTRAP TOPIC
 """
 
 import sys
+import time
 
 from confluent_kafka import Consumer, TopicPartition
 
-from k2flow.source import CONSUME_MESSAGES, DEFAULTS, POLL_SECONDS
+from bench.measure import Usage, run
+
+MESSAGES = 20_000
+PROPERTIES = {"queued.min.messages": "1000000", "fetch.queue.backoff.ms": "5", "enable.auto.commit": "false"}
 
 
-def drain(bootstrap: str, topic: str) -> int:
-    """The number of messages that `topic` holds now, every one of which was consumed."""
-    consumer = Consumer(
-        {**DEFAULTS, "bootstrap.servers": bootstrap, "group.id": "drain", "enable.auto.commit": "false"}
-    )
+def measured(bootstrap: str, topic: str) -> Usage:
+    """A drain in a process of its own: `wall` from the first request for messages to the last message, CPU without
+    start-up and imports."""
+    imports = run([sys.executable, "-c", "import bench.drain"], {})
+    used = run([sys.executable, "-m", "bench.drain", bootstrap, topic], {})
+    return Usage(float(used.said.split()[-1]), used.cpu - imports.cpu, used.peak)
+
+
+def drain(bootstrap: str, topic: str) -> float:
+    """The seconds that it took to consume every message that `topic` holds now."""
+    consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": "drain", **PROPERTIES})
     partitions = [TopicPartition(topic, p) for p in consumer.list_topics(topic, timeout=10).topics[topic].partitions]
     bounds = [consumer.get_watermark_offsets(p, timeout=10) for p in partitions]
+    left = sum(high - low for low, high in bounds)
+    began = time.perf_counter()
     consumer.assign([TopicPartition(topic, p.partition, low) for p, (low, _) in zip(partitions, bounds, strict=True)])
-    wanted = sum(high - low for low, high in bounds)
-    got = 0
-    while got < wanted:
-        got += len(consumer.consume(CONSUME_MESSAGES, timeout=POLL_SECONDS))
+    while left > 0:
+        left -= len(consumer.consume(MESSAGES, timeout=0.05))
+    took = time.perf_counter() - began
     consumer.close()
-    return got
+    return took
 
 
 if __name__ == "__main__":

@@ -1,69 +1,245 @@
-"""How long it takes from Kafka to Gold: the topic and Gold's ledger, watched from outside the flow."""
+"""How long it takes from Kafka to Gold, message by message, with the flows of both exchanges at work."""
 
+import os
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
+import numpy as np
+import numpy.typing as npt
+import typer
 from confluent_kafka import Consumer, TopicPartition
+from matplotlib.axes import Axes
+from pyiceberg.catalog import Catalog
 
+from bench.measure import Flow, logged_commits, running
+from bench.report import Report, report
 from k2flow.catalog import load_table, open_catalog
-from k2flow.errors import CatalogError
-from k2flow.exchange import GOLD, Exchange, exchange_names
-from k2flow.ledger import read
+from k2flow.exchange import GOLD, Exchange, exchange_names, find_exchange
+from k2flow.kafka.local import LocalKafka, free_port
+from k2flow.ledger import KEY, Ledger, read
 from k2flow.settings import load_settings
 
-SAMPLE_SECONDS = 0.05
-SETTLE_SECONDS = 20.0
+SHORT_TRIGGER_SECONDS = 1.0
+HISTORY_SECONDS = 2.0
+"""How often Gold's snapshots are read: a table keeps its newest hundred only."""
+SETTLE_SECONDS = 30.0
+CONSUME_MESSAGES = 50_000
+
+Seconds = npt.NDArray[np.float64]
 
 
-class Freshness:
-    """`ages`: seconds from the oldest message of each commit to the commit; `behind`: messages never seen in Gold.
+@dataclass(frozen=True)
+class Stream:
+    """One exchange at one trigger and one rate (messages a second), with a topic of its own."""
 
-    Ages are as exact as the samples are dense (50 ms), and err on the long side.
+    exchange: Exchange
+    trigger: float
+    rate: int
+
+    @property
+    def topic(self) -> str:
+        return f"{self.exchange.name}.{self.trigger:g}"
+
+    @property
+    def name(self) -> str:
+        return f"{self.exchange.name}, trigger {self.trigger:g} s"
+
+    def environment(self) -> dict[str, str]:
+        prefix = f"K2FLOW_{self.exchange.name.upper()}_"
+        return {f"{prefix}TOPIC": self.topic, f"{prefix}TRIGGER_SECONDS": f"{self.trigger:g}"}
+
+
+@dataclass(frozen=True)
+class Landed:
+    """What came of one stream, in seconds.
+
+    `ages`: of each message, from Kafka's time to the commit that brought it into Gold; `delays`: of each commit, from
+    its trigger; `behind`: messages that never came.
     """
 
-    def __init__(self, exchange: Exchange, home: Path, bootstrap: str) -> None:
-        self._exchange = exchange
-        self._topic = exchange.settings.topic
-        self._catalog = open_catalog(load_settings(exchange_names()).model_copy(update={"home": home}))
-        self._consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": "freshness"})
-        self._ends: list[tuple[float, int]] = [(time.monotonic(), 0)]
-        self.ages: list[float] = []
-        self.commits = 0
-        self.behind = 0
+    ages: Seconds
+    delays: Seconds
+    behind: int
 
-    def watch(self, producing: Callable[[], bool]) -> None:
-        """Samples until `producing` is over and Gold has all, or no longer moves."""
-        seen, deadline = 0, float("inf")
-        while time.monotonic() < deadline:
-            if deadline == float("inf") and not producing():
-                deadline = time.monotonic() + SETTLE_SECONDS
-            end = self._end()
-            self._ends.append((time.monotonic(), end))
-            held = self._held()
-            if held > seen:
-                self.commits += 1
-                self.ages.append(time.monotonic() - self._time_of(seen))
-                seen = held
-            if deadline < float("inf") and held >= end:
-                break
-            time.sleep(SAMPLE_SECONDS)
-        self.behind = self._ends[-1][1] - seen
+
+def freshness(
+    seconds: Annotated[int, typer.Option(help="Length of each of the two runs.")] = 120,
+    binance_rate: Annotated[int, typer.Option(help="Binance's messages a second.")] = 10_000,
+    kraken_rate: Annotated[int, typer.Option(help="Kraken's messages a second.")] = 500,
+) -> None:
+    """From produced to queryable in Gold: the age of every message, at the default triggers and at 1 s.
+
+    Both flows run at once, and two producers; 2 % bad messages, 3 % duplicates, which count too. A message's time is
+    Kafka's, which is when it was due to be sent: some ms before it was, so ages err on the long side. A commit's time
+    is when the flow knows that it has landed.
+    """
+    exchanges = [(find_exchange("binance"), binance_rate), (find_exchange("kraken"), kraken_rate)]
+    results: list[tuple[Stream, Landed]] = []
+    with tempfile.TemporaryDirectory() as folder, LocalKafka(Path(folder) / "kafka", free_port()) as kafka:
+        for trigger in (None, SHORT_TRIGGER_SECONDS):
+            streams = [Stream(e, trigger or e.settings.trigger_seconds, rate) for e, rate in exchanges]
+            kafka.start({stream.topic: stream.exchange.settings.partitions for stream in streams})
+            home = Path(folder) / ("default" if trigger is None else "short")
+            results += zip(streams, measure(streams, seconds, home, kafka.bootstrap), strict=True)
+    _report(seconds, results)
+
+
+def measure(streams: Sequence[Stream], seconds: int, home: Path, bootstrap: str) -> list[Landed]:
+    """All streams at once for so long, in tables under `home`."""
+    environment = {"K2FLOW_HOME": str(home), "K2FLOW_KAFKA_BOOTSTRAP_SERVERS": bootstrap}
+    for stream in streams:
+        environment |= stream.environment()
+    history = History(open_catalog(load_settings(exchange_names()).model_copy(update={"home": home})), streams)
+    topics = [Topic(bootstrap, stream) for stream in streams]
+    with ExitStack() as stack:
+        flows = [stack.enter_context(running(stream.exchange.name, environment)) for stream in streams]
+        for flow in flows:
+            flow.wait_until_reading()
+        producers = []
+        for stream in streams:
+            producers.append(stack.enter_context(producing(stream, seconds, environment)))
+            stack.callback(producers[-1].kill)  # which does nothing to one that has ended
+        while any(producer.poll() is None for producer in producers):
+            time.sleep(HISTORY_SECONDS)
+            history.gather()
+        failed = [producer.args for producer in producers if producer.returncode]
+        if failed:
+            raise RuntimeError(f"these ended badly: {failed}")
+        deadline = time.monotonic() + SETTLE_SECONDS + max(stream.trigger for stream in streams)
+        while time.monotonic() < deadline and not all(
+            history.holds(stream, topic.ends()) for stream, topic in zip(streams, topics, strict=True)
+        ):
+            time.sleep(HISTORY_SECONDS / 4)
+            history.gather()
+        for flow in flows:
+            flow.end()
+    return [
+        landed(stream, topic.times(), history.of(stream), flow)
+        for stream, topic, flow in zip(streams, topics, flows, strict=True)
+    ]
+
+
+def producing(stream: Stream, seconds: int, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """A producer as a process of its own, which this one does not slow down."""
+    options = {"count": seconds * stream.rate, "rate": stream.rate, "bad": 0.02, "duplicates": 0.03, "seed": 1}
+    given = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    command = [sys.executable, "-m", "k2flow", "produce", stream.exchange.name, *given]
+    quiet = subprocess.DEVNULL
+    return subprocess.Popen(command, env={**os.environ, **environment}, stdout=quiet, stderr=quiet)
+
+
+class History:
+    """The ledgers of `streams` in Gold's snapshots, by their sequence numbers."""
+
+    def __init__(self, catalog: Catalog, streams: Sequence[Stream]) -> None:
+        self._catalog = catalog
+        self._found: dict[str, dict[int, Ledger]] = {stream.topic: {} for stream in streams}
+        self._exchanges = {stream.exchange.name: stream.topic for stream in streams}
+
+    def gather(self) -> None:
+        """Takes in the snapshots that Gold has now."""
+        for snapshot in load_table(self._catalog, GOLD).metadata.snapshots:
+            for exchange, topic in self._exchanges.items():
+                if snapshot.summary is not None and KEY + exchange in snapshot.summary:
+                    ledger = read(snapshot.summary, exchange, topic)
+                    self._found[topic][ledger.sequence] = ledger
+
+    def of(self, stream: Stream) -> dict[int, Ledger]:
+        return self._found[stream.topic]
+
+    def holds(self, stream: Stream, ends: Mapping[int, int]) -> bool:
+        """Whether the newest of these ledgers reaches `ends`, the next offset of each partition."""
+        ledgers = self.of(stream)
+        newest = ledgers[max(ledgers)].partitions if ledgers else {}
+        return all(end == 0 or (p in newest and newest[p].next == end) for p, end in ends.items())
+
+
+class Topic:
+    """The topic of a stream, which was empty at first."""
+
+    def __init__(self, bootstrap: str, stream: Stream) -> None:
+        config = {"bootstrap.servers": bootstrap, "group.id": "freshness", "enable.auto.commit": "false"}
+        self._consumer = Consumer(config)
+        self._partitions = [TopicPartition(stream.topic, p, 0) for p in range(stream.exchange.settings.partitions)]
+
+    def ends(self) -> dict[int, int]:
+        """The next offset of each partition."""
+        return {p.partition: self._consumer.get_watermark_offsets(p, timeout=10)[1] for p in self._partitions}
+
+    def times(self) -> dict[int, Seconds]:
+        """Kafka's time of each message, in seconds since 1970, by partition and offset. May be called once."""
+        times = {partition: np.zeros(end) for partition, end in self.ends().items()}
+        self._consumer.assign(self._partitions)
+        left = sum(map(len, times.values()))
+        while left:
+            for message in self._consumer.consume(CONSUME_MESSAGES, timeout=1):
+                if message.error() is None:
+                    times[message.partition()][message.offset()] = message.timestamp()[1] / 1000
+                    left -= 1
         self._consumer.close()
+        return times
 
-    def _time_of(self, offset: int) -> float:
-        """When the message after `offset` others was not yet in Kafka, as far as the samples tell."""
-        return max((t for t, end in self._ends if end <= offset), default=self._ends[0][0])
 
-    def _end(self) -> int:
-        partitions = range(self._exchange.settings.partitions)
-        return sum(
-            self._consumer.get_watermark_offsets(TopicPartition(self._topic, p), timeout=10)[1] for p in partitions
+def landed(stream: Stream, times: Mapping[int, Seconds], ledgers: Mapping[int, Ledger], flow: Flow) -> Landed:
+    """Each message of the stream with the commit that brought it: the first one that goes beyond its offset."""
+    told = {commit.sequence: commit.at for commit in logged_commits(flow.log) if commit.table == GOLD}
+    sequences = sorted(told.keys() & ledgers.keys())
+    at = np.array([told[sequence] for sequence in sequences])
+    commit, produced = [], []
+    for partition, sent in times.items():
+        ends = [ledgers[sequence].next_offset(partition) or 0 for sequence in sequences]
+        commit.append(np.searchsorted(ends, np.arange(len(sent)), side="right"))
+        produced.append(sent)
+    of, sent = np.concatenate(commit), np.concatenate(produced)
+    came = of < len(sequences)
+    of, sent = of[came], sent[came]
+    delays = [at[i] - due(sent[of == i], stream.trigger) for i in np.unique(of)]
+    return Landed(at[of] - sent, np.array(delays), int(np.sum(~came)))
+
+
+def due(sent: Seconds, trigger: float) -> float:
+    """The trigger that a batch of messages was emitted at: the first one after most of them were sent.
+
+    Not after the very first: some are sent just before a trigger and fetched just after it.
+    """
+    return float(np.floor(np.quantile(sent, 0.25) / trigger) + 1) * trigger
+
+
+def _report(seconds: int, results: Sequence[tuple[Stream, Landed]]) -> None:
+    rows: list[list[str]] = []
+    figures: dict[str, Any] = {"seconds": seconds, "streams": []}
+    for stream, found in results:
+        ages, delays = np.percentile(found.ages, [50, 95, 99]), np.percentile(found.delays, [50, 99])
+        given = [stream.exchange.name, f"{stream.trigger:g}", f"{stream.rate:,}"]
+        counts = [f"{len(found.ages):,}", f"{len(found.delays):,}"]
+        rows.append([*given, *counts, *(f"{s:.2f}" for s in (*ages, *delays)), str(found.behind)])
+        figures["streams"].append(
+            {
+                "exchange": stream.exchange.name,
+                "trigger_seconds": stream.trigger,
+                "messages_per_second": stream.rate,
+                "messages": len(found.ages),
+                "commits": len(found.delays),
+                **{f"age_p{p}_s": round(float(s), 3) for p, s in zip((50, 95, 99), ages, strict=True)},
+                **{f"trigger_to_commit_p{p}_s": round(float(s), 3) for p, s in zip((50, 99), delays, strict=True)},
+                "behind": found.behind,
+            }
         )
 
-    def _held(self) -> int:
-        try:
-            properties = load_table(self._catalog, GOLD).properties
-        except CatalogError:
-            return 0
-        return sum(e.next for e in read(properties, self._exchange.name, self._topic).partitions.values())
+    def plot(axes: Axes) -> None:
+        shares = np.linspace(0, 1, 501)
+        for stream, found in results:
+            axes.plot(np.quantile(found.ages, shares), shares, label=stream.name)
+        axes.set(xlabel="seconds from produced to queryable in Gold", ylabel="share of messages")
+        axes.legend()
+
+    ages_of, delays_of = [f"p{p} s" for p in (50, 95, 99)], [f"trigger to commit p{p} s" for p in (50, 99)]
+    columns = ["exchange", "trigger s", "msg/s", "messages", "commits", *ages_of, *delays_of, "left behind"]
+    report(Report("freshness", columns, rows, figures, plot))

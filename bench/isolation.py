@@ -1,8 +1,5 @@
 """Whether one exchange's trouble reaches another: Kraken's freshness beside a quiet and beside a burning Binance."""
 
-import os
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -16,7 +13,8 @@ import typer
 from confluent_kafka import Producer
 from matplotlib.axes import Axes
 
-from bench.freshness import Freshness
+from bench.gold_age import Freshness
+from bench.measure import running
 from bench.report import Report, report
 from k2flow.exchange import find_exchange
 from k2flow.kafka.local import LocalKafka, free_port
@@ -80,23 +78,6 @@ def measure(
 
 
 @contextmanager
-def running(exchange: str, environment: dict[str, str]) -> Iterator[None]:
-    """The flow of one exchange, ended at the end."""
-    flow = start(exchange, environment)
-    try:
-        yield
-    finally:
-        flow.terminate()
-        flow.wait(60)
-
-
-def start(exchange: str, environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "bytewax.run", f"flows.{exchange}"]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen(command, env={**os.environ, **environment}, **quiet)  # type: ignore[call-overload, no-any-return]
-
-
-@contextmanager
 def quiet(environment: dict[str, str], bootstrap: str) -> Iterator[None]:
     """Binance's flow runs, and its topic is empty."""
     with running("binance", environment):
@@ -134,8 +115,6 @@ def pour_garbage(bootstrap: str, stop: threading.Event) -> None:
 
 def crash_loop(environment: dict[str, str], stop: threading.Event) -> None:
     while not stop.is_set():
-        flow = start("binance", environment)
-        stop.wait(4)
-        flow.kill()
-        flow.wait()
+        with running("binance", environment):
+            stop.wait(4)
         time.sleep(0.5)

@@ -1,41 +1,180 @@
-"""Runs a command as a process of its own and says what it took, by the kernel's own account."""
+"""Runs commands as processes of their own and says what they took: by the kernel, by samples, by their log."""
 
+import contextlib
 import os
 import platform
+import re
 import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from importlib.metadata import version
+from pathlib import Path
+
+import psutil
+
+SAMPLE_SECONDS = 0.25
+POLL_SECONDS = 0.02
+STARTED = ": trigger "
+"""What a flow's log says once it is about to read."""
+START_SECONDS = 60.0
+STOP_SECONDS = 60.0
+LOG_END = 4_000
+
+_TIME = r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}) "
+_STARTED = re.compile(_TIME + r".*" + STARTED, re.MULTILINE)
+_COMMIT = re.compile(
+    _TIME + r".* (\w+): \d+ rows in \d+ files from (\d+) offsets, commit (\d+) in (\d+) ms$", re.MULTILINE
+)
 
 
 @dataclass(frozen=True)
 class Usage:
-    """One finished process: `wall` and `cpu` (user and system, all its threads) in seconds, `peak` resident bytes."""
+    """One finished process and those it has started and waited for.
+
+    `wall` and `cpu` (user and system, all threads) in seconds, `peak` resident bytes of the process itself, and what it
+    `said`.
+    """
 
     wall: float
     cpu: float
     peak: int
+    said: str = ""
 
     def beyond(self, baseline: "Usage") -> "Usage":
         """Without what `baseline` took: start-up and imports."""
-        return Usage(self.wall - baseline.wall, self.cpu - baseline.cpu, self.peak)
+        return Usage(self.wall - baseline.wall, self.cpu - baseline.cpu, self.peak, self.said)
 
 
 def run(command: Sequence[str], environment: Mapping[str, str]) -> Usage:
     """Runs `command` to its end. Raises subprocess.CalledProcessError, with its output, where it fails."""
     began = time.perf_counter()
-    with subprocess.Popen(
-        command, env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    ) as process:
-        assert process.stdout is not None
-        output = process.stdout.read()
-        _, status, used = os.wait4(process.pid, 0)
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(command, env={**os.environ, **environment}, stdout=output, stderr=subprocess.STDOUT)
+        peak, ended = 0, 0
+        while not ended:
+            time.sleep(POLL_SECONDS)
+            peak = max(peak, _peak(process.pid))
+            ended, status, used = os.wait4(process.pid, os.WNOHANG)
+        wall = time.perf_counter() - began
         process.returncode = os.waitstatus_to_exitcode(status)
-    wall = time.perf_counter() - began
+        output.seek(0)
+        said = output.read().decode(errors="replace")
     if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, command, output)
-    return Usage(wall, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024)
+        raise subprocess.CalledProcessError(process.returncode, command, said)
+    return Usage(wall, used.ru_utime + used.ru_stime, peak, said)
+
+
+def _peak(pid: int) -> int:
+    """The most that a process has been resident, in bytes. (Its rusage would begin at the peak of its parent.)"""
+    try:
+        found = re.search(r"^VmHWM:\s+(\d+) kB$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    except OSError:
+        return 0
+    return int(found[1]) * 1024 if found else 0  # none once it has ended
+
+
+class Flow:
+    """The flow of one exchange as a process of its own, whose `log` is a file under K2FLOW_HOME."""
+
+    def __init__(self, exchange: str, environment: Mapping[str, str]) -> None:
+        home = Path(environment["K2FLOW_HOME"])
+        home.mkdir(parents=True, exist_ok=True)
+        self.log = home / f"{exchange}.log"
+        command = [sys.executable, "-m", "bytewax.run", f"flows.{exchange}"]
+        with self.log.open("wb") as out:
+            self.process = subprocess.Popen(command, env={**os.environ, **environment}, stdout=out, stderr=out)
+
+    def wait_until_reading(self) -> None:
+        """Raises RuntimeError, with the end of the log, where the flow does not come up."""
+        deadline = time.monotonic() + START_SECONDS
+        while STARTED not in self.log.read_text(errors="replace"):
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"the flow did not start: {self._last_words()}")
+            time.sleep(0.05)
+
+    def end(self) -> None:
+        """Lets the flow drain and commit. Raises RuntimeError, with the end of the log, where that goes wrong."""
+        self.process.terminate()
+        self.check()
+
+    def check(self) -> None:
+        """Waits until the flow has ended. Raises RuntimeError, with the end of the log, if it was not a good end."""
+        if self.process.wait(STOP_SECONDS):
+            raise RuntimeError(f"the flow ended with exit code {self.process.returncode}: {self._last_words()}")
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def _last_words(self) -> str:
+        return self.log.read_text(errors="replace")[-LOG_END:]
+
+
+@contextlib.contextmanager
+def running(exchange: str, environment: Mapping[str, str]) -> Iterator[Flow]:
+    """The flow of one exchange. It is killed at the end if it has not ended."""
+    flow = Flow(exchange, environment)
+    try:
+        yield flow
+    finally:
+        flow.kill()
+
+
+@dataclass(frozen=True)
+class LoggedCommit:
+    """One commit, as a flow's log tells of it once it has landed: `at` is in seconds since 1970."""
+
+    table: str
+    sequence: int
+    at: float
+    seconds: float
+    offsets: int
+
+
+def logged_commits(log: Path) -> list[LoggedCommit]:
+    """The commits that the log of a flow tells of, in their order."""
+    return [
+        LoggedCommit(table, int(sequence), _seconds(at), int(ms) / 1000, int(offsets))
+        for at, table, offsets, sequence, ms in _COMMIT.findall(log.read_text(errors="replace"))
+    ]
+
+
+def started_at(log: Path) -> float:
+    """When the flow of this log began to read, in seconds since 1970."""
+    found = _STARTED.search(log.read_text(errors="replace"))
+    if found is None:
+        raise ValueError(f"{log} does not say when the flow started")
+    return _seconds(found[1])
+
+
+def _seconds(log_time: str) -> float:
+    return datetime.strptime(log_time, "%Y-%m-%d %H:%M:%S,%f").timestamp()  # in local time, as logging writes it
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A process at one moment, `at` in seconds since 1970: resident bytes, open files, threads."""
+
+    at: float
+    resident: int
+    files: int
+    threads: int
+
+
+def samples(process: subprocess.Popen[bytes], goes_on: Callable[[], bool] = lambda: True) -> list[Sample]:
+    """A sample each SAMPLE_SECONDS until `process` has ended, or `goes_on` is over."""
+    seen = psutil.Process(process.pid)
+    taken = []
+    with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+        while process.poll() is None and goes_on():
+            with seen.oneshot():
+                taken.append(Sample(time.time(), seen.memory_info().rss, seen.num_fds(), seen.num_threads()))
+            time.sleep(SAMPLE_SECONDS)
+    return taken
 
 
 def machine() -> str:

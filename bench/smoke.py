@@ -1,0 +1,66 @@
+"""Every benchmark, once, as small as it can be and still go through all of its code."""
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import typer
+
+from bench import report
+from bench.audit import audit
+from bench.catchup import catchup
+from bench.commits import commits
+from bench.decode import decode
+from bench.dedup import dedup
+from bench.freshness import freshness
+from bench.isolation import isolation
+from bench.query import query
+from bench.scale import scale
+from bench.soak import soak
+from bench.stages import stages
+from torture.catalogs import postgres_programs
+
+BENCHMARKS: tuple[tuple[Callable[..., None], dict[str, Any]], ...] = (
+    (audit, {"messages": 20_000}),
+    (catchup, {"messages": 20_000, "runs": 1}),
+    (commits, {"commits": 20, "rows": 10}),
+    (decode, {"records": 500, "runs": 1}),
+    (dedup, {"ids": [200_000], "hour_ids": 10_000}),
+    (freshness, {"seconds": 2, "binance_rate": 500, "kraken_rate": 100}),
+    (isolation, {"seconds": 2}),
+    (query, {"files": 60, "rows": 50, "runs": 1}),
+    (scale, {"messages": 20_000, "processes": [2], "runs": 1}),
+    (soak, {"messages": 20_000}),
+    (stages, {"messages": 40_000, "batch": 20_000}),
+)
+"""Each benchmark with its smallest arguments."""
+
+
+def smoke() -> None:
+    """Run every benchmark at its smallest, for its code alone: the figures mean nothing, the docs stay as they are."""
+    took: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as docs:
+        performance = Path(docs) / report.PERFORMANCE.name
+        shutil.copy(report.PERFORMANCE, performance)
+        with (
+            patch.dict(os.environ, {report.WRITE_DOCS: "1"}),
+            patch.multiple(report, DOCS=Path(docs), PERFORMANCE=performance),
+        ):
+            for benchmark, small in BENCHMARKS:
+                if benchmark is scale and postgres_programs() is None:
+                    typer.echo("scale is left out: no PostgreSQL here", err=True)
+                    continue
+                began = time.monotonic()
+                benchmark(**small)
+                took[benchmark.__name__] = time.monotonic() - began
+    typer.echo(f"all went through: {', '.join(f'{name} {seconds:.0f} s' for name, seconds in took.items())}")
+
+
+def names() -> list[str]:
+    """The benchmarks, as their commands are called."""
+    return [benchmark.__name__ for benchmark, _ in BENCHMARKS]
