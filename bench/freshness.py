@@ -30,6 +30,7 @@ SHORT_TRIGGER_SECONDS = 1.0
 HISTORY_SECONDS = 2.0
 """How often Gold's snapshots are read: a table keeps its newest hundred only."""
 SETTLE_SECONDS = 30.0
+ANSWER_SECONDS = 60.0
 CONSUME_MESSAGES = 50_000
 
 Seconds = npt.NDArray[np.float64]
@@ -42,10 +43,7 @@ class Stream:
     exchange: Exchange
     trigger: float
     rate: int
-
-    @property
-    def topic(self) -> str:
-        return f"{self.exchange.name}.{self.trigger:g}"
+    topic: str
 
     @property
     def name(self) -> str:
@@ -70,9 +68,13 @@ class Landed:
 
 
 def freshness(
-    seconds: Annotated[int, typer.Option(help="Length of each of the two runs.")] = 120,
+    seconds: Annotated[int, typer.Option(help="Length of each run.")] = 120,
     binance_rate: Annotated[int, typer.Option(help="Binance's messages a second.")] = 10_000,
     kraken_rate: Annotated[int, typer.Option(help="Kraken's messages a second.")] = 500,
+    trigger: Annotated[
+        list[float] | None,
+        typer.Option(help="Seconds between commits, a run for each; if not given: as the exchanges declare, and 1."),
+    ] = None,
 ) -> None:
     """From produced to queryable in Gold: the age of every message, at the default triggers and at 1 s.
 
@@ -83,11 +85,12 @@ def freshness(
     exchanges = [(find_exchange("binance"), binance_rate), (find_exchange("kraken"), kraken_rate)]
     results: list[tuple[Stream, Landed]] = []
     with tempfile.TemporaryDirectory() as folder, LocalKafka(Path(folder) / "kafka", free_port()) as kafka:
-        for trigger in (None, SHORT_TRIGGER_SECONDS):
-            streams = [Stream(e, trigger or e.settings.trigger_seconds, rate) for e, rate in exchanges]
+        for i, seconds_between in enumerate(trigger or (None, SHORT_TRIGGER_SECONDS)):
+            streams = [
+                Stream(e, seconds_between or e.settings.trigger_seconds, rate, f"{e.name}.{i}") for e, rate in exchanges
+            ]
             kafka.start({stream.topic: stream.exchange.settings.partitions for stream in streams})
-            home = Path(folder) / ("default" if trigger is None else "short")
-            results += zip(streams, measure(streams, seconds, home, kafka.bootstrap), strict=True)
+            results += zip(streams, measure(streams, seconds, Path(folder) / f"run-{i}", kafka.bootstrap), strict=True)
     _report(seconds, results)
 
 
@@ -171,7 +174,8 @@ class Topic:
 
     def ends(self) -> dict[int, int]:
         """The next offset of each partition."""
-        return {p.partition: self._consumer.get_watermark_offsets(p, timeout=10)[1] for p in self._partitions}
+        bounds = [self._consumer.get_watermark_offsets(p, timeout=ANSWER_SECONDS) for p in self._partitions]
+        return {p.partition: end for p, (_, end) in zip(self._partitions, bounds, strict=True)}
 
     def times(self) -> dict[int, Seconds]:
         """Kafka's time of each message, in seconds since 1970, by partition and offset. May be called once."""

@@ -14,6 +14,8 @@ from k2flow.settings import load_settings
 
 SAMPLE_SECONDS = 0.05
 SETTLE_SECONDS = 20.0
+ANSWER_SECONDS = 60.0
+"""How long the broker may take for an answer: on a busy machine it has little of it."""
 
 
 class Freshness:
@@ -58,7 +60,8 @@ class Freshness:
     def _end(self) -> int:
         partitions = range(self._exchange.settings.partitions)
         return sum(
-            self._consumer.get_watermark_offsets(TopicPartition(self._topic, p), timeout=10)[1] for p in partitions
+            self._consumer.get_watermark_offsets(TopicPartition(self._topic, p), timeout=ANSWER_SECONDS)[1]
+            for p in partitions
         )
 
     def _held(self) -> int:

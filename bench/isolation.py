@@ -70,7 +70,8 @@ def measure(
         with running("kraken", environment), binance(environment, kafka.bootstrap):
             fresh = Freshness(kraken, Path(folder), kafka.bootstrap)
             options = ProduceOptions(count=seconds * rate, rate=rate, seed=1)
-            sender = threading.Thread(target=produce, args=(kraken.code, kraken.settings.topic, config, options))
+            sending = (kraken.code, kraken.settings.topic, config, options)
+            sender = threading.Thread(target=produce, args=sending, daemon=True)  # it must not outlive a failed watch
             sender.start()
             fresh.watch(sender.is_alive)
             sender.join()

@@ -35,7 +35,7 @@ _COMMIT = re.compile(
 class Usage:
     """One finished process and those it has started and waited for.
 
-    `wall` and `cpu` (user and system, all threads) in seconds, `peak` resident bytes of the process itself, and what it
+    `wall` and `cpu` (user and system, all threads) in seconds, `peak` resident bytes of the largest, and what it
     `said`.
     """
 
@@ -69,12 +69,17 @@ def run(command: Sequence[str], environment: Mapping[str, str]) -> Usage:
 
 
 def _peak(pid: int) -> int:
-    """The most that a process has been resident, in bytes. (Its rusage would begin at the peak of its parent.)"""
+    """The most that a process, or one that its main thread has started, has been resident, in bytes.
+
+    (Their rusage would begin at the peak of this process.)
+    """
     try:
         found = re.search(r"^VmHWM:\s+(\d+) kB$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     except OSError:
         return 0
-    return int(found[1]) * 1024 if found else 0  # none once it has ended
+    own = int(found[1]) * 1024 if found else 0  # none once it has ended
+    return max([own, *(_peak(int(child)) for child in children)])
 
 
 class Flow:

@@ -31,7 +31,7 @@ BENCHMARKS: tuple[tuple[Callable[..., None], dict[str, Any]], ...] = (
     (commits, {"commits": 20, "rows": 10}),
     (decode, {"records": 500, "runs": 1}),
     (dedup, {"ids": [200_000], "hour_ids": 10_000}),
-    (freshness, {"seconds": 2, "binance_rate": 500, "kraken_rate": 100}),
+    (freshness, {"seconds": 2, "binance_rate": 500, "kraken_rate": 100, "trigger": [1.0]}),
     (isolation, {"seconds": 2}),
     (query, {"files": 60, "rows": 50, "runs": 1}),
     (scale, {"messages": 20_000, "processes": [2], "runs": 1}),

@@ -193,6 +193,10 @@ class Committer:
             if producer is not None:  # certainly not committed; after any other error it may be, so nothing is deleted
                 producer._clean_all_uncommitted()
             raise
+        except ValueError as error:
+            # PyIceberg's word for updates that do not fit the table as it is by now: another process has made a
+            # snapshot elsewhere than on the head, or has dropped one that this attempt drops.
+            raise CommitFailedException(f"the table has changed: {error}") from error
 
 
 class _Unstaged(Transaction):

@@ -30,6 +30,7 @@ Int64s = npt.NDArray[np.int64]
 _CONSUMER = 1  # rd_kafka_type_t
 _EVENT_LOG = 0x4
 _TEXT_BYTES = 512
+_LONGEST_MS = 2**31 - 1
 _MESSAGE = np.dtype(
     {
         "names": ["err", "partition", "payload", "len", "key", "key_len", "offset"],
@@ -94,6 +95,7 @@ class BatchConsumer:
 
     def assign(self, topic: str, offsets: Mapping[int, int]) -> None:
         """Begins to read more partitions of `topic`, each at the offset given."""
+        self._refuse_if_closed()
         partitions = _c.rd_kafka_topic_partition_list_new(len(offsets))
         for partition, offset in offsets.items():
             _c.rd_kafka_topic_partition_list_add(partitions, topic.encode(), partition)
@@ -107,11 +109,12 @@ class BatchConsumer:
 
     def consume(self, limit: int, timeout_seconds: float) -> Fetched:
         """Up to `limit` messages and events, as soon as there are so many or the time is over."""
+        self._refuse_if_closed()
         self._log()
         if len(self._addresses) < limit:
             self._addresses = np.zeros(limit, np.int64)
         into = self._addresses.ctypes.data
-        got = _c.rd_kafka_consume_batch_queue(self._queue, int(timeout_seconds * 1000), into, limit)
+        got = _c.rd_kafka_consume_batch_queue(self._queue, min(int(timeout_seconds * 1000), _LONGEST_MS), into, limit)
         if got < 0:
             raise KafkaError("librdkafka has no queue of messages any more")
         where = self._addresses[:got].copy()
@@ -130,6 +133,10 @@ class BatchConsumer:
             _c.rd_kafka_queue_destroy(self._logs)
             _c.rd_kafka_destroy(self._handle)
             self._handle = None
+
+    def _refuse_if_closed(self) -> None:
+        if not self._handle:
+            raise KafkaError("this consumer is closed")
 
     def _log(self) -> None:
         """Passes on what librdkafka has to say: by itself it writes to standard error."""

@@ -105,6 +105,9 @@ def _run(context: FlowContext, cli_main: Callable[..., None], kwargs: dict[str, 
         known = _known_cause(error, workers > 1)
         if known is None:
             sys.stderr.write(native.text() if native else "")
+            if (first := failure.first()) is not None:  # Bytewax's own error may not tell of it
+                traceback.print_exception(first)
+                _exit(EXIT_FAILED)
             raise
         if debug:
             traceback.print_exception(error)
@@ -113,12 +116,14 @@ def _run(context: FlowContext, cli_main: Callable[..., None], kwargs: dict[str, 
 
 def _known_cause(error: BaseException, cluster: bool) -> K2flowError | None:
     """The error of k2flow's own that stopped the dataflow, if one did."""
-    cause: BaseException | None = failure.first() or error
+    first = failure.first()
+    cause: BaseException | None = first or error
     while cause is not None:
         if isinstance(cause, K2flowError):
             return cause
         cause = cause.__cause__ or cause.__context__
-    if cluster and type(error).__name__ == "PanicException":  # Bytewax's communication has no class of its own
+    panicked = type(error).__name__ == "PanicException"  # Bytewax's communication has no class of its own
+    if cluster and first is None and panicked:
         return RunError(LOST_TOUCH)
     return None
 
@@ -167,5 +172,9 @@ def _end(message: str, code: int = EXIT_FAILED) -> NoReturn:
     """Ends the process at once: threads of a failed dataflow may still run, and Python would wait for them or abort."""
     with suppress(OSError):  # where standard error is on a disk that is full
         print(f"{ERROR}{message}", file=sys.stderr, flush=True)
+    _exit(code)
+
+
+def _exit(code: int) -> NoReturn:
     logging.shutdown()
     os._exit(code)

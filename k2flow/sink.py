@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 from pyiceberg.manifest import DataFile
 
-from k2flow.commit import Committer
+from k2flow.commit import HUNG_SECONDS, Committer
 from k2flow.context import FlowContext
+from k2flow.deadline import DeadlinePassedError, within
 from k2flow.errors import CommitError
 from k2flow.failpoints import Point, reach
 from k2flow.failure import logged
@@ -82,8 +83,7 @@ class TableCommits(StatefulSinkPartition[Written, None]):
 
     @logged
     def snapshot(self) -> None:
-        files = [file for finished in self._files for file in finished()]
-        ranges = self._ranges
+        files, ranges = self._finished_files(), self._ranges
         self._files, self._ranges = [], []
         if not ranges:
             if files:
@@ -102,6 +102,17 @@ class TableCommits(StatefulSinkPartition[Written, None]):
             self._committer.ledger.sequence,
             (time.monotonic() - began) * 1000,
         )
+
+    def _finished_files(self) -> list[DataFile]:
+        """Waits for the files of this epoch."""
+        waiting = self._files
+        try:
+            return within(HUNG_SECONDS, lambda: [file for files in waiting for file in files()])
+        except DeadlinePassedError as error:
+            raise CommitError(
+                f"{self._name}: the storage has not taken a file for {HUNG_SECONDS} s; nothing is lost: start again "
+                "when it answers"
+            ) from error
 
     def close(self) -> None:
         """Commits nothing: Bytewax calls it while a crash unwinds as well."""

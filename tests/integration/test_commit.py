@@ -10,6 +10,7 @@ import pytest
 from pyiceberg.catalog import Catalog
 from pyiceberg.exceptions import CommitFailedException
 from pyiceberg.serializers import FromInputFile, ToOutputFile
+from pyiceberg.table.update import RemoveSnapshotsUpdate
 from sqlalchemy.exc import OperationalError
 
 from k2flow import commit as commits
@@ -19,6 +20,7 @@ from k2flow.commit import KEEP_SNAPSHOTS, Committer
 from k2flow.data_files import DataFileWriter
 from k2flow.errors import AlreadyRunningError, CommitError, FencedError, NotContiguousError
 from k2flow.exchange import find_exchange
+from k2flow.failpoints import Point
 from k2flow.ledger import KEY, Range, Writer, read
 from k2flow.table_metadata import handle_once
 from k2flow.tables import create, definitions
@@ -228,6 +230,40 @@ def test_metadata_stays_small(catalog: Catalog, writer: DataFileWriter) -> None:
         committer.commit(writer.write(rows(i, i + 1)), [Range(0, i, i + 1, 1)])
     assert len(load_table(catalog, TABLE).snapshots()) <= KEEP_SNAPSHOTS + 10
     assert offsets_in(catalog) == list(range(KEEP_SNAPSHOTS + 25))
+
+
+def test_a_snapshot_of_another_process_on_a_branch(catalog: Catalog, writer: DataFileWriter) -> None:
+    """It leaves the head where it was, and yet the next snapshot's number has to be another one."""
+    committer = open_committer(catalog)
+    committer.commit(writer.write(rows(0, 5)), [Range(0, 0, 5, 5)])
+    table = load_table(catalog, TABLE)
+    head = table.current_snapshot()
+    assert head is not None
+    table.manage_snapshots().create_branch(head.snapshot_id, "looked-into").commit()
+    table = load_table(catalog, TABLE)
+    table.append(pa.Table.from_batches([rows(70, 71)]).cast(table.schema().as_arrow()), branch="looked-into")
+    committer.commit(writer.write(rows(5, 9)), [Range(0, 5, 9, 4)])
+    assert offsets_in(catalog) == list(range(9))
+
+
+def test_snapshots_dropped_by_another_process_while_a_commit_drops_them(
+    catalog: Catalog, writer: DataFileWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    committer = open_committer(catalog)
+    dropped: list[int] = []
+
+    def drop(point: Point) -> None:
+        if point is Point.MANIFEST_WRITTEN and not dropped:
+            table = load_table(catalog, TABLE)
+            if len(table.snapshots()) >= commits.DROP_AT:
+                dropped.extend(snapshot.snapshot_id for snapshot in table.snapshots()[:5])
+                table._do_commit((RemoveSnapshotsUpdate.model_validate({"snapshot-ids": dropped}),), ())
+
+    monkeypatch.setattr(commits, "reach", drop)
+    for i in range(commits.DROP_AT + 2):
+        committer.commit(writer.write(rows(i, i + 1)), [Range(0, i, i + 1, 1)])
+    assert dropped
+    assert offsets_in(catalog) == list(range(commits.DROP_AT + 2))
 
 
 def test_metadata_that_is_not_read_again_is_what_its_file_says(catalog: Catalog, writer: DataFileWriter) -> None:

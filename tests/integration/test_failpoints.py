@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from k2flow.failpoints import Action, Point
-from k2flow.runtime import EXIT_TRY_AGAIN
+from k2flow.runtime import EXIT_FAILED, EXIT_TRY_AGAIN
 from tests.integration.conftest import fill
 from tests.integration.harness import ROOT, Flow, Lake, assert_consistent, assert_tables, ledger_offsets, read_topic
 from tests.oracle import expect
@@ -194,6 +194,16 @@ def test_a_predecessor_that_commits_until_it_is_fenced(new_lake: NewLake) -> Non
             assert_consistent(lake)
     lake.catch_up()
     assert_tables(lake, expect(read_topic(lake.bootstrap, lake.topic), "BINANCE"))
+
+
+def test_an_unforeseen_error_in_one_of_two_processes(new_lake: NewLake) -> None:
+    """Where it went wrong it is shown, as a single process shows it; the other one only loses touch."""
+    lake = new_lake()
+    fill(lake, count=100, seed=3)
+    with lake.start(2, K2FLOW_FAILPOINTS=f"{Point.SOURCE_EMITTED}=raise", **BATCH) as flow:
+        log = flow.wait(60)
+        assert EXIT_FAILED in flow.codes(), log
+    assert "InjectedError" in log
 
 
 def test_an_error_that_cannot_be_printed(new_lake: NewLake) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import pytest
 from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
 
+from k2flow import errors
 from k2flow.errors import SettingsError
 from k2flow.kafka.local import LocalKafka, free_port
 from k2flow.librdkafka import BatchConsumer, Event, Fetched
@@ -122,6 +123,15 @@ def test_what_librdkafka_says_is_logged(caplog: pytest.LogCaptureFixture, capfd:
 def test_a_property_that_librdkafka_does_not_take(properties: Mapping[str, str]) -> None:
     with pytest.raises(SettingsError, match=next(iter(properties))):
         BatchConsumer({"group.id": "batches", **properties})
+
+
+def test_a_consumer_that_is_closed() -> None:
+    consumer = open_consumer(f"127.0.0.1:{free_port()}")
+    consumer.close()
+    consumer.close()
+    for use in (lambda: consumer.consume(1, 0), lambda: consumer.assign("any", {0: 0})):
+        with pytest.raises(errors.KafkaError, match="closed"):
+            use()
 
 
 def test_properties_that_do_not_go_together() -> None:
