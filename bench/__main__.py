@@ -1,5 +1,7 @@
 """`scripts/bench`."""
 
+import os
+
 import typer
 
 from bench.audit import audit
@@ -34,7 +36,10 @@ app.command("stages")(stages)
 
 @app.callback()
 def _bench() -> None:
-    """Measure k2flow on this machine."""
+    """Measure k2flow on this machine, with a Kafka and tables of its own."""
+    for name in list(os.environ):
+        if name.startswith(("K2FLOW_", "PYICEBERG_")):  # or simulated trades would end in the caller's own tables
+            del os.environ[name]
 
 
 app()

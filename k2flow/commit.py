@@ -119,7 +119,8 @@ class Committer:
     def _try_until_done(self, after: Ledger, files: Sequence[DataFile], append: bool) -> None:
         retrying = Retrying(
             retry=retry_if_exception_type((CommitFailedException, *OUTAGES)),
-            wait=wait_exponential_jitter(initial=0.05, max=5),
+            # Short at first: the flows of two exchanges meet at Gold whenever their triggers coincide.
+            wait=wait_exponential_jitter(initial=0.05, max=5, jitter=0.05),
             stop=stop_after_delay(RETRY_SECONDS),
             reraise=True,
         )
