@@ -56,8 +56,8 @@ def keep_freed_memory() -> None:
     """Makes Arrow allocate as the rest of the process does.
 
     Its own default (mimalloc) gives the memory of each batch back to the system and takes it again for the next: with
-    batches of 200,000 that is most of a microsecond of system time a message (`scripts/bench stages`). GNU's C library
-    gives each thread a heap of its own, and what one has freed no other can use: two heaps are enough.
+    large batches that is nearly as much system time as the decoding takes. GNU's C library gives each thread a heap of
+    its own, and what one has freed no other can use: two heaps are enough.
     """
     pa.set_memory_pool(pa.system_memory_pool())
     libc = ctypes.CDLL(None)
