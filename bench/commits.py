@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.progress import track
 
 from bench.lake import Lake, slices
+from bench.measure import Stopwatch
 from bench.report import Report, report
-from bench.stages import Stopwatch
 from k2flow.exchange import GOLD
 from k2flow.gold import HOUR_US, gold_rows
 from k2flow.ledger import Range

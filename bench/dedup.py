@@ -21,8 +21,8 @@ from matplotlib.axes import Axes
 
 from bench.commits import HOUR, gold_of_hour
 from bench.lake import Lake
+from bench.measure import Stopwatch, peak_resident
 from bench.report import Report, report
-from bench.stages import Stopwatch
 from k2flow.context import FlowContext
 from k2flow.dedup.index import SeenIds
 from k2flow.exchange import GOLD, find_exchange
@@ -154,7 +154,7 @@ def hold(ids: int) -> Held:
             counted[FILL] += FILL
         _judge(seen, batch, hour, watch)
     del batch
-    held, resident, peak, own = seen.ids, _resident() - before, _peak() - before, seen.nbytes
+    held, resident, peak, own = seen.ids, _resident() - before, peak_resident(os.getpid()) - before, seen.nbytes
     trimmed = _trimmed() - before
     small = BATCHES[-1]
     for _ in range(max(AT_LEAST, ids // SHARE // small)):
@@ -256,9 +256,3 @@ def _trimmed() -> int:
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     return _resident()
-
-
-def _peak() -> int:
-    """The most resident bytes there were. (`ru_maxrss` begins at what the parent had.)"""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024

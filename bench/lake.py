@@ -1,10 +1,12 @@
 """Tables as a flow leaves them, written by the flow's own parts without Kafka or Bytewax in between."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from pyiceberg.manifest import DataFile
 
 from k2flow.catalog import load_table, open_catalog
 from k2flow.commit import Committer
@@ -22,6 +24,18 @@ from k2flow.schemas import FixedSchemas
 from k2flow.settings import load_settings
 from k2flow.table_metadata import handle_once
 from k2flow.tables import create, definitions
+
+STAGES = (
+    "bronze rows",
+    "Bronze's files",
+    "decode, validate",
+    "Silver's files",
+    "DLQ files",
+    "gold rows, dedup",
+    "Gold's files",
+    "commits",
+)
+"""What `Lake.commit` does, in its order."""
 
 
 class Lake:
@@ -41,21 +55,34 @@ class Lake:
         self.decoder = TradeDecoder(self.exchange, FixedSchemas((1,)))
         self._seen = SeenIds(lambda hour: [], None)
 
-    def commit(self, messages: Slice) -> None:
-        """One batch of messages into all four tables."""
-        decoded = self.decoder.decode(messages)
-        gold = gold_rows(decoded.trades.rows)
-        first = self._seen.first_seen(gold.column("message_id"), hours_of(gold))
-        self._seen.commit()
-        bronze = bronze_rows(messages, self.exchange.settings.topic)
-        tables: dict[str, tuple[pa.RecordBatch, list[Range]]] = {
-            self.exchange.bronze: (bronze, messages.ranges()),
-            self.exchange.silver: (decoded.trades.rows, decoded.trades.ranges()),
-            self.exchange.dlq: (decoded.failures.rows, decoded.failures.ranges()),
-            GOLD: (gold.filter(pa.array(first)), decoded.trades.ranges()),
-        }
-        for name, (rows, ranges) in tables.items():
-            self.committers[name].commit(self.writers[name].write(rows), ranges)
+    def commit(self, messages: Slice, stage: Callable[[str], AbstractContextManager[object]] = nullcontext) -> None:
+        """One batch of messages into all four tables; each of STAGES is done under what `stage` gives for it."""
+        exchange = self.exchange
+        written: dict[str, tuple[list[DataFile], list[Range]]] = {}
+
+        def write(table: str, rows: pa.RecordBatch, origin: Slice) -> None:
+            written[table] = self.writers[table].write(rows), origin.ranges()
+
+        with stage("bronze rows"):
+            bronze = bronze_rows(messages, exchange.settings.topic)
+        with stage("Bronze's files"):
+            write(exchange.bronze, bronze, messages)
+        with stage("decode, validate"):
+            decoded = self.decoder.decode(messages)
+        with stage("Silver's files"):
+            write(exchange.silver, decoded.trades.rows, decoded.trades)
+        with stage("DLQ files"):
+            write(exchange.dlq, decoded.failures.rows, decoded.failures)
+        with stage("gold rows, dedup"):
+            gold = gold_rows(decoded.trades.rows)
+            first = self._seen.first_seen(gold.column("message_id"), hours_of(gold))
+            fresh = gold.filter(pa.array(first))
+        with stage("Gold's files"):
+            write(GOLD, fresh, decoded.trades)
+        with stage("commits"):
+            for name, (files, ranges) in written.items():
+                self.committers[name].commit(files, ranges)
+            self._seen.commit()
 
 
 def slices(options: ProduceOptions, batch: int, partitions: int = 6, exchange: str = "BINANCE") -> Iterator[Slice]:

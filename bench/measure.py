@@ -49,6 +49,22 @@ class Usage:
         return Usage(self.wall - baseline.wall, self.cpu - baseline.cpu, self.peak, self.said)
 
 
+class Stopwatch:
+    """Adds up what the blocks under `with` take: `wall` and `cpu` (all threads of this process) in seconds."""
+
+    def __init__(self) -> None:
+        self.wall = self.cpu = 0.0
+
+    def __enter__(self) -> "Stopwatch":
+        self._began = time.perf_counter(), time.process_time()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        wall, cpu = self._began
+        self.cpu += time.process_time() - cpu
+        self.wall += time.perf_counter() - wall
+
+
 def run(command: Sequence[str], environment: Mapping[str, str]) -> Usage:
     """Runs `command` to its end. Raises subprocess.CalledProcessError, with its output, where it fails."""
     began = time.perf_counter()
@@ -57,7 +73,7 @@ def run(command: Sequence[str], environment: Mapping[str, str]) -> Usage:
         peak, ended = 0, 0
         while not ended:
             time.sleep(POLL_SECONDS)
-            peak = max(peak, _peak(process.pid))
+            peak = max(peak, peak_resident(process.pid))
             ended, status, used = os.wait4(process.pid, os.WNOHANG)
         wall = time.perf_counter() - began
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -68,7 +84,7 @@ def run(command: Sequence[str], environment: Mapping[str, str]) -> Usage:
     return Usage(wall, used.ru_utime + used.ru_stime, peak, said)
 
 
-def _peak(pid: int) -> int:
+def peak_resident(pid: int) -> int:
     """The most that a process, or one that its main thread has started, has been resident, in bytes.
 
     (Their rusage would begin at the peak of this process.)
@@ -79,7 +95,7 @@ def _peak(pid: int) -> int:
     except OSError:
         return 0
     own = int(found[1]) * 1024 if found else 0  # none once it has ended
-    return max([own, *(_peak(int(child)) for child in children)])
+    return max([own, *(peak_resident(int(child)) for child in children)])
 
 
 class Flow:
