@@ -76,10 +76,13 @@ def make_again(lake: Lake) -> None:
         try:
             for future in admin.create_topics([NewTopic(lake.topic, 2, 1)]).values():
                 future.result(30)
-            return
+            break
         except KafkaException:  # still being deleted
             assert time.monotonic() < deadline
             time.sleep(0.2)
+    while lake.topic not in admin.list_topics(timeout=30).topics:  # it is made before every request sees it
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_a_table_left_at_the_old_topic_begins_at_the_first_offset_of_the_new_one() -> None:
