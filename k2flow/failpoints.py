@@ -17,7 +17,7 @@ import signal
 import time
 from collections import Counter
 from enum import StrEnum
-from threading import Lock
+from threading import Lock, get_ident
 
 from k2flow.errors import SettingsError
 
@@ -93,7 +93,7 @@ def reach(point: Point) -> None:
         case Action.DIE:
             os.kill(os.getpid(), signal.SIGKILL)
         case Action.STOP:
-            os.kill(os.getpid(), signal.SIGSTOP)
+            signal.pthread_kill(get_ident(), signal.SIGSTOP)  # of the process, it could come after the next steps
         case Action.RAISE:
             raise InjectedError(f"failpoint {point}")
         case Action.HANG:
