@@ -238,7 +238,7 @@ def load_hour(home: Path, ids: int) -> Stopwatch:
     context = FlowContext(find_exchange(EXCHANGE))
     one = Ids().batch(1)
     with Stopwatch() as watch:
-        gold = GoldIds(context)
+        gold = GoldIds(context.catalog, context.exchange.code)
         seen = SeenIds(gold.load, gold.newest_hour(), WINDOW_HOURS)
         seen.first_seen(one.ids, np.array([HOUR]))
     if seen.ids != ids + 1:

@@ -1,9 +1,13 @@
 """k2flow: crypto trades from Kafka into Apache Iceberg, exactly once."""
 
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import duckdb
+
+# Before pyarrow is imported, for it looks only then: see runtime.keep_freed_memory.
+os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 
 __version__ = "0.1.0"
 

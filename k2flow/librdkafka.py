@@ -11,7 +11,7 @@ functions are called in the very library that confluent_kafka has loaded.
 import ctypes
 import logging
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import repeat
 from typing import Any
@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 Int64s = npt.NDArray[np.int64]
 
 _CONSUMER = 1  # rd_kafka_type_t
+_OFFSET_INVALID = -1001  # RD_KAFKA_OFFSET_INVALID
 _EVENT_LOG = 0x4
 _TEXT_BYTES = 512
 _LONGEST_MS = 2**31 - 1
@@ -95,17 +96,11 @@ class BatchConsumer:
 
     def assign(self, topic: str, offsets: Mapping[int, int]) -> None:
         """Begins to read more partitions of `topic`, each at the offset given."""
-        self._refuse_if_closed()
-        partitions = _c.rd_kafka_topic_partition_list_new(len(offsets))
-        for partition, offset in offsets.items():
-            _c.rd_kafka_topic_partition_list_add(partitions, topic.encode(), partition)
-            _c.rd_kafka_topic_partition_list_set_offset(partitions, topic.encode(), partition, offset)
-        error = _c.rd_kafka_incremental_assign(self._handle, partitions)
-        _c.rd_kafka_topic_partition_list_destroy(partitions)
-        if error:
-            text = _c.rd_kafka_error_string(error).decode()
-            _c.rd_kafka_error_destroy(error)
-            raise KafkaError(f"{topic}: partitions {sorted(offsets)} cannot be read: {text}")
+        self._change(_c.rd_kafka_incremental_assign, topic, offsets)
+
+    def unassign(self, topic: str, partitions: Iterable[int]) -> None:
+        """Reads these partitions no more. What was fetched of them and not consumed is dropped."""
+        self._change(_c.rd_kafka_incremental_unassign, topic, dict.fromkeys(partitions, _OFFSET_INVALID))
 
     def consume(self, limit: int, timeout_seconds: float) -> Fetched:
         """Up to `limit` messages and events, as soon as there are so many or the time is over."""
@@ -133,6 +128,19 @@ class BatchConsumer:
             _c.rd_kafka_queue_destroy(self._logs)
             _c.rd_kafka_destroy(self._handle)
             self._handle = None
+
+    def _change(self, change: Callable[..., Any], topic: str, offsets: Mapping[int, int]) -> None:
+        self._refuse_if_closed()
+        partitions = _c.rd_kafka_topic_partition_list_new(len(offsets))
+        for partition, offset in offsets.items():
+            _c.rd_kafka_topic_partition_list_add(partitions, topic.encode(), partition)
+            _c.rd_kafka_topic_partition_list_set_offset(partitions, topic.encode(), partition, offset)
+        error = change(self._handle, partitions)
+        _c.rd_kafka_topic_partition_list_destroy(partitions)
+        if error:
+            text = _c.rd_kafka_error_string(error).decode()
+            _c.rd_kafka_error_destroy(error)
+            raise KafkaError(f"{topic}: the partitions to read, {sorted(offsets)}, cannot be changed: {text}")
 
     def _refuse_if_closed(self) -> None:
         if not self._handle:
@@ -243,6 +251,7 @@ _c = _declare(
         "rd_kafka_topic_partition_list_set_offset": (_INT, _P, _S, ctypes.c_int32, ctypes.c_int64),
         "rd_kafka_topic_partition_list_destroy": (None, _P),
         "rd_kafka_incremental_assign": (_P, _P, _P),
+        "rd_kafka_incremental_unassign": (_P, _P, _P),
         "rd_kafka_error_string": (_S, _P),
         "rd_kafka_error_destroy": (None, _P),
         "rd_kafka_message_errstr": (_S, _P),

@@ -21,8 +21,6 @@ from datetime import timedelta
 from types import ModuleType
 from typing import Any, NoReturn
 
-import pyarrow as pa
-
 from k2flow import failure
 from k2flow.context import FlowContext
 from k2flow.errors import K2flowError, RunError
@@ -53,13 +51,12 @@ def adopt(context: FlowContext) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Makes Arrow allocate as the rest of the process does.
+    """Makes all threads share two heaps: GNU's C library gives each its own, and what one has freed no other can use.
 
-    Its own default (mimalloc) gives the memory of each batch back to the system and takes it again for the next: with
-    large batches that is nearly as much system time as the decoding takes. GNU's C library gives each thread a heap of
-    its own, and what one has freed no other can use: two heaps are enough.
+    Arrow shares them too, since k2flow's first lines say so. Its own default (mimalloc) gives the memory of each batch
+    back to the system and takes it again for the next: with large batches that is nearly as much system time as the
+    decoding takes.
     """
-    pa.set_memory_pool(pa.system_memory_pool())
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):  # GNU's alone
         libc.mallopt(M_ARENA_MAX, ARENAS)

@@ -12,7 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +20,7 @@ from bytewax.inputs import DynamicSource, StatelessSourcePartition
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka import KafkaError as ConfluentError
 
+from k2flow.alignment import Alignment
 from k2flow.context import FlowContext
 from k2flow.errors import KafkaError, LostOffsetsError, SettingsError
 from k2flow.failpoints import Point, reach
@@ -32,10 +33,13 @@ from k2flow.validate import MAX_TIME_US
 
 log = logging.getLogger(__name__)
 
-CONSUME_MESSAGES = 20_000  # at once, so that librdkafka's buffers are freed while a batch is gathered
+CONSUME_MESSAGES = 10_000  # at once, so that librdkafka's buffers are freed while a batch is gathered
 POLL_SECONDS = 0.05
 NEW_PARTITIONS_SECONDS = 30.0
 GROUP_SECONDS = 2.0
+AWAY_SHARE = 0.7
+"""For how much of the time that the last epoch took to be committed the source need not be looked at again."""
+LONGEST_AWAY = timedelta(seconds=1)
 
 FORCED = {
     "enable.auto.commit": "false",
@@ -50,8 +54,8 @@ DEFAULTS = {
     # response stays as long as one of its messages does.
     "fetch.max.bytes": "4194304",
     "max.partition.fetch.bytes": "1048576",
-    "queued.min.messages": "50000",
-    "queued.max.messages.kbytes": "16384",
+    "queued.min.messages": "20000",
+    "queued.max.messages.kbytes": "8192",
     "fetch.queue.backoff.ms": "5",  # before it fetches again once it has held so much: a second, unless told
     "max.poll.interval.ms": "86400000",  # a commit that waits for the catalog must not end the consumer
 }
@@ -85,18 +89,25 @@ class KafkaReader(StatelessSourcePartition[Slice]):
         self._group = _open_group(properties)
         self._first: dict[int, int] = {}  # of the batch that is being gathered
         self._position: dict[int, int] = {}  # next offset to read
+        self._alignment = Alignment()
         self._end: dict[int, int] = {}  # where to stop, if the flow stops when it has caught up
         self._parts: list[tuple[pa.RecordBatch, np.ndarray, np.ndarray]] = []
         self._rows = 0
         self._bytes = 0
         self._emitted: dict[int, int] = {}
         self._finished = False
+        self._awake_at = datetime.now(UTC)
+        self._emitted_at: datetime | None = None
+        self._epoch_took = timedelta(0)
         self._due = self._next_trigger()
         self._look_for_partitions_at = 0.0
         self._assign(context.topic.partitions, wait_for_watermarks)
 
     @logged
     def next_batch(self) -> list[Slice]:
+        self._awake_at = datetime.now(UTC)  # at once: the waiting is done in `consume`, without the interpreter's lock
+        if self._emitted_at is not None:
+            self._epoch_took, self._emitted_at = self._awake_at - self._emitted_at, None
         self._report_committed()
         if self._finished:
             reach(Point.SHUTDOWN)
@@ -110,11 +121,19 @@ class KafkaReader(StatelessSourcePartition[Slice]):
             return self._take()
         if self._full() or time.time() >= self._due:
             self._due = self._next_trigger()
-            return self._take()
+            slices = self._take()
+            self._emitted_at = datetime.now(UTC)
+            self._awake_at += min(AWAY_SHARE * self._epoch_took, LONGEST_AWAY)
+            return slices
         return []
 
     def next_awake(self) -> datetime | None:
-        return datetime.now(UTC)  # the waiting is done in `consume`, which does not hold the interpreter's lock
+        """When Bytewax looks at this source again; it counts from when it last called `next_batch`.
+
+        While an epoch is not committed it does not call `next_batch`, but once this moment has come it asks whether
+        it may as fast as it can: beside other processes, most of a core.
+        """
+        return self._awake_at
 
     def close(self) -> None:
         self._messages.close()
@@ -168,19 +187,39 @@ class KafkaReader(StatelessSourcePartition[Slice]):
                 self._add(got)
             for event in got.events:
                 self._handle(event)
+            self._align()
             if len(got) + len(got.events) < wanted or left <= 0 or self._caught_up():
                 return
+
+    def _align(self) -> None:
+        """Sets partitions aside that are far ahead of the others in time, and takes them up again."""
+        topic = self._settings.topic
+        aside, again = self._alignment.decide(time.monotonic())
+        if aside:
+            self._messages.unassign(topic, aside)
+            log.debug("worker %d sets partitions %s aside", self._worker, sorted(aside))
+        if again:
+            self._messages.assign(topic, {p: self._position[p] for p in again})
 
     def _add(self, got: Fetched) -> None:
         columns = [got.key, got.value, timestamps(got.timestamp_ms)]
         rows = pa.RecordBatch.from_arrays(columns, schema=MESSAGE_SCHEMA)
-        partition, offset = got.partition, got.offset
+        partition, offset, time_ms = got.partition, got.offset, got.timestamp_ms
         if self._end:
             keep = offset < _by_partition(self._end, partition)
             if not keep.all():
-                rows, partition, offset = rows.filter(pa.array(keep)), partition[keep], offset[keep]
+                rows, partition, offset, time_ms = (
+                    rows.filter(pa.array(keep)),
+                    partition[keep],
+                    offset[keep],
+                    time_ms[keep],
+                )
         for p in np.unique(partition).tolist():
-            self._position[p] = int(offset[partition == p][-1]) + 1
+            last = int(np.flatnonzero(partition == p)[-1])
+            self._position[p] = int(offset[last]) + 1
+            self._alignment.read(p, int(time_ms[last]), time.monotonic())
+            if self._position[p] == self._end.get(p):
+                self._alignment.ended(p)
         if rows.num_rows == 0:
             return
         self._parts.append((rows, partition, offset))
@@ -193,6 +232,7 @@ class KafkaReader(StatelessSourcePartition[Slice]):
             # The position goes past markers of transactions and compacted offsets, of which no message tells.
             end = self._end.get(p, event.offset)
             self._position[p] = max(self._position[p], min(event.offset, end))
+            self._alignment.ended(p)
         elif code in (ConfluentError._AUTO_OFFSET_RESET, ConfluentError.OFFSET_OUT_OF_RANGE):
             raise LostOffsetsError(
                 f"{self._settings.topic}[{p}]: Kafka no longer has offset {self._position.get(p)}, which is the "

@@ -4,6 +4,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 
 import duckdb
 import polars as pl
@@ -11,6 +12,9 @@ import pytest
 from confluent_kafka import Producer
 
 from k2flow.exchange import GOLD
+from k2flow.produce import ProduceOptions
+from k2flow.produce.send import Sender
+from k2flow.produce.stream import Stream
 from k2flow.query import connect_to
 from tests.integration.conftest import fill
 from tests.integration.harness import Lake, assert_tables, ledger_offsets, read_topic
@@ -51,6 +55,32 @@ def assert_readers_agree(lake: Lake) -> None:
             "summary": int(snapshot.summary.additional_properties["total-records"]),
         }
         assert len(set(counts.values())) == 1, counts
+
+
+def test_days_of_skewed_partitions(new_lake: NewLake) -> None:
+    """A small partition's days would be over while a large one's have just begun, were it not set aside meanwhile."""
+    lake = new_lake(partitions=6)
+    week = timedelta(days=7)
+    count = 60_000
+    options = ProduceOptions(
+        count=count,
+        rate=count / week.total_seconds(),
+        bad=0.01,
+        duplicates=0.03,
+        seed=5,
+        start=datetime.now(UTC) - week,
+    )
+    sender = Sender({"bootstrap.servers": lake.bootstrap}, lake.topic)
+    for messages in Stream("BINANCE", options, options.start_us()).chunks():
+        sender.send(messages)
+    sender.finish()
+    log = lake.catch_up(
+        K2FLOW_BINANCE_BATCH_ROWS="5000",
+        K2FLOW_LOG_LEVEL="DEBUG",
+        K2FLOW_KAFKA_FETCH_MESSAGE_MAX_BYTES="20000",
+    )
+    assert "sets partitions" in log
+    assert_tables(lake, expect(read_topic(lake.bootstrap, lake.topic), "BINANCE"))
 
 
 @pytest.mark.parametrize("arguments", [(), ("-w", "2")])

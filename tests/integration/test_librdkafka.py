@@ -89,6 +89,36 @@ def test_more_partitions_while_it_reads(kafka: LocalKafka, topic: str) -> None:
     consumer.close()
 
 
+def test_partitions_set_aside_and_taken_up_again(kafka: LocalKafka, topic: str) -> None:
+    """Whatever was fetched and not consumed when a partition was set aside comes again, and nothing comes twice."""
+    count = 30_000
+    producer = Producer({"bootstrap.servers": kafka.bootstrap, "linger.ms": 20})
+    for i in range(count):
+        producer.produce(topic, b"%d" % i, partition=i % PARTITIONS)
+        producer.poll(0)
+    assert producer.flush(60) == 0
+    consumer = open_consumer(kafka.bootstrap)
+    position = dict.fromkeys(range(PARTITIONS), 0)
+    consumer.assign(topic, position)
+    chance = random.Random(5)
+    deadline = time.monotonic() + 60
+    while sum(position.values()) < count:
+        assert time.monotonic() < deadline
+        for partition, offset, *_ in rows_of(consumer.consume(chance.randrange(1, 2_000), 0.5)):
+            assert offset == position[partition]
+            position[partition] += 1
+        if chance.random() < 0.5:
+            aside = chance.sample(range(PARTITIONS), chance.randrange(1, PARTITIONS))
+            consumer.unassign(topic, aside)
+            got = consumer.consume(500, 0.05)
+            assert not set(got.partition.tolist()) & set(aside)
+            for partition, offset, *_ in rows_of(got):
+                assert offset == position[partition]
+                position[partition] += 1
+            consumer.assign(topic, {p: position[p] for p in aside})
+    consumer.close()
+
+
 def test_events_of_partitions(kafka: LocalKafka, topic: str) -> None:
     """The end of a partition, and an offset that Kafka does not have."""
     consumer = open_consumer(kafka.bootstrap)

@@ -1,0 +1,140 @@
+"""The ids of Gold by hour, against those that were written, in a real catalog."""
+
+from datetime import UTC, datetime
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyiceberg.catalog import Catalog
+from pyiceberg.manifest import ManifestFile
+
+from k2flow.catalog import load_table
+from k2flow.commit import Committer
+from k2flow.data_files import DataFileWriter
+from k2flow.exchange import GOLD, find_exchange
+from k2flow.gold import GOLD_SCHEMA, GoldIds, gold_rows
+from k2flow.ledger import Range
+from k2flow.tables import SILVER_FIELDS, arrow_schema, create, definitions
+
+EXCHANGES = ("binance", "kraken")
+HOUR = 3600
+DAYS = 40
+
+
+class Gold:
+    """Gold of two exchanges, and what it should hold: (exchange, hour) to ids."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self.catalog = catalog
+        self.held: dict[tuple[str, int], set[str]] = {}
+        self._committers = {}
+        for name in EXCHANGES:
+            wanted = definitions(find_exchange(name))
+            create(catalog, wanted.values())
+            self._writer = DataFileWriter(load_table(catalog, GOLD), wanted[GOLD])
+            self._committers[name] = Committer(catalog, GOLD, name, "topic")
+            self._committers[name].fence("id")
+        self._offset = dict.fromkeys(EXCHANGES, 0)
+
+    def add(self, exchange: str, hours: np.ndarray) -> None:
+        """One commit with a row in each of these hours."""
+        n, first = len(hours), self._offset[exchange]
+        ids = [f"{exchange}-{first + i}" for i in range(n)]
+        times = pa.array(hours * HOUR * 1_000_000 + 7).cast(pa.timestamp("us", "UTC"))
+        columns = {
+            "message_id": pa.array(ids),
+            "exchange": pa.repeat(find_exchange(exchange).code, n),
+            "timestamp": times,
+            "exchange_date": times.cast(pa.date32()),
+        }
+        nullable = pa.schema([field.with_nullable(True) for field in arrow_schema(SILVER_FIELDS)])
+        silver = [columns.get(field.name, pa.nulls(n, field.type)) for field in nullable]
+        rows = gold_rows(pa.RecordBatch.from_arrays(silver, schema=nullable))
+        self._committers[exchange].commit(self._writer.write(rows), [Range(0, first, first + n, n)])
+        self._offset[exchange] += n
+        for hour, message_id in zip(hours.tolist(), ids, strict=True):
+            self.held.setdefault((exchange, hour), set()).add(message_id)
+
+    def ids(self, exchange: str) -> GoldIds:
+        return GoldIds(self.catalog, find_exchange(exchange).code)
+
+    def newest(self, exchange: str) -> int:
+        return max(hour for name, hour in self.held if name == exchange)
+
+
+@pytest.fixture
+def gold(catalog: Catalog) -> Gold:
+    return Gold(catalog)
+
+
+def loaded(ids: GoldIds, hour: int) -> list[str]:
+    return sorted(pa.chunked_array([*ids.load(hour)], pa.string()).to_pylist())
+
+
+NOW = int(datetime.now(UTC).timestamp()) // HOUR
+
+
+def test_every_hour_after_every_commit(gold: Gold) -> None:
+    """Hours of many days, before 1970 too, in commits whose manifests are merged on the way."""
+    chance = np.random.default_rng(3)
+    ids = {name: gold.ids(name) for name in EXCHANGES}
+    for commit in range(12):
+        for name in EXCHANGES:
+            early = -5 if commit == 5 else NOW - DAYS * 24
+            gold.add(name, chance.integers(early, NOW - 24 * DAYS + (commit + 1) * DAYS, 10))
+            hours = {hour for _, hour in gold.held}
+            for hour in [*chance.choice(sorted(hours), 2).tolist(), gold.newest(name), NOW + 1]:
+                assert loaded(ids[name], hour) == sorted(gold.held.get((name, hour), set()))
+    for name in EXCHANGES:
+        anew = gold.ids(name)
+        for hour in sorted({hour for _, hour in gold.held})[::10]:
+            assert loaded(anew, hour) == sorted(gold.held.get((name, hour), set()))
+
+
+def test_the_newest_hour_is_the_exchanges_own(gold: Gold) -> None:
+    assert gold.ids("binance").newest_hour() is None
+    gold.add("binance", np.array([NOW - 50, NOW - 30, NOW - 49]))
+    gold.add("kraken", np.array([NOW, NOW - 90]))
+    assert gold.ids("binance").newest_hour() == NOW - 30
+    assert gold.ids("kraken").newest_hour() == NOW
+
+
+def test_each_manifest_is_read_once_and_only_where_it_may_tell(gold: Gold, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    fetch = ManifestFile.fetch_manifest_entry
+
+    def spy(self: ManifestFile, *arguments: object, **named: object) -> object:
+        read.append(self.manifest_path)
+        return fetch(self, *arguments, **named)  # type: ignore[arg-type]
+
+    ids = gold.ids("binance")
+    gold.add("binance", np.array([NOW - 48, NOW - 47]))
+    gold.add("binance", np.array([NOW]))
+    monkeypatch.setattr(ManifestFile, "fetch_manifest_entry", spy)
+    for _ in range(3):
+        loaded(ids, NOW)
+    assert len(read) == 1
+    loaded(ids, NOW - 47)
+    loaded(ids, NOW - 48)
+    loaded(ids, NOW - 1000)
+    assert len(read) == len(set(read)) == 2
+
+
+def test_beside_the_deletes_of_another_engine(gold: Gold) -> None:
+    """Then PyIceberg says which files there are, with what is deleted of them: the same where nothing is."""
+    gold.add("binance", np.array([NOW, NOW - 1, NOW - 24, NOW]))
+    gold.add("kraken", np.array([NOW]))
+    ids = gold.ids("binance")
+    expected = {hour: loaded(ids, hour) for hour in (NOW, NOW - 1, NOW - 2, NOW - 24)}
+    assert len(expected[NOW]) == 2
+    ids._has_deletes = True
+    assert {hour: loaded(ids, hour) for hour in expected} == expected
+
+
+def test_what_it_keeps_of_a_file_is_small(gold: Gold) -> None:
+    gold.add("binance", np.array([NOW]))
+    ids = gold.ids("binance")
+    (task,) = (ids.newest_hour(), ids._tasks(NOW))[1]
+    assert task.file.lower_bounds is None
+    assert task.file.record_count == 1
+    assert GOLD_SCHEMA.names[0] == "message_id"
