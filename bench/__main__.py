@@ -11,6 +11,7 @@ from bench.decode import decode
 from bench.dedup import dedup
 from bench.freshness import freshness
 from bench.isolation import isolation
+from bench.maintain import maintain
 from bench.query import query
 from bench.run_all import all_
 from bench.scale import scale
@@ -27,6 +28,7 @@ app.command("decode")(decode)
 app.command("dedup")(dedup)
 app.command("freshness")(freshness)
 app.command("isolation")(isolation)
+app.command("maintain")(maintain)
 app.command("query")(query)
 app.command("scale")(scale)
 app.command("smoke")(smoke)

@@ -1,6 +1,7 @@
 """What reading Gold through Iceberg costs: queries on `k2flow.connect()`, beside DuckDB on the same Parquet files."""
 
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -23,6 +24,7 @@ from rich.progress import track
 
 import k2flow
 from bench.lake import Lake, slices
+from bench.measure import run
 from bench.report import Report, report
 from k2flow.catalog import load_table
 from k2flow.exchange import GOLD
@@ -81,22 +83,36 @@ class Times:
 
 def query(
     files: Annotated[int, typer.Option(help="Data files of Gold, over 28 hours.")] = 10_000,
-    rows: Annotated[int, typer.Option(help="Rows of most of them.")] = 200,
+    rows: Annotated[int, typer.Option(help="Rows of most of them.")] = 1_000,
     runs: Annotated[int, typer.Option(help="Runs of each query, in turn.")] = 7,
 ) -> None:
     """Queries on Gold's view, beside DuckDB's read_parquet of exactly the files that hold what is asked for.
 
-    First: a new connection, its views, and the query. Again: the same query on the same connection. Files are as a
-    flow leaves them: late trades make files of a row or two.
+    First: a new connection, its views, and the query. Again: the same query on the same connection. Once on the files
+    as a flow leaves them, where late trades make files of a row or two, and once after `k2flow maintain`.
     """
     with tempfile.TemporaryDirectory() as folder:
-        home = Path(folder)
-        lake = Lake(home)
+        lake = Lake(Path(folder))
         written, held = write_gold(lake, files, rows)
-        paths = {one.name: paths_of(lake, one) for one in QUERIES}
-        with patch.dict(os.environ, {"K2FLOW_HOME": folder}):
-            times = timed(paths, runs)
-    _report(written, held, {name: len(found) for name, found in paths.items()}, times)
+        as_written = read_by_both(lake, folder, runs)
+        run([sys.executable, "-m", "k2flow", "maintain", GOLD], {"K2FLOW_HOME": folder})
+        maintained = read_by_both(lake, folder, runs)
+    _report(written, held, {"as written": as_written, "maintained": maintained})
+
+
+@dataclass(frozen=True)
+class Read:
+    """How many files each query reads, and the times, by query and reader."""
+
+    files: dict[str, int]
+    times: dict[str, dict[str, Times]]
+
+
+def read_by_both(lake: Lake, home: str, runs: int) -> Read:
+    """Each query by each reader, on the files that there are now."""
+    paths = {one.name: paths_of(lake, one) for one in QUERIES}
+    with patch.dict(os.environ, {"K2FLOW_HOME": home}):
+        return Read({name: len(found) for name, found in paths.items()}, timed(paths, runs))
 
 
 def write_gold(lake: Lake, files: int, rows: int) -> tuple[int, int]:
@@ -162,34 +178,40 @@ def connected(reader: str, paths: list[str]) -> duckdb.DuckDBPyConnection:
     return connection
 
 
-def _report(files: int, rows: int, read: Mapping[str, int], times: Mapping[str, Mapping[str, Times]]) -> None:
+def _report(files: int, rows: int, states: Mapping[str, Read]) -> None:
     ours, theirs = READERS
     table: list[list[str]] = []
-    figures: dict[str, Any] = {"files": files, "rows": rows, "queries": {}}
-    for name, of in times.items():
-        ms = {
-            moment: {reader: median(getattr(of[reader], moment)) * 1000 for reader in READERS}
-            for moment in ("first", "again")
-        }
-        ratios = {moment: each[ours] / each[theirs] for moment, each in ms.items()}
-        cells = [[f"{each[ours]:.0f}", f"{each[theirs]:.0f}", f"{ratios[moment]:.2f}"] for moment, each in ms.items()]
-        table.append([name, f"{read[name]:,}", *cells[0], *cells[1]])
-        figures["queries"][name] = {"files": read[name]} | {
-            moment: {**{f"{reader}_ms": round(t, 1) for reader, t in each.items()}, "ratio": round(ratios[moment], 3)}
-            for moment, each in ms.items()
-        }
+    figures: dict[str, Any] = {"files": files, "rows": rows}
+    for state, read in states.items():
+        figures[state] = {}
+        for name, of in read.times.items():
+            ms = {
+                moment: {reader: median(getattr(of[reader], moment)) * 1000 for reader in READERS}
+                for moment in ("first", "again")
+            }
+            ratios = {moment: each[ours] / each[theirs] for moment, each in ms.items()}
+            cells = [
+                [f"{each[ours]:.0f}", f"{each[theirs]:.0f}", f"{ratios[moment]:.2f}"] for moment, each in ms.items()
+            ]
+            table.append([state, name, f"{read.files[name]:,}", *cells[0], *cells[1]])
+            figures[state][name] = {"files": read.files[name]} | {
+                moment: {f"{reader}_ms": round(t, 1) for reader, t in each.items()}
+                | {"ratio": round(ratios[moment], 3)}
+                for moment, each in ms.items()
+            }
 
     def plot(axes: Axes) -> None:
-        places = np.arange(len(times))
+        bars = [(state, name, of) for state, read in states.items() for name, of in read.times.items()]
+        places = np.arange(len(bars))
         for shift, reader in zip((-0.2, 0.2), READERS, strict=True):
-            heights = [median(of[reader].again) for of in times.values()]
-            axes.bar(places + shift, heights, 0.4, label=reader)
-        axes.set_xticks(places, list(times))
+            axes.bar(places + shift, [median(of[reader].again) for _, _, of in bars], 0.4, label=reader)
+        axes.set_xticks(places, [f"{name},\n{state}" for state, name, _ in bars], fontsize="x-small")
+        axes.set_yscale("log")
         axes.set_ylabel("seconds, on an open connection")
         axes.legend()
 
     moments = [f"{moment}: {what}" for moment in ("first", "again") for what in (f"{ours} ms", f"{theirs} ms", "ratio")]
     notes = [
-        f"Gold: {files:,} files, {rows:,} rows. First: with opening the connection. Again: on the same connection."
+        f"Gold: {files:,} files as written, {rows:,} rows. First: with opening the connection. Again: on the same one."
     ]
-    report(Report("query", ["query", "files", *moments], table, figures, plot, notes))
+    report(Report("query", ["files are", "query", "files", *moments], table, figures, plot, notes))

@@ -171,7 +171,7 @@ class Committer:
         producer = None
         if append:
             producer = _MergeAppendFiles(
-                Operation.APPEND, _Unstaged(self._table), self._table.io, snapshot_properties=entry
+                Operation.APPEND, Unstaged(self._table), self._table.io, snapshot_properties=entry
             )
             producer._target_size_bytes = MANIFEST_BYTES
             for file in files:
@@ -200,7 +200,7 @@ class Committer:
             raise CommitFailedException(f"the table has changed: {error}") from error
 
 
-class _Unstaged(Transaction):
+class Unstaged(Transaction):
     """A transaction with nothing staged: PyIceberg's own copies all metadata at each look, 14 times a commit."""
 
     @property

@@ -47,7 +47,7 @@ class DataFileWriter:
         self._columns = [column for column, _, _ in definition.partitioned_by]
         self._bytes = definition.file_size_mb << 20
         self._locations = load_location_provider(metadata.location, metadata.properties)
-        self._arrow_schema = with_field_ids(definition.arrow_schema, table)
+        self.arrow_schema = with_field_ids(definition.arrow_schema, table)
         self._options: dict[str, Any] = {
             "compression": metadata.properties["write.parquet.compression-codec"],
             "use_dictionary": definition.repeating_columns,
@@ -70,20 +70,29 @@ class DataFileWriter:
 
     def write_file(self, piece: pa.RecordBatch) -> DataFile:
         """The one file that now holds one of the `pieces`. May be called by several threads at once."""
+        return self.write_stream(iter((piece,)))
+
+    def write_stream(self, batches: Iterator[pa.RecordBatch]) -> DataFile:
+        """The one file that now holds `batches`, a row group each: rows of one partition, in the table's order.
+
+        What raises while they come, raises here; then there is no file. Raises StopIteration for no batch.
+        """
         with catalog_errors():
-            file = self._write_file(piece)
+            file = self._write_file(batches)
             reach(Point.FILE_WRITTEN)
         return file
 
-    def _write_file(self, rows: pa.RecordBatch) -> DataFile:
-        key = self._partition_key(rows)
+    def _write_file(self, batches: Iterator[pa.RecordBatch]) -> DataFile:
+        first = next(batches)
+        key = self._partition_key(first)
         path = self._locations.new_data_location(f"{uuid.uuid4()}.parquet", key)
         output = self._io.new_output(path)
         with (
             output.create(overwrite=True) as stream,
-            pq.ParquetWriter(stream, self._arrow_schema, **self._options) as parquet,
+            pq.ParquetWriter(stream, self.arrow_schema, **self._options) as parquet,
         ):
-            parquet.write_batch(rows, row_group_size=rows.num_rows)
+            for rows in itertools.chain((first,), batches):
+                parquet.write_batch(rows, row_group_size=rows.num_rows)
             parquet.close()
             footer = parquet.writer.metadata
         statistics = data_file_statistics_from_parquet_metadata(footer, self._statistics, self._paths)
@@ -168,3 +177,16 @@ def _typed(arrow: pa.DataType, iceberg: IcebergType) -> pa.DataType:
 
 def _with_id(field: pa.Field, number: int) -> pa.Field:
     return field.with_metadata({FIELD_ID: str(number).encode()})
+
+
+def same_columns(one: pa.Schema, other: pa.Schema) -> bool:
+    """Whether two schemas have columns of the same names, types and field ids, whatever a map calls its inside."""
+    return one.equals(other) and list(map(_ids, one)) == list(map(_ids, other))
+
+
+def _ids(field: pa.Field) -> list[bytes | None]:
+    kind = field.type
+    inside = [kind.key_field, kind.item_field] if pa.types.is_map(kind) else []
+    inside += [kind.value_field] if pa.types.is_list(kind) else []
+    inside += list(kind) if pa.types.is_struct(kind) else []
+    return [(field.metadata or {}).get(FIELD_ID), *(number for each in inside for number in _ids(each))]

@@ -16,6 +16,7 @@
     ├── AlreadyRunningError  another live copy of the flow owns the tables
     ├── DedupError           ids cannot be deduplicated as given
     ├── RunError             the processes of a flow could not be run
+    ├── MaintenanceError     a table cannot be maintained as it is
     ├── QueryError           a query failed
     └── AuditError           the audit could not look at something that it must
 
@@ -100,6 +101,10 @@ class RunError(K2flowError):
     """The processes of a flow could not be run."""
 
     passing = True
+
+
+class MaintenanceError(K2flowError):
+    """A table cannot be maintained as it is."""
 
 
 class QueryError(K2flowError):

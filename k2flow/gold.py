@@ -18,7 +18,7 @@ from pyiceberg.catalog import Catalog
 from pyiceberg.expressions import parser
 from pyiceberg.expressions.visitors import _InclusiveMetricsEvaluator
 from pyiceberg.io.pyarrow import ArrowScan
-from pyiceberg.manifest import DataFile, ManifestContent, ManifestFile
+from pyiceberg.manifest import ManifestContent, ManifestFile
 from pyiceberg.table import FileScanTask, Table
 
 from k2flow.catalog import catalog_errors, load_table
@@ -28,6 +28,7 @@ from k2flow.dedup.keys import owner
 from k2flow.exchange import GOLD
 from k2flow.failpoints import Point, reach
 from k2flow.failure import logged
+from k2flow.manifests import without_statistics
 from k2flow.messages import Slice
 from k2flow.routing import worker_key
 from k2flow.sink import Written
@@ -188,7 +189,7 @@ class GoldIds:
             for entry in manifest.fetch_manifest_entry(self._table.io):
                 if may_be_own(entry.data_file):
                     day, hour_of_day = entry.data_file.partition[0], entry.data_file.partition[1]
-                    found[day * 24 + hour_of_day].append(FileScanTask(_without_statistics(entry.data_file)))
+                    found[day * 24 + hour_of_day].append(FileScanTask(without_statistics(entry.data_file)))
             known = self._read_manifests[manifest.manifest_path] = dict(found)
         return known
 
@@ -200,17 +201,3 @@ def _days(manifest: ManifestFile) -> range:
         return range(0)  # no day of Gold is null: it has no entries
     low, high = (int.from_bytes(b, "little", signed=True) for b in (summaries[0].lower_bound, summaries[0].upper_bound))
     return range(low, high + 1)
-
-
-def _without_statistics(file: DataFile) -> DataFile:
-    """What reading needs of a data file: its statistics take many times as much memory."""
-    slim = DataFile.from_args(
-        content=file.content,
-        file_path=file.file_path,
-        file_format=file.file_format,
-        partition=file.partition,
-        record_count=file.record_count,
-        file_size_in_bytes=file.file_size_in_bytes,
-    )
-    slim.spec_id = file.spec_id
-    return slim

@@ -1,13 +1,16 @@
 """DuckDB over the tables: a view for each, of one consistent snapshot."""
 
 import importlib.util
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import duckdb
 from pyiceberg.catalog import Catalog
 from pyiceberg.exceptions import NoSuchNamespaceError
+from pyiceberg.table import Table
 
 from k2flow.catalog import NAMESPACE, catalog_errors, open_catalog
 from k2flow.errors import QueryError
@@ -17,34 +20,71 @@ from k2flow.settings import load_settings
 EXTENSIONS = ("avro", "iceberg")
 
 
-def connect() -> duckdb.DuckDBPyConnection:
+AsOf = datetime | int
+"""A moment (with a time zone) or the id of a snapshot of one of the tables, which stands for the moment it was made."""
+
+
+def connect(as_of: AsOf | None = None) -> duckdb.DuckDBPyConnection:
     """A DuckDB connection with a view for each table of market_data, named as the table; times are in UTC.
 
-    Each view reads the snapshot that was the table's newest when `connect` was called, however long the connection is
-    used. A table without a snapshot is an empty view. Raises SettingsError, CatalogError, QueryError.
+    Each view reads the snapshot that was the table's newest when `connect` was called, or at `as_of`, however long the
+    connection is used. A table that had no snapshot then is an empty view; one whose snapshots of then are no longer
+    kept is an error once it is read. Raises SettingsError, CatalogError, QueryError.
     """
-    return connect_to(open_catalog(load_settings(exchange_names())))
+    return connect_to(open_catalog(load_settings(exchange_names())), as_of)
 
 
-def connect_to(catalog: Catalog) -> duckdb.DuckDBPyConnection:
+def connect_to(catalog: Catalog, as_of: AsOf | None = None) -> duckdb.DuckDBPyConnection:
     """As `connect`, for a catalog that is open already."""
     connection = duckdb.connect(config={"autoinstall_known_extensions": "false"})  # nothing is fetched at run time
     for extension in EXTENSIONS:
         connection.load_extension(str(_extension_file(extension)))
     connection.execute("SET TimeZone = 'UTC'")
     with catalog_errors():
+        tables = _tables(catalog)
+    moment = None if as_of is None else _moment_ms(tables, as_of)
+    for name, table in tables.items():
         try:
-            names = [name for _, name in catalog.list_tables(NAMESPACE)]
-        except NoSuchNamespaceError:
-            names = []
-        for name in sorted(names):
-            table = catalog.load_table((NAMESPACE, name))
-            location = table.metadata_location.replace("'", "''")
-            try:
-                connection.execute(f"CREATE VIEW \"{name}\" AS SELECT * FROM iceberg_scan('{location}')")
-            except duckdb.Error as error:
-                raise QueryError(f"DuckDB cannot read {NAMESPACE}.{name}: {_line(error)}") from error
+            connection.execute(f'CREATE VIEW "{name}" AS {_select(table, moment)}')
+        except duckdb.Error as error:
+            raise QueryError(f"DuckDB cannot read {NAMESPACE}.{name}: {_line(error)}") from error
     return connection
+
+
+def _tables(catalog: Catalog) -> dict[str, Table]:
+    try:
+        names = sorted(name for _, name in catalog.list_tables(NAMESPACE))
+    except NoSuchNamespaceError:
+        return {}
+    return {name: catalog.load_table((NAMESPACE, name)) for name in names}
+
+
+def _moment_ms(tables: Mapping[str, Table], as_of: AsOf) -> int:
+    """Milliseconds since 1970. Raises QueryError."""
+    if isinstance(as_of, datetime):
+        return math.floor(as_of.timestamp() * 1000)
+    for table in tables.values():
+        snapshot = table.metadata.snapshot_by_id(as_of)
+        if snapshot is not None:
+            return snapshot.timestamp_ms
+    raise QueryError(f"no table has a snapshot {as_of}: it is wrong, or no longer kept")
+
+
+def _select(table: Table, moment_ms: int | None) -> str:
+    """SQL for all rows of a table as of a moment, or as they are now."""
+    location = table.metadata_location.replace("'", "''")
+    newest = f"SELECT * FROM iceberg_scan('{location}'"
+    if moment_ms is None:
+        return f"{newest})"
+    snapshot = table.snapshot_as_of_timestamp(moment_ms)
+    if snapshot is not None:
+        return f"{newest}, snapshot_from_id => {snapshot.snapshot_id})"
+    oldest = min(table.metadata.snapshots, key=lambda snapshot: snapshot.timestamp_ms, default=None)
+    if oldest is None or oldest.sequence_number == 1:  # PyIceberg forgets the parents of those that it drops
+        return f"{newest}) WHERE false"
+    since = datetime.fromtimestamp(oldest.timestamp_ms / 1000, UTC)
+    text = f"{table.name()[-1]}: snapshots of then are no longer kept, the oldest is {oldest.snapshot_id} of {since}"
+    return f"{newest}) WHERE error('{text}')::BOOLEAN"
 
 
 @contextmanager

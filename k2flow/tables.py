@@ -132,6 +132,12 @@ class TableDefinition:
         return arrow_schema(self.fields)
 
     @property
+    def time_column(self) -> str:
+        """The column by which rows have their place in time: what the table is sorted by, or else Kafka's time."""
+        names = {name for name, _ in self.fields}
+        return self.sorted_by or ("timestamp" if "timestamp" in names else "kafka_timestamp")
+
+    @property
     def spec(self) -> PartitionSpec:
         return PartitionSpec(
             *(

@@ -55,6 +55,7 @@ class Decoder:
     """
 
     def __init__(self, writer_schema: Json, reader_schema: Json | None = None) -> None:
+        self.writer_schema = writer_schema
         writer = parse(writer_schema)
         self._plan = resolve(writer, writer if reader_schema is None else parse(reader_schema))
         self._reach = self._plan.reach

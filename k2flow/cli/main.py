@@ -10,7 +10,9 @@ from rich.table import Table as RichTable
 
 from k2flow.catalog import configured, default_properties
 from k2flow.cli.audit import audit_command
+from k2flow.cli.dlq import dlq_app
 from k2flow.cli.kafka import kafka_app
+from k2flow.cli.maintain import maintain_command
 from k2flow.cli.produce import produce_command
 from k2flow.cli.query import query_command
 from k2flow.cli.tables import tables_app
@@ -28,9 +30,11 @@ app = typer.Typer(
 )
 app.add_typer(tables_app, name="tables")
 app.add_typer(kafka_app, name="kafka")
+app.add_typer(dlq_app, name="dlq")
 app.command("produce")(produce_command)
 app.command("query")(query_command)
 app.command("audit")(audit_command)
+app.command("maintain")(maintain_command)
 
 
 @app.callback()

@@ -3,6 +3,7 @@
 import shutil
 import sys
 import tempfile
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from k2flow.query import connect, query_errors
+from k2flow.query import AsOf, connect, query_errors
 
 BATCH_ROWS = 100_000
 SHOWN_ROWS = 1_000
@@ -35,9 +36,12 @@ def query_command(
     format: Annotated[
         Format, typer.Option("--format", "-f", help="How the rows are written to stdout.")
     ] = Format.TABLE,
+    as_of: Annotated[
+        str | None, typer.Option(help="The tables as they were: a time (2026-01-31T12:00, in UTC), or a snapshot's id.")
+    ] = None,
 ) -> None:
     """Query the tables with DuckDB, each as one consistent snapshot."""
-    connection = connect()
+    connection = connect(None if as_of is None else _as_of(as_of))
     with query_errors():
         relation = connection.sql(sql)
         if relation is None:  # a statement that has no rows
@@ -48,6 +52,16 @@ def query_command(
             _stream(relation)
         else:
             _copy(relation, format)
+
+
+def _as_of(text: str) -> AsOf:
+    if text.isdecimal():
+        return int(text)
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is neither a time as 2026-01-31T12:00 nor a snapshot's id") from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _show(relation: duckdb.DuckDBPyRelation) -> None:

@@ -1,0 +1,194 @@
+"""One pass over a table: what is due is planned, done unless it is a dry run, and told."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from itertools import islice
+
+from pyiceberg.catalog import Catalog
+from pyiceberg.manifest import DataFile, ManifestContent
+from pyiceberg.table import Table
+from pyiceberg.table.snapshots import Operation
+
+from k2flow.catalog import catalog_errors, load_table
+from k2flow.maintain import commits
+from k2flow.maintain.compaction import Compactor
+from k2flow.maintain.entries import LiveFile, data_manifests, live_files
+from k2flow.maintain.plans import Compaction, Expiry, compactions, expired, expiry, unreachable
+from k2flow.maintain.storage import TableFiles, path_of, reachable
+from k2flow.tables import RETENTION, TableDefinition
+
+log = logging.getLogger(__name__)
+
+THREADS = 2
+TOGETHER = 16
+"""Compactions that are committed at once: what is done so far stays done if the process dies."""
+MANY_MANIFESTS = 32
+"""So many small manifests are written anew even if no data file changes."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long things are kept, in seconds, and what time it is (seconds since 1970)."""
+
+    safe_seconds: float = 3600.0
+    reader_seconds: float = 3600.0
+    clock: Callable[[], float] = time.time
+
+    def now(self) -> datetime:
+        return datetime.fromtimestamp(self.clock(), UTC)
+
+
+@dataclass(frozen=True)
+class Action:
+    """What was done to a table, or would be: files (or snapshots) that went and came, their rows and bytes."""
+
+    table: str
+    what: str
+    gone: int
+    come: int = 0
+    rows: int = 0
+    bytes: int = 0
+    detail: str = ""
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        parts = [
+            f"{self.gone:,} gone",
+            f"{self.come:,} come",
+            f"{self.rows:,} rows",
+            f"{self.bytes:,} bytes",
+            f"{self.seconds:.2f} s",
+        ]
+        return f"{self.table}: {self.what}: {', '.join(parts)}{f' ({self.detail})' if self.detail else ''}"
+
+
+class Pass:
+    """All steps on one table, in their order. Raises CatalogError, MaintenanceError."""
+
+    def __init__(self, catalog: Catalog, definition: TableDefinition, timing: Timing, dry_run: bool = False) -> None:
+        self._catalog = catalog
+        self._definition = definition
+        self._name = definition.name
+        self._timing = timing
+        self._dry = dry_run
+
+    def run(self) -> Iterator[Action]:
+        """Each action as it is done, logged too."""
+        for step in (self._retain, self._compact, self._merge_manifests, self._expire, self._sweep):
+            began = time.perf_counter()
+            for planned in step():
+                action = replace(planned, seconds=time.perf_counter() - began)
+                log.info("%s%s", "would do: " if self._dry else "", action)
+                yield action
+                began = time.perf_counter()
+
+    def _retain(self) -> Iterator[Action]:
+        """Days that are over go whole: a change of metadata alone."""
+        table = self._table()
+        old = expired(self._live(table), _retention(table), self._timing.now().date())
+        if not old:
+            return
+        days = sorted({live.day for live in old})
+        detail = f"days {days[0]} to {days[-1]}, {_retention(table)} are kept"
+        if self._dry or commits.rewrite(self._catalog, self._name, Operation.DELETE, _paths(old), (), self._ms()):
+            yield self._action("retention", old, detail=detail)
+
+    def _compact(self) -> Iterator[Action]:
+        table = self._table()
+        snapshot = table.current_snapshot()
+        with catalog_errors():
+            manifests = snapshot.manifests(table.io) if snapshot else []
+        if any(manifest.content == ManifestContent.DELETES for manifest in manifests):
+            log.warning("%s: not compacted: another engine's delete files apply to it; compact it there", self._name)
+            return
+        over = {
+            live.file.file_path for live in expired(self._live(table), _retention(table), self._timing.now().date())
+        }
+        files = [live for live in self._live(table) if live.file.file_path not in over]
+        plan = compactions(files, int(table.properties["write.target-file-size-bytes"]), self._timing.now())
+        if self._dry:
+            for one in plan:
+                yield self._action("compaction", one.files, come=1, detail=f"partition {_shown(one)}")
+            return
+        compactor = Compactor(table, self._definition)
+        waiting = iter(plan)
+        with ThreadPoolExecutor(THREADS, "compaction") as pool:
+            while some := list(islice(waiting, TOGETHER)):
+                new = list(pool.map(lambda one: compactor.compact(one.files), some))
+                yield from self._commit(table, some, new)
+
+    def _commit(self, table: Table, done: Sequence[Compaction], new: Sequence[Sequence[DataFile]]) -> Iterator[Action]:
+        removed = [path for one in done for path in _paths(one.files)]
+        added = [file for files in new for file in files]
+        if commits.rewrite(self._catalog, self._name, Operation.REPLACE, removed, added, self._ms()):
+            for one, files in zip(done, new, strict=True):
+                yield self._action("compaction", one.files, come=len(files), detail=f"partition {_shown(one)}")
+        else:  # certainly not committed
+            TableFiles(table).delete(path_of(file.file_path) for file in added)
+
+    def _merge_manifests(self) -> Iterator[Action]:
+        """Few manifests, ordered by partition; none that tells of gone files alone, for readers read those too."""
+        table = self._table()
+        with catalog_errors():
+            manifests = data_manifests(table)
+        empty = [manifest for manifest in manifests if not commits.has_live_files(manifest)]
+        small = [manifest for manifest in manifests if manifest.manifest_length < commits.MERGE_BYTES]
+        if len(small) < MANY_MANIFESTS and not empty:
+            return
+        if self._dry or commits.rewrite(self._catalog, self._name, Operation.REPLACE, (), (), self._ms()):
+            going = {manifest.manifest_path: manifest.manifest_length for manifest in (*empty, *small)}
+            yield Action(self._name, "manifests", len(going), bytes=sum(going.values()), detail="ordered by partition")
+
+    def _expire(self) -> Iterator[Action]:
+        def plan(table: Table) -> Expiry:
+            return expiry(table.metadata, self._ms(), int(self._timing.reader_seconds * 1000))
+
+        dropped = plan(self._table()) if self._dry else commits.drop(self._catalog, self._name, plan)
+        if dropped and (dropped.snapshot_ids or dropped.tags):
+            tags = f"and {len(dropped.tags)} tags of maintenance" if dropped.tags else ""
+            yield Action(self._name, "snapshots", len(dropped.snapshot_ids), detail=tags)
+
+    def _sweep(self) -> Iterator[Action]:
+        """Files that nothing reaches. They are listed before the metadata are read: what is committed in between is
+        reached by then, and what is not committed yet is too young."""
+        files = TableFiles(self._table())
+        listed = files.listed()
+        old = unreachable(listed, reachable(self._table()), self._timing.clock(), self._timing.safe_seconds)
+        if not old:
+            return
+        paths = [path for path, _ in old]
+        gone = len(paths) if self._dry else files.delete(paths)
+        yield Action(self._name, "unreachable files", gone, bytes=sum(size for _, size in old))
+
+    def _ms(self) -> int:
+        return int(self._timing.clock() * 1000)
+
+    def _table(self) -> Table:
+        return load_table(self._catalog, self._name)
+
+    def _live(self, table: Table) -> list[LiveFile]:
+        with catalog_errors():
+            return live_files(table, self._definition.time_column)
+
+    def _action(self, what: str, files: Sequence[LiveFile], come: int = 0, detail: str = "") -> Action:
+        rows = sum(live.file.record_count for live in files)
+        size = sum(live.file.file_size_in_bytes for live in files)
+        return Action(self._name, what, len(files), come, rows, size, detail)
+
+
+def _paths(files: Sequence[LiveFile]) -> list[str]:
+    return [live.file.file_path for live in files]
+
+
+def _retention(table: Table) -> int | None:
+    days = table.properties.get(RETENTION)
+    return None if days is None else int(days)
+
+
+def _shown(compaction: Compaction) -> str:
+    first = compaction.files[0]
+    return f"{first.day}" if first.hour is None else f"{first.day} {first.hour:02d}h"

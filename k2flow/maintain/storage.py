@@ -1,0 +1,90 @@
+"""The files of a table in its storage: which there are, which its metadata reach, and how the others go."""
+
+import re
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow.fs as fs
+from pyiceberg.io.pyarrow import PyArrowFileIO
+from pyiceberg.table import Table
+from pyiceberg.table.locations import load_location_provider
+
+from k2flow.catalog import catalog_errors
+from k2flow.errors import MaintenanceError
+
+OWN = re.compile(r"\.(parquet|avro|orc|puffin|stats)$|\.metadata\.json(\.gz)?$")
+"""The names of the files that Iceberg's writers make. Others are nobody's business here."""
+DELETERS = 16
+
+File = tuple[str, int, float]
+"""(path, bytes, when it was written in seconds since 1970)"""
+
+
+class TableFiles:
+    """All files under a table's folders for data and metadata. Raises CatalogError, MaintenanceError."""
+
+    def __init__(self, table: Table) -> None:
+        if not isinstance(table.io, PyArrowFileIO):
+            raise MaintenanceError(
+                f"{table.name()[-1]}: files can be listed with PyArrow's FileIO only, not {type(table.io).__name__}: "
+                "set py-io-impl of the catalog to pyiceberg.io.pyarrow.PyArrowFileIO, or leave it out"
+            )
+        metadata = table.metadata
+        locations = load_location_provider(metadata.location, metadata.properties)
+        folders = {
+            locations.new_data_location("x").rsplit("/", 1)[0],
+            locations.new_metadata_location("x").rsplit("/", 1)[0],
+        }
+        scheme, netloc, _ = PyArrowFileIO.parse_location(metadata.location)
+        self._filesystem: fs.FileSystem = table.io.fs_by_scheme(scheme, netloc)
+        self._folders = sorted(map(path_of, folders))
+
+    def listed(self) -> list[File]:
+        """Every file that there is, of the kinds that Iceberg's writers make."""
+        found = []
+        with catalog_errors():
+            for folder in self._folders:
+                for info in self._filesystem.get_file_info(
+                    fs.FileSelector(folder, recursive=True, allow_not_found=True)
+                ):
+                    if info.is_file and OWN.search(info.base_name):
+                        found.append((info.path, info.size, info.mtime.timestamp()))
+        return found
+
+    def delete(self, paths: Iterable[str]) -> int:
+        """Deletes files; how many there were. One that is already gone is as good."""
+        with catalog_errors(), ThreadPoolExecutor(DELETERS, "deleters") as pool:
+            return sum(pool.map(self._delete, paths))
+
+    def _delete(self, path: str) -> int:
+        try:
+            self._filesystem.delete_file(path)
+        except FileNotFoundError:
+            return 0
+        return 1
+
+
+def path_of(location: str) -> str:
+    """A location as a file system knows it: without the scheme."""
+    path: str = PyArrowFileIO.parse_location(location)[2]
+    return path
+
+
+def reachable(table: Table) -> set[str]:
+    """The paths of all files that a reader of any snapshot, tag or branch of `table` may come to, or an engine need.
+
+    Manifests are read once each, whatever number of snapshots share them. Raises CatalogError.
+    """
+    metadata = table.metadata
+    locations = {table.metadata_location, *(entry.metadata_file for entry in metadata.metadata_log)}
+    locations.update(statistics.statistics_path for statistics in metadata.statistics)
+    locations.update(statistics.statistics_path for statistics in getattr(metadata, "partition_statistics", ()))
+    manifests = {}
+    with catalog_errors():
+        for snapshot in metadata.snapshots:
+            locations.add(snapshot.manifest_list)
+            manifests.update({manifest.manifest_path: manifest for manifest in snapshot.manifests(table.io)})
+        for path, manifest in manifests.items():
+            locations.add(path)
+            locations.update(entry.data_file.file_path for entry in manifest.fetch_manifest_entry(table.io))
+    return set(map(path_of, locations))

@@ -1,0 +1,310 @@
+"""Maintenance on real tables: what goes, what stays, and that nobody beside it notices."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import contextmanager
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import polars as pl
+import pytest
+from pyiceberg.table import Table
+
+from k2flow.commit import KEEP_SNAPSHOTS
+from k2flow.exchange import GOLD, find_exchange
+from k2flow.maintain.entries import live_files
+from k2flow.maintain.leader import LEASE, LEASE_SECONDS, Leadership
+from k2flow.maintain.plans import is_closed
+from k2flow.maintain.run import Pass, Timing
+from k2flow.maintain.storage import TableFiles, reachable
+from k2flow.produce import ProduceOptions
+from k2flow.produce.send import Sender
+from k2flow.produce.stream import Stream
+from k2flow.query import connect_to
+from k2flow.tables import TableDefinition, definitions
+from tests.integration.conftest import fill
+from tests.integration.harness import ROOT, Lake, assert_tables, read_topic
+from tests.integration.test_audit import audited
+from tests.oracle import expect
+
+pytestmark = pytest.mark.integration
+
+NewLake = Callable[..., Lake]
+
+LAYERS = ("bronze", "silver", "dlq", "gold")
+NOW = Timing(safe_seconds=0, reader_seconds=0)
+TOGETHER_SECONDS = float(os.environ.get("TOGETHER_SECONDS", "8"))
+"""How long flow, maintenance and readers run beside each other."""
+
+
+def maintain(lake: Lake, *arguments: str, code: int = 0) -> str:
+    """What `k2flow maintain` prints."""
+    done = subprocess.run(
+        [sys.executable, "-m", "k2flow", "maintain", *arguments],
+        cwd=ROOT,
+        env=lake.environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == code, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout + done.stderr
+
+
+def definition(lake: Lake, layer: str) -> TableDefinition:
+    return definitions(find_exchange(lake.exchange))[lake.table(layer).name()[-1]]
+
+
+def pass_over(lake: Lake, layer: str, timing: Timing = NOW) -> list[str]:
+    return [action.what for action in Pass(lake.catalog(), definition(lake, layer), timing).run()]
+
+
+def send_days(lake: Lake, days: int, a_day: int) -> None:
+    """`a_day` messages of each of so many days, the last of which ends now; with bad and doubled ones among them."""
+    sender = Sender({"bootstrap.servers": lake.bootstrap}, lake.topic)
+    for day in range(days, 0, -1):
+        start = datetime.now(UTC) - timedelta(days=day)
+        options = ProduceOptions(a_day, a_day / 86_400, bad=0.05, duplicates=0.03, seed=day, start=start)
+        for messages in Stream("BINANCE", options, options.start_us()).chunks():
+            sender.send(messages)
+    sender.finish()
+
+
+def by_day(table: Table) -> Counter[date]:
+    column = table.schema().find_column_name(table.spec().fields[0].source_id)
+    return Counter(table.scan(selected_fields=(column,)).to_arrow()[column].to_pylist())
+
+
+def test_three_weeks_of_days(new_lake: NewLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each day a batch: each table keeps its own days, exactly, Gold all of them, and the audit still holds."""
+    lake = new_lake(partitions=1)
+    kept = {"bronze": 7, "silver": 12, "dlq": 5}
+    settings = {
+        "K2FLOW_BINANCE_BATCH_ROWS": "300",
+        "K2FLOW_BINANCE_TRIGGER_SECONDS": "3600",
+        "K2FLOW_BINANCE_SILVER_RETENTION_DAYS": str(kept["silver"]),
+        "K2FLOW_BINANCE_DLQ_RETENTION_DAYS": str(kept["dlq"]),
+    }
+    send_days(lake, days=21, a_day=300)
+    flow = [sys.executable, "-m", "tests.integration.day_a_batch", "21", "binance"]
+    environment = lake.environment(**settings, K2FLOW_UNTIL_CAUGHT_UP="1")
+    subprocess.run(flow, cwd=ROOT, env=environment, check=True, capture_output=True, timeout=120)
+    before = {layer: by_day(lake.table(layer)) for layer in LAYERS}
+    today = datetime.now(UTC).date()
+    assert sorted(before["bronze"]) == [today - timedelta(days=n) for n in range(20, -1, -1)]
+    gold = connect_to(lake.catalog()).sql(f"SELECT * FROM {GOLD} ORDER BY message_id, timestamp").fetchall()
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    done = subprocess.run(
+        [sys.executable, "-m", "k2flow", "maintain", "--safe-age", "0s", "--reader-time", "0s"],
+        cwd=ROOT,
+        env=lake.environment(**settings),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    for layer, days in kept.items():
+        first = today - timedelta(days=days)
+        assert by_day(lake.table(layer)) == Counter({d: n for d, n in before[layer].items() if d >= first}), layer
+    assert connect_to(lake.catalog()).sql(f"SELECT * FROM {GOLD} ORDER BY message_id, timestamp").fetchall() == gold
+    assert audited(lake, **settings)["verdict"] == "holds"
+    assert maintain_again(lake, settings) == "nothing to do\n"
+
+
+def maintain_again(lake: Lake, settings: dict[str, str]) -> str:
+    command = [sys.executable, "-m", "k2flow", "maintain", "--safe-age", "1h"]
+    return subprocess.run(command, cwd=ROOT, env=lake.environment(**settings), capture_output=True, text=True).stdout
+
+
+def test_what_is_promised_of_a_table(new_lake: NewLake) -> None:
+    """After hours of small commits: few files, few snapshots, nothing unreachable, little metadata; the same rows."""
+    lake = new_lake(partitions=3)
+    send_days(lake, days=1, a_day=6_000)
+    lake.catch_up(K2FLOW_BINANCE_BATCH_ROWS="40", K2FLOW_LOG_LEVEL="WARNING")
+    expected = expect(read_topic(lake.bootstrap, lake.topic), "BINANCE")
+    assert len(live_files(lake.table("gold"), "timestamp")) > 150
+    for layer in LAYERS:
+        pass_over(lake, layer)
+        table = lake.table(layer)
+        target = int(table.properties["write.target-file-size-bytes"])
+        files = live_files(table, definition(lake, layer).time_column)
+        small = Counter(live.partition for live in files if live.file.file_size_in_bytes < target // 2)
+        closed = {live.partition for live in files if is_closed(live, datetime.now(UTC))}
+        assert all(count == 1 for partition, count in small.items() if partition in closed)
+        assert len(table.metadata.snapshots) <= KEEP_SNAPSHOTS + 5
+        listed = {path for path, _, _ in TableFiles(table).listed()}
+        assert listed == reachable(table)
+        assert Path(table.metadata_location.removeprefix("file://")).stat().st_size < 1_000_000
+    assert_tables(lake, expected)
+    assert audited(lake)["verdict"] == "holds"
+    fill(lake, count=500, bad=0.02, duplicates=0.05, seed=9)
+    lake.catch_up()
+    assert_tables(lake, expect(read_topic(lake.bootstrap, lake.topic), "BINANCE"))
+
+
+def test_a_dry_run_changes_nothing_and_says_what_would_be_done(new_lake: NewLake) -> None:
+    lake = new_lake(partitions=1)
+    send_days(lake, days=1, a_day=500)
+    lake.catch_up(K2FLOW_BINANCE_BATCH_ROWS="50")
+    before = {layer: lake.table(layer).metadata_location for layer in LAYERS}
+    listed = sorted(lake.home.rglob("*"))
+    shown = maintain(lake, "--dry-run", "--safe-age", "0s")
+    assert "would do" in shown
+    assert "compaction" in shown
+    assert before == {layer: lake.table(layer).metadata_location for layer in LAYERS}
+    assert [path for path in sorted(lake.home.rglob("*")) if "catalog.db" not in path.name] == [
+        path for path in listed if "catalog.db" not in path.name
+    ]
+    did = maintain(lake, GOLD)
+    assert "compaction" in did
+    assert "unknown table" in maintain(lake, "nonsense", code=1)
+
+
+def test_files_in_flight_and_files_of_readers_stay(new_lake: NewLake) -> None:
+    lake = new_lake(partitions=1)
+    send_days(lake, days=1, a_day=500)
+    lake.catch_up(K2FLOW_BINANCE_BATCH_ROWS="50")
+    table = lake.table("gold")
+    read_before = paths(lake)
+    in_flight = Path(table.metadata.location.removeprefix("file://")) / "data" / "in-flight.parquet"
+    in_flight.write_bytes(b"a worker has just written it")
+    elses = in_flight.with_name("notes.txt")
+    elses.write_text("somebody else's")
+    moved = time.time()
+    assert "compaction" in pass_over(lake, "gold", Timing(600, 300, lambda: moved))
+    replaced = read_before - paths(lake)
+    assert replaced
+    pass_over(lake, "gold", Timing(600, 300, lambda: moved + 299))
+    assert all(path.exists() for path in {*replaced, in_flight})
+    fill(lake, count=2_000, seed=4)
+    lake.catch_up(K2FLOW_BINANCE_BATCH_ROWS="15", K2FLOW_LOG_LEVEL="WARNING")  # more snapshots than are kept
+    pass_over(lake, "gold", Timing(600, 300, lambda: moved + 700))
+    assert not any(path.exists() for path in {*replaced, in_flight})
+    assert elses.exists()
+    assert_tables(lake, expect(read_topic(lake.bootstrap, lake.topic), "BINANCE"))
+
+
+def paths(lake: Lake) -> set[Path]:
+    """Gold's data files."""
+    return {Path(live.file.file_path.removeprefix("file://")) for live in live_files(lake.table("gold"), "timestamp")}
+
+
+def test_one_leader_for_each_table(new_lake: NewLake) -> None:
+    lake = new_lake(partitions=1)
+    fill(lake, count=100)
+    lake.catch_up()
+    catalog, now = lake.catalog(), [1_000.0]
+    first, second = Leadership(catalog, lambda: now[0]), Leadership(catalog, lambda: now[0])
+    second._me = type(second._me)("another-host", 1, 1.0)
+    assert first.take(GOLD) is None
+    assert second.take(GOLD) == first._me
+    now[0] += LEASE_SECONDS + 1
+    assert second.take(GOLD) is None
+    assert first.take(GOLD) == second._me
+    assert "process 1 on another-host maintains it" not in maintain(lake, GOLD)  # its lease is long over by the clock
+    assert LEASE not in lake.table("gold").properties
+
+
+def test_killed_midway_again_and_again(new_lake: NewLake) -> None:
+    """Whatever moment maintenance dies at, the next one goes on, and no row is lost or doubled."""
+    lake = new_lake(partitions=1)
+    send_days(lake, days=1, a_day=3_000)
+    lake.catch_up(K2FLOW_BINANCE_BATCH_ROWS="60", K2FLOW_LOG_LEVEL="WARNING")
+    command = [sys.executable, "-m", "k2flow", "maintain", "--safe-age", "0s", "--reader-time", "0s"]
+    for i in range(5):
+        process = subprocess.Popen(command, cwd=ROOT, env=lake.environment(), stderr=subprocess.DEVNULL)
+        time.sleep(1.2 + 0.25 * i)
+        process.kill()
+        process.wait()
+    maintain(lake, "--safe-age", "0s", "--reader-time", "0s")
+    assert_tables(lake, expect(read_topic(lake.bootstrap, lake.topic), "BINANCE"))
+    assert audited(lake)["verdict"] == "holds"
+
+
+@contextmanager
+def maintaining(lake: Lake) -> Any:
+    """Maintenance, pass after pass; it must end well."""
+    command = [sys.executable, "-m", "k2flow", "maintain", "--every", "1s", "--reader-time", "20s", "--safe-age", "20s"]
+    with (lake.home / "maintain.log").open("w+") as log:
+        process = subprocess.Popen(command, cwd=ROOT, env=lake.environment(), stdout=log, stderr=log)
+        try:
+            yield
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
+            assert "compaction" in (lake.home / "maintain.log").read_text()
+        finally:
+            process.kill()
+            process.wait()
+
+
+def test_flow_maintenance_and_readers_at_once(new_lake: NewLake) -> None:
+    """No reader misses a file or sees a wrong count, and the flow commits as if it were alone."""
+    lake = new_lake(partitions=3)
+    send_days(lake, days=1, a_day=2_000)
+    lake.catch_up(K2FLOW_BINANCE_BATCH_ROWS="100", K2FLOW_LOG_LEVEL="WARNING")
+    wrong: list[str] = []
+    looks: Counter[str] = Counter()
+    over = threading.Event()
+    readers = [
+        threading.Thread(target=keep_reading, args=(lake, name, over, looks, wrong))
+        for name in ("duckdb", "pyiceberg", "polars")
+    ]
+    with lake.start(K2FLOW_BINANCE_TRIGGER_SECONDS="1") as flow, maintaining(lake):
+        for reader in readers:
+            reader.start()
+        fill(lake, count=int(TOGETHER_SECONDS * 200), rate=200, bad=0.02, duplicates=0.03, seed=8)
+        over.set()
+        for reader in readers:
+            reader.join()
+        flow.signal(signal.SIGTERM)
+        log = flow.wait()
+        assert flow.codes() == [0], log
+    assert not wrong, wrong[:3]
+    assert all(looks[name] > 3 for name in ("duckdb", "pyiceberg", "polars")), looks
+    assert_tables(lake, expect(read_topic(lake.bootstrap, lake.topic), "BINANCE"))
+    assert audited(lake)["verdict"] == "holds"
+
+
+def keep_reading(lake: Lake, name: str, over: threading.Event, looks: Counter[str], wrong: list[str]) -> None:
+    """Looks at Gold again and again: every row once, and never fewer than before."""
+    before = 0
+    catalog = lake.catalog()
+    while not over.is_set():
+        try:
+            rows, ids = READERS[name](catalog)
+        except Exception as error:  # noqa: BLE001 - whatever it is, a reader must not see it
+            wrong.append(f"{name}: {error!r}")
+            return
+        if rows != ids or rows < before:
+            wrong.append(f"{name}: {rows} rows, {ids} ids, {before} before")
+            return
+        before = rows
+        looks[name] += 1
+
+
+def count_by_duckdb(catalog: Any) -> tuple[int, int]:
+    connection: duckdb.DuckDBPyConnection = connect_to(catalog)
+    rows, ids = connection.sql(f"SELECT count(*), count(DISTINCT message_id) FROM {GOLD}").fetchall()[0]
+    return rows, ids
+
+
+def count_by_pyiceberg(catalog: Any) -> tuple[int, int]:
+    ids = catalog.load_table(f"market_data.{GOLD}").scan(selected_fields=("message_id",)).to_arrow()["message_id"]
+    return len(ids), len(ids.unique())
+
+
+def count_by_polars(catalog: Any) -> tuple[int, int]:
+    frame = pl.scan_iceberg(catalog.load_table(f"market_data.{GOLD}")).select("message_id").collect()
+    return frame.height, frame["message_id"].n_unique()
+
+
+READERS = {"duckdb": count_by_duckdb, "pyiceberg": count_by_pyiceberg, "polars": count_by_polars}

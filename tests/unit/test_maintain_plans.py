@@ -1,0 +1,113 @@
+"""What maintenance plans: which days go, which files become one, which snapshots and files nobody needs."""
+
+from datetime import UTC, date, datetime, timedelta
+
+import pytest
+from pyiceberg.manifest import DataFile, DataFileContent, FileFormat
+from pyiceberg.table.metadata import TableMetadata, TableMetadataV2
+from pyiceberg.table.refs import SnapshotRef, SnapshotRefType
+from pyiceberg.table.snapshots import Operation, Snapshot, Summary
+from pyiceberg.typedef import Record
+
+from k2flow.commit import KEEP_SNAPSHOTS
+from k2flow.exchange import find_exchange
+from k2flow.maintain.entries import EPOCH, LiveFile
+from k2flow.maintain.plans import HOT_FILES, compactions, expired, expiry, readers_tag, unreachable
+from k2flow.tables import definitions
+
+MIB = 1 << 20
+TODAY = date(2026, 3, 10)
+NOON = datetime(2026, 3, 10, 12, tzinfo=UTC)
+
+
+def live(day: date, size: int = MIB, hour: int | None = None, lower: int = 0, name: str = "f") -> LiveFile:
+    days = (day - EPOCH).days
+    partition = (days,) if hour is None else (days, hour)
+    file = DataFile.from_args(
+        content=DataFileContent.DATA,
+        file_path=name,
+        file_format=FileFormat.PARQUET,
+        partition=Record(*partition),
+        record_count=10,
+        file_size_in_bytes=size,
+    )
+    return LiveFile(file, partition, lower)
+
+
+def test_retention_is_exact_to_the_day() -> None:
+    files = [live(TODAY - timedelta(days=n)) for n in range(20)]
+    assert [each.day for each in expired(files, 7, TODAY)] == [TODAY - timedelta(days=n) for n in range(8, 20)]
+    assert expired(files, None, TODAY) == []
+
+
+def test_a_closed_day_or_hour_keeps_one_small_file_at_most() -> None:
+    yesterday = TODAY - timedelta(days=1)
+    files = [live(yesterday, name="a"), live(yesterday, 64 * MIB, name="b"), live(yesterday, 30 * MIB, name="c")]
+    (plan,) = compactions(files, 128 * MIB, NOON)
+    assert {each.file.file_path for each in plan.files} == {"a", "c"}
+    assert compactions(files[:2], 128 * MIB, NOON) == []
+
+
+@pytest.mark.parametrize(("hour", "closed"), [(9, True), (10, True), (11, False), (12, False)])
+def test_an_hour_closes_an_hour_after_its_end(hour: int, closed: bool) -> None:
+    assert bool(compactions([live(TODAY, hour=hour)] * 2, 128 * MIB, NOON)) is closed
+
+
+def test_an_open_one_waits_for_many_files() -> None:
+    assert compactions([live(TODAY)] * (HOT_FILES - 1), 128 * MIB, NOON) == []
+    (plan,) = compactions([live(TODAY)] * HOT_FILES, 128 * MIB, NOON)
+    assert (len(plan.files), plan.rows, plan.bytes) == (HOT_FILES, 10 * HOT_FILES, MIB * HOT_FILES)
+
+
+def test_a_large_partition_becomes_several_files_by_time() -> None:
+    yesterday = TODAY - timedelta(days=1)
+    files = [live(yesterday, 10 * MIB, lower=-n, name=str(n)) for n in range(100)]
+    plan = compactions(files, 100 * MIB, NOON)
+    assert [each.file.file_path for one in plan for each in one.files] == [str(n) for n in range(99, -1, -1)]
+    assert all(50 * MIB <= one.bytes < 160 * MIB for one in plan)
+    assert len(plan) == 10
+
+
+def metadata(snapshots: int, refs: dict[str, int]) -> TableMetadata:
+    definition = definitions(find_exchange("binance"))["gold_crypto_trades"]
+    made = [
+        Snapshot(
+            snapshot_id=n,
+            sequence_number=n,
+            timestamp_ms=n,
+            manifest_list=f"{n}.avro",
+            summary=Summary(Operation.APPEND),
+        )
+        for n in range(1, snapshots + 1)
+    ]
+    tags = {name: SnapshotRef(snapshot_id=n, snapshot_ref_type=SnapshotRefType.TAG) for name, n in refs.items()}
+    main = SnapshotRef(snapshot_id=snapshots, snapshot_ref_type=SnapshotRefType.BRANCH)
+    return TableMetadataV2(
+        location="file:///nowhere",
+        last_updated_ms=0,
+        last_column_id=20,
+        schemas=[definition.schema],
+        current_schema_id=definition.schema.schema_id,
+        partition_specs=[definition.spec],
+        default_spec_id=0,
+        last_partition_id=1001,
+        sort_orders=[definition.sort_order],
+        default_sort_order_id=1,
+        last_sequence_number=snapshots,
+        current_snapshot_id=snapshots,
+        snapshots=made,
+        refs={"main": main, **tags},
+    )
+
+
+def test_expiry_keeps_the_newest_and_what_a_ref_names() -> None:
+    young, old = readers_tag(9_000, 4), readers_tag(1_000, 5)
+    plan = expiry(metadata(150, {"users": 3, young: 4, old: 5}), now_ms=10_000, reader_ms=5_000)
+    assert plan.tags == (old,)
+    assert plan.snapshot_ids == (1, 2, *range(5, 150 - KEEP_SNAPSHOTS + 1))
+    assert expiry(metadata(KEEP_SNAPSHOTS, {}), 10_000, 0).snapshot_ids == ()
+
+
+def test_only_what_is_old_and_not_reached_is_unreachable() -> None:
+    listed = [("reached", 1, 0.0), ("young", 2, 950.0), ("old", 3, 10.0)]
+    assert unreachable(listed, {"reached"}, now=1_000, safe_seconds=100) == [("old", 3)]
