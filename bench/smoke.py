@@ -34,7 +34,7 @@ BENCHMARKS: tuple[tuple[Callable[..., None], dict[str, Any]], ...] = (
     (dedup, {"ids": [200_000], "hour_ids": 10_000}),
     (freshness, {"seconds": 2, "binance_rate": 500, "kraken_rate": 100, "trigger": [1.0]}),
     (isolation, {"seconds": 2}),
-    (maintain, {"files": 20, "rows": 2_000, "commits": 20, "seconds": 4}),
+    (maintain, {"files": 20, "rows": 2_000, "commits": 20, "seconds": 2}),
     (query, {"files": 60, "rows": 50, "runs": 1}),
     (scale, {"messages": 20_000, "processes": [2], "runs": 1}),
     (soak, {"messages": 20_000}),
