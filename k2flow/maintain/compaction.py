@@ -69,7 +69,14 @@ class Compactor:
         return [Source(rows.column(column)[0].value, lambda: iter((rows,))), *sources]
 
     def _read(self, file: DataFile, rows: int = READ_ROWS, skip: int = 0) -> Generator[pa.RecordBatch, None, None]:
-        """The rows of a file as the table has them now, about `rows` at once, without the first `skip`."""
+        """The rows of a file as the table has them now, about `rows` at once, without the first `skip`.
+
+        A small file is read whole and closed before its first row is given out: of those thousands may wait at once.
+        """
+        batches = self._read_open(file, rows, skip)
+        yield from list(batches) if file.record_count <= READ_ROWS else batches
+
+    def _read_open(self, file: DataFile, rows: int, skip: int) -> Iterator[pa.RecordBatch]:
         with catalog_errors(), self._table.io.new_input(file.file_path).open() as stream:
             for batch in self._batches(file, stream, rows):
                 if skip < batch.num_rows:

@@ -34,9 +34,10 @@ class LiveFile:
 
 
 def live_files(table: Table, time_column: str) -> list[LiveFile]:
-    """All data files of the table's current snapshot."""
+    """All data files of the table's current snapshot that belong to a day: flows make no others, and others stay."""
     column = table.schema().find_field(time_column).field_id
-    return [_live(entry.data_file, column) for _, entry in entries(table)]
+    found = (_live(entry.data_file, column) for _, entry in entries(table))
+    return [live for live in found if None not in live.partition]
 
 
 def entries(table: Table) -> Iterator[tuple[ManifestFile, ManifestEntry]]:

@@ -1,6 +1,7 @@
 """Maintenance on real tables: what goes, what stays, and that nobody beside it notices."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -14,13 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from pyiceberg.catalog import Catalog
 from pyiceberg.table import Table
 
+from k2flow.catalog import load_table
 from k2flow.commit import KEEP_SNAPSHOTS
+from k2flow.data_files import DataFileWriter
 from k2flow.exchange import GOLD, find_exchange
-from k2flow.maintain.entries import live_files
+from k2flow.maintain.compaction import Compactor
+from k2flow.maintain.entries import LiveFile, live_files
 from k2flow.maintain.leader import LEASE, LEASE_SECONDS, Leadership
 from k2flow.maintain.plans import is_closed
 from k2flow.maintain.run import Pass, Timing
@@ -29,7 +37,8 @@ from k2flow.produce import ProduceOptions
 from k2flow.produce.send import Sender
 from k2flow.produce.stream import Stream
 from k2flow.query import connect_to
-from k2flow.tables import TableDefinition, definitions
+from k2flow.tables import TableDefinition, definitions, gold_definition
+from tests.gold import Gold
 from tests.integration.conftest import fill
 from tests.integration.harness import ROOT, Lake, assert_tables, read_topic
 from tests.integration.test_audit import audited
@@ -191,6 +200,29 @@ def test_files_in_flight_and_files_of_readers_stay(new_lake: NewLake) -> None:
     assert not any(path.exists() for path in {*replaced, in_flight})
     assert elses.exists()
     assert_tables(lake, expect(read_topic(lake.bootstrap, lake.topic), "BINANCE"))
+
+
+def test_more_files_than_may_be_open(catalog: Catalog) -> None:
+    """Late trades: an hour of many files, each of a few rows from all over the hour."""
+    gold = Gold(catalog)
+    for _ in range(3):
+        gold.add("binance", np.full(5, 490_000))
+    list(Pass(catalog, gold_definition(), NOW).run())
+    table = load_table(catalog, GOLD)
+    writer = DataFileWriter(table, gold_definition())
+    (one,) = live_files(table, "timestamp")
+    rows = pq.read_table(one.file.file_path.removeprefix("file://")).cast(gold_definition().arrow_schema)
+    times = pa.array(490_000 * 3_600_000_000 + np.arange(15) * 60_000_000).cast(pa.timestamp("us", "UTC"))
+    rows = rows.set_column(rows.schema.get_field_index("timestamp"), rows.schema.field("timestamp"), times)
+    written = [file for _ in range(200) for file in writer.write(rows.combine_chunks().to_batches()[0])]
+    files = [LiveFile(file, one.partition, 490_000 * 3_600_000_000) for file in written]
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 40, most))
+    try:
+        (new,) = Compactor(table, gold_definition()).compact(files)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, most))
+    assert new.record_count == 200 * 15
 
 
 def paths(lake: Lake) -> set[Path]:
