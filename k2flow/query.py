@@ -87,6 +87,14 @@ def _select(table: Table, moment_ms: int | None) -> str:
     return f"{newest}) WHERE error('{text}')::BOOLEAN"
 
 
+def table_names(connection: duckdb.DuckDBPyConnection) -> set[str]:
+    """The tables of which a connection has a view."""
+    with query_errors():
+        return {
+            name for (name,) in connection.sql("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall()
+        }
+
+
 @contextmanager
 def query_errors() -> Iterator[None]:
     """Turns what DuckDB says of a statement, when it is read or while its rows are made, into a QueryError."""

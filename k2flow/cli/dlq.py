@@ -12,7 +12,7 @@ from rich.text import Text
 
 from k2flow.dead_letters import Explained, Letter, counts, explain, hex_dump, letters
 from k2flow.exchange import all_exchanges, exchange_names, find_exchange
-from k2flow.query import connect
+from k2flow.query import connect, table_names
 from k2flow.schemas import open_schemas
 from k2flow.settings import load_settings
 
@@ -27,7 +27,10 @@ def list_letters(
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON for each reason.")] = False,
 ) -> None:
     """How many dead letters of which reason, since when, and what the last one's trouble was."""
-    found = counts(connect(), all_exchanges() if exchange is None else [find_exchange(exchange)])
+    connection = connect()
+    there = table_names(connection)
+    asked = [e for e in all_exchanges() if e.dlq in there] if exchange is None else [find_exchange(exchange)]
+    found = counts(connection, asked)
     if as_json:
         for each in found:
             print(json.dumps(asdict(each), default=str))

@@ -289,7 +289,7 @@ def test_produce_run_list_query(new_lake: NewLake, tmp_path: Path) -> None:
     counted = [json.loads(line) for line in k2flow(lake, "dlq", "list", "kraken", "--json").decode().splitlines()]
     assert {each["reason"]: each["count"] for each in counted} == manifest.bad
     assert "invalid_side" in k2flow(lake, "dlq", "list").decode()
-    bad = k2flow(lake, "query", "SELECT partition, offset, reason FROM dlq_kraken_trades", "-f", "csv").decode()
+    bad = k2flow(lake, "query", 'SELECT "partition", "offset", reason FROM dlq_kraken_trades', "-f", "csv").decode()
     one = next(line.split(",") for line in bad.splitlines() if line.endswith(",invalid_utf8"))
     shown = k2flow(lake, "dlq", "show", "kraken", *one[:2]).decode()
     assert re.search(r"reason +invalid_utf8: ", shown)

@@ -137,10 +137,10 @@ def maintain_again(lake: Lake, settings: dict[str, str]) -> str:
 def test_what_is_promised_of_a_table(new_lake: NewLake) -> None:
     """After hours of small commits: few files, few snapshots, nothing unreachable, little metadata; the same rows."""
     lake = new_lake(partitions=3)
-    send_days(lake, days=1, a_day=6_000)
+    send_days(lake, days=1, a_day=4_500)
     lake.catch_up(K2FLOW_BINANCE_BATCH_ROWS="40", K2FLOW_LOG_LEVEL="WARNING")
     expected = expect(read_topic(lake.bootstrap, lake.topic), "BINANCE")
-    assert len(live_files(lake.table("gold"), "timestamp")) > 150
+    assert len(live_files(lake.table("gold"), "timestamp")) > 110
     for layer in LAYERS:
         pass_over(lake, layer)
         table = lake.table(layer)
