@@ -22,7 +22,7 @@ from bench.isolation import isolation
 from bench.maintain import maintain
 from bench.query import query
 from bench.scale import scale
-from bench.soak import soak
+from bench.soak import Variant, soak
 from bench.stages import stages
 from torture.catalogs import postgres_programs
 
@@ -37,7 +37,7 @@ BENCHMARKS: tuple[tuple[Callable[..., None], dict[str, Any]], ...] = (
     (maintain, {"files": 20, "rows": 2_000, "commits": 20, "seconds": 2}),
     (query, {"files": 60, "rows": 50, "runs": 1}),
     (scale, {"messages": 20_000, "processes": [2], "runs": 1}),
-    (soak, {"messages": 20_000}),
+    (soak, {"messages": 20_000, "variant": Variant.PAST}),
     (stages, {"messages": 40_000, "batch": 20_000}),
 )
 """Each benchmark with its smallest arguments."""

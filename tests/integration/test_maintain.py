@@ -252,9 +252,9 @@ def test_killed_midway_again_and_again(new_lake: NewLake) -> None:
     send_days(lake, days=1, a_day=3_000)
     lake.catch_up(K2FLOW_BINANCE_BATCH_ROWS="60", K2FLOW_LOG_LEVEL="WARNING")
     command = [sys.executable, "-m", "k2flow", "maintain", "--safe-age", "0s", "--reader-time", "0s"]
-    for i in range(5):
+    for i in range(3):
         process = subprocess.Popen(command, cwd=ROOT, env=lake.environment(), stderr=subprocess.DEVNULL)
-        time.sleep(1.2 + 0.25 * i)
+        time.sleep(1.3 + 0.4 * i)
         process.kill()
         process.wait()
     maintain(lake, "--safe-age", "0s", "--reader-time", "0s")
