@@ -12,6 +12,7 @@ from bench.dedup import dedup
 from bench.freshness import freshness
 from bench.isolation import isolation
 from bench.maintain import maintain
+from bench.profile import profile
 from bench.query import query
 from bench.run_all import all_
 from bench.scale import scale
@@ -29,6 +30,7 @@ app.command("dedup")(dedup)
 app.command("freshness")(freshness)
 app.command("isolation")(isolation)
 app.command("maintain")(maintain)
+app.command("profile")(profile)
 app.command("query")(query)
 app.command("scale")(scale)
 app.command("smoke")(smoke)

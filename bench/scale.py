@@ -6,6 +6,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
@@ -28,7 +29,7 @@ PROCESSES = [1, 2, 3]
 
 
 def scale(
-    messages: Annotated[int, typer.Option(help="Messages in the topic.")] = 1_000_000,
+    messages: Annotated[int, typer.Option(help="Messages in the topic.")] = 4_000_000,
     processes: Annotated[list[int], typer.Option(help="Processes of the flow, may be given again.")] = PROCESSES,
     runs: Annotated[int, typer.Option(help="Runs of each, in turn.")] = 3,
 ) -> None:
@@ -41,15 +42,43 @@ def scale(
     if programs is None:
         typer.echo(f"several processes need PostgreSQL for the catalog: {missing()}", err=True)
         raise typer.Exit(1)
-    exchange = find_exchange(EXCHANGE)
-    topic = exchange.settings.topic
     drains: list[Usage] = []
     flows: dict[int, list[Usage]] = {n: [] for n in processes}
+    with produced(messages, programs) as at:
+        for _ in range(runs):
+            drains.append(measured(at.bootstrap, at.topic))
+            for n in processes:
+                caught_up = run(flow(n), at.settings)
+                flows[n].append(caught_up.beyond(run(flow(n), at.settings)))
+                at.drop_tables()
+    _report(messages, drains, flows)
+
+
+@dataclass(frozen=True)
+class Produced:
+    """A topic full of trades and a catalog, both there to be used again and again."""
+
+    bootstrap: str
+    topic: str
+    settings: Mapping[str, str]
+    catalog: Postgres
+    warehouse: Path
+
+    def drop_tables(self) -> None:
+        """All tables and their files: the next flow begins with nothing."""
+        drop_tables(self.catalog, self.warehouse)
+
+
+@contextmanager
+def produced(messages: int, programs: Path) -> Iterator[Produced]:
+    """`messages` trades of EXCHANGE in a Kafka of its own, read once, so that the page cache has them."""
+    exchange = find_exchange(EXCHANGE)
+    topic = exchange.settings.topic
     with tempfile.TemporaryDirectory() as folder, LocalKafka(Path(folder) / "kafka", free_port()) as kafka:
         kafka.start({topic: exchange.settings.partitions})
         options = ProduceOptions(count=messages, bad=0.02, duplicates=0.03, seed=1)
         produce(exchange.code, topic, {"bootstrap.servers": kafka.bootstrap}, options)
-        measured(kafka.bootstrap, topic)  # warms the page cache
+        measured(kafka.bootstrap, topic)
         warehouse = Path(folder) / "warehouse"
         with postgres(warehouse, programs) as catalog:
             settings = {
@@ -57,14 +86,12 @@ def scale(
                 "K2FLOW_KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap,
                 **catalog.environment(),
             }
-            for _ in range(runs):
-                drains.append(measured(kafka.bootstrap, topic))
-                for n in processes:
-                    flow = [PYTHON, "-m", "k2flow", "run", EXCHANGE, "--processes", str(n), "--until-caught-up"]
-                    caught_up = run(flow, settings)
-                    flows[n].append(caught_up.beyond(run(flow, settings)))
-                    drop_tables(catalog, warehouse)
-    _report(messages, drains, flows)
+            yield Produced(kafka.bootstrap, topic, settings, catalog, warehouse)
+
+
+def flow(processes: int) -> list[str]:
+    """The command of a catch-up by so many processes."""
+    return [PYTHON, "-m", "k2flow", "run", EXCHANGE, "--processes", str(processes), "--until-caught-up"]
 
 
 def missing() -> str:

@@ -20,6 +20,7 @@ from bench.dedup import dedup
 from bench.freshness import freshness
 from bench.isolation import isolation
 from bench.maintain import maintain
+from bench.profile import profile
 from bench.query import query
 from bench.scale import scale
 from bench.soak import Variant, soak
@@ -35,6 +36,7 @@ BENCHMARKS: tuple[tuple[Callable[..., None], dict[str, Any]], ...] = (
     (freshness, {"seconds": 2, "binance_rate": 500, "kraken_rate": 100, "trigger": [1.0]}),
     (isolation, {"seconds": 2}),
     (maintain, {"files": 20, "rows": 2_000, "commits": 20, "seconds": 2}),
+    (profile, {"messages": 20_000, "processes": [2]}),
     (query, {"files": 60, "rows": 50, "runs": 1}),
     (scale, {"messages": 20_000, "processes": [2], "runs": 1}),
     (soak, {"messages": 20_000, "variant": Variant.PAST}),
@@ -54,13 +56,22 @@ def smoke() -> None:
             patch.multiple(report, DOCS=Path(docs), PERFORMANCE=performance),
         ):
             for benchmark, small in BENCHMARKS:
-                if benchmark is scale and postgres_programs() is None:
-                    typer.echo("scale is left out: no PostgreSQL here", err=True)
+                if lacks := _lacks(benchmark):
+                    typer.echo(f"{benchmark.__name__} is left out: no {lacks} here", err=True)
                     continue
                 began = time.monotonic()
                 benchmark(**small)
                 took[benchmark.__name__] = time.monotonic() - began
     typer.echo(f"all went through: {', '.join(f'{name} {seconds:.0f} s' for name, seconds in took.items())}")
+
+
+def _lacks(benchmark: Callable[..., None]) -> str | None:
+    """What of this machine's programs `benchmark` needs and does not find."""
+    if benchmark in (scale, profile) and postgres_programs() is None:
+        return "PostgreSQL"
+    if benchmark is profile and shutil.which("perf") is None:
+        return "perf"
+    return None
 
 
 def names() -> list[str]:

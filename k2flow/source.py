@@ -12,7 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +27,7 @@ from k2flow.failpoints import Point, reach
 from k2flow.failure import logged
 from k2flow.librdkafka import BatchConsumer, Event, Fetched, Int64s
 from k2flow.messages import MESSAGE_SCHEMA, Slice
+from k2flow.pacing import Pacing
 from k2flow.settings import KAFKA_PREFIX
 from k2flow.topic import BrokerDownError, begin_offsets, first_offset, wait_for_watermarks, watermarks_now
 from k2flow.validate import MAX_TIME_US
@@ -37,9 +38,6 @@ CONSUME_MESSAGES = 10_000  # at once, so that librdkafka's buffers are freed whi
 POLL_SECONDS = 0.05
 NEW_PARTITIONS_SECONDS = 30.0
 GROUP_SECONDS = 2.0
-AWAY_SHARE = 0.7
-"""For how much of the time that the last epoch took to be committed the source need not be looked at again."""
-LONGEST_AWAY = timedelta(seconds=1)
 
 FORCED = {
     "enable.auto.commit": "false",
@@ -97,8 +95,7 @@ class KafkaReader(StatelessSourcePartition[Slice]):
         self._emitted: dict[int, int] = {}
         self._finished = False
         self._awake_at = datetime.now(UTC)
-        self._emitted_at: datetime | None = None
-        self._epoch_took = timedelta(0)
+        self._pacing = Pacing()
         self._due = self._next_trigger()
         self._look_for_partitions_at = 0.0
         self._assign(context.topic.partitions, wait_for_watermarks)
@@ -106,8 +103,7 @@ class KafkaReader(StatelessSourcePartition[Slice]):
     @logged
     def next_batch(self) -> list[Slice]:
         self._awake_at = datetime.now(UTC)  # at once: the waiting is done in `consume`, without the interpreter's lock
-        if self._emitted_at is not None:
-            self._epoch_took, self._emitted_at = self._awake_at - self._emitted_at, None
+        self._pacing.back(self._awake_at)
         self._report_committed()
         if self._finished:
             reach(Point.SHUTDOWN)
@@ -118,14 +114,16 @@ class KafkaReader(StatelessSourcePartition[Slice]):
             self._fetch()
         if stopping or self._caught_up():
             self._finished = True
-            return self._take()
+            return self._emit()
         if self._full() or time.time() >= self._due:
             self._due = self._next_trigger()
-            slices = self._take()
-            self._emitted_at = datetime.now(UTC)
-            self._awake_at += min(AWAY_SHARE * self._epoch_took, LONGEST_AWAY)
-            return slices
+            return self._emit()
         return []
+
+    def _emit(self) -> list[Slice]:
+        slices = self._take()
+        self._awake_at += self._pacing.leave(datetime.now(UTC))
+        return slices
 
     def next_awake(self) -> datetime | None:
         """When Bytewax looks at this source again; it counts from when it last called `next_batch`.
