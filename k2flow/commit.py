@@ -23,13 +23,14 @@ from pyiceberg.exceptions import CommitFailedException
 from pyiceberg.manifest import DataFile
 from pyiceberg.table import Transaction
 from pyiceberg.table.metadata import TableMetadata
-from pyiceberg.table.refs import MAIN_BRANCH
+from pyiceberg.table.refs import MAIN_BRANCH, SnapshotRefType
 from pyiceberg.table.snapshots import Operation
 from pyiceberg.table.update import (
     AssertRefSnapshotId,
     AssertTableUUID,
     RemoveSnapshotsUpdate,
     SetPropertiesUpdate,
+    SetSnapshotRefUpdate,
     TableRequirement,
     TableUpdate,
 )
@@ -45,6 +46,10 @@ from k2flow.ledger import Ledger, Range, Writer
 
 log = logging.getLogger(__name__)
 
+STAGED_BRANCH = "k2flow-staged-"
+"""And the exchange and an epoch: a branch whose head replaces rows, once it is decided (k2flow.staging)."""
+STAGED_KEY = "k2flow.staged."
+"""And the exchange: a property of its Bronze table while the decided replacements are not all published."""
 KEEP_SNAPSHOTS = 100
 DROP_AT = 110  # dropping ten at once costs a tenth of dropping one in each commit
 MANIFEST_BYTES = 1 << 17
@@ -72,8 +77,8 @@ class Committer:
         self._fresh = True  # whether `_table` is as this writer's last commit left it
         self.ledger = self._read()
 
-    def fence(self, topic_id: str, began_with: Ledger | None = None) -> None:
-        """Begins a new epoch, after which no commit of an earlier one can succeed.
+    def fence(self, topic_id: str, began_with: Ledger | None = None, branch: str | None = None) -> None:
+        """Begins a new epoch, after which no commit of an earlier one can succeed; `branch` then begins at it.
 
         `began_with` is the ledger that the flow found when it began, if it has read anything since: what it has read
         (Gold's ids above all) may lack the rows of a commit that came in between, so it must begin again after one.
@@ -90,7 +95,7 @@ class Committer:
         if began_with is not None and began_with.epoch != before.epoch:
             raise self._taken_over(before, began_with.epoch)
         reach(Point.FENCE)
-        self._commit(before.fenced(self._writer, topic_id), [], append=True)
+        self._commit(before.fenced(self._writer, topic_id), [], append=True, branch=branch)
         if began_with is not None and began_with != before:
             raise CommitError(
                 f"{self._name}: {before.writer} has committed since this copy of the flow began, and cannot any more: "
@@ -106,9 +111,9 @@ class Committer:
         after = self.ledger.advanced(ranges, self._accept_gaps)
         self._commit(after, files, append=bool(files))
 
-    def _commit(self, after: Ledger, files: Sequence[DataFile], append: bool) -> None:
+    def _commit(self, after: Ledger, files: Sequence[DataFile], append: bool, branch: str | None = None) -> None:
         try:
-            within(HUNG_SECONDS, lambda: self._try_until_done(after, files, append))
+            within(HUNG_SECONDS, lambda: self._try_until_done(after, files, append, branch))
         except DeadlinePassedError as error:
             raise CommitError(
                 f"{self._name}: the catalog or its storage has not answered for {HUNG_SECONDS} s; nothing is lost: "
@@ -116,7 +121,7 @@ class Committer:
             ) from error
         self.ledger = after
 
-    def _try_until_done(self, after: Ledger, files: Sequence[DataFile], append: bool) -> None:
+    def _try_until_done(self, after: Ledger, files: Sequence[DataFile], append: bool, branch: str | None) -> None:
         retrying = Retrying(
             retry=retry_if_exception_type((CommitFailedException, *OUTAGES)),
             # Short at first: the flows of two exchanges meet at Gold whenever their triggers coincide.
@@ -127,7 +132,7 @@ class Committer:
         try:
             for attempt in retrying:
                 with attempt:
-                    self._attempt(after, files, append)
+                    self._attempt(after, files, append, branch)
         except CommitFailedException as error:
             raise CommitError(
                 f"{self._name}: gave up after {RETRY_SECONDS} s of conflicting commits: {error}"
@@ -153,7 +158,7 @@ class Committer:
         who = f"{by.writer} (epoch {by.epoch})" if by.writer else "nobody"
         return FencedError(f"{self._name}: {who} has taken over from epoch {epoch}; this copy of the flow stops")
 
-    def _attempt(self, after: Ledger, files: Sequence[DataFile], append: bool) -> None:
+    def _attempt(self, after: Ledger, files: Sequence[DataFile], append: bool, branch: str | None) -> None:
         reach(Point.COMMIT_BEGUN)
         if not self._fresh or len(self._table.metadata.snapshots) >= DROP_AT:  # maintenance may have dropped some
             self._refresh()
@@ -164,6 +169,10 @@ class Committer:
             return
         if current != before:
             raise self._taken_over(current, before.epoch)
+        if STAGED_KEY + self._exchange in self._table.properties:
+            raise CommitError(
+                f"{self._name}: rows of {self._exchange} are being replaced: start again, which finishes it first"
+            )
         metadata = self._table.metadata
         entry = {ledgers.KEY + self._exchange: after.to_json()}
         updates: tuple[TableUpdate, ...] = (SetPropertiesUpdate(updates=entry),)
@@ -180,6 +189,8 @@ class Committer:
             reach(Point.MANIFEST_WRITTEN)
             updates = (*appended, *updates, *_drop_old_snapshots(metadata))
             requirements = (*requirements, *unchanged_head)
+            if branch is not None:
+                updates = (*updates, _branch_at(branch, producer.snapshot_id))
         else:
             head = metadata.current_snapshot_id
             requirements = (
@@ -206,6 +217,12 @@ class Unstaged(Transaction):
     @property
     def table_metadata(self) -> TableMetadata:
         return self._table.metadata
+
+
+def _branch_at(branch: str, snapshot_id: int) -> SetSnapshotRefUpdate:
+    return SetSnapshotRefUpdate.model_validate(
+        {"ref-name": branch, "type": SnapshotRefType.BRANCH, "snapshot-id": snapshot_id}
+    )
 
 
 def _drop_old_snapshots(metadata: TableMetadata) -> tuple[TableUpdate, ...]:

@@ -20,6 +20,7 @@ from k2flow.failpoints import Point, arm, reach
 from k2flow.ledger import Ledger
 from k2flow.messages import pickle_batches_as_ipc
 from k2flow.settings import Settings, load_settings
+from k2flow.staging import finish
 from k2flow.table_metadata import handle_once
 from k2flow.tables import TableDefinition, create, definitions
 from k2flow.topic import Topic, check_same_topic, wait_for_topic
@@ -82,13 +83,16 @@ class FlowContext:
         return self.trigger_override or self.exchange.settings.trigger_seconds
 
     def check(self) -> None:
-        """Makes the tables that are missing, reads the ledgers, and waits until the broker answers for the topic.
+        """Makes or evolves the tables, reads the ledgers, and waits until the broker answers for the topic.
+
+        A replacement of rows that was decided and whose publisher died is finished first.
 
         Raises SettingsError, CatalogError, TableDiffersError, CommitError, KafkaError, LostOffsetsError.
         """
-        for name, made in create(self.catalog, self.definitions.values()).items():
-            if made:
-                log.info("made table %s", name)
+        for name, done in create(self.catalog, self.definitions.values()).items():
+            if done:
+                log.info("table %s: %s", name, done)
+        finish(self.catalog, self.exchange)
         s = self.exchange.settings
         self.topic = wait_for_topic(self.settings.kafka, s.topic)
         self.tables = {name: load_table(self.catalog, name) for name in self.definitions}

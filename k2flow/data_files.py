@@ -18,7 +18,7 @@ from pyiceberg.manifest import DataFile, DataFileContent, FileFormat
 from pyiceberg.partitioning import PartitionFieldValue, PartitionKey
 from pyiceberg.table import Table
 from pyiceberg.table.locations import load_location_provider
-from pyiceberg.types import IcebergType, ListType, MapType
+from pyiceberg.types import IcebergType, ListType, MapType, StructType
 
 from k2flow.catalog import catalog_errors
 from k2flow.failpoints import Point, reach
@@ -172,6 +172,11 @@ def _typed(arrow: pa.DataType, iceberg: IcebergType) -> pa.DataType:
         key = pa.field("key", _typed(arrow.key_type, iceberg.key_type), nullable=False)
         item = pa.field("value", _typed(arrow.item_type, iceberg.value_type))
         return pa.map_(_with_id(key, iceberg.key_id), _with_id(item, iceberg.value_id))
+    if isinstance(iceberg, StructType):
+        pairs = zip(arrow, iceberg.fields, strict=True)
+        return pa.struct(
+            [_with_id(pa.field(own.name, _typed(own.type, field.field_type)), field.field_id) for own, field in pairs]
+        )
     return arrow
 
 

@@ -20,6 +20,7 @@ from k2flow.reasons import Reason
 from k2flow.schemas import Schemas, UnknownSchemaError
 from k2flow.tables import DLQ_FIELDS, SILVER_FIELDS, arrow_schema
 from k2flow.validate import Validator
+from k2flow.vendor_data import UnknownFields
 
 HEADER = 5
 """Bytes before the Avro record: 0x00 and the schema id, big-endian (Confluent's wire format)."""
@@ -29,6 +30,7 @@ _REASON_OF_DEFECT = np.array([Reason[d.name] if d else Reason.VALID for d in sor
 _MOSTLY = 0.9
 """Where so many of a batch's payloads are of one schema, all are decoded by it: cheaper than to copy those out."""
 _SHOWN_CHARACTERS = 200
+IDENTITY = ["message_id", "timestamp"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class _Part:
     """
 
     rows: npt.NDArray[np.int64]
+    decoder: Decoder
     decoded: AvroDecoded
     own: npt.NDArray[np.bool_]
 
@@ -57,6 +60,7 @@ class TradeDecoder:
     def __init__(self, exchange: Exchange, schemas: Schemas) -> None:
         self._schemas = schemas
         self._validator = Validator(exchange)
+        self._unknown = UnknownFields(exchange)
         self._topic = exchange.settings.topic
         self._silver = arrow_schema(SILVER_FIELDS)
         self._dlq = arrow_schema(DLQ_FIELDS)
@@ -77,6 +81,26 @@ class TradeDecoder:
         failures = bad.with_rows(self._failures(bad, rows, found, ids, details))
         return Decoded(self._trades(parts, found, messages), failures)
 
+    def identify(self, messages: Slice) -> pa.RecordBatch:
+        """`message_id` and `timestamp` of n messages, whatever the rules say of them; null where they cannot be read.
+
+        Raises RegistryError as `decode` does.
+        """
+        payloads = messages.rows.column("value")
+        found, ids = _read_headers(payloads)
+        parts, _ = self._decode_parts(payloads, found, ids)
+        rows = [np.zeros(0, np.int64)]
+        batches = [_empty(self._silver).select(IDENTITY)]
+        for part in parts:
+            whole = np.flatnonzero(part.own & (part.decoded.defect == 0))
+            read = part.decoded.batch.take(pa.array(whole)).select(IDENTITY)
+            batches.append(read.cast(batches[0].schema))
+            rows.append(part.rows[whole])
+        at = np.full(len(payloads), -1)
+        numbers = np.concatenate(rows)
+        at[numbers] = np.arange(len(numbers))
+        return pa.concat_batches(batches).take(pa.array(at, mask=at < 0))
+
     def _decode_parts(
         self, payloads: pa.BinaryArray, found: npt.NDArray[np.uint8], ids: npt.NDArray[np.int64]
     ) -> tuple[list[_Part], dict[int, str]]:
@@ -91,6 +115,7 @@ class TradeDecoder:
                 found[rows] = Reason.UNKNOWN_SCHEMA
                 details.update(dict.fromkeys(rows.tolist(), str(error)))
                 continue
+            self._unknown.say(schema_id, decoder)
             parts.append(_part(decoder, payloads, rows))
         return parts, details
 
@@ -119,7 +144,7 @@ class TradeDecoder:
         for part in parts:
             own = np.flatnonzero((found[part.rows] == Reason.VALID) & part.own)
             own = own[np.argsort(_times(part.decoded.batch)[own], kind="stable")]
-            batches.append(self._silver_rows(part.decoded.batch.take(pa.array(own))))
+            batches.append(self._silver_rows(part, pa.array(own)))
             rows.append(part.rows[own])
         trades, numbers = pa.concat_batches(batches), np.concatenate(rows)
         if len(parts) > 1:
@@ -127,11 +152,15 @@ class TradeDecoder:
             trades, numbers = trades.take(pa.array(order)), numbers[order]
         return Slice(trades, messages.partition[numbers], messages.offset[numbers], messages.offsets)
 
-    def _silver_rows(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """Decoded trades with Silver's columns."""
-        day = batch.column("timestamp").cast(pa.date32())
-        columns = [batch.column(field.name).cast(field.type) for field in self._silver if field.name != "exchange_date"]
-        return pa.RecordBatch.from_arrays([*columns, day], schema=self._silver)
+    def _silver_rows(self, part: _Part, rows: pa.Array) -> pa.RecordBatch:
+        """The trades of `rows` (numbers in the part) with Silver's columns."""
+        batch = part.decoded.batch.take(rows)
+        found = {name: batch.column(name) for name in batch.schema.names}
+        found["exchange_date"] = found["timestamp"].cast(pa.date32())
+        unknown = part.decoded.unknown.take(rows)
+        found["vendor_data"] = self._unknown.kept(part.decoder, found["vendor_data"], unknown)
+        columns = [found[field.name].cast(field.type) for field in self._silver]
+        return pa.RecordBatch.from_arrays(columns, schema=self._silver)
 
     def _failures(
         self,
@@ -168,10 +197,10 @@ class TradeDecoder:
 def _part(decoder: Decoder, payloads: pa.BinaryArray, rows: npt.NDArray[np.int64]) -> _Part:
     n = len(payloads)
     if len(rows) < n * _MOSTLY:
-        return _Part(rows, decoder.decode(payloads.take(pa.array(rows)), HEADER), np.ones(len(rows), np.bool_))
+        return _Part(rows, decoder, decoder.decode(payloads.take(pa.array(rows)), HEADER), np.ones(len(rows), np.bool_))
     own = np.zeros(n, np.bool_)
     own[rows] = True
-    return _Part(np.arange(n), decoder.decode(payloads, HEADER), own)
+    return _Part(np.arange(n), decoder, decoder.decode(payloads, HEADER), own)
 
 
 def _read_headers(payloads: pa.BinaryArray) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:

@@ -16,6 +16,7 @@
     ├── AlreadyRunningError  another live copy of the flow owns the tables
     ├── DedupError           ids cannot be deduplicated as given
     ├── RunError             the processes of a flow could not be run
+    ├── RedoError            messages cannot be judged again as asked
     ├── MaintenanceError     a table cannot be maintained as it is
     ├── QueryError           a query failed
     └── AuditError           the audit could not look at something that it must
@@ -101,6 +102,10 @@ class RunError(K2flowError):
     """The processes of a flow could not be run."""
 
     passing = True
+
+
+class RedoError(K2flowError):
+    """Messages cannot be judged again as asked; no row was touched."""
 
 
 class MaintenanceError(K2flowError):

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 class Point(StrEnum):
-    """Every point, in the order in which a batch passes them."""
+    """Every point, in the order in which a batch passes them; the last ones only where rows are replaced."""
 
     OPENED = "opened"
     SOURCE_EMITTED = "source.emitted"
@@ -40,6 +40,10 @@ class Point(StrEnum):
     COMMIT_LANDED = "commit.landed"
     COMMIT_DONE = "commit.done"
     SHUTDOWN = "shutdown"
+    REWRITTEN = "redo.rewritten"
+    STAGED = "staging.staged"
+    DECIDED = "staging.decided"
+    PUBLISHED = "staging.published"
 
 
 class Action(StrEnum):

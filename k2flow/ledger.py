@@ -138,6 +138,11 @@ class Ledger:
             partitions[r.partition] = Extent(old.first, r.next, old.rows + r.rows)
         return replace(self, sequence=self.sequence + 1, partitions=partitions, committed_at=_now())
 
+    def corrected(self, more: Mapping[int, int]) -> "Ledger":
+        """The ledger after `more` (or fewer) rows came out of the same offsets of each partition."""
+        partitions = {p: replace(extent, rows=extent.rows + more.get(p, 0)) for p, extent in self.partitions.items()}
+        return replace(self, sequence=self.sequence + 1, partitions=partitions, committed_at=_now())
+
     def to_json(self) -> str:
         """One line of JSON, as the property holds it."""
         return json.dumps(asdict(self), separators=(",", ":"))

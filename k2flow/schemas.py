@@ -89,7 +89,10 @@ class RegistrySchemas:
         if isinstance(schema, UnknownSchemaError):
             return schema
         try:
-            return Decoder(schema, trade_schema())
+            decoder = Decoder(schema, trade_schema(), keep_unknown=True)
+            if "message_id" not in decoder.schema.names:
+                raise SchemaError("it is a union, not a record")
+            return decoder
         except SchemaError as error:
             return UnknownSchemaError(f"schema id {schema_id} does not resolve to TradeV2: {error}")
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
@@ -100,6 +100,9 @@ class ExchangeSettings(BaseSettings):
     )
     batch_rows: int = Field(default=100_000, ge=1, description="Messages in one batch at the most.")
     batch_mb: int = Field(default=64, ge=1, description="MiB of payload in one batch at the most, or one message.")
+    unknown_fields: Literal["keep", "ignore"] = Field(
+        default="keep", description="Fields that TradeV2 does not know: keep them in vendor_data, or ignore them."
+    )
     accept_lost_offsets: bool = Field(
         default=False, description="Go on although Kafka no longer has messages that were never committed."
     )

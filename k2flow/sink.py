@@ -20,6 +20,7 @@ from k2flow.errors import CommitError
 from k2flow.failpoints import Point, reach
 from k2flow.failure import logged
 from k2flow.ledger import Range
+from k2flow.staging import abandon
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +73,8 @@ class TableCommits(StatefulSinkPartition[Written, None]):
         self._name = name
         self._committer = Committer(context.catalog, name, exchange.name, settings.topic, settings.accept_lost_offsets)
         self._committer.fence(context.topic.id, context.ledgers[name])
+        if name == exchange.bronze:
+            abandon(context.catalog, exchange, self._committer.ledger.epoch)
         self._files: list[Callable[[], Sequence[DataFile]]] = []
         self._ranges: list[Range] = []
 

@@ -1,13 +1,18 @@
-"""The tables of the namespace market_data: their definitions, their creation, and how a found one differs."""
+"""The tables of the namespace market_data: their definitions, how they are made and evolve, how a found one differs."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
 from pyiceberg.catalog import Catalog
-from pyiceberg.exceptions import NamespaceAlreadyExistsError, NoSuchTableError, TableAlreadyExistsError
+from pyiceberg.exceptions import (
+    CommitFailedException,
+    NamespaceAlreadyExistsError,
+    NoSuchTableError,
+    TableAlreadyExistsError,
+)
 from pyiceberg.io.pyarrow import schema_to_pyarrow
 from pyiceberg.partitioning import PartitionField, PartitionSpec
 from pyiceberg.schema import Schema, assign_fresh_schema_ids
@@ -28,14 +33,17 @@ from pyiceberg.types import (
     TimestamptzType,
 )
 from sqlalchemy.exc import SQLAlchemyError
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from k2flow.catalog import NAMESPACE, catalog_errors
-from k2flow.errors import TableDiffersError
+from k2flow.errors import CommitError, TableDiffersError
+from k2flow.evolution import Evolution
 from k2flow.exchange import GOLD, Exchange
 
 MIB = 1 << 20
 RETENTION = "k2flow.retention-days"
 GOLD_FILE_SIZE_MB = 256
+EVOLUTION_ATTEMPTS = 8
 
 COMMON_PROPERTIES = {
     "write.parquet.compression-codec": "zstd",
@@ -104,7 +112,11 @@ _REPEATING = {
 
 @dataclass(frozen=True)
 class TableDefinition:
-    """One table as it must be. `partitioned_by`: (column, transform, name of the partition field)."""
+    """One table as it must be.
+
+    `partitioned_by`: (column, transform, name of the partition field); `former_names`: (column, what it was called in
+    tables made before).
+    """
 
     name: str
     fields: Fields
@@ -113,6 +125,7 @@ class TableDefinition:
     retention_days: int | None = None
     sorted_by: str | None = None
     extra_properties: tuple[tuple[str, str], ...] = ()
+    former_names: tuple[tuple[str, str], ...] = ()
 
     @cached_property
     def repeating_columns(self) -> list[str]:
@@ -130,6 +143,10 @@ class TableDefinition:
     def arrow_schema(self) -> pa.Schema:
         """The one Arrow schema that is written, see `arrow_schema`."""
         return arrow_schema(self.fields)
+
+    def as_in(self, table: Table) -> "TableDefinition":
+        """This definition with exactly the columns that `table` has now, for who writes its rows anew."""
+        return replace(self, fields=tuple((field.name, field.field_type) for field in table.schema().fields))
 
     @property
     def time_column(self) -> str:
@@ -180,6 +197,8 @@ def _small(kind: pa.DataType) -> pa.DataType:
         return pa.list_(pa.field("element", _small(kind.value_type)))
     if pa.types.is_map(kind):
         return pa.map_(_small(kind.key_type), _small(kind.item_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([pa.field(field.name, _small(field.type)) for field in kind])
     return kind
 
 
@@ -212,10 +231,11 @@ def definitions(exchange: Exchange) -> dict[str, TableDefinition]:
     return {definition.name: definition for definition in made}
 
 
-def create(catalog: Catalog, wanted: Iterable[TableDefinition]) -> dict[str, bool]:
-    """Makes what is missing and checks what is there; never drops. True in the result: the table was made now.
+def create(catalog: Catalog, wanted: Iterable[TableDefinition]) -> dict[str, str]:
+    """Makes what is missing, evolves what has former columns, checks the rest; never drops.
 
-    Safe to call from several processes at once. Raises TableDiffersError, CatalogError.
+    The result says in words what was done to each table, and is empty for one that was as it must be. Safe to call from
+    several processes at once, and beside flows. Raises TableDiffersError, CatalogError, CommitError.
     """
     made = {}
     with catalog_errors():
@@ -235,11 +255,10 @@ def _create_namespace(catalog: Catalog) -> None:
             raise
 
 
-def _create_one(catalog: Catalog, definition: TableDefinition) -> bool:
+def _create_one(catalog: Catalog, definition: TableDefinition) -> str:
     identifier = (NAMESPACE, definition.name)
     try:
-        check(catalog.load_table(identifier), definition)
-        return False
+        return _evolve(catalog, definition)
     except NoSuchTableError:
         pass
     try:
@@ -250,32 +269,54 @@ def _create_one(catalog: Catalog, definition: TableDefinition) -> bool:
             sort_order=definition.sort_order,
             properties={"format-version": "2", **definition.properties},
         )
-        return True
+        return "made"
     except TableAlreadyExistsError:  # another process was faster
-        check(catalog.load_table(identifier), definition)
-        return False
+        return _evolve(catalog, definition)
 
 
-def check(table: Table, definition: TableDefinition) -> None:
-    """Raises TableDiffersError, with every difference, where `table` is not what `definition` says."""
-    found = differences(table, definition)
+def _evolve(catalog: Catalog, definition: TableDefinition) -> str:
+    """Checks a table that is there, and brings its columns up to date; what was done, or nothing."""
+    retrying = Retrying(
+        retry=retry_if_exception_type(CommitFailedException),
+        wait=wait_random_exponential(multiplier=0.05, max=1),
+        stop=stop_after_attempt(EVOLUTION_ATTEMPTS),
+        reraise=True,
+    )
+    try:
+        return retrying(_evolve_once, catalog, definition)
+    except CommitFailedException as error:
+        raise CommitError(
+            f"{definition.name}: others committed before each of {EVOLUTION_ATTEMPTS} attempts to evolve it ({error}): "
+            "try again"
+        ) from error
+
+
+def _evolve_once(catalog: Catalog, definition: TableDefinition) -> str:
+    table = catalog.load_table((NAMESPACE, definition.name))
+    evolution = Evolution(table.schema(), definition.schema, dict(definition.former_names))
+    found = [*evolution.conflicts, *differences(table, definition, evolution.renamed)]
     if found:
         raise TableDiffersError(
             f"table {NAMESPACE}.{definition.name} differs: {'; '.join(found)}. "
             "Change the setting back, alter the table, or rename it and let k2flow make a new one"
         )
+    if not evolution.changes:
+        return ""
+    with table.update_schema() as update:
+        evolution.apply(update)
+    return f"evolved: {evolution}"
 
 
-def differences(table: Table, definition: TableDefinition) -> list[str]:
-    """What is different in `table`, a line each; empty where nothing is."""
+def differences(table: Table, definition: TableDefinition, renamed: Mapping[str, str]) -> list[str]:
+    """What is different in `table` beside its columns, a line each; `renamed` columns are to get a new name."""
     found = []
     if table.metadata.format_version != 2:
         found.append(f"format version {table.metadata.format_version}, not 2")
-    found += _compare("columns", _columns(table.schema()), _columns(definition.schema))
-    found += _compare("partitioning", _partitioning(table), _wanted_partitioning(definition))
-    sorted_by = [
-        f"{table.schema().find_column_name(f.source_id)} {f.direction.name.lower()}" for f in table.sort_order().fields
-    ]
+    names = {f.field_id: renamed.get(f.name, f.name) for f in table.schema().fields}
+    partitioning = [f"{f.transform}({names.get(f.source_id)})" for f in table.spec().fields]
+    wanted = [f"{transform}({column})" for column, transform, _ in definition.partitioned_by]
+    found += _compare("partitioning", partitioning, wanted)
+    sorted_by = [f"{names.get(f.source_id)} {f.direction.name.lower()}" for f in table.sort_order().fields]
     found += _compare("sort order", sorted_by, [f"{definition.sorted_by} asc"] if definition.sorted_by else [])
     for key, value in definition.properties.items():
         if table.properties.get(key) != value:
@@ -283,27 +324,6 @@ def differences(table: Table, definition: TableDefinition) -> list[str]:
     if definition.retention_days is None and RETENTION in table.properties:
         found.append(f"property {RETENTION} is {table.properties[RETENTION]}, not absent")
     return found
-
-
-def _columns(schema: Schema) -> list[str]:
-    return [f"{field.name} {_kind(field.field_type)}" for field in schema.fields]
-
-
-def _kind(kind: IcebergType) -> str:
-    if isinstance(kind, ListType):
-        return f"list<{_kind(kind.element_type)}>"
-    if isinstance(kind, MapType):
-        return f"map<{_kind(kind.key_type)}, {_kind(kind.value_type)}>"
-    return str(kind)
-
-
-def _partitioning(table: Table) -> list[str]:
-    schema = table.schema()
-    return [f"{f.transform}({schema.find_column_name(f.source_id)})" for f in table.spec().fields]
-
-
-def _wanted_partitioning(definition: TableDefinition) -> list[str]:
-    return [f"{transform}({column})" for column, transform, _ in definition.partitioned_by]
 
 
 def _compare(what: str, found: list[str], wanted: list[str]) -> list[str]:

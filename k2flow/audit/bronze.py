@@ -25,7 +25,8 @@ class BronzeReader:
 
     Check `bronze_outside_ledger` proves that no row that was read has a topic, partition or offset that Bronze's ledger
     does not hold. Whether a message is valid is judged by the rules of today's k2flow and, with a registry, by the
-    schemas that it gives today: after a change of the rules, rows that were judged before differ.
+    schemas that it gives today; what is kept of fields that TradeV2 does not know, by today's setting. After a change
+    of these, rows that were judged before differ.
     """
 
     def __init__(self, parts: Parts, decoder: TradeDecoder, store: Store, topic: str, since: datetime | None) -> None:

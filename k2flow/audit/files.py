@@ -12,10 +12,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyiceberg.table import FileScanTask, Table
 
+from k2flow.audit.projection import Projection
 from k2flow.audit.report import Report, Severity
 from k2flow.audit.snapshots import Pinned
 from k2flow.catalog import catalog_errors
 from k2flow.errors import AuditError
+from k2flow.tables import BRONZE_FIELDS, DLQ_FIELDS, GOLD_FIELDS, SILVER_FIELDS, arrow_schema
 
 BATCH_ROWS = 32_768
 BUFFER_BYTES = 1 << 20
@@ -27,6 +29,8 @@ _DATED_BY = {
     "dlq": ("failed_date", "failed_at"),
     "gold": ("exchange_date", "timestamp"),
 }
+
+_FIELDS = {"bronze": BRONZE_FIELDS, "silver": SILVER_FIELDS, "dlq": DLQ_FIELDS, "gold": GOLD_FIELDS}
 
 T = TypeVar("T")
 
@@ -129,14 +133,20 @@ class FileChecks:
 def read(
     plan: Plan, columns: Sequence[str], checks: FileChecks | None, advance: Callable[[int], None]
 ) -> Iterator[pa.RecordBatch]:
-    """The rows of a plan's files, file after file, at most BATCH_ROWS at once. Raises AuditError, CatalogError."""
+    """The rows of a plan's files, file after file, at most BATCH_ROWS at once; `columns` as the definition has them.
+
+    Raises AuditError, CatalogError.
+    """
+    types = {field.name: field for field in arrow_schema(_FIELDS[plan.layer])}
+    wanted = pa.schema([types[name] for name in columns])
     for task in plan.tasks:
         if checks:
             checks.begin()
         with catalog_errors(), plan.table.io.new_input(task.file.file_path).open() as stream:
             try:
                 file = pq.ParquetFile(stream, buffer_size=BUFFER_BYTES, pre_buffer=False)
-                for batch in file.iter_batches(BATCH_ROWS, columns=list(columns), use_threads=False):
+                found = Projection(file.schema_arrow, plan.table.schema(), wanted)
+                for batch in map(found.of, file.iter_batches(BATCH_ROWS, columns=found.names, use_threads=False)):
                     if checks:
                         checks.look(task, batch)
                     yield batch

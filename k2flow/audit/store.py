@@ -1,7 +1,7 @@
-"""The audit's own database: hashes of rows, in a DuckDB file that is deleted at the end.
+"""A database of hashes of rows, for an audit or a repair: a DuckDB file that is deleted at the end.
 
-DuckDB does the sorts and joins within its memory limit and spills what is beyond it to disk, so that the audit's memory
-does not grow with the tables; Python sees batches, sums and samples.
+DuckDB does the sorts and joins within its memory limit and spills what is beyond it to disk, so that memory does not
+grow with the tables; Python sees batches, sums and samples.
 """
 
 import tempfile
@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from k2flow.errors import AuditError
@@ -19,7 +21,7 @@ from k2flow.tables import SILVER_FIELDS
 MEMORY_MB = 320
 THREADS = 2
 
-_SCHEMA = """
+AUDIT = """
 CREATE TABLE runs (part INTEGER, first BIGINT, next BIGINT);  -- of Bronze's offsets, without a gap each
 CREATE TABLE valid (part INTEGER, "offset" BIGINT, day INTEGER, id UBIGINT, row UBIGINT);  -- messages, decoded again
 CREATE TABLE bad (part INTEGER, "offset" BIGINT, day INTEGER, reason VARCHAR, content UBIGINT);
@@ -39,11 +41,11 @@ CONTENT_HASH = "hash(payload, schema_id, kafka_timestamp, reason)"
 
 
 class Store:
-    """The tables of _SCHEMA. Raises AuditError, above all where the disk or the memory is full."""
+    """The tables of `schema`. Raises AuditError, above all where the disk or the memory is full."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, schema: str) -> None:
         self._db = duckdb.connect(
-            str(folder / "audit.duckdb"),
+            str(folder / "hashes.duckdb"),
             config={
                 "memory_limit": f"{MEMORY_MB}MB",
                 "threads": THREADS,
@@ -52,14 +54,14 @@ class Store:
             },
         )
         self.run("SET TimeZone = 'UTC'")
-        self.run(_SCHEMA)
+        self.run(schema)
 
     def run(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """The rows of one statement: aggregates and samples only."""
         try:
             return self._db.execute(sql, values).fetchall()
         except duckdb.Error as error:
-            raise AuditError(f"the audit's database failed: {' '.join(str(error).split())}") from error
+            raise AuditError(f"the database of row hashes failed: {' '.join(str(error).split())}") from error
 
     def one(self, sql: str, values: Sequence[Any] = ()) -> tuple[Any, ...]:
         """The one row of a statement."""
@@ -67,12 +69,19 @@ class Store:
 
     def arrays(self, sql: str, values: Sequence[Any] = ()) -> dict[str, Any]:
         """The rows of one statement as one numpy array for each column."""
-        return self._db.execute(sql, values).fetchnumpy()
+        return {name: np.ma.getdata(column) for name, column in self._db.execute(sql, values).fetchnumpy().items()}
 
-    def insert(self, table: str, batch: pa.RecordBatch, columns: str = "*") -> None:
-        """Adds `columns` (SQL over the batch's columns) of a batch."""
+    def hashes(self, batch: pa.RecordBatch, sql: str) -> npt.NDArray[np.uint64]:
+        """The value of an expression like ROW_HASH for each row of a batch, in their order."""
+        self._db.register("batch", batch.append_column("row_number", pa.array(np.arange(batch.num_rows))))
+        values: npt.NDArray[np.uint64] = self.arrays(f"SELECT {sql} AS value FROM batch ORDER BY row_number")["value"]
+        self._db.unregister("batch")
+        return values
+
+    def insert(self, table: str, batch: pa.RecordBatch, columns: str = "*", where: str = "true") -> None:
+        """Adds `columns` (SQL over the batch's columns) of a batch's rows, or of those `where` a condition holds."""
         self._db.register("batch", batch)
-        self.run(f"INSERT INTO {table} SELECT {columns} FROM batch")
+        self.run(f"INSERT INTO {table} SELECT {columns} FROM batch WHERE {where}")
         self._db.unregister("batch")
 
     def select(self, batch: pa.RecordBatch, sql: str) -> list[tuple[Any, ...]]:
@@ -87,10 +96,10 @@ class Store:
 
 
 @contextmanager
-def open_store() -> Iterator[Store]:
+def open_store(schema: str = AUDIT) -> Iterator[Store]:
     """A store in a folder of its own, which is removed with it."""
-    with tempfile.TemporaryDirectory(prefix="k2flow-audit-") as folder:
-        store = Store(Path(folder))
+    with tempfile.TemporaryDirectory(prefix="k2flow-hashes-") as folder:
+        store = Store(Path(folder), schema)
         try:
             yield store
         finally:

@@ -11,6 +11,8 @@
     decimals   big-endian two's complement numbers
     columns    what was read, and how it becomes Arrow arrays
     utf8       which texts are no UTF-8
+    unknown    fields that only the writer's schema has
+    texts      values of any type as text
     defects    what can be wrong with a record
     decoder    all of it, for a batch of payloads
 

@@ -23,6 +23,7 @@ from k2flow.avro.defects import Defect, Faults
 from k2flow.avro.plan import Record
 from k2flow.avro.resolve import resolve
 from k2flow.avro.schemas import Json, parse
+from k2flow.avro.unknown import UnknownField, with_unknown
 
 _BLOCK_ROWS = 1 << 14
 _BLOCK_BYTES = 1 << 22
@@ -35,6 +36,8 @@ class Decoded:
 
     batch: pa.RecordBatch
     """n rows; those with a defect hold values that mean nothing."""
+    unknown: pa.RecordBatch
+    """n rows: a column for each of the decoder's `unknown` fields."""
     defect: npt.NDArray[np.uint8]
     """The number of each row's Defect, 0 for a good row."""
     position: Ints
@@ -50,17 +53,23 @@ class Decoder:
     """Decodes records of one writer's schema, as the reader's schema wants them.
 
     Each is JSON text or what JSON text holds. `schema` is that of the batches: a column for each field of the record,
-    or one column `value` if the schema is no record; types.py has the Arrow types. Raises SchemaError if a schema is
-    not valid, holds itself or is too large, or if the two are incompatible.
+    or one column `value` if the schema is no record; types.py has the Arrow types. Fields of the writer's record that
+    the reader's lacks are checked and dropped, or with `keep_unknown` given beside the batch: `unknown` tells which
+    they are. Those of records within it are always dropped. Raises SchemaError if a schema is not valid, holds itself
+    or is too large, or if the two are incompatible.
     """
 
-    def __init__(self, writer_schema: Json, reader_schema: Json | None = None) -> None:
+    def __init__(self, writer_schema: Json, reader_schema: Json | None = None, keep_unknown: bool = False) -> None:
         self.writer_schema = writer_schema
+        self.unknown: tuple[UnknownField, ...] = ()
         writer = parse(writer_schema)
         self._plan = resolve(writer, writer if reader_schema is None else parse(reader_schema))
         self._reach = self._plan.reach
         kind = self._plan.type
         self.schema = pa.schema(list(kind) if isinstance(self._plan, Record) else [("value", kind)])
+        if keep_unknown and isinstance(self._plan, Record):
+            self._plan, self.unknown = with_unknown(self._plan, writer)
+        self._unknown_schema = pa.schema(list(self._plan.type)[len(kind) :] if self.unknown else [])
 
     def decode(self, payloads: pa.BinaryArray | pa.LargeBinaryArray, skip: int = 0) -> Decoded:
         """Decodes n payloads without nulls; `skip` is how many bytes before each record to pass over.
@@ -72,15 +81,15 @@ class Decoder:
         edges, data = _open(payloads)
         parts = [self._decode_block(block, lanes) for block, lanes in self._blocks(edges, data, skip, faults)]
         if not parts:
-            arrays = [pa.array([], field.type) for field in self.schema]
+            arrays = [pa.array([], field.type) for field in (*self.schema, *self._unknown_schema)]
         elif len(parts) == 1:
             arrays = parts[0]
         else:
             arrays = [pa.concat_arrays(pieces) for pieces in zip(*parts, strict=True)]
-        # By way of a struct, since a batch without columns has no other way to tell its number of rows.
-        rows = pa.Array.from_buffers(pa.struct(list(self.schema)), n, [None], children=arrays)
-        batch = pa.RecordBatch.from_struct_array(rows)
-        return Decoded(batch, faults.defect, faults.position, faults)
+        known = len(self.schema)
+        batch = _batch(self.schema, n, arrays[:known])
+        unknown = _batch(self._unknown_schema, n, arrays[known:])
+        return Decoded(batch, unknown, faults.defect, faults.position, faults)
 
     def _blocks(
         self, edges: Ints, data: npt.NDArray[np.uint8], skip: int, faults: Faults
@@ -114,6 +123,12 @@ class Decoder:
         if isinstance(self._plan, Record) and isinstance(column, Struct):
             return column.build_children()
         return [column.build()]
+
+
+def _batch(schema: pa.Schema, n: int, arrays: list[pa.Array]) -> pa.RecordBatch:
+    """By way of a struct, since a batch without columns has no other way to tell its number of rows."""
+    rows = pa.Array.from_buffers(pa.struct(list(schema)), n, [None], children=arrays)
+    return pa.RecordBatch.from_struct_array(rows)
 
 
 def _open(payloads: pa.BinaryArray | pa.LargeBinaryArray) -> tuple[Ints, npt.NDArray[np.uint8]]:

@@ -69,6 +69,7 @@ def parse(schema: Json) -> Parsed:
         if isinstance(schema, str) and schema not in _PRIMITIVES:
             schema = json.loads(schema)
         root = fastavro.parse_schema(schema, names)
+        json.dumps(root, ensure_ascii=False).encode()  # a name that is no UTF-8 could be neither shown nor stored
     except _PARSE_ERRORS as error:
         raise SchemaError(f"no Avro schema: {type(error).__name__}: {error}") from error
     parsed = Parsed(root, names)

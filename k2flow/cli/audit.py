@@ -2,19 +2,15 @@
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bars
 
 from k2flow.audit import audit
-from k2flow.audit.run import Progress
 from k2flow.catalog import open_catalog
+from k2flow.cli.progress import progress_bars
 from k2flow.errors import K2flowError
 from k2flow.exchange import all_exchanges, exchange_names, find_exchange
 from k2flow.runtime import set_up_logging
@@ -43,7 +39,7 @@ def audit_command(
         set_up_logging("CRITICAL")  # what librdkafka says of a broker that is down is in the report
         exchanges = [find_exchange(exchange)] if exchange else all_exchanges()
         moment = since if since is None or since.tzinfo else since.replace(tzinfo=UTC)
-        with _progress() as told:
+        with progress_bars() as told:
             report = audit(open_catalog(settings), settings, exchanges, moment, told)
     except K2flowError as error:
         if "--debug" in sys.argv:
@@ -55,18 +51,3 @@ def audit_command(
     else:
         report.show(Console(width=None if sys.stdout.isatty() else PIPE_WIDTH))
     raise typer.Exit(report.verdict.exit_code)
-
-
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    """A bar on stderr for each table, and what to tell them."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    tasks: dict[str, TaskID] = {}
-    with Bars(*columns, console=Console(stderr=True)) as bars:
-
-        def told(table: str, more: int, total: int) -> None:
-            if table not in tasks:
-                tasks[table] = bars.add_task(table, total=total)
-            bars.advance(tasks[table], more)
-
-        yield told

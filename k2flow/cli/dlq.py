@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import asdict
+from datetime import datetime
 from typing import Annotated
 
 import typer
@@ -10,9 +11,14 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from k2flow.catalog import open_catalog
+from k2flow.cli.progress import progress_bars
+from k2flow.cli.reprocess import DAY, day_of, set_up_redo, show_outcome
 from k2flow.dead_letters import Explained, Letter, counts, explain, hex_dump, letters
+from k2flow.errors import RedoError
 from k2flow.exchange import all_exchanges, exchange_names, find_exchange
 from k2flow.query import connect, table_names
+from k2flow.redo import replay
 from k2flow.schemas import open_schemas
 from k2flow.settings import load_settings
 
@@ -53,6 +59,31 @@ def show_letter(
     schemas = open_schemas(load_settings(exchange_names()))
     for letter in letters(connect(), found, partition, offset):
         _show(letter, explain(letter, found, schemas))
+
+
+@dlq_app.command("replay")
+def replay_letters(
+    exchange: Annotated[str, typer.Argument(help="Exchange, whose flow is stopped.")],
+    reason: Annotated[list[str] | None, typer.Option(help="Only of this reason; may be given again.")] = None,
+    first: Annotated[datetime | None, typer.Option("--from", formats=DAY, help="First day (UTC) of failure.")] = None,
+    last: Annotated[datetime | None, typer.Option("--to", formats=DAY, help="Last day of failure.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show what would be replayed; the flow may run.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Move dead letters that are valid trades by now, after a schema or a rule was put right, into Silver and Gold:
+    exactly once, whatever dies meanwhile."""
+    settings = load_settings(exchange_names())
+    set_up_redo(settings.log_level, settings.failpoints)
+    found = find_exchange(exchange)
+    with progress_bars() as told:
+        outcome = replay(
+            open_catalog(settings), settings, found, reason or (), day_of(first), day_of(last), dry_run, told
+        )
+    if reason and not outcome.judged:
+        raise RedoError(f"no dead letter has reason {' or '.join(reason)}: `k2flow dlq list {exchange}` shows which do")
+    show_outcome(outcome, dry_run, as_json)
 
 
 def _show(letter: Letter, explained: Explained) -> None:

@@ -15,6 +15,7 @@ from k2flow.cli.kafka import kafka_app
 from k2flow.cli.maintain import maintain_command
 from k2flow.cli.produce import produce_command
 from k2flow.cli.query import query_command
+from k2flow.cli.reprocess import reprocess_command
 from k2flow.cli.tables import tables_app
 from k2flow.errors import K2flowError
 from k2flow.exchange import all_exchanges, exchange_names, find_exchange
@@ -35,6 +36,7 @@ app.command("produce")(produce_command)
 app.command("query")(query_command)
 app.command("audit")(audit_command)
 app.command("maintain")(maintain_command)
+app.command("reprocess")(reprocess_command)
 
 
 @app.callback()

@@ -22,13 +22,14 @@ tables_app = typer.Typer(help="The Iceberg tables.", no_args_is_help=True)
 def create_tables(
     which: Annotated[str, typer.Argument(help="`all`, or one exchange.")] = "all",
 ) -> None:
-    """Make the tables that are missing; one that differs is an error. Never drops anything."""
+    """Make the tables that are missing, and bring the columns of those that are there up to date; any other difference
+    is an error. Never drops anything."""
     settings = load_settings(exchange_names())
     exchanges = all_exchanges() if which == "all" else [find_exchange(which)]
     catalog = open_catalog(settings)
     for exchange in exchanges:
-        for name, made in create(catalog, definitions(exchange).values()).items():
-            print(f"{NAMESPACE}.{name}: {'made' if made else 'is there, as it must be'}")
+        for name, done in create(catalog, definitions(exchange).values()).items():
+            print(f"{NAMESPACE}.{name}: {done or 'is there, as it must be'}")
 
 
 @tables_app.command("list")

@@ -8,16 +8,17 @@ pass. Rows that a flow appends meanwhile are never touched.
 import logging
 import random
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from itertools import islice
+from types import MappingProxyType
 from typing import NamedTuple
 
 from pyiceberg.catalog import Catalog
 from pyiceberg.exceptions import CommitFailedException
 from pyiceberg.manifest import DataFile, ManifestContent, ManifestEntry, ManifestEntryStatus, ManifestFile
 from pyiceberg.table import Table
-from pyiceberg.table.refs import SnapshotRefType
+from pyiceberg.table.refs import MAIN_BRANCH, SnapshotRefType
 from pyiceberg.table.snapshots import Operation, Summary
 from pyiceberg.table.update import (
     AssertTableUUID,
@@ -32,7 +33,7 @@ from pyiceberg.table.update import (
 from pyiceberg.table.update.snapshot import _SnapshotProducer
 
 from k2flow.catalog import catalog_errors, load_table
-from k2flow.commit import Unstaged
+from k2flow.commit import STAGED_BRANCH, Unstaged
 from k2flow.maintain.plans import Expiry, readers_tag
 
 log = logging.getLogger(__name__)
@@ -46,8 +47,8 @@ MERGE_BYTES = 1 << 19
 Change = tuple[tuple[TableUpdate, ...], tuple[TableRequirement, ...]]
 
 
-class FilesGoneError(Exception):
-    """A file that was to be removed is no longer in the table: whoever removed it was first."""
+class StepBackError(Exception):
+    """The table is no longer as a change needs it: others were first, or have staged a change of their own."""
 
 
 class Touched(NamedTuple):
@@ -63,6 +64,11 @@ def has_live_files(manifest: ManifestFile) -> bool:
     return manifest.has_added_files() or manifest.has_existing_files()
 
 
+def staged_branch(table: Table) -> str | None:
+    """The branch of rows that are being replaced, if there is one: no file may go meanwhile."""
+    return next((name for name in table.metadata.refs if name.startswith(STAGED_BRANCH)), None)
+
+
 class Rewrite(_SnapshotProducer["Rewrite"]):
     """A snapshot in which `removed` files (by path) are gone and `added` have come.
 
@@ -70,15 +76,24 @@ class Rewrite(_SnapshotProducer["Rewrite"]):
     of an hour find its files in few of them.
     """
 
-    def __init__(self, table: Table, operation: Operation, removed: Collection[str], added: Sequence[DataFile]) -> None:
-        super().__init__(operation, Unstaged(table), table.io)
+    def __init__(
+        self,
+        table: Table,
+        operation: Operation,
+        removed: Collection[str],
+        added: Sequence[DataFile],
+        properties: Mapping[str, str] = MappingProxyType({}),
+        branch: str = MAIN_BRANCH,
+    ) -> None:
+        """`properties` go into the snapshot's summary."""
+        super().__init__(operation, Unstaged(table), table.io, snapshot_properties=dict(properties), branch=branch)
         self._removed = set(removed)
         for file in added:
             self.append_data_file(file)
 
     @cached_property
     def _touched(self) -> Touched:
-        """Raises FilesGoneError."""
+        """Raises StepBackError."""
         found = Touched([], [], [])
         snapshot = self._transaction.table_metadata.snapshot_by_name(self._target_branch)
         missing = set(self._removed)
@@ -98,7 +113,7 @@ class Rewrite(_SnapshotProducer["Rewrite"]):
             found.go.extend(going)
             found.move.extend(entry for entry in entries if entry.data_file.file_path not in paths)
         if missing:
-            raise FilesGoneError(f"{len(missing)} of the files are no longer in the table, {min(missing)} among them")
+            raise StepBackError(f"{len(missing)} of the files are no longer in the table, {min(missing)} among them")
         found.move.sort(key=lambda entry: [entry.data_file.partition[i] for i in range(len(entry.data_file.partition))])
         return found
 
@@ -156,23 +171,29 @@ def rewrite(
     def change(table: Table) -> Change:
         if made:  # certainly not committed
             made.pop()._clean_all_uncommitted()
-        head = table.metadata.current_snapshot_id
+        if staged := staged_branch(table):
+            raise StepBackError(f"rows are being replaced, branch {staged}")
         producer = Rewrite(table, operation, removed, added)
         made.append(producer)
         updates, requirements = producer._commit()
-        tag = SetSnapshotRefUpdate.model_validate(
-            {"ref-name": readers_tag(at_ms, head), "type": SnapshotRefType.TAG, "snapshot-id": head}
-        )
-        return (*updates, tag), requirements
+        return (*updates, keep_for_readers(table, at_ms)), requirements
 
     try:
-        landed = _commit(catalog, name, change)
-    except FilesGoneError as gone:
+        landed = apply(catalog, name, change)
+    except StepBackError as gone:
         log.info("%s: stepped back: %s", name, gone)
         landed = False
     if not landed and made:
         made.pop()._clean_all_uncommitted()
     return landed
+
+
+def keep_for_readers(table: Table, at_ms: int) -> SetSnapshotRefUpdate:
+    """Tags the head, some of whose files are about to go, for those who read it."""
+    head = table.metadata.current_snapshot_id
+    return SetSnapshotRefUpdate.model_validate(
+        {"ref-name": readers_tag(at_ms, head), "type": SnapshotRefType.TAG, "snapshot-id": head}
+    )
 
 
 def drop(catalog: Catalog, name: str, plan: Callable[[Table], Expiry]) -> Expiry | None:
@@ -187,16 +208,16 @@ def drop(catalog: Catalog, name: str, plan: Callable[[Table], Expiry]) -> Expiry
             updates.append(RemoveSnapshotsUpdate.model_validate({"snapshot-ids": list(dropped.snapshot_ids)}))
         return tuple(updates), ()
 
-    return dropped if _commit(catalog, name, change) else None
+    return dropped if apply(catalog, name, change) else None
 
 
 def set_property(catalog: Catalog, name: str, key: str, value: str | None) -> bool:
     """Sets a table property, or removes it; False where it was given up."""
     update = RemovePropertiesUpdate(removals=[key]) if value is None else SetPropertiesUpdate(updates={key: value})
-    return _commit(catalog, name, lambda table: ((update,), ()))
+    return apply(catalog, name, lambda table: ((update,), ()))
 
 
-def _commit(catalog: Catalog, name: str, change: Callable[[Table], Change]) -> bool:
+def apply(catalog: Catalog, name: str, change: Callable[[Table], Change]) -> bool:
     """Makes `change` of the table as it is, and anew where another commit came first. Raises CatalogError."""
     for attempt in range(ATTEMPTS):
         table = load_table(catalog, name)

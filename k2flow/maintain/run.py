@@ -78,6 +78,9 @@ class Pass:
 
     def run(self) -> Iterator[Action]:
         """Each action as it is done, logged too."""
+        if staged := commits.staged_branch(self._table()):
+            log.warning("%s: left alone: rows are being replaced, branch %s", self._name, staged)
+            return
         for step in (self._retain, self._compact, self._merge_manifests, self._expire, self._sweep):
             began = time.perf_counter()
             for planned in step():

@@ -553,6 +553,45 @@ def test_nested_resolution() -> None:
     assert resolved(writer, reader, *rows) == [{"a": [{"x": 1, "y": None}, {"x": 2, "y": None}]}, {"a": []}]
 
 
+def test_everything_at_once_at_every_depth() -> None:
+    """A reader's schema two versions on: fields added, removed, renamed by alias and promoted, in inner records too."""
+    leg = with_fields(("n", "int", {}), ("gone", "string", {}), ("qty", "float", {})) | {"name": "Leg"}
+    writer = with_fields(
+        ("id", "string", {}),
+        ("old", "int", {}),
+        ("legs", {"type": "array", "items": leg}, {}),
+        ("by_key", {"type": "map", "values": "Leg"}, {}),
+        ("maybe", ["null", "Leg"], {}),
+        ("gone", {"type": "map", "values": "Leg"}, {}),
+    )
+    new_leg = with_fields(
+        ("quantity", "double", {"aliases": ["amount", "qty"]}),
+        ("venue", "string", {"default": "spot"}),
+        ("n", "long", {}),
+    ) | {"name": "TradeLeg", "aliases": ["Leg"]}
+    reader = with_fields(
+        ("maybe", ["null", new_leg], {"default": None}),
+        ("by_key", {"type": "map", "values": "TradeLeg"}, {}),
+        ("tags", {"type": "array", "items": "string"}, {"default": []}),
+        ("new", ["null", "long"], {"default": None, "aliases": ["old"]}),
+        ("legs", {"type": "array", "items": "TradeLeg"}, {}),
+        ("id", "bytes", {}),
+        name="Renamed",
+        aliases=["R"],
+    )
+    one, two = {"n": 1, "gone": "g", "qty": 0.5}, {"n": 2, "gone": "", "qty": 1.5}
+    rows = [
+        {"id": "a", "old": 7, "legs": [one, two], "by_key": {"k": one}, "maybe": two, "gone": {"x": one}},
+        {"id": "", "old": -1, "legs": [], "by_key": {}, "maybe": None, "gone": {}},
+    ]
+    first, second = resolved(writer, reader, *rows)
+    assert first["maybe"] == {"quantity": 1.5, "venue": "spot", "n": 2}
+    assert first["legs"] == [{"quantity": 0.5, "venue": "spot", "n": 1}, first["maybe"]]
+    assert first["by_key"] == {"k": first["legs"][0]}
+    assert (first["id"], first["new"], first["tags"]) == (b"a", 7, [])
+    assert second == {"maybe": None, "by_key": {}, "tags": [], "new": -1, "legs": [], "id": b""}
+
+
 def test_reading_a_schema_as_itself_is_the_same_plan() -> None:
     alone, both = Decoder(trade_schema()), Decoder(trade_schema(), trade_schema())
     plans = [re.sub(r" at 0x\w+", "", repr(one._plan)) for one in (alone, both)]

@@ -373,7 +373,7 @@ def written(schema: Any, schema_id: int, **changed: Any) -> bytes:
 
 
 def test_the_writers_schema_is_resolved_to_tradev2(registry: Registry) -> None:
-    """Lacking fields take their defaults, unknown ones are dropped, numbers are promoted, all in one batch."""
+    """Lacking fields take their defaults, unknown ones go into vendor_data, numbers are promoted, all in one batch."""
     older = evolved(vendor_data=None, platform_sequence=None)
     newer = evolved()
     newer["fields"].insert(3, {"name": "fee", "type": ["null", "double"], "default": None})
@@ -391,14 +391,52 @@ def test_the_writers_schema_is_resolved_to_tradev2(registry: Registry) -> None:
     assert reasons(decoded) == {}
     rows = {row["trade_id"]: row for row in decoded.trades.rows.to_pylist()}
     plain_row = {**rows["BINANCE-1"]}
+    own = plain_row["vendor_data"]
     for row in rows.values():
         assert row == {
             **plain_row,
             "trade_id": row["trade_id"],
-            "vendor_data": None if row["trade_id"] == "BINANCE-2" else plain_row["vendor_data"],
+            "vendor_data": {"BINANCE-2": None, "BINANCE-3": [*own, ("fee", "0.5")]}.get(row["trade_id"], own),
             "source_sequence": 12 if row["trade_id"] == "BINANCE-4" else 7,
         }
     assert sorted(registry.asked) == [f"/schemas/ids/{i}" for i in (1, 2, 3, 2**32 - 1)]
+
+
+def test_unknown_fields_change_no_verdict(registry: Registry) -> None:
+    """A message is bad for an unknown field that cannot be read, good whatever it holds; rules see TradeV2 alone."""
+    seen: list[list[str]] = []
+
+    def look(trades: pa.RecordBatch) -> pa.BooleanArray:
+        seen.append(trades.schema.names)
+        return trades["vendor_data"].is_valid()
+
+    schema = evolved()
+    schema["fields"].insert(0, {"name": "exchange_date", "type": ["null", "string"], "default": None})
+    registry.register(1, schema)
+    whole = written(schema, 1, exchange_date="?!")
+    values = [
+        whole,
+        whole.replace(b"?!", b"?\xff"),
+        whole[:8],
+        written(schema, 1, exchange_date=None, vendor_data={}),
+        written(schema, 1, exchange_date="x", vendor_data={"exchange_date": "own"}),
+        written(schema, 1, exchange_date="x", vendor_data=None),
+    ]
+    bad = {1: "invalid_utf8", 2: "truncated", 5: "no_vendor"}
+    for setting in ("keep", "ignore"):
+        declared = {**BINANCE.declared, "unknown_fields": setting}
+        exchange = Exchange("binance", "BINANCE", declared, (Rule("no_vendor", "vendor_data", look),))
+        decoded = decode(values, RegistrySchemas(registry.url, threading.Event()), exchange)
+        assert reasons(decoded) == bad
+        assert details(decoded)[:2] == [
+            "field `exchange_date`: no UTF-8 at byte 8",
+            "field `exchange_date`: 2 bytes wanted at byte 7, 1 left",
+        ]
+        kept = [("exchange_date", "?!")] if setting == "keep" else []
+        own = [("b", "1"), ("a", "2")]
+        assert decoded.trades.rows["vendor_data"].to_pylist() == [own + kept, [], [("exchange_date", "own")]]
+        assert decoded.trades.rows["exchange_date"].to_pylist() == [date(2025, 11, 24)] * 3
+    assert seen == [[field["name"] for field in trade_schema()["fields"]]] * 2
 
 
 def test_a_schema_is_asked_for_once(registry: Registry) -> None:
@@ -420,12 +458,15 @@ def test_a_schema_that_is_not_there_or_is_no_trade(registry: Registry) -> None:
     registry.register(4, "string")
     registry.register(5, trade_schema(), schemaType="PROTOBUF")
     registry.answers[6] = (200, json.dumps({"schema": "{not json"}).encode())
-    decoded = decode([value(i) for i in range(1, 8)], RegistrySchemas(registry.url, threading.Event()))
-    assert reasons(decoded) == dict.fromkeys(range(1, 7), "unknown_schema")
-    assert ids(decoded) == list(range(2, 8))
+    registry.register(7, ["null", trade_schema()])
+    registry.register(8, {**trade_schema(), "fields": [*trade_schema()["fields"], {"name": "\ud800", "type": "int"}]})
+    decoded = decode([value(i) for i in range(1, 10)], RegistrySchemas(registry.url, threading.Event()))
+    assert reasons(decoded) == dict.fromkeys(range(1, 9), "unknown_schema")
+    assert ids(decoded) == list(range(2, 10))
     shown = details(decoded)
     assert "symbol" in shown[0]
-    assert "schema id 7 is not in the registry" in shown[-1]
+    assert "it is a union, not a record" in shown[5]
+    assert "schema id 9 is not in the registry" in shown[-1]
     assert all(f"schema id {i}" in text for i, text in enumerate(shown, 2))
     assert "PROTOBUF" in shown[3]
 

@@ -1,0 +1,159 @@
+"""A flow, a newer version of it whose tables have other columns, and a writer that knows more than TradeV2."""
+
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from confluent_kafka import Producer
+
+from k2flow.catalog import load_table
+from k2flow.errors import CatalogError
+from tests.integration.harness import DEADLINE_SECONDS, ROOT, Flow, Lake, ledger_offsets
+from tests.integration.test_audit import audited
+from tests.unit.test_decode import TRADE, Registry, evolved, written
+
+pytestmark = pytest.mark.integration
+
+HOUR = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - timedelta(days=2)
+OLDER = evolved(platform_sequence=None, source_sequence={"type": ["null", "int"]})
+NEWER = evolved()
+NEWER["fields"][2:2] = [
+    {"name": "fee", "type": ["null", "double"], "default": None},
+    {"name": "venue", "type": "string"},
+    {"name": "levels", "type": {"type": "array", "items": "int"}},
+]
+MORE = {"fee": 0.25, "venue": "spot", "levels": [1, 2]}
+
+
+@pytest.fixture
+def registry() -> Iterator[Registry]:
+    made = Registry()
+    made.register(1, OLDER)
+    made.register(2, NEWER)
+    with made.running():
+        yield made
+
+
+def trade(number: int) -> dict[str, Any]:
+    """What a trade's message says; each of another second of an hour that is over."""
+    at = int((HOUR + timedelta(seconds=number)).timestamp()) * 1_000_000
+    return {
+        **TRADE,
+        "message_id": f"00000000-0000-0000-0000-{number:012}",
+        "trade_id": f"BINANCE-{number}",
+        "timestamp": at,
+        "ingestion_timestamp": at,
+        "source_sequence": number,
+        "platform_sequence": 2**40 + number,
+        "vendor_data": {"venue": "own"} if number % 2 else None,
+    }
+
+
+def send(lake: Lake, schema_id: int, numbers: range, **more: Any) -> None:
+    """Trades in the bytes of a writer's schema, and one that is none."""
+    producer = Producer({"bootstrap.servers": lake.bootstrap})
+    for number in numbers:
+        schema = OLDER if schema_id == 1 else NEWER
+        producer.produce(lake.topic, written(schema, schema_id, **trade(number), **more), partition=0)
+    producer.produce(lake.topic, b"\0\0\0\0\x01", partition=0)
+    assert producer.flush(30) == 0
+
+
+def command(lake: Lake, *arguments: str) -> str:
+    line = [sys.executable, "-m", "k2flow", *arguments]
+    done = subprocess.run(line, cwd=ROOT, env=lake.environment(), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def run_older(lake: Lake, **extra: str) -> Flow:
+    line = [sys.executable, "-m", "tests.integration.older_tables", lake.exchange]
+    logs = tempfile.TemporaryFile()  # noqa: SIM115 - the Flow closes it
+    environment = lake.environment(**extra)
+    return Flow([subprocess.Popen(line, cwd=ROOT, env=environment, stdout=logs, stderr=subprocess.STDOUT)], logs)
+
+
+def expected(number: int) -> tuple[Any, ...]:
+    own = dict(trade(number)["vendor_data"] or {})
+    if number >= 40:
+        own = {**own, **{k: v for k, v in {"fee": "0.25", "venue": "spot", "levels": "[1,2]"}.items() if k not in own}}
+    platform = 2**40 + number if number >= 40 else None
+    return (f"BINANCE-{number}", Decimal("64000.5"), number, platform, own or None)
+
+
+def by_pyiceberg(lake: Lake, layer: str) -> list[tuple[Any, ...]]:
+    names = ("trade_id", "price", "source_sequence", "platform_sequence", "vendor_data")
+    table = load_table(lake.catalog(), lake.table(layer).name()[-1])
+    rows = table.scan(selected_fields=names).to_arrow().select(names).to_pylist(maps_as_pydicts="strict")
+    return sorted((tuple(row.values()) for row in rows), key=lambda row: row[2])
+
+
+def by_query(lake: Lake, *layers: str) -> list[tuple[Any, ...]]:
+    columns = "trade_id, price::VARCHAR, source_sequence, platform_sequence, vendor_data::JSON"
+    tables = [f"SELECT {i} AS i, {columns} FROM {lake.table(name).name()[-1]}" for i, name in enumerate(layers)]
+    sql = f"{' UNION ALL '.join(tables)} ORDER BY i, source_sequence"
+    rows = [tuple(json.loads(line).values()) for line in command(lake, "query", sql, "--format", "json").splitlines()]
+    return [(name, Decimal(price), *more) for _, name, price, *more in rows]
+
+
+def assert_rows(lake: Lake) -> None:
+    wanted = [expected(number) for number in range(60)]
+    assert by_pyiceberg(lake, "silver") == wanted
+    assert by_pyiceberg(lake, "gold") == wanted
+    assert by_query(lake, "silver", "gold") == [*wanted, *wanted]
+
+
+def wait_for_offset(lake: Lake, offset: int) -> None:
+    """Waits until all tables are there and hold the messages before `offset`."""
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while True:
+        with suppress(CatalogError):
+            if all(found == {0: offset} for found in ledger_offsets(lake).values()):
+                return
+        assert time.monotonic() < deadline, f"the tables have not come to offset {offset}"
+        time.sleep(0.05)
+
+
+def test_tables_evolve_beside_a_flow_and_unknown_fields_are_kept(
+    new_lake: Callable[..., Lake], registry: Registry
+) -> None:
+    """An older flow goes on while its tables evolve; then the newer one, maintenance and the audit take all files."""
+    lake = new_lake(partitions=1)
+    extra = {"K2FLOW_SCHEMA_REGISTRY_URL": registry.url, "K2FLOW_BINANCE_TRIGGER_SECONDS": "0.3"}
+    send(lake, 1, range(20))
+    with run_older(lake, **extra) as flow:
+        wait_for_offset(lake, 21)
+        assert "platform_sequence" not in lake.table("gold").schema().column_names
+        said = command(lake, "tables", "create", "binance")
+        assert said.count("evolved: ") == 3
+        assert (
+            "gold_crypto_trades: evolved: column price is decimal(18, 8), was decimal(15, 8); "
+            "column source_sequence is long, was int; column platform_sequence long is new" in said
+        )
+        send(lake, 1, range(20, 40))
+        wait_for_offset(lake, 42)
+        flow.signal(signal.SIGTERM)
+        assert flow.wait()
+        assert flow.codes() == [0], flow.log()
+    send(lake, 2, range(40, 60), **MORE)
+    log = lake.catch_up(**extra)
+    assert "binance: schema id 2 has fields that TradeV2 does not know: fee, venue, levels: kept in vendor_data" in log
+    assert "evolved" not in log
+    assert_rows(lake)
+    letters = lake.table("dlq").scan().to_arrow()
+    assert [bool(detail) for detail in sorted(letters["detail"].to_pylist(), key=bool)] == [False, False, True]
+    assert audited(lake, **extra)["verdict"] == "holds"
+    assert command(lake, "maintain").count("compaction") == 2
+    assert [len(list(lake.table(layer).scan().plan_files())) for layer in ("silver", "gold")] == [1, 1]
+    assert_rows(lake)
+    assert audited(lake, **extra)["verdict"] == "holds"
+    assert audited(lake, code=1, **extra, K2FLOW_BINANCE_UNKNOWN_FIELDS="ignore")["verdict"] == "broken"

@@ -1,0 +1,263 @@
+"""Doing it over: the tables are afterwards what they would be had the messages been judged so from the start."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from k2flow.commit import STAGED_BRANCH, STAGED_KEY
+from k2flow.exchange import GOLD
+from k2flow.query import connect_to
+from tests.integration.conftest import fill
+from tests.integration.harness import ROOT, Lake, assert_tables, read_topic
+from tests.integration.test_audit import audited
+from tests.oracle import expect
+
+pytestmark = pytest.mark.integration
+
+NewLake = Callable[..., Lake]
+
+OTHER = [sys.executable, "-m", "tests.integration.other_rules"]
+TODAY = date.today().isoformat()
+MANY = 100_000
+
+
+def k2flow(lake: Lake, *arguments: str, other: bool = False, code: int = 0, **extra: str) -> str:
+    """What a command prints: with the rules of today, or the `other` ones."""
+    command = [*OTHER, "k2flow"] if other else [sys.executable, "-m", "k2flow"]
+    done = subprocess.run(
+        [*command, *arguments], cwd=ROOT, env=lake.environment(**extra), capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == code, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout if "--json" in arguments else done.stdout + done.stderr
+
+
+def reprocess(lake: Lake, *arguments: str, other: bool = True, **extra: str) -> Any:
+    """What `k2flow reprocess` of the last days says that it did."""
+    since = (datetime.now(UTC).date() - timedelta(days=2)).isoformat()
+    return json.loads(
+        k2flow(lake, "reprocess", lake.exchange, "--from", since, "--json", *arguments, other=other, **extra)
+    )
+
+
+def killed(lake: Lake, failpoint: str, *arguments: str, other: bool = True) -> None:
+    """A command that dies at a failpoint."""
+    k2flow(lake, *arguments, other=other, code=-signal.SIGKILL, K2FLOW_FAILPOINTS=failpoint)
+
+
+def catch_up_by_other_rules(lake: Lake) -> None:
+    environment = lake.environment(K2FLOW_UNTIL_CAUGHT_UP="1")
+    command = [*OTHER, "bytewax.run", f"flows.{lake.exchange}"]
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, timeout=120)
+
+
+def contents(lake: Lake) -> dict[str, Any]:
+    """Of each table how many rows, and the sum of their hashes: but for when a dead letter was written, and for which
+    of several trades with one id is in Gold."""
+    connection = connect_to(lake.catalog())
+    found = {}
+    for layer in ("silver", "dlq", "gold"):
+        shown = {"silver": "*", "dlq": "* EXCLUDE (failed_at, failed_date)", "gold": "exchange, message_id"}[layer]
+        rows = f"SELECT {shown} FROM {lake.table(layer).name()[-1]}"
+        sums = f"SELECT count(*), sum(hash(row::VARCHAR)::HUGEINT) FROM ({rows}) row"
+        found[layer] = connection.sql(sums).fetchone()
+    return found
+
+
+def assert_nothing_staged(lake: Lake) -> None:
+    for layer in ("bronze", "silver", "dlq", "gold"):
+        metadata = lake.table(layer).metadata
+        assert [name for name in metadata.refs if name.startswith(STAGED_BRANCH)] == []
+        assert STAGED_KEY + lake.exchange not in metadata.properties
+
+
+def audit_holds(lake: Lake, other: bool = False, **extra: str) -> bool:
+    return bool(json.loads(k2flow(lake, "audit", lake.exchange, "--json", other=other, **extra))["verdict"] == "holds")
+
+
+def test_a_reprocess_that_is_killed_twice(new_lake: NewLake) -> None:
+    """Once before anything is decided, which changes nothing; once amid its publication, which the next run ends."""
+    lake = new_lake()
+    fill(lake, count=MANY, bad=0.05, duplicates=0.03, seed=5)
+    lake.catch_up()
+    wanted = replace(lake, home=lake.home.with_name("wanted"))
+    catch_up_by_other_rules(wanted)
+    before = contents(lake)
+    assert before != contents(wanted)
+    command = ["reprocess", lake.exchange, "--from", TODAY]
+    killed(lake, "staging.staged=die@2", *command)
+    assert contents(lake) == before
+    killed(lake, "staging.published=die@1", *command)
+    assert contents(lake)["gold"] == before["gold"]
+    last = reprocess(lake)
+    assert last["finished"]
+    assert last["judged"] == MANY
+    assert last["moved"] == []
+    assert contents(lake) == contents(wanted)
+    assert_nothing_staged(lake)
+    assert audit_holds(lake, other=True)
+    fill(lake, count=2_000, bad=0.05, duplicates=0.1, seed=6)
+    for each in (lake, wanted):
+        catch_up_by_other_rules(each)
+    assert contents(lake) == contents(wanted)
+    moved = reprocess(lake, other=False)["moved"]
+    assert {(each["was"], each["is"]) for each in moved} == {("quantity_too_large", "valid"), ("valid", "valid")}
+    assert_tables(lake, expect(read_topic(lake.bootstrap, lake.topic), "BINANCE"))
+
+
+def test_a_replay_that_is_killed_twice(new_lake: NewLake) -> None:
+    """All messages are dead letters, since nobody knew their schema; once it is known they go where they belong."""
+    lake = new_lake()
+    fill(lake, count=MANY, bad=0.05, duplicates=0.03, seed=7)
+    lake.catch_up(K2FLOW_SCHEMA_IDS="77")
+    letters = contents(lake)
+    assert letters["silver"][0] == letters["gold"][0] == 0
+    command = ["dlq", "replay", lake.exchange]
+    killed(lake, "redo.rewritten=die@3", *command, other=False)
+    assert contents(lake) == letters
+    killed(lake, "staging.published=die@2", *command, "--reason", "unknown_schema", other=False)
+    done = json.loads(k2flow(lake, *command, "--json"))
+    assert done["finished"] == "dlq replay unknown_schema"
+    assert done["moved"] == []
+    expected = expect(read_topic(lake.bootstrap, lake.topic), "BINANCE")
+    assert contents(lake)["silver"][0] == sum(expected.silver.values())
+    assert contents(lake)["gold"][0] == len({row[0] for row in expected.silver})
+    reprocess(lake, other=False)  # the letters that are left have the reasons of today
+    assert_tables(lake, expected)
+    assert audit_holds(lake)
+
+
+def test_a_flow_finishes_what_was_decided(new_lake: NewLake) -> None:
+    lake = new_lake(partitions=1)
+    fill(lake, count=2_000, bad=0.05, duplicates=0.05, seed=8)
+    lake.catch_up()
+    wanted = replace(lake, home=lake.home.with_name("wanted"))
+    catch_up_by_other_rules(wanted)
+    killed(lake, "staging.decided=die", "reprocess", lake.exchange, "--from", TODAY)
+    assert k2flow(lake, "maintain").count("left alone: rows are being replaced") == 3
+    fill(lake, count=500, bad=0.05, duplicates=0.05, seed=9)
+    for each in (lake, wanted):
+        catch_up_by_other_rules(each)
+    assert contents(lake) == contents(wanted)
+    assert_nothing_staged(lake)
+    assert audit_holds(lake, other=True)
+
+
+def test_a_flow_that_takes_over_ends_a_reprocess_that_is_not_decided(new_lake: NewLake) -> None:
+    """To the flow a process that is stopped is none that runs, as one of another host."""
+    lake = new_lake(partitions=1)
+    fill(lake, count=2_000, seed=10)
+    lake.catch_up()
+    command = [*OTHER, "k2flow", "reprocess", lake.exchange, "--from", TODAY]
+    environment = lake.environment(K2FLOW_FAILPOINTS="redo.rewritten=stop@3")
+    redo = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_until_stopped(redo)
+        fill(lake, count=500, seed=11)
+        lake.catch_up()
+        redo.send_signal(signal.SIGCONT)
+        _, said = redo.communicate(timeout=60)
+    finally:
+        redo.kill()
+    assert redo.returncode == 1
+    assert "has begun meanwhile" in said
+    assert_tables(lake, expect(read_topic(lake.bootstrap, lake.topic), "BINANCE"))
+    assert_nothing_staged(lake)
+    assert audit_holds(lake)
+
+
+def wait_until_stopped(process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 60
+    while os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is None:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_dry_run_beside_the_flow_shows_all_and_changes_nothing(new_lake: NewLake) -> None:
+    lake = new_lake(partitions=1)
+    fill(lake, count=2_000, bad=0.05, duplicates=0.05, seed=12)
+    with lake.start(K2FLOW_BINANCE_TRIGGER_SECONDS="1") as flow:
+        flow.wait_for_log(" offsets, commit ", 4)
+        before = {layer: lake.table(layer).metadata_location for layer in ("bronze", "silver", "dlq", "gold")}
+        shown = k2flow(lake, "reprocess", lake.exchange, "--from", TODAY, "--dry-run", other=True)
+        assert before == {layer: lake.table(layer).metadata_location for layer in before}
+        refused = k2flow(lake, "reprocess", lake.exchange, "--from", TODAY, other=True, code=1)
+        assert "already runs" in refused
+    for text in ("quantity_too_large", "with other values", "currency", "EUR", "rows that would go"):
+        assert text in shown
+    told = reprocess(lake, "--dry-run")
+    done = reprocess(lake)
+    assert [told[key] for key in ("judged", "moved", "tables")] == [done[key] for key in ("judged", "moved", "tables")]
+    assert not told["published"]
+    assert done["published"]
+
+
+def test_beside_another_exchange_that_writes_to_gold(new_lake: NewLake) -> None:
+    binance, kraken = new_lake(partitions=1), new_lake("kraken", partitions=1)
+    fill(binance, count=5_000, bad=0.02, duplicates=0.03, seed=13)
+    binance.catch_up()
+    with kraken.start(K2FLOW_KRAKEN_TRIGGER_SECONDS="0.2") as flow, filling(kraken):
+        flow.wait_for_log(f"{GOLD}: ", 3)
+        assert reprocess(binance)["published"]
+        assert reprocess(binance, other=False)["published"]
+        flow.signal(signal.SIGTERM)
+        flow.wait()
+    kraken.catch_up()
+    for lake in (binance, kraken):
+        assert audited(lake)["verdict"] == "holds"
+    assert_tables_of_both(binance, kraken)
+
+
+@contextmanager
+def filling(lake: Lake) -> Iterator[None]:
+    """Produces a little all the time."""
+    stop = threading.Event()
+
+    def go() -> None:
+        seed = 100
+        while not stop.wait(0.1):
+            seed += 1
+            fill(lake, count=50, bad=0.02, seed=seed)
+
+    thread = threading.Thread(target=go)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def assert_tables_of_both(*lakes: Lake) -> None:
+    gold = connect_to(lakes[0].catalog()).sql(f"SELECT exchange, count(*) FROM {GOLD} GROUP BY 1").fetchall()
+    for lake in lakes:
+        expected = expect(read_topic(lake.bootstrap, lake.topic), lake.exchange.upper())
+        ids = {row[0] for row in expected.silver}
+        assert (lake.exchange.upper(), len(ids)) in gold
+
+
+def test_what_cannot_be_told_is_refused_and_leaves_all_as_it_was(new_lake: NewLake) -> None:
+    lake = new_lake(partitions=1)
+    assert "does not exist" in k2flow(lake, "reprocess", lake.exchange, "--from", TODAY, code=1)
+    fill(lake, count=1_000, bad=0.05, duplicates=0.05, seed=14)
+    lake.catch_up()
+    before = contents(lake)
+    command = ["reprocess", lake.exchange, "--from", TODAY]
+    assert "cannot be decoded any more" in k2flow(lake, *command, code=1, K2FLOW_SCHEMA_IDS="77")
+    assert "is before" in k2flow(lake, *command, "--to", "2020-01-01", code=2)
+    assert "no dead letter has reason" in k2flow(lake, "dlq", "replay", lake.exchange, "--reason", "typo", code=1)
+    assert "nothing would be different" in k2flow(lake, *command)
+    assert contents(lake) == before
+    assert_nothing_staged(lake)
+    assert audit_holds(lake)

@@ -1,0 +1,348 @@
+"""Tables with former columns, against a real catalog: they evolve, or say why not; files from before stay readable."""
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pyiceberg.catalog import Catalog
+from pyiceberg.table import Table
+from pyiceberg.types import (
+    DecimalType,
+    DoubleType,
+    FloatType,
+    IcebergType,
+    IntegerType,
+    ListType,
+    LongType,
+    MapType,
+    NestedField,
+    StringType,
+    StructType,
+)
+
+from k2flow.audit import files
+from k2flow.audit.files import Plan
+from k2flow.audit.projection import Projection
+from k2flow.catalog import NAMESPACE, load_table, open_catalog
+from k2flow.commit import Committer
+from k2flow.data_files import DataFileWriter
+from k2flow.errors import TableDiffersError
+from k2flow.exchange import GOLD, exchange_names, find_exchange
+from k2flow.gold import GoldIds
+from k2flow.ledger import Range
+from k2flow.maintain.compaction import Compactor
+from k2flow.maintain.entries import live_files
+from k2flow.query import connect_to
+from k2flow.settings import load_settings
+from k2flow.tables import Fields, TableDefinition, create, definitions, gold_definition
+
+NOON = datetime(2026, 3, 14, 12, tzinfo=UTC)
+HOUR = int(NOON.timestamp()) // 3600
+STRUCT = StructType(NestedField(1, "s", StringType(), required=False))
+VALUES: dict[str, Any] = {
+    "timestamp": NOON,
+    "exchange": "BINANCE",
+    "price": Decimal("1.5"),
+    "trade_conditions": ["x"],
+    "source_sequence": 7,
+    "platform_sequence": 8,
+    "vendor_data": [("k", "v")],
+    "exchange_date": NOON.date(),
+    "exchange_hour": 12,
+    "fee": 0.5,
+    "details": {"s": "t"},
+    "venue": "spot",
+    "market": "spot",
+}
+
+
+def changed(fields: Fields, changes: Mapping[str, IcebergType | None], *more: tuple[str, IcebergType]) -> Fields:
+    """Fields of which some have another type, or are not there (None), and more at the end."""
+    kept = [(name, changes.get(name, kind)) for name, kind in fields]
+    return (*((name, kind) for name, kind in kept if kind is not None), *more)
+
+
+def columns(table: Table) -> list[str]:
+    return [f"{f.name} {f.field_type}{' required' * f.required}" for f in table.schema().fields]
+
+
+def row(definition: TableDefinition, message_id: str, **values: Any) -> pa.RecordBatch:
+    given = {**VALUES, "message_id": message_id, **values}
+    arrays = [pa.array([given.get(field.name)], field.type) for field in definition.arrow_schema]
+    return pa.RecordBatch.from_arrays(arrays, schema=definition.arrow_schema)
+
+
+class Lake:
+    """Gold, written by one definition after the other, a file each."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self.catalog = catalog
+        self._offset = 0
+
+    def write(self, definition: TableDefinition, message_id: str, **values: Any) -> None:
+        committer = Committer(self.catalog, GOLD, "binance", "topic")
+        committer.fence("id")
+        rows = row(definition, message_id, **values)
+        ranges = [Range(0, self._offset, self._offset + 1, 1)]
+        committer.commit(DataFileWriter(load_table(self.catalog, GOLD), definition).write(rows), ranges)
+        self._offset += 1
+
+    def evolve(self, definition: TableDefinition) -> str:
+        return create(self.catalog, [definition])[GOLD]
+
+
+@pytest.fixture
+def lake(catalog: Catalog) -> Lake:
+    return Lake(catalog)
+
+
+def test_former_columns_become_todays(lake: Lake) -> None:
+    """In one commit, with the ids that they had; then there is nothing left to do."""
+    today = gold_definition()
+    former = {"price": DecimalType(9, 8), "source_sequence": IntegerType(), "platform_sequence": None}
+    old = replace(today, fields=changed(today.fields, former))
+    assert lake.evolve(old) == "made"
+    before = load_table(lake.catalog, GOLD)
+    ids = {field.name: field.field_id for field in before.schema().fields}
+    assert lake.evolve(today) == (
+        "evolved: column price is decimal(18, 8), was decimal(9, 8); column source_sequence is long, was int; "
+        "column platform_sequence long is new"
+    )
+    after = load_table(lake.catalog, GOLD)
+    assert [field.name for field in after.schema().fields] == [name for name, _ in today.fields]
+    assert ids.items() <= {field.name: field.field_id for field in after.schema().fields}.items()
+    assert len(after.metadata.metadata_log) == len(before.metadata.metadata_log) + 1
+    assert lake.evolve(today) == ""
+
+
+@pytest.mark.parametrize(
+    ("former", "wanted", "text"),
+    [
+        (("x", FloatType()), None, ""),
+        (("vendor_data", MapType(1, StringType(), 2, IntegerType())), MapType(1, StringType(), 2, LongType()),
+         "column vendor_data.value is long, was int"),
+        (("trade_conditions", ListType(1, FloatType(), True)), ListType(1, DoubleType(), False),
+         "column trade_conditions.element is optional; column trade_conditions.element is double, was float"),
+    ],
+)  # fmt: skip
+def test_columns_beyond_todays_and_types_inside_others(
+    lake: Lake, former: tuple[str, IcebergType], wanted: IcebergType | None, text: str
+) -> None:
+    today = gold_definition()
+    name, kind = former
+    more = () if wanted else (former,)
+    lake.evolve(replace(today, fields=changed(today.fields, {name: kind}, *more)))
+    today = replace(today, fields=changed(today.fields, {name: wanted} if wanted else {}))
+    assert lake.evolve(today) == (f"evolved: {text}" if text else "")
+    assert columns(load_table(lake.catalog, GOLD))[len(today.fields) :] == (["x float"] if more else [])
+    assert lake.evolve(today) == ""
+
+
+def test_where_more_than_columns_differs_nothing_is_done(lake: Lake) -> None:
+    today = gold_definition()
+    lake.evolve(replace(today, fields=changed(today.fields, {"timestamp": None}), sorted_by="message_id"))
+    with pytest.raises(TableDiffersError, match="sort order: has message_id asc and lacks timestamp asc"):
+        lake.evolve(today)
+    assert "timestamp" not in load_table(lake.catalog, GOLD).schema().column_names
+
+
+def test_required_columns_become_optional_and_the_order_todays(lake: Lake) -> None:
+    today = definitions(find_exchange("binance"))["bronze_binance_trades"]
+    schema = today.schema
+    fields = [replace_field(schema.fields[i], required=i < 3) for i in (4, 0, 1, 2, 3, 5, 6, 7)]
+    lake.catalog.create_namespace(NAMESPACE)
+    made = lake.catalog.create_table(
+        (NAMESPACE, today.name),
+        schema=schema.model_copy(update={"fields": (*fields, NestedField(9, "gone", LongType(), required=True))}),
+        partition_spec=today.spec,
+        properties={"format-version": "2", **today.properties},
+    )
+    assert columns(made)[:3] == ["offset long", "message_key string required", "avro_payload binary required"]
+    (done,) = create(lake.catalog, [today]).values()
+    assert done == (
+        "evolved: column message_key is optional; column avro_payload is optional; column topic is optional; "
+        "column gone is optional; columns are in the order of the definition"
+    )
+    names = [f"{field.name} {field.field_type}" for field in schema.fields]
+    assert columns(load_table(lake.catalog, today.name)) == [*names, "gone long"]
+
+
+def replace_field(field: NestedField, required: bool) -> NestedField:
+    return NestedField(field.field_id, field.name, field.field_type, required=required)
+
+
+@pytest.mark.parametrize(
+    ("former", "found", "wanted", "why"),
+    [
+        (StringType(), "string", "long", "Iceberg cannot turn one into the other"),
+        (FloatType(), "float", "long", "Iceberg cannot turn one into the other"),
+        (DecimalType(18, 0), "decimal(18, 0)", "long", "Iceberg cannot turn one into the other"),
+        (ListType(1, LongType()), "list<long>", "long", "Iceberg cannot turn one into the other"),
+        (STRUCT, "struct<s string>", "long", "Iceberg cannot turn one into the other"),
+    ],
+)
+def test_what_cannot_be_done_says_what_to_do(
+    lake: Lake, former: IcebergType, found: str, wanted: str, why: str
+) -> None:
+    """The column, both types, and what to do; nothing else is done either."""
+    today = gold_definition()
+    lake.evolve(replace(today, fields=changed(today.fields, {"source_sequence": former, "platform_sequence": None})))
+    with pytest.raises(TableDiffersError) as error:
+        lake.evolve(today)
+    text = f"table market_data.{GOLD} differs: column source_sequence is {found}, not {wanted} ({why})"
+    assert str(error.value).startswith(text)
+    assert "rename it and let k2flow make a new one" in str(error.value)
+    assert "platform_sequence" not in load_table(lake.catalog, GOLD).schema().column_names
+
+
+def test_a_table_that_is_wider_is_a_newer_ones(lake: Lake) -> None:
+    today = gold_definition()
+    lake.evolve(
+        replace(today, fields=changed(today.fields, {"exchange_hour": LongType(), "price": DecimalType(30, 8)}))
+    )
+    with pytest.raises(TableDiffersError) as error:
+        lake.evolve(today)
+    assert "column exchange_hour is long, not int (a newer k2flow has made it wider" in str(error.value)
+    assert "column price is decimal(30, 8), not decimal(18, 8)" in str(error.value)
+
+
+def test_a_renamed_column_keeps_its_values(lake: Lake) -> None:
+    today = gold_definition()
+    old = replace(today, fields=changed(today.fields, {}, ("venue", StringType())))
+    new = replace(
+        today, fields=changed(today.fields, {}, ("market", StringType())), former_names=(("market", "venue"),)
+    )
+    lake.evolve(old)
+    lake.write(old, "1")
+    assert lake.evolve(new) == "evolved: column market was venue"
+    lake.write(new, "2", market="margin")
+    assert lake.evolve(new) == ""
+    assert connect_to(lake.catalog).sql(f"SELECT market FROM {GOLD} ORDER BY message_id").fetchall() == [
+        ("spot",),
+        ("margin",),
+    ]
+
+
+def test_renamed_columns_that_partitions_and_order_name(lake: Lake) -> None:
+    """The table is partitioned and sorted by their ids."""
+    today = gold_definition()
+    renamed = {"timestamp": "time", "exchange_hour": "hour"}
+    fields = tuple((renamed.get(name, name), kind) for name, kind in today.fields)
+    by = tuple((renamed.get(column, column), transform, name) for column, transform, name in today.partitioned_by)
+    lake.evolve(replace(today, fields=fields, partitioned_by=by, sorted_by="time"))
+    new = replace(today, former_names=tuple((name, former) for name, former in renamed.items()))
+    assert lake.evolve(new) == "evolved: column timestamp was time; column exchange_hour was hour"
+    assert lake.evolve(today) == ""
+
+
+def test_several_evolve_a_table_at_once() -> None:
+    today = gold_definition()
+    catalog = open_catalog(load_settings(exchange_names()))
+    Lake(catalog).evolve(replace(today, fields=changed(today.fields, {"price": DecimalType(9, 8), "symbol": None})))
+    with ThreadPoolExecutor(6) as pool:
+        catalogs = [open_catalog(load_settings(exchange_names())) for _ in range(6)]
+        done = list(pool.map(lambda own: Lake(own).evolve(today), catalogs))
+    assert sorted(done)[:5] == [""] * 5
+    assert "column symbol string is new" in max(done)
+    assert [f.name for f in load_table(catalog, GOLD).schema().fields] == [name for name, _ in today.fields]
+
+
+# Files from before and after
+
+
+@pytest.fixture
+def evolved(lake: Lake) -> Lake:
+    """Gold with a file of each of three definitions, the first two of which had columns that today's lacks."""
+    today = gold_definition()
+    former = {"price": DecimalType(9, 8), "source_sequence": IntegerType(), "platform_sequence": None}
+    first = replace(today, fields=changed(today.fields, former, ("fee", FloatType()), ("details", STRUCT)))
+    second = replace(today, fields=changed(today.fields, {}, ("fee", DoubleType()), ("details", STRUCT)))
+    lake.evolve(first)
+    lake.write(first, "1", details={"s": "first"})
+    lake.evolve(second)
+    lake.write(second, "2", fee=0.1, details=None)
+    assert lake.evolve(today) == ""
+    lake.write(today, "3", price=Decimal("9999999999.5"), source_sequence=2**40)
+    return lake
+
+
+EXPECTED = [
+    ("1", Decimal("1.5"), 7, None, 0.5, {"s": "first"}),
+    ("2", Decimal("1.5"), 7, 8, 0.1, None),
+    ("3", Decimal("9999999999.5"), 2**40, 8, None, None),
+]
+SHOWN = ("message_id", "price", "source_sequence", "platform_sequence", "fee", "details")
+
+
+def assert_all_read_them(lake: Lake) -> None:
+    """PyIceberg and DuckDB, with filters on columns that became wider or new, and the set of ids of an hour."""
+    table = load_table(lake.catalog, GOLD)
+    found = table.scan(selected_fields=SHOWN).to_arrow().sort_by("message_id").select(SHOWN).to_pylist()
+    assert [tuple(each.values()) for each in found] == EXPECTED
+    sql = connect_to(lake.catalog)
+    assert sql.sql(f"SELECT {', '.join(SHOWN)} FROM {GOLD} ORDER BY 1").fetchall() == EXPECTED
+    for condition, ids in (
+        ("source_sequence = 7", ["1", "2"]),
+        ("source_sequence > 7", ["3"]),
+        ("price > 2", ["3"]),
+        ("platform_sequence is null", ["1"]),
+        ("platform_sequence = 8", ["2", "3"]),
+        ("fee is null", ["3"]),
+    ):
+        by_pyiceberg = table.scan(condition, selected_fields=("message_id",)).to_arrow()["message_id"].to_pylist()
+        by_duckdb = sql.sql(f"SELECT message_id FROM {GOLD} WHERE {condition} ORDER BY 1").fetchall()
+        assert (sorted(by_pyiceberg), [each for (each,) in by_duckdb]) == (ids, ids), condition
+    ids = GoldIds(lake.catalog, "BINANCE")
+    assert ids.newest_hour() == HOUR
+    assert sorted(pa.chunked_array(list(ids.load(HOUR))).to_pylist()) == ["1", "2", "3"]
+
+
+def test_files_of_all_times_are_read(evolved: Lake) -> None:
+    assert_all_read_them(evolved)
+
+
+def test_the_audit_reads_them_as_today(evolved: Lake) -> None:
+    """Missing columns as null, narrower ones cast; columns beyond today's are not looked at."""
+    table = load_table(evolved.catalog, GOLD)
+    own = gold_definition().arrow_schema
+    plan = Plan("gold", table, list(table.scan().plan_files()), 0)
+    checks = files.FileChecks(plan)
+    batches = list(files.read(plan, own.names, checks, lambda _: None))
+    assert {batch.schema for batch in batches} == {own}
+    rows = pa.Table.from_batches(batches).select(SHOWN[:4]).sort_by("message_id").to_pylist()
+    assert [tuple(each.values()) for each in rows] == [each[:4] for each in EXPECTED]
+    assert not any(checks._wrong.values())
+
+
+def test_maintenance_makes_one_file_of_them_and_loses_nothing(evolved: Lake) -> None:
+    """Not even the values of columns that today's definition has no more."""
+    table = load_table(evolved.catalog, GOLD)
+    old = live_files(table, "timestamp")
+    assert len(old) == 3
+    (new,) = Compactor(table, gold_definition()).compact(old)
+    written = pq.read_schema(new.file_path.removeprefix("file://"))
+    assert written.names == [field.name for field in table.schema().fields]
+    with table.transaction() as transaction, transaction.update_snapshot().overwrite() as overwrite:
+        for live in old:
+            overwrite.delete_data_file(next(t.file for t in table.scan().plan_files() if t.file == live.file))
+        overwrite.append_data_file(new)
+    assert len(list(load_table(evolved.catalog, GOLD).scan().plan_files())) == 1
+    assert_all_read_them(evolved)
+
+
+def test_a_file_without_ids_is_read_by_its_names() -> None:
+    """Another engine may have added it."""
+    today = gold_definition()
+    file = pa.schema([pa.field("price", pa.decimal128(9, 8)), pa.field("exchange_date", pa.date32())])
+    wanted = pa.schema([today.arrow_schema.field(name) for name in ("exchange_date", "symbol", "price")])
+    found = Projection(file, today.schema, wanted)
+    assert found.names == ["exchange_date", "price"]
+    batch = found.of(pa.RecordBatch.from_pylist([{"price": Decimal(1), "exchange_date": date(2026, 1, 1)}], file))
+    assert batch.schema == wanted
+    assert batch.to_pylist() == [{"exchange_date": date(2026, 1, 1), "symbol": None, "price": Decimal(1)}]

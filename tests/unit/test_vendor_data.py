@@ -1,0 +1,200 @@
+"""Values as text, type by type; more entries for maps of texts; what is said of unknown fields."""
+
+import io
+import logging
+from typing import Any
+
+import fastavro
+import pyarrow as pa
+import pytest
+
+from k2flow import vendor_data
+from k2flow.avro.decoder import Decoder
+from k2flow.errors import SchemaError, SettingsError
+from k2flow.exchange import Exchange, find_exchange
+from k2flow.vendor_data import UnknownFields, with_texts
+
+BINANCE = find_exchange("binance")
+KNOWN = {"type": "record", "name": "R", "fields": [{"name": "known", "type": "int"}]}
+POINT = {"type": "record", "name": "Point", "fields": [{"name": "x", "type": "int"}, {"name": "s", "type": "string"}]}
+LAST_US, FIRST_US = 253_402_300_799_999_999, -62_135_596_800_000_000
+
+
+def with_unknown_field(kind: Any) -> dict[str, Any]:
+    return {**KNOWN, "fields": [{"name": "extra", "type": kind}, *KNOWN["fields"]]}
+
+
+def logical(kind: str, name: str, **more: Any) -> dict[str, Any]:
+    return {"type": kind, "logicalType": name, **more}
+
+
+def texts(kind: Any, *payloads: bytes) -> list[str | None]:
+    """The texts of values of an unknown field, given their bytes; also as slices of a longer array."""
+    decoder = Decoder(with_unknown_field(kind), KNOWN, keep_unknown=True)
+    decoded = decoder.decode(pa.array([payload + b"\x02" for payload in payloads], pa.binary()))
+    assert not decoded.defect.any(), [decoded.detail(i) for i in range(len(payloads))]
+    assert decoded.batch.to_pydict() == {"known": [1] * len(payloads)}
+    (field,), column = decoder.unknown, decoded.unknown.column("extra")
+    found = field.texts(column)
+    found.validate(full=True)
+    assert found.type == pa.string()
+    for start in range(len(payloads)):
+        assert field.texts(column.slice(start, 2)).to_pylist() == found.to_pylist()[start : start + 2]
+    return found.to_pylist()  # type: ignore[no-any-return]
+
+
+def written(kind: Any, *values: Any) -> list[bytes]:
+    found = []
+    for value in values:
+        stream = io.BytesIO()
+        fastavro.schemaless_writer(stream, fastavro.parse_schema(kind), value)
+        found.append(stream.getvalue())
+    return found
+
+
+def long(*numbers: int) -> list[bytes]:
+    return written("long", *numbers)
+
+
+@pytest.mark.parametrize(
+    ("kind", "payloads", "expected"),
+    [
+        ("null", [b""], [None]),
+        ("boolean", [b"\x01", b"\x00"], ["true", "false"]),
+        ("int", written("int", -(2**31), 7), ["-2147483648", "7"]),
+        ("long", long(2**63 - 1), ["9223372036854775807"]),
+        ("float", written("float", 0.1, 3.4e38, -0.0), ["0.1", "3.4e+38", "-0"]),
+        ("double", written("double", 0.1, 1e20, 5e-324, float("-inf"), float("nan")),
+         ["0.1", "1e+20", "5e-324", "-inf", "nan"]),
+        ("bytes", [b"\x04\x00\xff", b"\x00"], ["00ff", ""]),
+        ("string", ["\x0a€ab".encode(), b"\x00"], ["€ab", ""]),
+        ({"type": "fixed", "name": "F", "size": 2}, [b"\x0a\xbc"], ["0abc"]),
+        ({"type": "fixed", "name": "F", "size": 0}, [b""], [""]),
+        ({"type": "enum", "name": "E", "symbols": ["A", "B"]}, [b"\x02"], ["B"]),
+        (logical("string", "uuid"), written("string", "0" * 8 + "-0000" * 3 + "-" + "0" * 12),
+         ["00000000-0000-0000-0000-000000000000"]),
+        (logical("bytes", "decimal", precision=18, scale=8), written("bytes", b"\x01", b"\xff", b"", b"\x01\0\0\0\0"),
+         ["0.00000001", "-0.00000001", "0.00000000", "42.94967296"]),
+        (logical("bytes", "decimal", precision=60, scale=1), [b"\x02\xf6"], ["-1.0"]),
+        (logical("bytes", "decimal", precision=5, scale=5), [b"\x02\xfe"], ["-0.00002"]),
+        (logical("bytes", "decimal", precision=30), [b"\x02\xfe"], ["-2"]),
+        (logical("int", "date"), written("int", 0, -719_162, 2_932_896, -719_163, 2**31 - 1),
+         ["1970-01-01", "0001-01-01", "9999-12-31", "-719163", "2147483647"]),
+        (logical("int", "time-millis"), written("int", 1), ["00:00:00.001"]),
+        (logical("long", "time-micros"), long(86_399_999_999), ["23:59:59.999999"]),
+        (logical("long", "timestamp-millis"), long(-1), ["1969-12-31T23:59:59.999Z"]),
+        (logical("long", "timestamp-micros"), long(0, FIRST_US, LAST_US, FIRST_US - 1, LAST_US + 1, 2**63 - 1),
+         ["1970-01-01T00:00:00.000000Z", "0001-01-01T00:00:00.000000Z", "9999-12-31T23:59:59.999999Z",
+          str(FIRST_US - 1), str(LAST_US + 1), str(2**63 - 1)]),
+        (logical("long", "timestamp-nanos"), long(1, -(2**63)),
+         ["1970-01-01T00:00:00.000000001Z", "1677-09-21T00:12:43.145224192Z"]),
+        (logical("long", "local-timestamp-micros"), long(1), ["1970-01-01T00:00:00.000001"]),
+        (["null", "long"], [b"\x00", b"\x02\x06"], [None, "3"]),
+        (["null"], [b"\x00"], [None]),
+        (["null", "long", "string", "boolean"], [b"\x02\x06", b"\x04\x02x", b"\x00", b"\x06\x01"],
+         ["3", "x", None, "true"]),
+        (POINT, written(POINT, {"x": 1, "s": 'q"\n€'}), ['{"x":1,"s":"q\\"\\n€"}']),
+        ({"type": "record", "name": "Empty", "fields": []}, [b"", b""], ["{}", "{}"]),
+        (["null", POINT], [b"\x00", b"\x02\x02\x00"], [None, '{"x":1,"s":""}']),
+        ({"type": "array", "items": ["null", "boolean"]}, [b"\x00", b"\x04\x00\x02\x01\x00"], ["[]", "[null,true]"]),
+        ({"type": "array", "items": "float"}, [b"\x04" + b"".join(written("float", 0.1, float("inf"))) + b"\x00"],
+         ['[0.1,"inf"]']),
+        ({"type": "map", "values": {"type": "array", "items": "bytes"}}, [b"\x02\x02k\x02\x02\xff\x00\x00", b"\x00"],
+         ['{"k":["ff"]}', "{}"]),
+        ({"type": "array", "items": ["int", "string", POINT]}, [b"\x06\x00\x02\x02\x02a\x04\x04\x00\x00"],
+         ['[1,"a",{"x":2,"s":""}]']),
+    ],
+)  # fmt: skip
+def test_values_as_text(kind: Any, payloads: list[bytes], expected: list[str | None]) -> None:
+    assert texts(kind, *payloads) == expected
+
+
+def test_names_that_a_schema_uses_again() -> None:
+    """An unknown field may be of a type that another one defines, also one that TradeV2 has by that name."""
+    side = {"type": "enum", "name": "Side", "symbols": ["BUY", "SELL"]}
+    writer = {**KNOWN, "fields": [{"name": "a", "type": side}, *KNOWN["fields"], {"name": "b", "type": "Side"}]}
+    reader = {**KNOWN, "fields": [*KNOWN["fields"], {"name": "a", "type": {**side, "symbols": ["SELL", "BUY"]}}]}
+    decoder = Decoder(writer, reader, keep_unknown=True)
+    decoded = decoder.decode(pa.array([b"\x00\x02\x02"]))
+    (field,) = decoder.unknown
+    assert (field.name, field.texts(decoded.unknown.column(0)).to_pylist()) == ("b", ["SELL"])
+    assert decoded.batch.to_pylist() == [{"known": 1, "a": "BUY"}]
+
+
+def test_nothing_is_unknown_unless_asked_for() -> None:
+    dropping, knowing = Decoder(with_unknown_field("int"), KNOWN), Decoder(KNOWN, KNOWN, keep_unknown=True)
+    for decoder, payload in ((dropping, b"\x04\x02"), (knowing, b"\x02")):
+        assert decoder.unknown == ()
+        decoded = decoder.decode(pa.array([payload]))
+        assert (decoded.batch.to_pylist(), decoded.unknown.num_columns) == ([{"known": 1}], 0)
+
+
+def test_a_field_in_place_of_another_is_not_unknown() -> None:
+    """One that is read by its alias; a second alias of it, or its alias beside its own name, is."""
+    reader = {**KNOWN, "fields": [{"name": "known", "aliases": ["old", "older"], "type": "long"}]}
+    for names, unknown in ((["old"], []), (["older", "old"], ["old"]), (["old", "known"], ["old"])):
+        writer = {**KNOWN, "fields": [{"name": name, "type": "int"} for name in names]}
+        assert [field.name for field in Decoder(writer, reader, keep_unknown=True).unknown] == unknown
+
+
+MAPS = pa.array([[("a", "1"), ("b", "2")], None, [], [("n", "own")], None], pa.map_(pa.string(), pa.string()))
+NAMES = ["n", "m"]
+TEXTS = [pa.array(["v0", None, "v2", "v3", "v4"]), pa.array([None, None, "", "w3", None], pa.string())]
+MERGED = [
+    [("a", "1"), ("b", "2"), ("n", "v0")],
+    None,
+    [("n", "v2"), ("m", "")],
+    [("n", "own"), ("m", "w3")],
+    [("n", "v4")],
+]
+
+
+def test_a_maps_own_entries_come_first_and_win() -> None:
+    for start in range(6):
+        for size in range(6 - start):
+            found = with_texts(MAPS.slice(start, size), NAMES, [text.slice(start, size) for text in TEXTS])
+            found.validate(full=True)
+            assert found.type == MAPS.type
+            assert found.to_pylist() == MERGED[start : start + size]
+
+
+def ignoring() -> Exchange:
+    return Exchange("binance", "BINANCE", {**BINANCE.declared, "unknown_fields": "ignore"})
+
+
+def test_it_is_said_once_for_each_schema(caplog: pytest.LogCaptureFixture) -> None:
+    unknown = Decoder(with_unknown_field("int"), KNOWN, keep_unknown=True)
+    many = {**KNOWN, "fields": [*KNOWN["fields"], *({"name": f"f{i}", "type": "int"} for i in range(25))]}
+    with caplog.at_level(logging.INFO):
+        kept = UnknownFields(BINANCE)
+        kept.say(1, Decoder(KNOWN, KNOWN, keep_unknown=True))
+        for _ in range(2):
+            kept.say(7, unknown)
+        kept.say(8, Decoder(many, KNOWN, keep_unknown=True))
+        UnknownFields(ignoring()).say(7, unknown)
+    assert [record.message.partition("TradeV2")[2] for record in caplog.records] == [
+        " does not know: extra: kept in vendor_data",
+        f" does not know: {', '.join(f'f{i}' for i in range(20))} and 5 more: kept in vendor_data",
+        " does not know: extra: ignored, as K2FLOW_BINANCE_UNKNOWN_FIELDS says",
+    ]
+    assert caplog.records[0].message.startswith("binance: schema id 7 has fields")
+
+
+def test_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("K2FLOW_BINANCE_UNKNOWN_FIELDS", "ignore")
+    exchange = Exchange("binance", "BINANCE", BINANCE.declared)
+    decoder = Decoder(with_unknown_field("int"), KNOWN, keep_unknown=True)
+    decoded = decoder.decode(pa.array([b"\x02\x02"] * 5))
+    assert UnknownFields(exchange).kept(decoder, MAPS, decoded.unknown) is MAPS
+    assert UnknownFields(BINANCE).kept(decoder, MAPS, decoded.unknown).to_pylist()[2] == [("extra", "1")]
+    monkeypatch.setenv("K2FLOW_BINANCE_UNKNOWN_FIELDS", "drop")
+    with pytest.raises(SettingsError, match=r"K2FLOW_BINANCE_UNKNOWN_FIELDS='drop' is wrong: .*'keep' or 'ignore'"):
+        _ = Exchange("binance", "BINANCE", BINANCE.declared).settings
+
+
+def test_too_much_for_one_batch_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vendor_data, "MAX_BYTES", 40)
+    decoder = Decoder(with_unknown_field("int"), KNOWN, keep_unknown=True)
+    decoded = decoder.decode(pa.array([b"\x02\x02"] * 5))
+    with pytest.raises(SchemaError, match=r"K2FLOW_BINANCE_BATCH_ROWS lower, or K2FLOW_BINANCE_UNKNOWN_FIELDS"):
+        UnknownFields(BINANCE).kept(decoder, MAPS, decoded.unknown)
