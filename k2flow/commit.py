@@ -50,6 +50,8 @@ STAGED_BRANCH = "k2flow-staged-"
 """And the exchange and an epoch: a branch whose head replaces rows, once it is decided (k2flow.staging)."""
 STAGED_KEY = "k2flow.staged."
 """And the exchange: a property of its Bronze table while the decided replacements are not all published."""
+REPLACED_KEY = "k2flow.replaced."
+"""And the exchange: a property of its Bronze table, the branch whose replacements were published last."""
 KEEP_SNAPSHOTS = 100
 DROP_AT = 110  # dropping ten at once costs a tenth of dropping one in each commit
 MANIFEST_BYTES = 1 << 17

@@ -8,7 +8,8 @@ No transaction spans tables, so the replacement is made durable before any reade
 3. `Staging.decide` sets one property of the Bronze table: which branches, and by how much each ledger's counts change.
    **From here on the replacement happens, whoever dies.** It lands only if nobody has taken over since `begin`.
 4. `finish` publishes each branch on its table's main, with the ledger, in one commit that also drops the branch; then
-   it removes the property. It may be repeated, also by several processes at once. A flow that starts does it first.
+   it removes the property, and leaves another that says so. It may be repeated, also by several processes at once. A
+   flow that starts does it first.
 
 What dies before 3 leaves the tables as they were, and branches that the next flow or the next replacement drops.
 
@@ -31,20 +32,20 @@ from pyiceberg.table.refs import MAIN_BRANCH
 from pyiceberg.table.snapshots import Operation
 from pyiceberg.table.update import (
     AssertRefSnapshotId,
+    RemovePropertiesUpdate,
     RemoveSnapshotRefUpdate,
     RemoveSnapshotsUpdate,
     SetPropertiesUpdate,
-    TableRequirement,
     TableUpdate,
 )
 
 from k2flow import ledger as ledgers
 from k2flow.catalog import catalog_errors, load_table
-from k2flow.commit import STAGED_BRANCH, STAGED_KEY, Committer
+from k2flow.commit import REPLACED_KEY, STAGED_BRANCH, STAGED_KEY, Committer
 from k2flow.errors import CommitError, FencedError
 from k2flow.exchange import Exchange
 from k2flow.failpoints import Point, reach
-from k2flow.maintain.commits import Change, Rewrite, StepBackError, apply, keep_for_readers, set_property
+from k2flow.maintain.commits import Change, Rewrite, StepBackError, apply, keep_for_readers
 
 log = logging.getLogger(__name__)
 
@@ -115,10 +116,7 @@ class Staging:
         def change(table: Table) -> Change:
             if ledgers.read(table.properties, self._exchange.name, ours.topic) != ours:
                 raise FencedError(f"{table.name()[-1]}: {TAKEN_OVER.format(self._exchange.name)}")
-            head = AssertRefSnapshotId.model_validate(
-                {"ref": MAIN_BRANCH, "snapshot-id": table.metadata.current_snapshot_id}
-            )
-            return (SetPropertiesUpdate(updates={STAGED_KEY + self._exchange.name: text}),), (head,)
+            return (SetPropertiesUpdate(updates={STAGED_KEY + self._exchange.name: text}),), (_head_is(table),)
 
         _apply(self._catalog, self._exchange.bronze, change)
         reach(Point.DECIDED)
@@ -137,8 +135,14 @@ def finish(catalog: Catalog, exchange: Exchange) -> str | None:
     for name, staged in tables.items():
         _apply(catalog, name, lambda table, staged=staged: _publication(table, exchange, staged))
         reach(Point.PUBLISHED)
-    if not set_property(catalog, exchange.bronze, key, None):
-        raise CommitError(f"{exchange.bronze}: others commit all the time: start again")
+    branch = next(iter(tables.values())).branch
+    done = SetPropertiesUpdate(updates={REPLACED_KEY + exchange.name: branch}), RemovePropertiesUpdate(removals=[key])
+
+    def end(table: Table) -> Change:
+        """Another may have ended it, and have begun and decided a next one since, whose fence moved the head."""
+        return (done, (_head_is(table),)) if table.properties.get(key) == text else ((), ())
+
+    _apply(catalog, exchange.bronze, end)
     log.info("%s: %s: published", exchange.name, what)
     return what
 
@@ -171,14 +175,16 @@ def _publication(table: Table, exchange: Exchange, staged: Staged) -> Change:
     ledger = ledgers.read(table.properties, exchange.name, exchange.settings.topic).corrected(staged.rows)
     entry = {ledgers.KEY + exchange.name: ledger.to_json()}
     updates: tuple[TableUpdate, ...] = (SetPropertiesUpdate(updates=entry), *_without(table, branch))
-    asserted = [(branch, staged.head), (MAIN_BRANCH, table.metadata.current_snapshot_id)]
-    requirements: tuple[TableRequirement, ...] = tuple(
-        AssertRefSnapshotId.model_validate({"ref": ref, "snapshot-id": head}) for ref, head in asserted
-    )
+    same_branch = AssertRefSnapshotId.model_validate({"ref": branch, "snapshot-id": staged.head})
     if removed or added:
         made, _ = Rewrite(table, Operation.OVERWRITE, removed, added, entry)._commit()
         updates = (*made, keep_for_readers(table, time.time_ns() // 1_000_000), *updates)
-    return updates, requirements
+    return updates, (same_branch, _head_is(table))
+
+
+def _head_is(table: Table) -> AssertRefSnapshotId:
+    """That main's head is still what `table` has."""
+    return AssertRefSnapshotId.model_validate({"ref": MAIN_BRANCH, "snapshot-id": table.metadata.current_snapshot_id})
 
 
 def _files(table: Table, head: int) -> tuple[list[str], list[DataFile]]:

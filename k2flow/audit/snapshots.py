@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from typing import NamedTuple
 
 from pyiceberg.catalog import Catalog
 from pyiceberg.exceptions import NoSuchTableError
@@ -20,6 +21,7 @@ from pyiceberg.table import Table
 
 from k2flow import ledger as ledgers
 from k2flow.catalog import NAMESPACE, catalog_errors
+from k2flow.commit import REPLACED_KEY, STAGED_KEY
 from k2flow.errors import AuditError
 from k2flow.exchange import GOLD, Exchange
 from k2flow.ledger import Ledger
@@ -74,9 +76,41 @@ def table_name(exchange: Exchange, layer: str) -> str:
 def pin(catalog: Catalog, exchanges: Sequence[Exchange]) -> tuple[list[Pinned], list[Exchange]]:
     """The snapshots to audit, and the exchanges of which there is no table at all.
 
-    Raises AuditError where some of an exchange's tables are missing, CatalogError, CommitError for an unreadable
-    ledger.
+    None are from amid the publication of replaced rows (k2flow.staging). Raises AuditError where some of an exchange's
+    tables are missing, or where such a publication does not end, CatalogError, CommitError for an unreadable ledger.
     """
+    deadline = time.monotonic() + WAIT_SECONDS
+    while True:
+        before = {exchange.name: _replacing(_load(catalog, exchange.bronze), exchange) for exchange in exchanges}
+        pinned, absent = _pin(catalog, exchanges)
+        amid = [
+            each.exchange.name
+            for each in pinned
+            if (now := _replacing(each.tables["bronze"], each.exchange)).staged or now != before[each.exchange.name]
+        ]
+        if not amid:
+            return pinned, absent
+        if time.monotonic() > deadline:
+            raise AuditError(
+                f"rows of {' and '.join(amid)} are being replaced and not yet in all tables: try again. If nobody does "
+                "it any more, the next start of the flow or `k2flow reprocess` finishes it"
+            )
+        time.sleep(0.1)
+
+
+class Replacing(NamedTuple):
+    """What Bronze says of replaced rows: what is being published, and what was published last."""
+
+    staged: str | None
+    replaced: str | None
+
+
+def _replacing(bronze: Table | None, exchange: Exchange) -> Replacing:
+    properties = bronze.properties if bronze else {}
+    return Replacing(properties.get(STAGED_KEY + exchange.name), properties.get(REPLACED_KEY + exchange.name))
+
+
+def _pin(catalog: Catalog, exchanges: Sequence[Exchange]) -> tuple[list[Pinned], list[Exchange]]:
     gold = _load(catalog, GOLD)
     pinned: list[Pinned] = []
     absent = []

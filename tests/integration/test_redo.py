@@ -144,6 +144,7 @@ def test_a_flow_finishes_what_was_decided(new_lake: NewLake) -> None:
     wanted = replace(lake, home=lake.home.with_name("wanted"))
     catch_up_by_other_rules(wanted)
     killed(lake, "staging.decided=die", "reprocess", lake.exchange, "--from", TODAY)
+    assert "being replaced" in k2flow(lake, "audit", lake.exchange, code=2)
     assert k2flow(lake, "maintain").count("left alone: rows are being replaced") == 3
     fill(lake, count=500, bad=0.05, duplicates=0.05, seed=9)
     for each in (lake, wanted):
