@@ -43,6 +43,7 @@ from k2flow.deadline import DeadlinePassedError, within
 from k2flow.errors import AlreadyRunningError, CatalogError, CommitError, FencedError
 from k2flow.failpoints import Point, reach
 from k2flow.ledger import Ledger, Range, Writer
+from k2flow.metrics import COMMIT_RETRIES, layer_of
 
 log = logging.getLogger(__name__)
 
@@ -129,6 +130,7 @@ class Committer:
             # Short at first: the flows of two exchanges meet at Gold whenever their triggers coincide.
             wait=wait_exponential_jitter(initial=0.05, max=5, jitter=0.05),
             stop=stop_after_delay(RETRY_SECONDS),
+            before_sleep=lambda _: COMMIT_RETRIES.labels(self._exchange, layer_of(self._name)).inc(),
             reraise=True,
         )
         try:

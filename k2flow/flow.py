@@ -11,13 +11,16 @@ reach the committers.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
 
 import bytewax.operators as op
 import pyarrow as pa
+import pyarrow.compute as pc
 from bytewax.dataflow import Dataflow
 
+from k2flow import metrics
 from k2flow.context import FlowContext
 from k2flow.data_files import DataFileWriter
 from k2flow.decode import Decoded, TradeDecoder
@@ -25,6 +28,7 @@ from k2flow.exchange import GOLD, Exchange
 from k2flow.failure import logged
 from k2flow.gold import Candidates, Deduplicator, candidates
 from k2flow.messages import Slice
+from k2flow.metrics import Told
 from k2flow.runtime import adopt
 from k2flow.schemas import open_schemas
 from k2flow.sink import TableSink, Written, written
@@ -34,6 +38,7 @@ from k2flow.tables import BRONZE_FIELDS, arrow_schema
 BRONZE_SCHEMA = arrow_schema(BRONZE_FIELDS)
 
 Item = tuple[str, Written]
+Judged = tuple[Decoded, Told]
 
 
 def build(exchange: Exchange) -> Dataflow:
@@ -63,38 +68,49 @@ class Steps:
     @logged
     def bronze(self, messages: Slice) -> Item:
         """Every message as it came, in Bronze's files."""
+        metrics.BATCH_MESSAGES.labels(self._exchange.name).observe(messages.rows.num_rows)
+        told = Told(_oldest_us(messages))
         return self._write(
-            self._exchange.bronze, messages, lambda rows: bronze_rows(rows, self._exchange.settings.topic)
+            self._exchange.bronze, messages, told, lambda rows: bronze_rows(rows, self._exchange.settings.topic)
         )
 
     @logged
-    def decode(self, messages: Slice) -> Decoded:
-        return self._decoder.decode(messages)
+    def decode(self, messages: Slice) -> Judged:
+        decoded = self._decoder.decode(messages)
+        reasons = {
+            each["values"]: each["counts"] for each in decoded.failures.rows["reason"].value_counts().to_pylist()
+        }
+        return decoded, Told(_oldest_us(messages), reasons)
 
     @logged
-    def files(self, decoded: Decoded) -> list[Item]:
+    def files(self, judged: Judged) -> list[Item]:
         """Silver's and the dead-letter table's files; of Gold only the offsets, whose rows take another way."""
+        decoded, told = judged
+        aged = replace(told, reasons={})
         gold = decoded.trades.beyond(self._context.committed(GOLD))
         return [
-            self._write(self._exchange.silver, decoded.trades),
-            self._write(self._exchange.dlq, decoded.failures),
-            (GOLD, written([], gold.ranges())),
+            self._write(self._exchange.silver, decoded.trades, aged),
+            self._write(self._exchange.dlq, decoded.failures, told),
+            (GOLD, written([], gold.ranges(), aged)),
         ]
 
     @logged
-    def route(self, decoded: Decoded) -> list[tuple[str, Candidates]]:
+    def route(self, judged: Judged) -> list[tuple[str, Candidates]]:
         """Gold's rows, to the workers that own their ids."""
+        decoded, _ = judged
         return candidates(decoded.trades.beyond(self._context.committed(GOLD)), self._context.workers)
 
     def gold(self, written: tuple[str, Written]) -> Item:
         """What the deduplication wrote, for Gold's committer."""
         return GOLD, written[1]
 
-    def _write(self, table: str, rows: Slice, shape: Callable[[Slice], pa.RecordBatch] | None = None) -> Item:
+    def _write(
+        self, table: str, rows: Slice, told: Told, shape: Callable[[Slice], pa.RecordBatch] | None = None
+    ) -> Item:
         """The rows that `table` did not hold at the start, in its files."""
         new = rows.beyond(self._context.committed(table))
         files = self._context.write(self._writers[table], shape(new) if shape else new.rows)
-        return table, Written(files, new.ranges())
+        return table, Written(files, new.ranges(), told)
 
     @cached_property
     def _decoder(self) -> TradeDecoder:
@@ -119,6 +135,12 @@ def bronze_rows(messages: Slice, topic: str) -> pa.RecordBatch:
         pa.repeat(pa.scalar(now.date(), pa.date32()), n),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=BRONZE_SCHEMA)
+
+
+def _oldest_us(messages: Slice) -> int | None:
+    """Kafka's time of the oldest of n messages; None if none has one."""
+    oldest: int | None = pc.min(messages.rows.column("timestamp")).value
+    return oldest
 
 
 def key_text(keys: pa.BinaryArray) -> pa.StringArray:

@@ -21,6 +21,7 @@ from pyiceberg.io.pyarrow import ArrowScan
 from pyiceberg.manifest import ManifestContent, ManifestFile
 from pyiceberg.table import FileScanTask, Table
 
+from k2flow import metrics
 from k2flow.catalog import catalog_errors, load_table
 from k2flow.context import FlowContext
 from k2flow.dedup.index import SeenIds
@@ -30,6 +31,7 @@ from k2flow.failpoints import Point, reach
 from k2flow.failure import logged
 from k2flow.manifests import without_statistics
 from k2flow.messages import Slice
+from k2flow.metrics import Told
 from k2flow.routing import worker_key
 from k2flow.sink import Written
 from k2flow.tables import GOLD_FIELDS, arrow_schema
@@ -101,7 +103,11 @@ class Deduplicator(StatefulBatchLogic[Candidates, Written, None]):
         rows = pa.concat_batches([value.rows for value in values]) if len(values) > 1 else values[0].rows
         first = self._seen.first_seen(rows.column("message_id"), hours_of(rows))
         fresh = rows if first.all() else rows.filter(pa.array(first))
-        written = Written(self._context.write(self._writer, fresh))
+        told = Told(duplicates=rows.num_rows - fresh.num_rows)
+        written = Written(self._context.write(self._writer, fresh), told=told)
+        labels = (self._context.exchange.name, str(values[0].owner))
+        metrics.SEEN_IDS.labels(*labels).set(self._seen.ids)
+        metrics.SEEN_BYTES.labels(*labels).set(self._seen.nbytes)
         reach(Point.GOLD_WRITTEN)
         return [written], StatefulBatchLogic.RETAIN
 

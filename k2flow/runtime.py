@@ -21,9 +21,14 @@ from datetime import timedelta
 from types import ModuleType
 from typing import Any, NoReturn
 
+from prometheus_client import REGISTRY
+from pythonjsonlogger.json import JsonFormatter
+
 from k2flow import failure
 from k2flow.context import FlowContext
+from k2flow.endpoint import serve
 from k2flow.errors import K2flowError, RunError
+from k2flow.metrics import STAGE, Stage
 from k2flow.native_stderr import NativeStderr
 
 log = logging.getLogger(__name__)
@@ -34,6 +39,7 @@ EXIT_UNAVAILABLE = 69
 EXIT_TRY_AGAIN = 75
 """Exit codes of a flow that an error has ended: one that stays; one that may pass, before or after the flow had begun
 to read (EX_UNAVAILABLE and EX_TEMPFAIL of BSD's sysexits)."""
+JSON_NAMES = {"levelname": "level", "name": "logger"}
 WEB_SERVER = "BYTEWAX_DATAFLOW_API_ENABLED"
 M_ARENA_MAX = -8  # malloc.h
 ARENAS = 2
@@ -86,9 +92,11 @@ def _run(context: FlowContext, cli_main: Callable[..., None], kwargs: dict[str, 
     try:
         debug = context.settings.debug
         with nullcontext() if debug else NativeStderr() as native:
-            set_up_logging(context.settings.log_level)
+            set_up_logging(context.settings.log_level, context.settings.log_format)
             _stop_on_signals(context)
+            _serve_metrics(context, kwargs.get("process_id") or 0)
             context.open(workers)
+            STAGE.labels(context.exchange.name).set(Stage.OPENED)
             log.info(
                 "%s: trigger %g s, %d worker(s), from topic %s",
                 context.exchange.name,
@@ -109,6 +117,18 @@ def _run(context: FlowContext, cli_main: Callable[..., None], kwargs: dict[str, 
         if debug:
             traceback.print_exception(error)
         _end(str(known), _exit_code(known, context.reading))
+
+
+def _serve_metrics(context: FlowContext, process_id: int) -> None:
+    """Of this process alone, unless a supervisor serves those of all. Raises SettingsError."""
+    port = context.settings.metrics_port
+    if port is None or "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        return
+
+    def not_ready() -> str | None:
+        return None if context.reading else f"{context.exchange.name}: does not read yet"
+
+    serve(context.settings.metrics_host, port + process_id, REGISTRY, lambda: None, not_ready)
 
 
 def _known_cause(error: BaseException, cluster: bool) -> K2flowError | None:
@@ -150,11 +170,15 @@ def _await_signal(context: FlowContext, pipe: int) -> None:
         os._exit(0)
 
 
-def set_up_logging(level: str) -> None:
+def set_up_logging(level: str, log_format: str = "text") -> None:
     """One line an event on stderr. PyIceberg's warnings about its own experimental parts are not the user's matter."""
-    logging.basicConfig(
-        level=level, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", stream=sys.stderr, force=True
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        JsonFormatter("%(levelname)s %(name)s %(message)s", rename_fields=JSON_NAMES, timestamp="time")
+        if log_format == "json"
+        else logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
     )
+    logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.getLogger("pyiceberg").setLevel(max(logging.WARNING, logging.getLogger().level))
     warnings.filterwarnings("ignore", module="pyiceberg")
 

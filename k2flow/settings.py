@@ -47,6 +47,28 @@ class Settings(BaseSettings):
         default=False, description="Stop, drained and committed, at the offsets that were the end at the start."
     )
     log_level: str = Field(default="INFO", description="DEBUG, INFO, WARNING or ERROR.")
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="text: a line for people; json: one object a line, for log collectors."
+    )
+    metrics_port: int | None = Field(
+        default=None,
+        ge=1,
+        le=65535,
+        description="Serve /metrics, /healthz and /readyz; under bytewax.run each process on this port + its number.",
+    )
+    metrics_host: str = Field(default="127.0.0.1", description="Address that the metrics are served on.")
+    start_seconds: float = Field(
+        default=60, gt=0, description="`k2flow run`: how long the processes of an exchange may take to find each other."
+    )
+    stop_seconds: float = Field(
+        default=60, gt=0, description="`k2flow run`: how long a flow may take to drain and commit before it is killed."
+    )
+    cluster: str | None = Field(
+        default=None, description="Addresses (host:port;host:port) of a flow's processes on several hosts, all of them."
+    )
+    process_id: int | None = Field(
+        default=None, ge=0, description="Which of the cluster's addresses is this host's; else its name's last digits."
+    )
     debug: bool = Field(default=False, description="Show tracebacks.")
     failpoints: str = Field(default="", description="For tests: where the process dies, fails or hangs.")
 

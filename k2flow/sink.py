@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 from pyiceberg.manifest import DataFile
 
+from k2flow import metrics
 from k2flow.commit import HUNG_SECONDS, Committer
 from k2flow.context import FlowContext
 from k2flow.deadline import DeadlinePassedError, within
@@ -20,9 +21,12 @@ from k2flow.errors import CommitError
 from k2flow.failpoints import Point, reach
 from k2flow.failure import logged
 from k2flow.ledger import Range
+from k2flow.metrics import Told
 from k2flow.staging import abandon
 
 log = logging.getLogger(__name__)
+
+NOTHING_TOLD = Told()
 
 
 @dataclass(frozen=True)
@@ -31,19 +35,21 @@ class Written:
 
     `files` waits until they are written, and raises what went wrong with them: the next steps need not wait. The two
     need not come together: Gold's files come from the worker that owns the ids, its ranges from the one that read them.
+    `told` is for the metrics.
     """
 
     files: Callable[[], Sequence[DataFile]]
     ranges: Sequence[Range] = field(default=())
+    told: Told = NOTHING_TOLD
 
-    def __reduce__(self) -> tuple[Callable[..., "Written"], tuple[Sequence[DataFile], Sequence[Range]]]:
+    def __reduce__(self) -> tuple[Callable[..., "Written"], tuple[Sequence[DataFile], Sequence[Range], Told]]:
         """Only finished files can go to another process."""
-        return written, (self.files(), self.ranges)
+        return written, (self.files(), self.ranges, self.told)
 
 
-def written(files: Sequence[DataFile], ranges: Sequence[Range] = ()) -> Written:
+def written(files: Sequence[DataFile], ranges: Sequence[Range] = (), told: Told = NOTHING_TOLD) -> Written:
     """Files that are finished."""
-    return Written(lambda: files, ranges)
+    return Written(lambda: files, ranges, told)
 
 
 class TableSink(FixedPartitionedSink[Written, None]):
@@ -70,6 +76,7 @@ class TableCommits(StatefulSinkPartition[Written, None]):
     def __init__(self, context: FlowContext, name: str) -> None:
         exchange = context.exchange
         settings = exchange.settings
+        self._exchange = exchange.name
         self._name = name
         self._committer = Committer(context.catalog, name, exchange.name, settings.topic, settings.accept_lost_offsets)
         self._committer.fence(context.topic.id, context.ledgers[name])
@@ -77,24 +84,32 @@ class TableCommits(StatefulSinkPartition[Written, None]):
             abandon(context.catalog, exchange, self._committer.ledger.epoch)
         self._files: list[Callable[[], Sequence[DataFile]]] = []
         self._ranges: list[Range] = []
+        self._told: list[Told] = []
 
     @logged
     def write_batch(self, values: list[Written]) -> None:
         for written in values:
             self._files.append(written.files)
             self._ranges += written.ranges
+            self._told.append(written.told)
 
     @logged
     def snapshot(self) -> None:
-        files, ranges = self._finished_files(), self._ranges
-        self._files, self._ranges = [], []
+        files, ranges, told = self._finished_files(), self._ranges, self._told
+        self._files, self._ranges, self._told = [], [], []
         if not ranges:
             if files:
                 raise CommitError(f"{self._name}: {len(files)} files came without the offsets that they hold")
             return
         began = time.monotonic()
         reach(Point.EPOCH_COMPLETE)
-        self._committer.commit(files, ranges)
+        try:
+            self._committer.commit(files, ranges)
+        except CommitError:
+            metrics.COMMIT_FAILURES.labels(self._exchange, metrics.layer_of(self._name)).inc()
+            raise
+        seconds = time.monotonic() - began
+        metrics.committed(self._exchange, self._name, files, told, seconds)
         reach(Point.COMMIT_DONE)
         log.info(
             "%s: %d rows in %d files from %d offsets, commit %d in %.0f ms",
@@ -103,7 +118,7 @@ class TableCommits(StatefulSinkPartition[Written, None]):
             len(files),
             sum(r.next - r.first for r in ranges),
             self._committer.ledger.sequence,
-            (time.monotonic() - began) * 1000,
+            seconds * 1000,
         )
 
     def _finished_files(self) -> list[DataFile]:

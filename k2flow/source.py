@@ -27,6 +27,7 @@ from k2flow.failpoints import Point, reach
 from k2flow.failure import logged
 from k2flow.librdkafka import BatchConsumer, Event, Fetched, Int64s
 from k2flow.messages import MESSAGE_SCHEMA, Slice
+from k2flow.metrics import STAGE, Stage
 from k2flow.pacing import Pacing
 from k2flow.settings import KAFKA_PREFIX
 from k2flow.topic import BrokerDownError, begin_offsets, first_offset, wait_for_watermarks, watermarks_now
@@ -70,6 +71,7 @@ class KafkaSource(DynamicSource[Slice]):
         self._context.open(worker_count)
         reader = KafkaReader(self._context, worker_index, worker_count)
         self._context.reading = True
+        STAGE.labels(self._context.exchange.name).set(Stage.READING)
         return reader
 
 

@@ -128,10 +128,11 @@ def finish(catalog: Catalog, exchange: Exchange) -> str | None:
     Raises CommitError, CatalogError; then it may be called again.
     """
     key = STAGED_KEY + exchange.name
-    text = load_table(catalog, exchange.bronze).properties.get(key)
-    if text is None:
+    properties = load_table(catalog, exchange.bronze).properties
+    decision = decided(properties, exchange)
+    if decision is None:
         return None
-    what, tables = _read(text, key)
+    text, (what, tables) = properties[key], decision
     for name, staged in tables.items():
         _apply(catalog, name, lambda table, staged=staged: _publication(table, exchange, staged))
         reach(Point.PUBLISHED)
@@ -233,7 +234,15 @@ def _apply(catalog: Catalog, name: str, change: Any) -> None:
         ) from error
 
 
-def _read(text: str, key: str) -> tuple[str, dict[str, Staged]]:
+def decided(bronze: Mapping[str, str], exchange: Exchange) -> tuple[str, dict[str, Staged]] | None:
+    """What is decided of `exchange` and not all published, by Bronze's properties: in words, and by table.
+
+    Raises CommitError.
+    """
+    key = STAGED_KEY + exchange.name
+    text = bronze.get(key)
+    if text is None:
+        return None
     try:
         raw = json.loads(text)
         tables = {

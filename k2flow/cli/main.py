@@ -16,8 +16,9 @@ from k2flow.cli.maintain import maintain_command
 from k2flow.cli.produce import produce_command
 from k2flow.cli.query import query_command
 from k2flow.cli.reprocess import reprocess_command
+from k2flow.cli.status import status_command
 from k2flow.cli.tables import tables_app
-from k2flow.errors import K2flowError
+from k2flow.errors import K2flowError, SettingsError
 from k2flow.exchange import all_exchanges, exchange_names, find_exchange
 from k2flow.runtime import ERROR, EXIT_FAILED, set_up_logging
 from k2flow.settings import PREFIX, Settings, kafka_origins, load_settings, mask, origins
@@ -37,6 +38,7 @@ app.command("query")(query_command)
 app.command("audit")(audit_command)
 app.command("maintain")(maintain_command)
 app.command("reprocess")(reprocess_command)
+app.command("status")(status_command)
 
 
 @app.callback()
@@ -69,27 +71,40 @@ def config() -> None:
 
 @app.command()
 def run(
-    exchange: Annotated[str, typer.Argument(help="Exchange, as its file in flows/ is named.")],
+    exchange: Annotated[list[str], typer.Argument(help="Exchanges, as their files in flows/ are named.")],
     processes: Annotated[
-        int | None, typer.Option(min=1, max=64, help="Processes; default: the exchange's setting.")
+        int | None, typer.Option(min=1, max=64, help="Processes of each; default: the exchange's setting.")
     ] = None,
     trigger: Annotated[float | None, typer.Option(help="Seconds between two commits.")] = None,
     until_caught_up: Annotated[
         bool, typer.Option("--until-caught-up", help="Stop at the offsets that are the end now.")
     ] = False,
+    addresses: Annotated[
+        str | None, typer.Option(help="Of a cluster: host:port;host:port, one of each process, the same on all hosts.")
+    ] = None,
+    process_id: Annotated[
+        int | None, typer.Option(min=0, help="Which of them this host's process has; default: its name's last digits.")
+    ] = None,
 ) -> None:
-    """Run the flow of one exchange until SIGTERM or SIGINT, again after a crash; it drains, commits and ends."""
+    """Run the flows of exchanges until SIGTERM or SIGINT, again after a crash; they drain, commit and end.
+
+    Each exchange has processes of its own, and its troubles hold no other up. With --addresses this host runs one
+    process of a cluster.
+    """
     from k2flow import supervisor
 
     settings = load_settings(exchange_names())
-    set_up_logging(settings.log_level)
-    found = find_exchange(exchange)
-    extra = {}
+    set_up_logging(settings.log_level, settings.log_format)
+    found = [find_exchange(name) for name in dict.fromkeys(exchange)]
+    cluster = addresses or settings.cluster
+    if cluster and len(found) > 1:
+        raise SettingsError("a cluster's addresses are of one exchange: run each with addresses of its own")
+    number = settings.process_id if process_id is None else process_id
+    plans = [supervisor.plan(each.name, processes or each.settings.processes, cluster, number) for each in found]
+    extra = {f"{PREFIX}UNTIL_CAUGHT_UP": "1"} if until_caught_up else {}
     if trigger is not None:
-        extra[f"{PREFIX}{exchange.upper()}_TRIGGER_SECONDS"] = f"{trigger:g}"
-    if until_caught_up:
-        extra[f"{PREFIX}UNTIL_CAUGHT_UP"] = "1"
-    supervisor.run(found.name, processes or found.settings.processes, extra)
+        extra |= {f"{PREFIX}{each.name.upper()}_TRIGGER_SECONDS": f"{trigger:g}" for each in found}
+    supervisor.run(plans, settings, extra)
 
 
 def main() -> None:
