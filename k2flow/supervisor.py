@@ -72,7 +72,7 @@ def plan(exchange: str, processes: int, cluster: str | None, process_id: int | N
             raise SettingsError(f"{PREFIX}PROCESS_ID means nothing without {PREFIX}CLUSTER, the addresses of all hosts")
         return Plan(exchange, range(processes))
     addresses = [address.strip() for address in cluster.split(";") if address.strip()]
-    wrong = [address for address in addresses if not re.fullmatch(r"\S+:\d+", address)]
+    wrong = [address for address in addresses if not re.fullmatch(r"[^\s,]+:\d+", address)]
     if wrong or not addresses:
         raise SettingsError(f"{PREFIX}CLUSTER={cluster!r} is wrong: addresses are host:port, with ; between them")
     if process_id is None:

@@ -1,0 +1,195 @@
+"""`k2flow run`: several exchanges at once, what it tells of them, and clusters of several hosts."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from k2flow.kafka.local import free_port
+from tests.integration.conftest import fill
+from tests.integration.harness import ROOT, Lake, assert_tables, read_topic
+from tests.integration.test_audit import audited
+from tests.oracle import expect
+
+pytestmark = pytest.mark.integration
+
+NewLake = Callable[..., Lake]
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+class Run:
+    """A `k2flow run` in the background, its log in a file."""
+
+    def __init__(self, lake: Lake, log: Path, *arguments: str, **extra: str) -> None:
+        self.port = free_port()
+        environment = lake.environment(K2FLOW_METRICS_PORT=str(self.port), **extra)
+        command = [sys.executable, "-m", "k2flow", "run", *arguments]
+        self._log = log
+        with log.open("w") as out:
+            self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=out)
+
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def get(self, path: str) -> tuple[int, str]:
+        """The status and text of the answer; 0 where there is none."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+        except OSError:
+            return 0, ""
+
+    def samples(self) -> Samples:
+        families = text_string_to_metric_families(self.get("/metrics")[1])
+        return {(s.name, frozenset(s.labels.items())): s.value for family in families for s in family.samples}
+
+    def value(self, name: str, **labels: str) -> float | None:
+        return self.samples().get((name, frozenset(labels.items())))
+
+    def wait_for(self, condition: Callable[[], bool], seconds: float = 90) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert self.process.poll() is None, self.log()
+            assert time.monotonic() < deadline, self.log()
+            time.sleep(0.2)
+
+    def wait_until_ready(self) -> None:
+        self.wait_for(lambda: self.get("/readyz")[0] == 200)
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(90)
+
+    def children(self, exchange: str) -> list[psutil.Process]:
+        found = psutil.Process(self.process.pid).children(recursive=True)
+        return [child for child in found if f"flows.{exchange}" in child.cmdline()]
+
+
+@contextmanager
+def running(lake: Lake, log: Path, *arguments: str, **extra: str) -> Iterator[Run]:
+    run = Run(lake, log, *arguments, **extra)
+    try:
+        yield run
+    finally:
+        if run.process.poll() is None:
+            for process in (*psutil.Process(run.process.pid).children(recursive=True), run.process):
+                process.kill()
+            run.process.wait()
+
+
+def test_one_exchange_dies_again_and_again_and_the_other_goes_on(new_lake: NewLake, tmp_path: Path) -> None:
+    binance, kraken = new_lake(), new_lake("kraken", partitions=1)
+    both = {"K2FLOW_KRAKEN_TOPIC": kraken.topic}
+    for lake in (binance, kraken):
+        fill(lake, count=2_000, bad=0.05, duplicates=0.05, seed=1)
+    arguments = ("binance", "kraken", "--processes", "1", "--trigger", "0.5")
+    with running(binance, tmp_path / "log", *arguments, K2FLOW_LOG_FORMAT="json", **both) as run:
+        run.wait_until_ready()
+        run.wait_for(lambda: run.value("k2flow_rows_total", exchange="kraken", layer="gold") is not None)
+        (unhurt,) = run.children("kraken")
+        for seed in (2, 3):
+            (victim,) = run.children("binance")
+            victim.kill()
+            run.wait_for(lambda: run.get("/readyz")[0] == 503)
+            assert "binance: 0 of 1 processes read" in run.get("/readyz")[1]
+            assert run.get("/healthz")[0] == 200
+            for lake in (binance, kraken):
+                fill(lake, count=500, bad=0.02, seed=seed)
+            run.wait_until_ready()
+        assert run.children("kraken") == [unhurt]
+        wanted = {"binance": 3_000, "kraken": 3_000}
+        for exchange, rows in wanted.items():
+            run.wait_for(
+                lambda exchange=exchange, rows=rows: (
+                    run.value("k2flow_rows_total", exchange=exchange, layer="bronze") == rows
+                )
+            )
+        assert run.value("k2flow_dead_letters_total", exchange="kraken", reason="null_payload")
+        assert (run.value("k2flow_commit_seconds_count", exchange="binance", layer="gold") or 0) >= 1
+        assert (run.value("k2flow_resident_bytes", exchange="binance") or 0) > 50e6
+        assert run.stop() == 0
+        lines = [json.loads(line) for line in run.log().splitlines()]
+        assert any("starting binance again" in line["message"] for line in lines)
+        assert all({"time", "level", "logger", "message"} <= line.keys() for line in lines)
+    for lake in (binance, kraken):
+        assert_tables_of(lake)
+        assert audited(lake)["verdict"] == "holds"
+
+
+def assert_tables_of(lake: Lake) -> None:
+    expected = expect(read_topic(lake.bootstrap, lake.topic), lake.exchange.upper())
+    bronze = lake.table("bronze").scan().count()
+    assert bronze == len(expected.bronze)
+
+
+def test_an_exchange_that_fails_for_good_ends_alone(new_lake: NewLake, tmp_path: Path) -> None:
+    kraken = new_lake("kraken", partitions=1)
+    fill(kraken, count=500, seed=1)
+    arguments = ("binance", "kraken", "--processes", "1", "--trigger", "0.5")
+    with running(kraken, tmp_path / "log", *arguments, K2FLOW_BINANCE_TOPIC="nobody-made-this") as run:
+        run.wait_for(lambda: run.value("k2flow_rows_total", exchange="kraken", layer="gold") is not None)
+        run.wait_for(lambda: run.get("/healthz")[0] == 503)
+        assert "nobody-made-this does not exist" in run.get("/healthz")[1]
+        assert len(run.children("kraken")) == 1
+        assert run.stop() == 1
+        assert run.log().count("nobody-made-this does not exist") == 2  # when it happened, and at the end
+    assert_tables(kraken, expect(read_topic(kraken.bootstrap, kraken.topic), "KRAKEN"))
+
+
+def test_a_port_that_is_taken_is_said_at_once(new_lake: NewLake) -> None:
+    lake = new_lake(partitions=1)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        for module in (["k2flow", "run", "binance", "--processes", "1"], ["bytewax.run", "flows.binance"]):
+            done = subprocess.run(
+                [sys.executable, "-m", *module],
+                cwd=ROOT,
+                env=lake.environment(K2FLOW_METRICS_PORT=port),
+                capture_output=True,
+                text=True,
+                timeout=60,
+            )
+            assert done.returncode == 1
+            assert f"127.0.0.1:{port} cannot be listened on" in done.stderr
+
+
+def test_a_cluster_whose_peer_does_not_come_is_tried_again(new_lake: NewLake, tmp_path: Path) -> None:
+    """Two 'hosts'. The first one's process must not wait for ever for one that is gone."""
+    lake = new_lake(partitions=2)
+    fill(lake, count=1_000, seed=1)
+    cluster = ";".join(f"127.0.0.1:{free_port()}" for _ in range(2))
+    common = {"K2FLOW_CLUSTER": cluster, "K2FLOW_START_SECONDS": "6", "K2FLOW_UNTIL_CAUGHT_UP": "1"}
+    with running(lake, tmp_path / "0", "binance", "--process-id", "0", **common) as first:
+        first.wait_for(lambda: "have not found each other for 6 s" in first.log())
+        with running(lake, tmp_path / "1", "binance", "--process-id", "1", **common) as second:
+            for each in (first, second):
+                assert each.process.wait(90) == 0, each.log()
+    assert_tables(lake, expect(read_topic(lake.bootstrap, lake.topic), "BINANCE"))
+
+
+def test_who_does_not_drain_in_time_is_killed(new_lake: NewLake, tmp_path: Path) -> None:
+    lake = new_lake(partitions=1)
+    fill(lake, count=500, seed=1)
+    extra = {"K2FLOW_STOP_SECONDS": "2", "K2FLOW_FAILPOINTS": "epoch.complete=hang"}
+    with running(lake, tmp_path / "log", "binance", "--processes", "1", "--trigger", "0.5", **extra) as run:
+        run.wait_for(lambda: "failpoint epoch.complete" in run.log())
+        assert run.get("/metrics")[0] == 200
+        run.stop()
+        assert "not drained 2 s after it was told to stop: killed" in run.log()
+    lake.catch_up()
+    assert_tables(lake, expect(read_topic(lake.bootstrap, lake.topic), "BINANCE"))

@@ -1,0 +1,42 @@
+"""Which processes of a flow a host runs."""
+
+import socket
+
+import pytest
+
+from k2flow.errors import SettingsError
+from k2flow.supervisor import Plan, plan
+
+ADDRESSES = "a:2101;b:2101;c:2101"
+
+
+def test_alone_a_host_runs_all_processes() -> None:
+    assert plan("binance", 3, None, None) == Plan("binance", range(3))
+
+
+def test_of_a_cluster_a_host_runs_the_process_it_is_told() -> None:
+    assert plan("binance", 3, " a:2101; b:2101;c:2101", 1) == Plan("binance", [1], ADDRESSES)
+
+
+def test_a_host_whose_name_ends_with_its_number_need_not_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "binance-2.flows.example")
+    assert plan("binance", 3, ADDRESSES, None).numbers == [2]
+
+
+@pytest.mark.parametrize(
+    ("cluster", "number", "text"),
+    [
+        (None, 1, "means nothing without K2FLOW_CLUSTER"),
+        (ADDRESSES, 3, "not one of the cluster's 3"),
+        ("a:2101,b:2101", 0, "host:port"),
+        ("a;b:2101", 0, "host:port"),
+        (" ; ", 0, "host:port"),
+        (ADDRESSES, None, "does not end with its number"),
+    ],
+)
+def test_what_makes_no_cluster_is_refused(
+    cluster: str | None, number: int | None, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "flows")
+    with pytest.raises(SettingsError, match=text):
+        plan("binance", 3, cluster, number)
