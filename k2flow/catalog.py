@@ -71,11 +71,19 @@ def default_properties(home: Path) -> dict[str, str]:
 
 def load_table(catalog: Catalog, name: str) -> Table:
     """The table `name` of the namespace market_data. Raises CatalogError where it is missing or out of reach."""
+    found = find_table(catalog, name)
+    if found is None:
+        raise CatalogError(f"table {NAMESPACE}.{name} does not exist: run `k2flow tables create`")
+    return found
+
+
+def find_table(catalog: Catalog, name: str) -> Table | None:
+    """As `load_table`, but None where it is missing."""
     with catalog_errors():
         try:
             return catalog.load_table((NAMESPACE, name))
         except NoSuchTableError:
-            raise CatalogError(f"table {NAMESPACE}.{name} does not exist: run `k2flow tables create`") from None
+            return None
 
 
 @contextmanager

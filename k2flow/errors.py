@@ -6,6 +6,7 @@
     ├── CatalogError         the Iceberg catalog or its storage cannot be reached
     ├── TableDiffersError    a table exists but is not the table that k2flow defines
     ├── KafkaError           the broker, a topic or a partition cannot be used
+    │   ├── NoBrokerError    no broker answers at all
     │   └── LostOffsetsError Kafka no longer has messages that were never committed
     ├── ProduceError         messages could not be made or delivered
     ├── SchemaError          an Avro writer schema cannot be used
@@ -54,6 +55,10 @@ class TableDiffersError(K2flowError):
 
 class KafkaError(K2flowError):
     """The broker, a topic or a partition cannot be used."""
+
+
+class NoBrokerError(KafkaError):
+    """No broker answers at all; one may later."""
 
 
 class LostOffsetsError(KafkaError):

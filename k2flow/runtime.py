@@ -25,11 +25,14 @@ from prometheus_client import REGISTRY
 from pythonjsonlogger.json import JsonFormatter
 
 from k2flow import failure
+from k2flow.catalog import open_catalog
 from k2flow.context import FlowContext
 from k2flow.endpoint import serve
 from k2flow.errors import K2flowError, RunError
 from k2flow.metrics import STAGE, Stage
 from k2flow.native_stderr import NativeStderr
+from k2flow.status.collector import StatusCollector
+from k2flow.status.observe import Observer
 
 log = logging.getLogger(__name__)
 
@@ -129,6 +132,11 @@ def _serve_metrics(context: FlowContext, process_id: int) -> None:
         return None if context.reading else f"{context.exchange.name}: does not read yet"
 
     serve(context.settings.metrics_host, port + process_id, REGISTRY, lambda: None, not_ready)
+    if process_id == 0:  # one of a cluster is enough
+        observer = Observer(open_catalog(context.settings), context.settings, [context.exchange])
+        status = StatusCollector(observer.look)
+        REGISTRY.register(status)
+        status.start()
 
 
 def _known_cause(error: BaseException, cluster: bool) -> K2flowError | None:

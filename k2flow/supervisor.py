@@ -22,11 +22,15 @@ from types import FrameType
 from prometheus_client import CollectorRegistry
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
+from k2flow.catalog import open_catalog
 from k2flow.endpoint import serve
 from k2flow.errors import RunError, SettingsError
+from k2flow.exchange import find_exchange
 from k2flow.metrics import Stage
 from k2flow.runtime import ERROR, EXIT_FAILED, EXIT_UNAVAILABLE, LOST_TOUCH
 from k2flow.settings import PREFIX, Settings
+from k2flow.status.collector import StatusCollector
+from k2flow.status.observe import Observer
 
 log = logging.getLogger(__name__)
 
@@ -103,8 +107,12 @@ def run(plans: Sequence[Plan], settings: Settings, extra: Mapping[str, str]) -> 
         if settings.metrics_port is not None:
             registry = CollectorRegistry()
             MultiProcessCollector(registry, counts)  # type: ignore[no-untyped-call]
+            observer = Observer(open_catalog(settings), settings, [find_exchange(each.exchange) for each in plans])
+            status = StatusCollector(observer.look)
+            registry.register(status)
             host, port = settings.metrics_host, settings.metrics_port
             serve(host, port, registry, lambda: _first_of(flows, "failed"), lambda: _first_of(flows, "not_ready"))
+            status.start()
 
         def stop(number: int, _: FrameType | None) -> None:
             stopping.set()

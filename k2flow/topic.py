@@ -37,6 +37,10 @@ class Topic:
         """Whether a ledger with this topic id speaks of this very topic; an unknown id may be of any."""
         return not (self.id and topic_id) or self.id == topic_id
 
+    def held(self, ledger: Ledger) -> Ledger:
+        """What a ledger says of this very topic: nothing, if it speaks of an earlier one."""
+        return ledger if self.same_as(ledger.topic_id) else Ledger(self.name)
+
 
 class BrokerDownError(Exception):
     """No broker answers; it may come back."""
@@ -48,16 +52,17 @@ def wait_for_topic(config: Mapping[str, str], name: str) -> Topic:
     Raises KafkaError where the broker answers but the topic is missing or may not be read, SettingsError for a property
     that librdkafka does not know.
     """
-    admin = AdminClient(_checked(config), logger=log)
+    admin = AdminClient(checked(config), logger=log)
     return _waiting()(_describe, admin, name, config["bootstrap.servers"])
 
 
 def find_topic(config: Mapping[str, str], name: str) -> Topic:
     """The topic as it is now, without waiting. Raises BrokerDownError, and what `wait_for_topic` raises."""
-    return _describe(AdminClient(_checked(config), logger=log), name, config["bootstrap.servers"])
+    return _describe(AdminClient(checked(config), logger=log), name, config["bootstrap.servers"])
 
 
-def _checked(config: Mapping[str, str]) -> dict[str, str]:
+def checked(config: Mapping[str, str]) -> dict[str, str]:
+    """`config`, if librdkafka knows its properties. Raises SettingsError."""
     try:
         AdminClient(dict(config), logger=log)
     except KafkaException as error:
@@ -164,6 +169,4 @@ def first_offset(
 
 def begin_offsets(topic: Topic, ledgers: Mapping[str, Ledger]) -> dict[int, int]:
     """The smallest next offset over the tables, by partition; what a table holds of an earlier topic does not count."""
-    return start_offsets(
-        ledger if topic.same_as(ledger.topic_id) else Ledger(topic.name) for ledger in ledgers.values()
-    )
+    return start_offsets(map(topic.held, ledgers.values()))

@@ -2,17 +2,19 @@
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
-from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
+from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Consumer, KafkaException, Message, TopicPartition
 from confluent_kafka import KafkaError as ConfluentError
 
-from k2flow.errors import KafkaError
+from k2flow.errors import KafkaError, NoBrokerError
 from k2flow.source import DEFAULTS, FORCED, timestamps
-from k2flow.topic import TIMEOUT_SECONDS, BrokerDownError, find_topic, watermarks
+from k2flow.topic import TIMEOUT_SECONDS, BrokerDownError, checked, find_topic, watermarks
 
 log = logging.getLogger(__name__)
 
@@ -40,27 +42,71 @@ class Reread:
 
 
 class Broker:
-    """One topic on the broker. Raises KafkaError where no broker answers or the topic may not be read.
+    """One topic on the broker. Raises KafkaError where the topic may not be read, NoBrokerError, SettingsError.
 
-    `topic_id` is None where there is no such topic any more.
+    `topic` is None where there is no such topic any more. `timeout_seconds` is how long a broker has to answer at all;
+    `own`: librdkafka's properties for this consumer alone.
     """
 
-    def __init__(self, config: Mapping[str, str], topic: str) -> None:
+    def __init__(
+        self,
+        config: Mapping[str, str],
+        topic: str,
+        timeout_seconds: float = TIMEOUT_SECONDS,
+        own: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self._topic = topic
         self._budget = BUDGET
-        self._consumer = Consumer({**DEFAULTS, "group.id": "k2flow-audit", **config, **FORCED}, logger=log)
+        properties = {**DEFAULTS, "group.id": "k2flow-audit", **checked(config), **own, **FORCED}
+        self._consumer = Consumer(properties, logger=log)
         try:
-            known = self._consumer.list_topics(timeout=TIMEOUT_SECONDS).topics
-            found = find_topic(config, topic) if topic in known else None
+            known = self._consumer.list_topics(timeout=timeout_seconds).topics
+            self.topic = find_topic(config, topic) if topic in known else None
         except (KafkaException, BrokerDownError) as error:
             self.close()
-            raise KafkaError(f"no broker answers at {config['bootstrap.servers']} ({error})") from error
-        self.topic_id = found.id if found else None
-        self.partitions = found.partitions if found else ()
+            if isinstance(error, BrokerDownError):
+                raise NoBrokerError(str(error)) from error
+            where = config["bootstrap.servers"]
+            raise NoBrokerError(f"no Kafka broker answers at {where} ({error.args[0].str()})") from error
 
     def watermarks(self, partition: int) -> tuple[int, int]:
         """The first offset that Kafka has and the end of the committed messages. Raises KafkaError."""
         return watermarks(self._consumer, self._topic, partition)
+
+    def times(self, wanted: Iterable[tuple[int, int]], seconds: float) -> dict[tuple[int, int], int | None]:
+        """Kafka's time (ms since 1970) of the first committed message at or after each (partition, offset).
+
+        None where no message follows; absent where Kafka has not answered within `seconds`, or has no time.
+        """
+        waiting: dict[int, list[int]] = defaultdict(list)
+        for partition, offset in sorted(wanted, reverse=True):
+            waiting[partition].append(offset)
+        found: dict[tuple[int, int], int | None] = {}
+        deadline = time.monotonic() + seconds
+        try:
+            while waiting and time.monotonic() < deadline:
+                self._first_times({partition: offsets.pop() for partition, offsets in waiting.items()}, deadline, found)
+                waiting = {partition: offsets for partition, offsets in waiting.items() if offsets}
+            self._consumer.unassign()
+        except KafkaException as error:
+            raise KafkaError(f"{self._topic}: no messages from Kafka ({error.args[0].str()})") from error
+        return found
+
+    def _first_times(self, asked: dict[int, int], deadline: float, found: dict[tuple[int, int], int | None]) -> None:
+        """`times`, of one offset of each partition."""
+        self._consumer.assign([TopicPartition(self._topic, partition, offset) for partition, offset in asked.items()])
+        while asked and (left := deadline - time.monotonic()) > 0:
+            m = self._consumer.poll(left)
+            if m is None or m.partition() not in asked:
+                continue
+            at = (m.partition(), asked[m.partition()])
+            if m.error() is None:
+                kind, ms = m.timestamp()
+                if kind != TIMESTAMP_NOT_AVAILABLE:
+                    found[at] = ms
+            elif m.error().code() == ConfluentError._PARTITION_EOF:
+                found[at] = None
+            del asked[m.partition()]
 
     def first_since(self, partition: int, ms: int) -> int | None:
         """The first offset whose message's time is `ms` (since 1970) or later; None: there is none."""

@@ -66,9 +66,9 @@ class Offsets:
                 )
 
     def _ask_kafka(self, part: Part, broker: Broker | None) -> None:
-        if broker is None or not part.current or part.partition not in broker.partitions:
+        if broker is None or broker.topic is None or not part.current or part.partition not in broker.topic.partitions:
             return
-        if broker.topic_id and part.topic_id and broker.topic_id != part.topic_id:
+        if not broker.topic.same_as(part.topic_id):
             return
         low, high = part.kafka = broker.watermarks(part.partition)
         for layer in LAYERS:

@@ -142,10 +142,10 @@ class _Run:
 
     def _note_recreated(self, pinned: Pinned, broker: Broker) -> None:
         name, ledger = pinned.exchange.name, pinned.ledgers["bronze"]
-        if broker.topic_id is None:
+        if broker.topic is None:
             text = f"topic {ledger.topic} does not exist any more: checked by the ledgers alone"
             self._report.add("topic_gone", Severity.NOTE, text, 1, name)
-        elif ledger.topic_id and broker.topic_id != ledger.topic_id:
+        elif not broker.topic.same_as(ledger.topic_id):
             text = f"topic {ledger.topic} was made again, the flow has not started since: checked by the ledgers alone"
             self._report.add("topic_made_again", Severity.NOTE, text, 1, name)
         for earlier in ledger.earlier:

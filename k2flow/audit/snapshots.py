@@ -16,11 +16,10 @@ from datetime import UTC, date, datetime, timedelta
 from typing import NamedTuple
 
 from pyiceberg.catalog import Catalog
-from pyiceberg.exceptions import NoSuchTableError
 from pyiceberg.table import Table
 
 from k2flow import ledger as ledgers
-from k2flow.catalog import NAMESPACE, catalog_errors
+from k2flow.catalog import NAMESPACE, find_table
 from k2flow.commit import REPLACED_KEY, STAGED_KEY
 from k2flow.errors import AuditError
 from k2flow.exchange import GOLD, Exchange
@@ -81,7 +80,7 @@ def pin(catalog: Catalog, exchanges: Sequence[Exchange]) -> tuple[list[Pinned], 
     """
     deadline = time.monotonic() + WAIT_SECONDS
     while True:
-        before = {exchange.name: _replacing(_load(catalog, exchange.bronze), exchange) for exchange in exchanges}
+        before = {exchange.name: _replacing(find_table(catalog, exchange.bronze), exchange) for exchange in exchanges}
         pinned, absent = _pin(catalog, exchanges)
         amid = [
             each.exchange.name
@@ -111,11 +110,11 @@ def _replacing(bronze: Table | None, exchange: Exchange) -> Replacing:
 
 
 def _pin(catalog: Catalog, exchanges: Sequence[Exchange]) -> tuple[list[Pinned], list[Exchange]]:
-    gold = _load(catalog, GOLD)
+    gold = find_table(catalog, GOLD)
     pinned: list[Pinned] = []
     absent = []
     for exchange in exchanges:
-        tables = {layer: _load(catalog, table_name(exchange, layer)) for layer in ("silver", "dlq", "bronze")}
+        tables = {layer: find_table(catalog, table_name(exchange, layer)) for layer in ("silver", "dlq", "bronze")}
         if not any(tables.values()):
             absent.append(exchange)
             continue
@@ -142,15 +141,7 @@ def _with_bronze(catalog: Catalog, exchange: Exchange, number: int, tables: dict
         if not behind or time.monotonic() > deadline:
             return Pinned(exchange, number, tables, read, datetime.now(UTC).date())
         time.sleep(0.1)
-        bronze = _load(catalog, exchange.bronze)
+        bronze = find_table(catalog, exchange.bronze)
         if bronze is None:
             raise AuditError(f"{NAMESPACE}.{exchange.bronze} was dropped while it was audited")
         tables = {**tables, "bronze": bronze}
-
-
-def _load(catalog: Catalog, name: str) -> Table | None:
-    with catalog_errors():
-        try:
-            return catalog.load_table((NAMESPACE, name))
-        except NoSuchTableError:
-            return None

@@ -1,18 +1,18 @@
 """`k2flow tables`."""
 
-from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
 from pyiceberg.catalog import Catalog
-from pyiceberg.exceptions import NoSuchTableError
 from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table as RichTable
 
-from k2flow.catalog import NAMESPACE, catalog_errors, open_catalog
+from k2flow.catalog import NAMESPACE, find_table, open_catalog
 from k2flow.exchange import GOLD, all_exchanges, exchange_names, find_exchange
 from k2flow.settings import load_settings
+from k2flow.status.report import moment
+from k2flow.status.tables import totals
 from k2flow.tables import create, definitions
 
 tables_app = typer.Typer(help="The Iceberg tables.", no_args_is_help=True)
@@ -49,19 +49,9 @@ def list_tables() -> None:
 
 
 def _row(catalog: Catalog, name: str) -> tuple[str, str, str, str] | None:
-    with catalog_errors():
-        try:
-            found = catalog.load_table((NAMESPACE, name))
-        except NoSuchTableError:
-            return None
-    snapshot = found.current_snapshot()
-    if snapshot is None or snapshot.summary is None:
-        return ("0", "0", decimal(0), "never")
-    total = snapshot.summary.additional_properties
-    when = datetime.fromtimestamp(snapshot.timestamp_ms / 1000, UTC)
-    return (
-        f"{int(total.get('total-records', 0)):,}",
-        f"{int(total.get('total-data-files', 0)):,}",
-        decimal(int(total.get("total-files-size", 0))),
-        f"{when:%Y-%m-%d %H:%M:%S} UTC",
-    )
+    found = find_table(catalog, name)
+    if found is None:
+        return None
+    has = totals(found.current_snapshot())
+    when = "never" if has.committed_at is None else f"{moment(has.committed_at)} UTC"
+    return (f"{has.rows:,}", f"{has.files:,}", decimal(has.bytes), when)

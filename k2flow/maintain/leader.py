@@ -7,7 +7,7 @@ catalog lets two such commits pass, get in each other's way as two commits do: o
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 
 from pyiceberg.catalog import Catalog
@@ -57,12 +57,17 @@ class Leadership:
         self._mine.clear()
 
     def _read(self, name: str) -> tuple[Writer | None, float]:
-        text = load_table(self._catalog, name).properties.get(LEASE)
-        if text is None:
-            return None, 0
-        try:
-            lease = json.loads(text)
-            return Writer(lease["host"], lease["pid"], lease["started"]), float(lease["until"])
-        except (ValueError, TypeError, KeyError) as error:
-            log.warning("%s: property %s is not a lease (%s): taken as free", name, LEASE, error)
-            return None, 0
+        return lease(name, load_table(self._catalog, name).properties)
+
+
+def lease(name: str, properties: Mapping[str, str]) -> tuple[Writer | None, float]:
+    """Who leads the maintenance of table `name`, by its properties, and until when (seconds since 1970)."""
+    text = properties.get(LEASE)
+    if text is None:
+        return None, 0
+    try:
+        raw = json.loads(text)
+        return Writer(raw["host"], raw["pid"], raw["started"]), float(raw["until"])
+    except (ValueError, TypeError, KeyError) as error:
+        log.warning("%s: property %s is not a lease (%s): taken as free", name, LEASE, error)
+        return None, 0

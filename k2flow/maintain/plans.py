@@ -52,13 +52,18 @@ def compactions(files: Iterable[LiveFile], target_bytes: int, now: datetime) -> 
     """
     small: dict[tuple[Any, ...], list[LiveFile]] = defaultdict(list)
     for live in files:
-        if live.file.file_size_in_bytes < target_bytes // 2:
+        if is_small(live, target_bytes):
             small[live.partition].append(live)
     found = []
     for partition, candidates in sorted(small.items()):
         if len(candidates) >= (2 if is_closed(candidates[0], now) else HOT_FILES):
             found += [Compaction(partition, tuple(group)) for group in _groups(candidates, target_bytes)]
     return found
+
+
+def is_small(live: LiveFile, target_bytes: int) -> bool:
+    """Whether a file is worth making one with others."""
+    return live.file.file_size_in_bytes < target_bytes // 2
 
 
 def is_closed(live: LiveFile, now: datetime) -> bool:

@@ -81,7 +81,8 @@ class Pass:
         if staged := commits.staged_branch(self._table()):
             log.warning("%s: left alone: rows are being replaced, branch %s", self._name, staged)
             return
-        for step in (self._retain, self._compact, self._merge_manifests, self._expire, self._sweep):
+        steps = (self._retain, self._compact, self._merge_manifests, self._expire, self._sweep)
+        for step in (self._due, self._sweep) if self._dry else steps:
             began = time.perf_counter()
             for planned in step():
                 action = replace(planned, seconds=time.perf_counter() - began)
@@ -89,34 +90,20 @@ class Pass:
                 yield action
                 began = time.perf_counter()
 
+    def _due(self) -> Iterator[Action]:
+        table = self._table()
+        yield from due(table, self._live(table), self._timing)
+
     def _retain(self) -> Iterator[Action]:
         """Days that are over go whole: a change of metadata alone."""
         table = self._table()
-        old = expired(self._live(table), _retention(table), self._timing.now().date())
-        if not old:
-            return
-        days = sorted({live.day for live in old})
-        detail = f"days {days[0]} to {days[-1]}, {_retention(table)} are kept"
-        if self._dry or commits.rewrite(self._catalog, self._name, Operation.DELETE, _paths(old), (), self._ms()):
-            yield self._action("retention", old, detail=detail)
+        old = _expired(table, self._live(table), self._timing)
+        if old and commits.rewrite(self._catalog, self._name, Operation.DELETE, _paths(old), (), self._ms()):
+            yield _retired(table, old)
 
     def _compact(self) -> Iterator[Action]:
         table = self._table()
-        snapshot = table.current_snapshot()
-        with catalog_errors():
-            manifests = snapshot.manifests(table.io) if snapshot else []
-        if any(manifest.content == ManifestContent.DELETES for manifest in manifests):
-            log.warning("%s: not compacted: another engine's delete files apply to it; compact it there", self._name)
-            return
-        over = {
-            live.file.file_path for live in expired(self._live(table), _retention(table), self._timing.now().date())
-        }
-        files = [live for live in self._live(table) if live.file.file_path not in over]
-        plan = compactions(files, int(table.properties["write.target-file-size-bytes"]), self._timing.now())
-        if self._dry:
-            for one in plan:
-                yield self._action("compaction", one.files, come=1, detail=f"partition {_shown(one)}")
-            return
+        plan = _compactions(table, self._live(table), self._timing)
         compactor = Compactor(table, self._definition)
         waiting = iter(plan)
         with ThreadPoolExecutor(THREADS, "compaction") as pool:
@@ -129,31 +116,20 @@ class Pass:
         added = [file for files in new for file in files]
         if commits.rewrite(self._catalog, self._name, Operation.REPLACE, removed, added, self._ms()):
             for one, files in zip(done, new, strict=True):
-                yield self._action("compaction", one.files, come=len(files), detail=f"partition {_shown(one)}")
+                yield _compacted(table, one, len(files))
         else:  # certainly not committed
             TableFiles(table).delete(path_of(file.file_path) for file in added)
 
     def _merge_manifests(self) -> Iterator[Action]:
         """Few manifests, ordered by partition; none that tells of gone files alone, for readers read those too."""
-        table = self._table()
-        with catalog_errors():
-            manifests = data_manifests(table)
-        empty = [manifest for manifest in manifests if not commits.has_live_files(manifest)]
-        small = [manifest for manifest in manifests if manifest.manifest_length < commits.MERGE_BYTES]
-        if len(small) < MANY_MANIFESTS and not empty:
-            return
-        if self._dry or commits.rewrite(self._catalog, self._name, Operation.REPLACE, (), (), self._ms()):
-            going = {manifest.manifest_path: manifest.manifest_length for manifest in (*empty, *small)}
-            yield Action(self._name, "manifests", len(going), bytes=sum(going.values()), detail="ordered by partition")
+        merged = _merged(self._table())
+        if merged and commits.rewrite(self._catalog, self._name, Operation.REPLACE, (), (), self._ms()):
+            yield merged
 
     def _expire(self) -> Iterator[Action]:
-        def plan(table: Table) -> Expiry:
-            return expiry(table.metadata, self._ms(), int(self._timing.reader_seconds * 1000))
-
-        dropped = plan(self._table()) if self._dry else commits.drop(self._catalog, self._name, plan)
+        dropped = commits.drop(self._catalog, self._name, lambda table: _expiry(table, self._timing))
         if dropped and (dropped.snapshot_ids or dropped.tags):
-            tags = f"and {len(dropped.tags)} tags of maintenance" if dropped.tags else ""
-            yield Action(self._name, "snapshots", len(dropped.snapshot_ids), detail=tags)
+            yield _dropped(self._name, dropped)
 
     def _sweep(self) -> Iterator[Action]:
         """Files that nothing reaches. They are listed before the metadata are read: what is committed in between is
@@ -177,10 +153,78 @@ class Pass:
         with catalog_errors():
             return live_files(table, self._definition.time_column)
 
-    def _action(self, what: str, files: Sequence[LiveFile], come: int = 0, detail: str = "") -> Action:
-        rows = sum(live.file.record_count for live in files)
-        size = sum(live.file.file_size_in_bytes for live in files)
-        return Action(self._name, what, len(files), come, rows, size, detail)
+
+def due(table: Table, files: Sequence[LiveFile], timing: Timing) -> Iterator[Action]:
+    """What a pass would do now to a table whose live files are `files`; but for the files that nothing reaches, which
+    it takes a listing of the storage to know. Raises CatalogError."""
+    if commits.staged_branch(table):
+        return
+    if old := _expired(table, files, timing):
+        yield _retired(table, old)
+    for one in _compactions(table, files, timing):
+        yield _compacted(table, one, 1)
+    if merged := _merged(table):
+        yield merged
+    dropped = _expiry(table, timing)
+    if dropped.snapshot_ids or dropped.tags:
+        yield _dropped(table.name()[-1], dropped)
+
+
+def _expired(table: Table, files: Sequence[LiveFile], timing: Timing) -> list[LiveFile]:
+    return expired(files, _retention(table), timing.now().date())
+
+
+def _retired(table: Table, old: Sequence[LiveFile]) -> Action:
+    days = sorted({live.day for live in old})
+    return _action(table, "retention", old, detail=f"days {days[0]} to {days[-1]}, {_retention(table)} are kept")
+
+
+def _compactions(table: Table, files: Sequence[LiveFile], timing: Timing) -> list[Compaction]:
+    snapshot = table.current_snapshot()
+    with catalog_errors():
+        manifests = snapshot.manifests(table.io) if snapshot else []
+    if any(manifest.content == ManifestContent.DELETES for manifest in manifests):
+        log.warning("%s: not compacted: another engine's delete files apply to it; compact it there", table.name()[-1])
+        return []
+    over = set(_paths(_expired(table, files, timing)))
+    kept = [live for live in files if live.file.file_path not in over]
+    return compactions(kept, target_bytes(table), timing.now())
+
+
+def target_bytes(table: Table) -> int:
+    """What size the table's files are to have."""
+    return int(table.properties["write.target-file-size-bytes"])
+
+
+def _compacted(table: Table, one: Compaction, come: int) -> Action:
+    return _action(table, "compaction", one.files, come=come, detail=f"partition {_shown(one)}")
+
+
+def _merged(table: Table) -> Action | None:
+    """What comes of the manifests; None where they are fine."""
+    with catalog_errors():
+        manifests = data_manifests(table)
+    empty = [manifest for manifest in manifests if not commits.has_live_files(manifest)]
+    small = [manifest for manifest in manifests if manifest.manifest_length < commits.MERGE_BYTES]
+    if len(small) < MANY_MANIFESTS and not empty:
+        return None
+    going = {manifest.manifest_path: manifest.manifest_length for manifest in (*empty, *small)}
+    return Action(table.name()[-1], "manifests", len(going), bytes=sum(going.values()), detail="ordered by partition")
+
+
+def _expiry(table: Table, timing: Timing) -> Expiry:
+    return expiry(table.metadata, int(timing.clock() * 1000), int(timing.reader_seconds * 1000))
+
+
+def _dropped(name: str, dropped: Expiry) -> Action:
+    tags = f"and {len(dropped.tags)} tags of maintenance" if dropped.tags else ""
+    return Action(name, "snapshots", len(dropped.snapshot_ids), detail=tags)
+
+
+def _action(table: Table, what: str, files: Sequence[LiveFile], come: int = 0, detail: str = "") -> Action:
+    rows = sum(live.file.record_count for live in files)
+    size = sum(live.file.file_size_in_bytes for live in files)
+    return Action(table.name()[-1], what, len(files), come, rows, size, detail)
 
 
 def _paths(files: Sequence[LiveFile]) -> list[str]:

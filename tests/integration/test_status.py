@@ -1,0 +1,213 @@
+"""`k2flow status`, from before the first table until after the broker is gone."""
+
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pyiceberg.catalog import Catalog
+from pyiceberg.manifest import DataFile
+from pyiceberg.table.snapshots import Operation
+
+from k2flow.catalog import load_table
+from k2flow.commit import STAGED_KEY
+from k2flow.exchange import GOLD, find_exchange
+from k2flow.maintain.commits import Rewrite, apply, set_property
+from k2flow.maintain.entries import data_manifests
+from k2flow.maintain.leader import Leadership
+from k2flow.maintain.run import Pass, Timing
+from k2flow.settings import load_settings
+from k2flow.status import observe
+from k2flow.status.observe import Observer
+from k2flow.status.report import Level, State
+from k2flow.tables import gold_definition
+from tests.gold import Gold
+from tests.integration.conftest import fill
+from tests.integration.harness import ROOT, Lake
+
+NewLake = Callable[..., Lake]
+
+NOWHERE = "127.0.0.1:9"  # nothing listens there
+STATUS = (sys.executable, "-m", "k2flow", "status")
+LAYERS = ("bronze", "silver", "dlq", "gold")
+
+
+def told(lake: Lake, *arguments: str, code: int = 0, **extra: str) -> str:
+    """What `k2flow status` of the lake's exchange prints."""
+    done = subprocess.run(
+        [*STATUS, lake.exchange, *arguments],
+        cwd=ROOT, env=lake.environment(**extra), capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == code, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
+    assert "Traceback" not in done.stderr
+    return done.stdout or done.stderr
+
+
+def observer(catalog: Catalog, topic: str, bootstrap: str, monkeypatch: pytest.MonkeyPatch) -> Observer:
+    """Of Binance, whose settings are read anew."""
+    monkeypatch.setenv("K2FLOW_BINANCE_TOPIC", topic)
+    monkeypatch.setenv("K2FLOW_KAFKA_BOOTSTRAP_SERVERS", bootstrap)
+    return Observer(catalog, load_settings(("binance",)), [replace(find_exchange("binance"))])
+
+
+@pytest.mark.integration
+def test_from_the_first_table_to_a_broker_that_is_gone(new_lake: NewLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    lake = new_lake(partitions=3)
+    looking = observer(lake.catalog(), lake.topic, lake.bootstrap, monkeypatch)
+    fill(lake, count=1_000, bad=0.05, duplicates=0.03, seed=3)
+    (before,) = looking.look().exchanges
+    assert before.flow.state is State.NEVER
+    assert before.troubles == ("there are no tables yet: start the flow, or run `k2flow tables create binance`",)
+    lake.catch_up()
+    (caught_up,) = (found := looking.look()).exchanges
+    layers, letters = caught_up.layers, caught_up.dead_letters
+    assert (caught_up.flow.state, caught_up.troubles) == (State.STOPPED, ())
+    for layer in LAYERS:
+        each = layers[layer]
+        assert each is not None
+        assert (each.level, each.lag, each.seconds, each.messages) == (Level.OK, 0, 0.0, 1_000)
+    bronze, silver, dlq = layers["bronze"], layers["silver"], layers["dlq"]
+    assert bronze and silver and dlq  # noqa: PT018
+    assert letters
+    assert (bronze.rows, silver.rows + dlq.rows) == (1_000, 1_000)
+    assert letters.looked_at == letters.hour_letters == dlq.rows > 0
+    assert letters.share == letters.hour_share == dlq.rows / 1_000
+    assert sum(count for _, count in letters.reasons) == letters.looked_at
+    table = found.tables["bronze_binance_trades"]
+    assert table
+    assert table.totals.rows == 1_000
+    fill(lake, count=500, seed=4)
+    waiting = looking.look().to_dict()["exchanges"]["binance"]["layers"]
+    for layer in LAYERS:
+        partitions = waiting[layer]["partitions"]
+        assert waiting[layer]["lag"] == 500
+        assert 0 < waiting[layer]["lag_seconds"] < 60
+        assert waiting[layer]["lag_seconds"] == max(each["lag_seconds"] for each in partitions)
+        assert [each["lag"] for each in partitions] == [each["high"] - each["next"] for each in partitions]
+    gone = json.loads(told(lake, "--json", K2FLOW_KAFKA_BOOTSTRAP_SERVERS=NOWHERE))["exchanges"]["binance"]
+    assert gone["kafka_trouble"].startswith(f"no Kafka broker answers at {NOWHERE} (")
+    silver_row = gone["layers"]["silver"]
+    assert (silver_row["level"], silver_row["lag"], silver_row["rows"]) == ("unknown", None, silver.rows)
+
+
+@pytest.mark.integration
+def test_watch_beside_a_flow(new_lake: NewLake) -> None:
+    """It redraws in place on a terminal, prints lines of JSON into a pipe, and Ctrl-C ends it well."""
+    lake = new_lake(partitions=2)
+    fill(lake, count=2_000, seed=6)
+    with lake.start(K2FLOW_BINANCE_TRIGGER_SECONDS="1") as flow:
+        flow.wait_for_log("gold_crypto_trades: ")
+        screen = until_interrupted(lake, "as of ", 2)
+        assert "\x1b[1A" in screen  # up, to draw over the look before
+        assert "runs: process" in screen
+        assert "Traceback" not in screen
+        watching = subprocess.Popen(
+            [*STATUS, lake.exchange, "--watch", "--every", "0.3s", "--json"],
+            cwd=ROOT, env=lake.environment(), stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert watching.stdout is not None
+        looks = [json.loads(watching.stdout.readline()) for _ in range(2)]
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait(10) == 0
+    assert looks[0]["at"] < looks[1]["at"]
+    assert looks[1]["exchanges"]["binance"]["flow"]["state"] == "runs"
+    assert looks[1]["exchanges"]["binance"]["layers"]["bronze"]["messages_per_second"] > 0
+
+
+def until_interrupted(lake: Lake, text: str, times: int) -> str:
+    """What `--watch` draws on a terminal until it has drawn `text` so often, and then is told to end."""
+    ours, its = pty.openpty()
+    environment = lake.environment(TERM="xterm", COLUMNS="150", LINES="60")
+    process = subprocess.Popen(
+        [*STATUS, lake.exchange, "--watch", "--every", "0.3s"],
+        cwd=ROOT, env=environment, stdin=its, stdout=its, stderr=its,
+    )  # fmt: skip
+    os.close(its)
+    drawn, deadline = "", time.monotonic() + 30
+    while drawn.count(text) < times:
+        assert time.monotonic() < deadline, drawn
+        if select.select([ours], [], [], 0.1)[0]:
+            drawn += os.read(ours, 65_536).decode(errors="replace")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) == 0
+    os.close(ours)
+    return drawn
+
+
+def test_a_catalog_out_of_reach_is_an_error(tmp_path: Path) -> None:
+    lake = Lake("binance", "trades", tmp_path / "lake", NOWHERE)
+    uri = {"PYICEBERG_CATALOG__K2FLOW__URI": "sqlite:////nonexistent/x.db", "PYICEBERG_CATALOG__K2FLOW__TYPE": "sql"}
+    assert "the catalog or its storage cannot be used" in told(lake, code=1, **uri)
+
+
+def without_broker(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> Observer:
+    """Of what tests.gold makes; it waits for no broker."""
+    monkeypatch.setattr(observe, "BROKER_SECONDS", 0.1)
+    return observer(catalog, "topic", NOWHERE, monkeypatch)
+
+
+def test_maintenance_and_replacement(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is due, what was done last, who leads; that rows are being replaced, and what else is found wrong."""
+    gold, looking = Gold(catalog), without_broker(catalog, monkeypatch)
+    for _ in range(3):
+        gold.add("binance", np.full(5, 490_000))
+    (exchange,) = (first := looking.look()).exchanges
+    table = first.tables[GOLD]
+    assert table is not None
+    assert [(each.what, each.gone, each.come) for each in table.due] == [("compaction", 3, 1)]
+    assert (table.totals.rows, table.totals.files, table.small_files) == (15, 3, 3)
+    assert (table.maintained, table.leader, exchange.replacing) == ((), None, None)
+    assert exchange.layers["bronze"] is not None
+    assert exchange.layers["bronze"].committed_at is None
+    list(Pass(catalog, gold_definition(), Timing()).run())
+    assert Leadership(catalog).take(GOLD) is None
+    set_property(catalog, "bronze_binance_trades", f"{STAGED_KEY}binance", json.dumps({"what": "it", "tables": {}}))
+    (exchange,) = (second := looking.look()).exchanges
+    table = second.tables[GOLD]
+    assert table is not None
+    assert table.due == ()
+    assert {each.what for each in table.maintained} == {"compaction", "manifests"}
+    assert table.leader is not None
+    assert table.leader.pid == os.getpid()
+    assert exchange.replacing is not None
+    assert (exchange.replacing.what, exchange.replacing.decided) == ("it", True)
+    catalog.drop_table("market_data.dlq_binance_trades")
+    set_property(catalog, GOLD, "k2flow.ledger.binance", "{")
+    (exchange,) = looking.look().exchanges
+    assert exchange.layers["dlq"] is None
+    assert "there is no table market_data.dlq_binance_trades: start the flow" in exchange.troubles[0]
+    assert "table property k2flow.ledger.binance is not a ledger" in exchange.troubles[1]
+
+
+def test_many_files_take_little_time(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Metadata alone is read, of each manifest once."""
+    gold, looking = Gold(catalog), without_broker(catalog, monkeypatch)
+    gold.add("binance", np.full(100, 490_000))
+    (entry,) = data_manifests(load_table(catalog, GOLD))[0].fetch_manifest_entry(load_table(catalog, GOLD).io)
+    many = [copied(entry.data_file, n) for n in range(2_000)]
+    assert apply(catalog, GOLD, lambda table: Rewrite(table, Operation.OVERWRITE, (), many)._commit())
+    found = [looking.look() for _ in range(2)]
+    table = found[0].tables[GOLD]
+    assert table is not None
+    assert table.small_files == table.totals.files == 2_001
+    assert found[0].took_seconds < 10  # half a second where nothing else runs
+    assert found[1].took_seconds < found[0].took_seconds
+
+
+def copied(file: DataFile, n: int) -> DataFile:
+    """The same file under another name, with all its statistics."""
+    names = ("content", "file_format", "partition", "record_count", "file_size_in_bytes", "sort_order_id")
+    statistics = ("column_sizes", "value_counts", "null_value_counts", "lower_bounds", "upper_bounds")
+    values = {name: getattr(file, name) for name in (*names, *statistics)}
+    copy = DataFile.from_args(file_path=f"{file.file_path}-{n}", **values)
+    copy.spec_id = file.spec_id
+    return copy
