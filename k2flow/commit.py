@@ -16,7 +16,9 @@ same commit (their files stay, for maintenance to remove), so the 10,000th commi
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
 
 from pyiceberg.catalog import Catalog
 from pyiceberg.exceptions import CommitFailedException
@@ -105,6 +107,22 @@ class Committer:
                 "start again"
             )
 
+    def decide(self, key: str, text: str) -> None:
+        """Sets a property, if nothing was committed since this writer's last commit.
+
+        An empty append, for what `fence` is one: a fence that has read the table before lands no more. Raises
+        FencedError, CommitError.
+        """
+        after = replace(self.ledger, sequence=self.ledger.sequence + 1)
+        self._commit(after, [], append=True, properties={key: text})
+
+    def check(self) -> None:
+        """Raises FencedError where others have committed since this writer's last commit."""
+        self._refresh()
+        self._fresh = False
+        if (current := self._read()) != self.ledger:
+            raise self._taken_over(current, self.ledger.epoch)
+
     def commit(self, files: Sequence[DataFile], ranges: Sequence[Range]) -> None:
         """Adds `files`, which hold the rows of exactly `ranges`, and advances the ledger over them.
 
@@ -114,9 +132,17 @@ class Committer:
         after = self.ledger.advanced(ranges, self._accept_gaps)
         self._commit(after, files, append=bool(files))
 
-    def _commit(self, after: Ledger, files: Sequence[DataFile], append: bool, branch: str | None = None) -> None:
+    def _commit(
+        self,
+        after: Ledger,
+        files: Sequence[DataFile],
+        append: bool,
+        branch: str | None = None,
+        properties: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """`branch` begins at the snapshot that is appended, and `properties` are set with it."""
         try:
-            within(HUNG_SECONDS, lambda: self._try_until_done(after, files, append, branch))
+            within(HUNG_SECONDS, lambda: self._try_until_done(after, files, append, branch, properties))
         except DeadlinePassedError as error:
             raise CommitError(
                 f"{self._name}: the catalog or its storage has not answered for {HUNG_SECONDS} s; nothing is lost: "
@@ -124,7 +150,9 @@ class Committer:
             ) from error
         self.ledger = after
 
-    def _try_until_done(self, after: Ledger, files: Sequence[DataFile], append: bool, branch: str | None) -> None:
+    def _try_until_done(
+        self, after: Ledger, files: Sequence[DataFile], append: bool, branch: str | None, properties: Mapping[str, str]
+    ) -> None:
         retrying = Retrying(
             retry=retry_if_exception_type((CommitFailedException, *OUTAGES)),
             # Short at first: the flows of two exchanges meet at Gold whenever their triggers coincide.
@@ -136,7 +164,7 @@ class Committer:
         try:
             for attempt in retrying:
                 with attempt:
-                    self._attempt(after, files, append, branch)
+                    self._attempt(after, files, append, branch, properties)
         except CommitFailedException as error:
             raise CommitError(
                 f"{self._name}: gave up after {RETRY_SECONDS} s of conflicting commits: {error}"
@@ -162,7 +190,9 @@ class Committer:
         who = f"{by.writer} (epoch {by.epoch})" if by.writer else "nobody"
         return FencedError(f"{self._name}: {who} has taken over from epoch {epoch}; this copy of the flow stops")
 
-    def _attempt(self, after: Ledger, files: Sequence[DataFile], append: bool, branch: str | None) -> None:
+    def _attempt(
+        self, after: Ledger, files: Sequence[DataFile], append: bool, branch: str | None, properties: Mapping[str, str]
+    ) -> None:
         reach(Point.COMMIT_BEGUN)
         if not self._fresh or len(self._table.metadata.snapshots) >= DROP_AT:  # maintenance may have dropped some
             self._refresh()
@@ -178,8 +208,13 @@ class Committer:
                 f"{self._name}: rows of {self._exchange} are being replaced: start again, which finishes it first"
             )
         metadata = self._table.metadata
+        if branch is not None and (other := next((r for r in metadata.refs if r.startswith(STAGED_BRANCH)), None)):
+            raise CommitError(
+                f"{self._name}: rows of it are being replaced already, on branch {other}: let that end. If nobody does "
+                "it any more, the next start of that exchange's flow ends it"
+            )
         entry = {ledgers.KEY + self._exchange: after.to_json()}
-        updates: tuple[TableUpdate, ...] = (SetPropertiesUpdate(updates=entry),)
+        updates: tuple[TableUpdate, ...] = (SetPropertiesUpdate(updates={**entry, **properties}),)
         requirements: tuple[TableRequirement, ...] = (AssertTableUUID(uuid=metadata.table_uuid),)
         producer = None
         if append:

@@ -109,6 +109,8 @@ class Steps:
     ) -> Item:
         """The rows that `table` did not hold at the start, in its files."""
         new = rows.beyond(self._context.committed(table))
+        if new.rows.num_rows == 0:
+            return table, written([], new.ranges(), told)
         files = self._context.write(self._writers[table], shape(new) if shape else new.rows)
         return table, Written(files, new.ranges(), told)
 

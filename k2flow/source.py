@@ -11,7 +11,7 @@ epoch Bytewax has no back-pressure.
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
 import numpy as np
@@ -95,7 +95,7 @@ class KafkaReader(StatelessSourcePartition[Slice]):
         self._rows = 0
         self._bytes = 0
         self._emitted: dict[int, int] = {}
-        self._finished = False
+        self._begun = self._finished = False
         self._awake_at = datetime.now(UTC)
         self._pacing = Pacing()
         self._due = self._next_trigger()
@@ -107,6 +107,9 @@ class KafkaReader(StatelessSourcePartition[Slice]):
         self._awake_at = datetime.now(UTC)  # at once: the waiting is done in `consume`, without the interpreter's lock
         self._pacing.back(self._awake_at)
         self._report_committed()
+        if not self._begun:
+            self._begun = True
+            return [_nothing([])]  # Bytewax builds the committers for the first item: they fence others off at once
         if self._finished:
             reach(Point.SHUTDOWN)
             raise StopIteration
@@ -269,8 +272,7 @@ class KafkaReader(StatelessSourcePartition[Slice]):
         self._emitted = {p: end for p, _, end in offsets}
         reach(Point.SOURCE_EMITTED)
         if not parts:
-            none = pa.RecordBatch.from_arrays([pa.array([], f.type) for f in MESSAGE_SCHEMA], schema=MESSAGE_SCHEMA)
-            return [Slice(none, np.zeros(0, np.int32), np.zeros(0, np.int64), offsets)]
+            return [_nothing(offsets)]
         rows = pa.concat_batches([rows for rows, _, _ in parts])
         partition = np.concatenate([partition for _, partition, _ in parts])
         return [Slice(rows, partition, np.concatenate([offset for _, _, offset in parts]), offsets)]
@@ -307,6 +309,12 @@ def _open_group(properties: Mapping[str, str]) -> Consumer:
         return Consumer({**properties, "log_level": "0"})  # what is wrong with the brokers the other client says too
     except KafkaException as error:
         raise SettingsError(f"a {KAFKA_PREFIX}* setting is wrong: {error.args[0].str()}") from error
+
+
+def _nothing(offsets: Sequence[tuple[int, int, int]]) -> Slice:
+    """No message, of `offsets`."""
+    none = pa.RecordBatch.from_arrays([pa.array([], f.type) for f in MESSAGE_SCHEMA], schema=MESSAGE_SCHEMA)
+    return Slice(none, np.zeros(0, np.int32), np.zeros(0, np.int64), offsets)
 
 
 def _by_partition(values: dict[int, int], partition: np.ndarray) -> np.ndarray:

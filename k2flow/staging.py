@@ -6,7 +6,8 @@ No transaction spans tables, so the replacement is made durable before any reade
    maintenance leaves its files alone.
 2. `Staging.stage` commits, on the branch, which data files go and which come.
 3. `Staging.decide` sets one property of the Bronze table: which branches, and by how much each ledger's counts change.
-   **From here on the replacement happens, whoever dies.** It lands only if nobody has taken over since `begin`.
+   **From here on the replacement happens, whoever dies.** It lands only if nobody has taken over since `begin`, and
+   after it nobody who has read Bronze before can.
 4. `finish` publishes each branch on its table's main, with the ledger, in one commit that also drops the branch; then
    it removes the property, and leaves another that says so. It may be repeated, also by several processes at once. A
    flow that starts does it first.
@@ -79,6 +80,7 @@ class Staging:
         abandon(self._catalog, exchange, self._bronze.ledger.epoch)
         self._branch = f"{STAGED_BRANCH}{exchange.name}-{self._bronze.ledger.epoch}"
         for name in self._names:
+            self._bronze.check()
             Committer(self._catalog, name, exchange.name, exchange.settings.topic).fence("", branch=self._branch)
 
     def give_up(self) -> None:
@@ -89,6 +91,7 @@ class Staging:
         """Files of table `name`, by their paths, that go, and those that come in their place."""
         if not removed and not added:
             return
+        self._bronze.check()
 
         def change(table: Table) -> Change:
             if self._branch not in table.metadata.refs:
@@ -104,21 +107,13 @@ class Staging:
         `what` is told to whoever finishes it. Raises FencedError: then nothing was decided; CommitError, CatalogError:
         then it may have been.
         """
-        ours = self._bronze.ledger
         tables = {}
         for name in self._names:
             ref = load_table(self._catalog, name).metadata.refs.get(self._branch)
             if ref is None:
                 raise FencedError(f"{name}: {TAKEN_OVER.format(self._exchange.name)}")
             tables[name] = asdict(Staged(self._branch, ref.snapshot_id, rows.get(name, {})))
-        text = json.dumps({"what": what, "tables": tables})
-
-        def change(table: Table) -> Change:
-            if ledgers.read(table.properties, self._exchange.name, ours.topic) != ours:
-                raise FencedError(f"{table.name()[-1]}: {TAKEN_OVER.format(self._exchange.name)}")
-            return (SetPropertiesUpdate(updates={STAGED_KEY + self._exchange.name: text}),), (_head_is(table),)
-
-        _apply(self._catalog, self._exchange.bronze, change)
+        self._bronze.decide(STAGED_KEY + self._exchange.name, json.dumps({"what": what, "tables": tables}))
         reach(Point.DECIDED)
 
 
@@ -137,7 +132,9 @@ def finish(catalog: Catalog, exchange: Exchange) -> str | None:
         _apply(catalog, name, lambda table, staged=staged: _publication(table, exchange, staged))
         reach(Point.PUBLISHED)
     branch = next(iter(tables.values())).branch
-    done = SetPropertiesUpdate(updates={REPLACED_KEY + exchange.name: branch}), RemovePropertiesUpdate(removals=[key])
+    # Set once more, since PyIceberg fails to remove what another has just removed.
+    properties = {key: text, REPLACED_KEY + exchange.name: branch}
+    done = SetPropertiesUpdate(updates=properties), RemovePropertiesUpdate(removals=[key])
 
     def end(table: Table) -> Change:
         """Another may have ended it, and have begun and decided a next one since, whose fence moved the head."""
@@ -230,7 +227,8 @@ def _apply(catalog: Catalog, name: str, change: Any) -> None:
                     raise CommitError(f"{name}: gave up after {RETRY_SECONDS} s of conflicting commits: start again")
     except StepBackError as error:
         raise CommitError(
-            f"{name}: {error}: another program has replaced them since; roll its snapshot back and start again"
+            f"{name}: {error}: another program has replaced them since. Let that table's main go back to the snapshot "
+            "before it, and start again"
         ) from error
 
 

@@ -61,7 +61,11 @@ class Store:
         try:
             return self._db.execute(sql, values).fetchall()
         except duckdb.Error as error:
-            raise AuditError(f"the database of row hashes failed: {' '.join(str(error).split())}") from error
+            raise self._explained(error) from error
+
+    @staticmethod
+    def _explained(error: duckdb.Error) -> AuditError:
+        return AuditError(f"the database of row hashes failed: {' '.join(str(error).split())}")
 
     def one(self, sql: str, values: Sequence[Any] = ()) -> tuple[Any, ...]:
         """The one row of a statement."""
@@ -69,7 +73,11 @@ class Store:
 
     def arrays(self, sql: str, values: Sequence[Any] = ()) -> dict[str, Any]:
         """The rows of one statement as one numpy array for each column."""
-        return {name: np.ma.getdata(column) for name, column in self._db.execute(sql, values).fetchnumpy().items()}
+        try:
+            found = self._db.execute(sql, values).fetchnumpy()
+        except duckdb.Error as error:
+            raise self._explained(error) from error
+        return {name: np.ma.getdata(column) for name, column in found.items()}
 
     def hashes(self, batch: pa.RecordBatch, sql: str) -> npt.NDArray[np.uint64]:
         """The value of an expression like ROW_HASH for each row of a batch, in their order."""

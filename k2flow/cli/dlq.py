@@ -81,7 +81,7 @@ def replay_letters(
         outcome = replay(
             open_catalog(settings), settings, found, reason or (), day_of(first), day_of(last), dry_run, told
         )
-    if reason and not outcome.judged:
+    if reason and not outcome.judged and not outcome.finished:
         raise RedoError(f"no dead letter has reason {' or '.join(reason)}: `k2flow dlq list {exchange}` shows which do")
     show_outcome(outcome, dry_run, as_json)
 

@@ -1,6 +1,7 @@
 """`k2flow reprocess`, and how it and `k2flow dlq replay` show what they did."""
 
 import json
+import signal
 import sys
 from datetime import UTC, date, datetime
 from typing import Annotated, Any
@@ -51,6 +52,7 @@ def reprocess_command(
 def set_up_redo(log_level: str, failpoints: str) -> None:
     """What a process that replaces rows needs first."""
     set_up_logging(log_level)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was begun is given up first
     keep_freed_memory()
     handle_once()
     arm(failpoints)
@@ -66,6 +68,13 @@ def show_outcome(outcome: Outcome, dry_run: bool, as_json: bool) -> None:
         console.print(f"finished first, what an earlier run had decided: {outcome.finished}", highlight=False)
     if outcome.left_alone:
         text = f"{outcome.left_alone:,} messages are left alone: of a topic that was deleted, or not yet in all tables"
+        console.print(text, highlight=False)
+    if outcome.unclear:
+        text = (
+            f"{outcome.unclear:,} message ids are left as they are: Silver has rows of theirs that messages of other "
+            "days may have given, or lacks some that it no longer keeps, and nothing tells which are whose. Take in "
+            "more days, if Bronze has them"
+        )
         console.print(text, highlight=False)
     judged = f"{outcome.judged:,} messages, since {outcome.since}" if outcome.judged else "no messages"
     if not outcome.moved:
@@ -97,6 +106,7 @@ def _as_json(outcome: Outcome) -> dict[str, Any]:
         "judged": outcome.judged,
         "since": outcome.since,
         "left_alone": outcome.left_alone,
+        "unclear": outcome.unclear,
         "moved": [{"was": was, "is": now, "messages": n} for (was, now), n in outcome.moved.items()],
         "tables": {
             layer: {"rows_gone": replaced.rows_gone, "rows_come": replaced.rows_come}

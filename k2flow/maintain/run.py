@@ -79,7 +79,12 @@ class Pass:
     def run(self) -> Iterator[Action]:
         """Each action as it is done, logged too."""
         if staged := commits.staged_branch(self._table()):
-            log.warning("%s: left alone: rows are being replaced, branch %s", self._name, staged)
+            log.warning(
+                "%s: left alone: rows are being replaced, branch %s. If nobody does it any more, the next start of "
+                "that exchange's flow ends it",
+                self._name,
+                staged,
+            )
             return
         steps = (self._retain, self._compact, self._merge_manifests, self._expire, self._sweep)
         for step in (self._due, self._sweep) if self._dry else steps:

@@ -8,10 +8,12 @@ its values are what the message gives. So, with rows as hashes in a database:
 - the rows of Silver that a message leaves behind are those of its message_id that no unchanged message gives;
 - a row of Gold goes where no row of Silver with its values is left, and one comes for each id that then has none.
 
-Where that does not tell which row goes, nothing is touched: RedoError.
+Where that does not tell which row goes, a message is left as it is, and counted as `unclear`: its id has other rows in
+Silver too, which messages out of scope may have given, or fewer than its messages must have given, since retention has
+removed them.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -39,7 +41,7 @@ CREATE TABLE silver (id UBIGINT, row UBIGINT, day INTEGER, file INTEGER);
 CREATE TABLE gold (id UBIGINT, row UBIGINT, file INTEGER);
 CREATE TABLE moved (partition INTEGER, "offset" BIGINT, id UBIGINT, row UBIGINT, day INTEGER,
                     was VARCHAR, reason VARCHAR, failed_at BIGINT);  -- messages of which something else becomes
-CREATE TABLE leaving (id UBIGINT, n BIGINT);  -- so many rows of Silver with that id go
+CREATE TABLE leaving (partition INTEGER, "offset" BIGINT, id UBIGINT);  -- messages that leave a row of Silver behind
 CREATE TABLE gone (layer VARCHAR, file INTEGER, row UBIGINT, n BIGINT, present BIGINT);  -- n of those in a file
 CREATE TABLE picked (id UBIGINT, row UBIGINT);  -- rows of Silver that come into Gold
 """
@@ -47,7 +49,6 @@ CREATE TABLE picked (id UBIGINT, row UBIGINT);  -- rows of Silver that come into
 LETTER_HASH = 'hash("partition", "offset", failed_at)'
 HASHES = {"dlq": LETTER_HASH, "silver": ROW_HASH, "gold": ROW_HASH}
 VALID = "valid"
-DAY_US = 86_400_000_000
 _SILVER = tuple(name for name, _ in SILVER_FIELDS)
 _DLQ = tuple(name for name, _ in DLQ_FIELDS)
 _VALID = 'message ANTI JOIN letter USING (partition, "offset") WHERE reason IS NULL'
@@ -66,18 +67,18 @@ class Replaced:
 class Difference:
     """The difference, of one scope. `plans` are the files of each table that were read, numbered in that order."""
 
-    def __init__(self, store: Store, pinned: Pinned, decoder: TradeDecoder) -> None:
+    def __init__(
+        self, store: Store, pinned: Pinned, decoder: TradeDecoder, newest_hour: Callable[[], int | None]
+    ) -> None:
+        """`newest_hour` (since 1970) in which Gold has a row of the exchange: the hot window ends with it."""
+        self._newest_hour = newest_hour
         self.store = store
         self.plans: dict[str, Plan] = {}
         self._pinned = pinned
         self._decoder = decoder
 
-    def judge(self, scope: Scope, known: Known, advance: Advance) -> tuple[int, dict[tuple[str, str], int]]:
-        """Decodes every message of the scope, and compares with the dead letters and Silver.
-
-        How many there are, and how many of which something else becomes, by what they were and are: a reason code, or
-        VALID.
-        """
+    def judge(self, scope: Scope, known: Known, advance: Advance) -> int:
+        """Decodes every message of the scope, and compares with the dead letters and Silver; how many there are."""
         for messages in scope.messages(advance):
             self._store_messages(messages)
         self._read_letters(known, advance)
@@ -85,9 +86,13 @@ class Difference:
             self._read_silver(advance)
             self._find_changed()
         self._find_moved(reworded=not isinstance(scope, Letters))
-        counted = self.store.run("SELECT was, reason, count(*) FROM moved GROUP BY ALL ORDER BY 3 DESC, 1, 2")
         (judged,) = self.store.one("SELECT count(*) FROM message")
-        return judged, {(was or VALID, now or VALID): n for was, now, n in counted}
+        return int(judged)
+
+    def counts(self) -> dict[tuple[str, str], int]:
+        """Of how many messages something else becomes, by what they were and are: a reason code, or VALID."""
+        counted = self.store.run("SELECT was, reason, count(*) FROM moved GROUP BY ALL ORDER BY 3 DESC, 1, 2")
+        return {(was or VALID, now or VALID): n for was, now, n in counted}
 
     def moving(self, scope: Scope, advance: Advance, where: str = "true") -> Iterator[Slice]:
         """The messages of `moved` alone, or those of them of which a condition holds."""
@@ -101,8 +106,13 @@ class Difference:
                 yield found
 
     def find_leaving(self, scope: Scope, advance: Advance) -> None:
-        """Which ids leave Silver: of messages that have changed, or were valid and are bad. Raises RedoError."""
-        self.store.run("INSERT INTO leaving SELECT id, 1 FROM moved WHERE was IS NULL AND reason IS NULL")
+        """Which messages leave a row behind in Silver: those that have changed, or were valid and are bad.
+
+        Raises RedoError for one that cannot be decoded any more.
+        """
+        self.store.run(
+            'INSERT INTO leaving SELECT partition, "offset", id FROM moved WHERE was IS NULL AND reason IS NULL'
+        )
         for messages in self.moving(scope, advance, "was IS NULL AND reason IS NOT NULL"):
             identities = self._decoder.identify(messages)
             unread = identities.column("message_id").is_null().to_numpy(zero_copy_only=False)
@@ -113,33 +123,53 @@ class Difference:
                     "decoded any more, so that its row in Silver cannot be told: make its schema known again, or leave "
                     "its day out"
                 )
-            days = identities.column("timestamp").cast(pa.int64()).to_numpy() // DAY_US
-            kept = identities.filter(pa.array(days >= self._pinned.cutoff_day("silver")))
-            if kept.num_rows:
-                self.store.insert("leaving", kept, f"{ID_HASH}, 1")
+            columns = {"part": messages.partition, "kafka_offset": messages.offset}
+            for name, values in columns.items():
+                identities = identities.append_column(name, pa.array(values))
+            self.store.insert("leaving", identities, f"part, kafka_offset, {ID_HASH}")
+
+    def settle(self) -> int:
+        """Takes the unclear ones out of `moved`, and finds which rows of Silver the others leave behind.
+
+        How many message ids are unclear: among them those of messages that seem unchanged and whose ids have rows in
+        Silver that no message of the scope gives.
+        """
+        run = self.store.run
+        run(
+            "CREATE OR REPLACE TEMP TABLE surplus AS SELECT id, row, s - least(s, coalesce(e, 0)) AS n FROM "
+            "(SELECT id, row, count(*) AS s FROM silver GROUP BY ALL) "
+            f"LEFT JOIN (SELECT row, count(*) AS e FROM {_VALID} GROUP BY row) USING (row) WHERE s > coalesce(e, 0)"
+        )
+        run(
+            "CREATE OR REPLACE TEMP TABLE found AS SELECT id, wanted, coalesce(sum(s.n), 0)::BIGINT AS there, "
+            "count(s.row) AS kinds FROM (SELECT id, count(*) AS wanted FROM leaving GROUP BY id) "
+            "LEFT JOIN surplus s USING (id) GROUP BY ALL"
+        )
+        run(
+            "CREATE OR REPLACE TEMP TABLE unclear AS SELECT id FROM found "
+            "WHERE there < wanted OR (there > wanted AND kinds > 1) UNION "
+            f"SELECT id FROM surplus s WHERE id IN (SELECT id FROM {_VALID}) AND id NOT IN (SELECT id FROM found) "
+            "AND row NOT IN (SELECT row FROM message WHERE reason IS NULL)"
+        )
+        run(
+            'DELETE FROM moved USING leaving l WHERE moved.partition = l.partition AND moved."offset" = l."offset" '
+            "AND l.id IN (SELECT id FROM unclear)"
+        )
+        run("DELETE FROM leaving WHERE id IN (SELECT id FROM unclear)")
+        run(
+            "CREATE OR REPLACE TEMP TABLE removal AS SELECT s.id, s.row, "
+            "CASE kinds WHEN 1 THEN wanted ELSE s.n END AS n FROM surplus s JOIN found USING (id) "
+            "ANTI JOIN unclear USING (id)"
+        )
+        (count,) = self.store.one("SELECT count(*) FROM unclear")
+        return int(count)
 
     def find_gone(self, advance: Advance) -> None:
-        """Which rows of which files go, and which come into Gold. Raises RedoError."""
+        """Which rows of which files go, and which come into Gold."""
         run = self.store.run
         run(
             "INSERT INTO gone SELECT 'dlq', file, l.row, count(*), count(*) FROM letter l JOIN moved "
             'USING (partition, "offset") WHERE was IS NOT NULL GROUP BY ALL'
-        )
-        run("CREATE OR REPLACE TEMP TABLE leave AS SELECT id, sum(n) AS n FROM leaving GROUP BY id")
-        run(
-            "CREATE OR REPLACE TEMP TABLE surplus AS SELECT id, row, s - least(s, coalesce(e, 0)) AS n "
-            "FROM (SELECT id, row, count(*) AS s FROM silver SEMI JOIN leave USING (id) GROUP BY ALL) "
-            f"LEFT JOIN (SELECT row, count(*) AS e FROM {_VALID} GROUP BY row) USING (row) "
-            "WHERE s > coalesce(e, 0)"
-        )
-        run(
-            "CREATE OR REPLACE TEMP TABLE found AS SELECT id, leave.n AS wanted, coalesce(sum(s.n), 0) AS there, "
-            "count(s.row) AS kinds FROM leave LEFT JOIN surplus s USING (id) GROUP BY ALL"
-        )
-        self._refuse_unclear()
-        run(
-            "CREATE OR REPLACE TEMP TABLE removal AS SELECT s.id, s.row, "
-            "CASE kinds WHEN 1 THEN wanted ELSE s.n END AS n FROM surplus s JOIN found USING (id)"
         )
         run(
             "INSERT INTO gone SELECT 'silver', file, row, count(*) FILTER (k <= n), count(*) FROM ("
@@ -209,23 +239,21 @@ class Difference:
                 self.store.insert("letter", batch, columns)
 
     def _read_silver(self, advance: Advance) -> None:
-        first = self._pinned.cutoff_day("silver")
-        for number, batch in self._batches("silver", plan(self._pinned, "silver", first), _SILVER, advance):
+        for number, batch in self._batches("silver", plan(self._pinned, "silver", ALWAYS), _SILVER, advance):
             columns = f"{ID_HASH}, {ROW_HASH}, exchange_date - DATE '1970-01-01', {number}"
             self.store.insert("silver", hashable(batch), columns)
 
     def _find_changed(self) -> None:
         """Valid messages, then and now, of whose row Silver has fewer than they gave: the last ones of each row."""
-        valid = f"{_VALID} AND day >= {self._pinned.cutoff_day('silver')}"
         self.store.run(
             f"CREATE OR REPLACE TEMP TABLE short AS SELECT row, e - coalesce(s, 0) AS n "
-            f"FROM (SELECT row, count(*) AS e FROM {valid} GROUP BY row) LEFT JOIN "
+            f"FROM (SELECT row, count(*) AS e FROM {_VALID} GROUP BY row) LEFT JOIN "
             f"(SELECT row, count(*) AS s FROM silver GROUP BY row) USING (row) WHERE e > coalesce(s, 0)"
         )
         self.store.run(
             'INSERT INTO moved SELECT partition, "offset", id, row, day, NULL, NULL, NULL FROM ('
             'SELECT *, row_number() OVER (PARTITION BY row ORDER BY partition, "offset" DESC) AS k '
-            f"FROM {valid} AND row IN (SELECT row FROM short)) JOIN short USING (row) WHERE k <= n"
+            f"FROM {_VALID} AND row IN (SELECT row FROM short)) JOIN short USING (row) WHERE k <= n"
         )
 
     def _find_moved(self, reworded: bool) -> None:
@@ -237,27 +265,11 @@ class Difference:
             f'FROM message m LEFT JOIN letter l USING (partition, "offset") WHERE {differs}'
         )
 
-    def _refuse_unclear(self) -> None:
-        """Where Silver does not have the rows that leave, or others beside them. Raises RedoError."""
-        lacking, more = self.store.one(
-            "SELECT count(*) FILTER (there < wanted), count(*) FILTER (there > wanted AND kinds > 1) FROM found"
-        )
-        if lacking:
-            raise RedoError(
-                f"{lacking:,} message ids have fewer rows in Silver than their messages must have given: "
-                "`k2flow audit` shows what is wrong with it"
-            )
-        if more:
-            raise RedoError(
-                f"{more:,} message ids have several different rows in Silver, some of messages of other days, and "
-                "nothing tells them apart: take in more days"
-            )
-
     def _find_gold(self, advance: Advance) -> None:
         run = self.store.run
         run(
             "CREATE OR REPLACE TEMP TABLE affected AS "
-            "SELECT id FROM moved WHERE reason IS NULL UNION SELECT id FROM leave"
+            "SELECT id FROM moved WHERE reason IS NULL UNION SELECT id FROM leaving"
         )
         run(
             'CREATE OR REPLACE TEMP TABLE silver_after AS SELECT id, row, min("offset") AS "offset" FROM ('
@@ -294,9 +306,9 @@ class Difference:
         }
         whole = plan(self._pinned, "gold", ALWAYS)
         if days and whole.tasks:
-            newest = max(task.file.partition[0] for task in whole.tasks)
-            window = -(-self._pinned.exchange.settings.dedup_window_hours // 24)
-            days.update(range(newest - window, newest + 1))
+            newest, window = self._newest_hour(), self._pinned.exchange.settings.dedup_window_hours
+            if newest is not None:
+                days.update(range((newest - window) // 24, newest // 24 + 1))
         return replace(whole, tasks=[task for task in whole.tasks if task.file.partition[0] in days])
 
     def _batches(

@@ -1,7 +1,8 @@
 """Judging again from beginning to end: what would change is found, written, and published in one commit per table.
 
-Delivery guarantee: exactly once, whoever dies when (k2flow.staging). Memory is bounded, whatever the tables hold; the
-hashes take about 40 bytes of disk for each message judged, each row of Silver and each affected one of Gold.
+Delivery guarantee: exactly once, whoever dies when (k2flow.staging). Memory: what the hashes take is bounded, as is
+what is read and written at once; each message of which something else becomes takes some 25 bytes more. The hashes take
+about 40 bytes of disk for each message judged, each row of Silver and each affected one of Gold.
 """
 
 import threading
@@ -15,9 +16,10 @@ from k2flow.audit.run import Progress
 from k2flow.audit.snapshots import Pinned, pin
 from k2flow.audit.store import open_store
 from k2flow.decode import TradeDecoder
-from k2flow.errors import K2flowError, RedoError
+from k2flow.errors import FencedError, RedoError
 from k2flow.exchange import GOLD, Exchange
 from k2flow.failpoints import Point, reach
+from k2flow.gold import GoldIds
 from k2flow.redo.changes import Change, changes
 from k2flow.redo.difference import SCHEMA, VALID, Difference, Replaced
 from k2flow.redo.rewriting import Rewriting
@@ -25,7 +27,7 @@ from k2flow.redo.scope import EPOCH, Days, Known, Letters, Scope
 from k2flow.schemas import open_schemas
 from k2flow.settings import Settings
 from k2flow.staging import Staging, finish
-from k2flow.tables import definitions
+from k2flow.tables import create, definitions
 
 __all__ = ["VALID", "Outcome", "replay", "reprocess"]
 
@@ -37,7 +39,8 @@ class Outcome:
     `judged` messages, the first of which Bronze took in, or failed, on day `since`. `moved` counts those of which
     something else becomes, by what they were and are: a reason code or VALID; (VALID, VALID) are trades whose values
     change, `changes` some of those. `tables` are the rows that went and came, by layer. `left_alone` messages are of a
-    topic that was deleted, or not in all tables yet. `finished` is an earlier replacement that was decided and has been
+    topic that was deleted, or not in all tables yet. `unclear` ids are left as they are too, since nothing tells which
+    rows of Silver their messages gave. `finished` is an earlier replacement that was decided and has been
     published first.
     """
 
@@ -47,6 +50,7 @@ class Outcome:
     changes: Sequence[Change] = ()
     tables: Mapping[str, Replaced] = field(default_factory=dict)
     left_alone: int = 0
+    unclear: int = 0
     since: date | None = None
     finished: str | None = None
     published: bool = False
@@ -106,20 +110,25 @@ class _Redo:
     def run(self, what: str, scope_of: Callable[[Pinned, Known], Scope]) -> Outcome:
         if self._dry:
             return self._judge(Outcome(what), scope_of, None)[0]
-        outcome = Outcome(what, finished=finish(self._catalog, self._exchange))
         exchange = self._exchange
+        outcome = Outcome(what, finished=finish(self._catalog, exchange))
+        create(self._catalog, self._definitions.values())  # they may be of an older k2flow
         staging = Staging(self._catalog, exchange, (exchange.dlq, exchange.silver, GOLD))
-        staging.begin()
         try:
+            staging.begin()
             outcome, rows = self._judge(outcome, scope_of, staging)
-        except K2flowError:
+        except BaseException:  # a signal, too: while there are branches nobody maintains the tables
             staging.give_up()
             raise
         if not outcome.moved:
             staging.give_up()
             return outcome
         fewer = {p: -n for p, n in rows.items()}
-        staging.decide({exchange.dlq: fewer, exchange.silver: rows, GOLD: rows}, what)
+        try:
+            staging.decide({exchange.dlq: fewer, exchange.silver: rows, GOLD: rows}, what)
+        except FencedError:  # after any other error it may have been decided
+            staging.give_up()
+            raise
         finish(self._catalog, exchange)
         outcome.published = True
         return outcome
@@ -132,13 +141,16 @@ class _Redo:
         known = Known(pinned)
         scope = scope_of(pinned, known)
         with open_store(SCHEMA) as store:
-            difference = Difference(store, pinned, self._decoder)
-            outcome.judged, outcome.moved = difference.judge(scope, known, self._advance("judge", scope.plan.rows))
+            newest_hour = GoldIds(self._catalog, self._exchange.code).newest_hour
+            difference = Difference(store, pinned, self._decoder, newest_hour)
+            outcome.judged = difference.judge(scope, known, self._advance("judge", scope.plan.rows))
             outcome.left_alone, day = scope.left_alone, scope.plan.first_day
             outcome.since = None if day is None else EPOCH + timedelta(day)
+            advance = self._advance("compare", scope.plan.rows)
+            difference.find_leaving(scope, advance)
+            outcome.unclear = difference.settle()
+            outcome.moved = difference.counts()
             if outcome.moved:
-                advance = self._advance("compare", scope.plan.rows)
-                difference.find_leaving(scope, advance)
                 difference.find_gone(advance)
                 if staging is not None:
                     outcome.tables = self._rewrite(difference, scope, pinned, staging)

@@ -57,10 +57,11 @@ class Days:
         first, last = days
         self.plan: Plan = plan(pinned, "bronze", (first - EPOCH).days, (last - EPOCH).days)
         oldest, kept = self.plan.first_day, max(pinned.cutoff("dlq"), pinned.cutoff("bronze"))
-        if oldest is not None and EPOCH + timedelta(oldest) < kept:
+        # A letter may be dated a day before its message's row in Bronze: the first day that is kept may lack some.
+        if oldest is not None and EPOCH + timedelta(oldest) <= kept:
             raise RedoError(
-                f"what was ingested before {kept} cannot be judged again: Bronze or the dead letters of then are no "
-                f"longer kept. Begin at {kept}"
+                f"what was ingested before {kept + timedelta(1)} cannot be judged again: Bronze or the dead letters of "
+                f"then are no longer kept, or not all of them. Begin at {kept + timedelta(1)}"
             )
         self._known = known
         self.left_alone = 0
@@ -87,6 +88,8 @@ class Letters:
         reasons: Sequence[str] = (),
         days: tuple[date | None, date | None] = (None, None),
     ) -> None:
+        if None not in days and days[0] > days[1]:  # type: ignore[operator]
+            raise RedoError(f"{days[0]} is after {days[1]}: no dead letter is of such days")
         first, last = ((day - EPOCH).days if day else None for day in days)
         self.plan: Plan = plan(pinned, "dlq", ALWAYS if first is None else first, last)
         self._known = known

@@ -15,9 +15,11 @@ from typing import Any
 
 import pytest
 
-from k2flow.commit import STAGED_BRANCH, STAGED_KEY
-from k2flow.exchange import GOLD
+from k2flow.commit import STAGED_BRANCH, STAGED_KEY, Committer
+from k2flow.errors import CommitError, FencedError
+from k2flow.exchange import GOLD, Exchange, find_exchange
 from k2flow.query import connect_to
+from k2flow.staging import Staging, finish
 from tests.integration.conftest import fill
 from tests.integration.harness import ROOT, Lake, assert_tables, read_topic
 from tests.integration.test_audit import audited
@@ -171,7 +173,7 @@ def test_a_flow_that_takes_over_ends_a_reprocess_that_is_not_decided(new_lake: N
     finally:
         redo.kill()
     assert redo.returncode == 1
-    assert "has begun meanwhile" in said
+    assert "has taken over" in said
     assert_tables(lake, expect(read_topic(lake.bootstrap, lake.topic), "BINANCE"))
     assert_nothing_staged(lake)
     assert audit_holds(lake)
@@ -262,3 +264,130 @@ def test_what_cannot_be_told_is_refused_and_leaves_all_as_it_was(new_lake: NewLa
     assert contents(lake) == before
     assert_nothing_staged(lake)
     assert audit_holds(lake)
+
+
+def exchange_of(lake: Lake) -> Exchange:
+    found = find_exchange(lake.exchange)
+    return replace(found, declared={**found.declared, "topic": lake.topic})
+
+
+def staging_of(lake: Lake) -> Staging:
+    exchange = replace(
+        find_exchange(lake.exchange), declared={**find_exchange(lake.exchange).declared, "topic": lake.topic}
+    )
+    return Staging(lake.catalog(), exchange, (exchange.dlq, exchange.silver, GOLD))
+
+
+def test_who_has_read_bronze_before_the_decision_can_fence_no_more(new_lake: NewLake) -> None:
+    """It would drop the branches of what is decided."""
+    lake = new_lake(partitions=1)
+    fill(lake, count=500, seed=15)
+    lake.catch_up()
+    staging = staging_of(lake)
+    staging.begin()
+    late = Committer(lake.catalog(), lake.table("bronze").name()[-1], lake.exchange, lake.topic)
+    staging.decide({}, "nothing")
+    with pytest.raises(FencedError):
+        late.fence("")
+    late = Committer(lake.catalog(), lake.table("bronze").name()[-1], lake.exchange, lake.topic)
+    with pytest.raises(CommitError, match="are being replaced: start again"):
+        late.fence("")
+    assert finish(lake.catalog(), exchange_of(lake)) == "nothing"
+    assert_nothing_staged(lake)
+    assert_tables(lake, expect(read_topic(lake.bootstrap, lake.topic), "BINANCE"))
+
+
+def test_two_exchanges_are_not_done_over_at_once(new_lake: NewLake) -> None:
+    """One file of Gold may have rows of both."""
+    binance, kraken = new_lake(partitions=1), new_lake("kraken", partitions=1)
+    for lake in (binance, kraken):
+        fill(lake, count=500, seed=16)
+        lake.catch_up()
+    first = staging_of(binance)
+    first.begin()
+    refused = k2flow(kraken, "reprocess", "kraken", "--from", TODAY, other=True, code=1)
+    assert "being replaced already, on branch k2flow-staged-binance" in refused
+    assert_no_branch_of(kraken)
+    first.give_up()
+    assert reprocess(kraken)["published"]
+    for lake in (binance, kraken):
+        assert_nothing_staged(lake)
+
+
+def assert_no_branch_of(lake: Lake) -> None:
+    for layer in ("silver", "dlq", "gold"):
+        assert not [name for name in lake.table(layer).metadata.refs if f"-{lake.exchange}-" in name]
+
+
+def test_duplicates_on_two_days(new_lake: NewLake) -> None:
+    """What one of them gave is in Silver once more: a day alone cannot tell whose it is, and says so; both can."""
+    lake = new_lake(partitions=1)
+    start = datetime.now(UTC) - timedelta(hours=3)
+    for _ in range(2):
+        fill(lake, count=400, bad=0.05, duplicates=0.05, seed=17, start=start)
+    two_days = [sys.executable, "-m", "tests.integration.day_a_batch", "2", lake.exchange]
+    environment = lake.environment(K2FLOW_UNTIL_CAUGHT_UP="1", K2FLOW_BINANCE_BATCH_ROWS="400")
+    subprocess.run(two_days, cwd=ROOT, env=environment, check=True, capture_output=True, timeout=120)
+    wanted = replace(lake, home=lake.home.with_name("wanted"))
+    catch_up_by_other_rules(wanted)
+    yesterday = (datetime.now(UTC).date() - timedelta(days=1)).isoformat()
+    day = ["reprocess", lake.exchange, "--from", yesterday, "--to", yesterday, "--json"]
+    first = json.loads(k2flow(lake, *day, other=True))
+    assert first["judged"] == 400
+    second = json.loads(k2flow(lake, "reprocess", lake.exchange, "--from", TODAY, "--json", other=True))
+    assert second["judged"] == 400
+    assert second["unclear"] > 10 * first["unclear"] > 0  # of the first day those ids that come with other times too
+    both = reprocess(lake)
+    assert both["unclear"] == 0
+    assert contents(lake) == contents(wanted)
+    assert audit_holds(lake, other=True)
+
+
+def test_trades_that_are_older_than_what_silver_keeps(new_lake: NewLake) -> None:
+    lake = new_lake(partitions=1)
+    start = datetime.now(UTC) - timedelta(days=60)
+    fill(lake, count=400, bad=0.05, duplicates=0.05, seed=18, start=start)
+    lake.catch_up()
+    wanted = replace(lake, home=lake.home.with_name("wanted"))
+    catch_up_by_other_rules(wanted)
+    assert reprocess(lake)["unclear"] == 0
+    assert contents(lake) == contents(wanted)
+    k2flow(lake, "maintain", lake.table("silver").name()[-1])
+    gone = reprocess(lake, other=False)
+    assert contents(lake)["silver"][0] == 400 - 20 - contents(wanted)["silver"][0]  # those that were dead letters
+    assert gone["unclear"] > 0
+    assert_nothing_staged(lake)
+
+
+def test_a_reprocess_that_is_interrupted_leaves_nothing_behind(new_lake: NewLake) -> None:
+    lake = new_lake(partitions=1)
+    fill(lake, count=500, seed=19)
+    lake.catch_up()
+    before = contents(lake)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        command = [*OTHER, "k2flow", "reprocess", lake.exchange, "--from", TODAY]
+        environment = lake.environment(K2FLOW_FAILPOINTS="staging.staged=hang")
+        redo = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+        try:
+            assert redo.stderr is not None
+            while "failpoint staging.staged" not in redo.stderr.readline():
+                assert redo.poll() is None
+            redo.send_signal(number)
+            redo.communicate(timeout=60)
+        finally:
+            redo.kill()
+        assert redo.returncode not in (0, None)
+        assert contents(lake) == before
+        assert_nothing_staged(lake)
+
+
+def test_a_flow_that_waits_for_messages_is_seen(new_lake: NewLake) -> None:
+    lake = new_lake(partitions=1)
+    fill(lake, count=500, seed=20)
+    lake.catch_up()
+    with lake.start() as flow:
+        flow.wait_for_log("reads")
+        time.sleep(1)
+        assert "already runs" in k2flow(lake, "reprocess", lake.exchange, "--from", TODAY, other=True, code=1)
+        flow.signal(signal.SIGTERM)
+        flow.wait()
