@@ -10,7 +10,6 @@ from pyiceberg.catalog import Catalog
 from pyiceberg.exceptions import NoSuchTableError, RESTError
 from pyiceberg.table import Table
 from pyiceberg.utils.config import Config
-from requests.exceptions import RequestException
 from sqlalchemy.exc import SQLAlchemyError
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_fixed
 
@@ -19,8 +18,8 @@ from k2flow.settings import Settings
 
 CATALOG = "k2flow"
 NAMESPACE = "market_data"
-OUTAGES = (SQLAlchemyError, RequestException, RESTError, OSError)
-"""What a catalog or a storage that cannot be reached raises, through PyIceberg."""
+OUTAGES = (SQLAlchemyError, RESTError, OSError)
+"""What a catalog or a storage that cannot be reached raises, through PyIceberg; what requests raises is an OSError."""
 
 SQLITE_BUSY_SECONDS = 60  # SQLite's own 5 s ended in 'database is locked' when several processes committed
 

@@ -31,8 +31,6 @@ from k2flow.endpoint import serve
 from k2flow.errors import K2flowError, RunError
 from k2flow.metrics import STAGE, Stage
 from k2flow.native_stderr import NativeStderr
-from k2flow.status.collector import StatusCollector
-from k2flow.status.observe import Observer
 
 log = logging.getLogger(__name__)
 
@@ -133,6 +131,9 @@ def _serve_metrics(context: FlowContext, process_id: int) -> None:
 
     serve(context.settings.metrics_host, port + process_id, REGISTRY, lambda: None, not_ready)
     if process_id == 0:  # one of a cluster is enough
+        from k2flow.status.collector import StatusCollector
+        from k2flow.status.observe import Observer
+
         observer = Observer(open_catalog(context.settings), context.settings, [context.exchange])
         status = StatusCollector(observer.look)
         REGISTRY.register(status)

@@ -5,7 +5,6 @@ import threading
 from http import HTTPStatus
 from typing import Protocol
 
-import requests
 from tenacity import (
     RetryCallState,
     Retrying,
@@ -98,6 +97,8 @@ class RegistrySchemas:
 
     def _get(self, schema_id: int) -> str | UnknownSchemaError:
         """The schema's text, or why there is none. Raises RegistryError for anything that is no registry's answer."""
+        import requests  # where there is no registry, no flow need wait for it when it starts
+
         try:
             answer = requests.get(f"{self._url}/schemas/ids/{schema_id}", timeout=TIMEOUT_SECONDS)
             if answer.status_code == HTTPStatus.NOT_FOUND:

@@ -9,18 +9,22 @@ import random
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import FrameType
 
 from prometheus_client import CollectorRegistry
+from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.registry import Collector
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_fixed
 
 from k2flow.catalog import open_catalog
 from k2flow.endpoint import serve
@@ -29,8 +33,6 @@ from k2flow.exchange import find_exchange
 from k2flow.metrics import Stage
 from k2flow.runtime import ERROR, EXIT_FAILED, EXIT_UNAVAILABLE, LOST_TOUCH
 from k2flow.settings import PREFIX, Settings
-from k2flow.status.collector import StatusCollector
-from k2flow.status.observe import Observer
 
 log = logging.getLogger(__name__)
 
@@ -105,8 +107,11 @@ def run(plans: Sequence[Plan], settings: Settings, extra: Mapping[str, str]) -> 
         environment, alone = {**extra, COUNTS_FOLDER: counts}, len(plans) == 1
         flows = [_Flow(each, settings, environment, stopping, alone) for each in plans]
         if settings.metrics_port is not None:
+            from k2flow.status.collector import StatusCollector
+            from k2flow.status.observe import Observer
+
             registry = CollectorRegistry()
-            MultiProcessCollector(registry, counts)  # type: ignore[no-untyped-call]
+            registry.register(Counts(counts))
             observer = Observer(open_catalog(settings), settings, [find_exchange(each.exchange) for each in plans])
             status = StatusCollector(observer.look)
             registry.register(status)
@@ -131,6 +136,26 @@ def run(plans: Sequence[Plan], settings: Settings, extra: Mapping[str, str]) -> 
 
 def _first_of(flows: Sequence["_Flow"], check: str) -> str | None:
     return next((wrong for flow in flows if (wrong := getattr(flow, check)())), None)
+
+
+class Counts(Collector):
+    """What the processes count, which they write into files of a folder.
+
+    The files are read anew where one has just been made or removed: Prometheus' client does not expect that.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._counts = MultiProcessCollector(None, folder)  # type: ignore[no-untyped-call]
+
+    def collect(self) -> Iterable[Metric]:
+        reading = Retrying(
+            retry=retry_if_exception_type((struct.error, ValueError, OSError)),
+            wait=wait_fixed(0.02),
+            stop=stop_after_attempt(50),
+            reraise=True,
+        )
+        found: Iterable[Metric] = reading(lambda: list(self._counts.collect()))  # type: ignore[no-untyped-call]
+        return found
 
 
 class _Flow:
@@ -164,6 +189,14 @@ class _Flow:
 
     def run(self) -> None:
         """Until the end, which may be a failure."""
+        try:
+            self._run()
+        except Exception as error:  # of a thread nobody would hear
+            log.exception("%s: the supervisor failed", self.plan.exchange)
+            self._failure = f"{self.plan.exchange}: the supervisor failed: {error!r}"
+        self._ended = True
+
+    def _run(self) -> None:
         exchange, failures = self.plan.exchange, 0
         while not self._stopping.is_set():
             began = time.monotonic()
@@ -180,7 +213,6 @@ class _Flow:
             text = "%s; starting %s again in %.1f s (failure %d in a row)"
             log.error(text, failure.reason, exchange, pause, failures)
             self._stopping.wait(pause)
-        self._ended = True
 
     def _run_once(self, again: bool) -> Failure | None:
         """Starts all processes and waits for their end; None if it was a good one."""
@@ -249,7 +281,7 @@ class _Flow:
     def _stage(self, child: subprocess.Popen[bytes]) -> Stage:
         """How far a process has come, as it has told its counts."""
         registry = CollectorRegistry()
-        MultiProcessCollector(registry, self._environment[COUNTS_FOLDER])  # type: ignore[no-untyped-call]
+        registry.register(Counts(self._environment[COUNTS_FOLDER]))
         labels = {"exchange": self.plan.exchange, "pid": str(child.pid)}
         return Stage(int(registry.get_sample_value("k2flow_process_stage", labels) or 0))
 

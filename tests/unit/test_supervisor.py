@@ -1,11 +1,13 @@
 """Which processes of a flow a host runs."""
 
 import socket
+import threading
+from pathlib import Path
 
 import pytest
 
 from k2flow.errors import SettingsError
-from k2flow.supervisor import Plan, plan
+from k2flow.supervisor import Counts, Plan, plan
 
 ADDRESSES = "a:2101;b:2101;c:2101"
 
@@ -40,3 +42,11 @@ def test_what_makes_no_cluster_is_refused(
     monkeypatch.setattr(socket, "gethostname", lambda: "flows")
     with pytest.raises(SettingsError, match=text):
         plan("binance", 3, cluster, number)
+
+
+def test_counts_that_a_process_is_just_about_to_write_are_read_again(tmp_path: Path) -> None:
+    """Prometheus' client fails on a file that is still empty."""
+    unfinished = tmp_path / "gauge_liveall_1.db"
+    unfinished.touch()
+    threading.Timer(0.1, unfinished.unlink).start()
+    assert list(Counts(str(tmp_path)).collect()) == []
