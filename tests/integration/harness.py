@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
@@ -49,6 +50,10 @@ class Lake:
         return {**outer, **own, **extra}
 
     def catalog(self) -> Catalog:
+        return self._catalog
+
+    @cached_property
+    def _catalog(self) -> Catalog:
         settings = load_settings(exchange_names()).model_copy(update={"home": self.home})
         return open_catalog(settings)
 

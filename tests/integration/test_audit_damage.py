@@ -8,7 +8,7 @@ from decimal import Decimal
 import pyarrow.compute as pc
 import pytest
 
-from k2flow.audit import Report, audit
+from k2flow.audit import Report, audit, snapshots
 from k2flow.audit.report import Verdict
 from k2flow.exchange import exchange_names, find_exchange
 from k2flow.kafka.local import LocalKafka
@@ -17,7 +17,7 @@ from tests.integration import damage as d
 from tests.integration.conftest import fill
 from tests.integration.harness import Lake
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("audit_damage")]
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +42,7 @@ def lake(lakes: tuple[Lake, Lake], monkeypatch: pytest.MonkeyPatch) -> Iterator[
         for name, value in each.environment().items():
             if name.startswith("K2FLOW_"):
                 monkeypatch.setenv(name, value)
+    monkeypatch.setattr(snapshots, "WAIT_SECONDS", 0.2)  # no flow is about to commit what a ledger lacks
     with d.restored(lakes[0]):
         yield lakes[0]
 

@@ -33,7 +33,7 @@ from pyspark.sql import SparkSession
 
 from tests.integration.spark import read_by_spark, spark_jars, spark_session
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("readers")]
 
 NewLake = Callable[..., Lake]
 
