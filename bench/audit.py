@@ -9,10 +9,10 @@ from typing import Annotated
 import typer
 from matplotlib.axes import Axes
 
-from bench.broker import own_kafka
 from bench.lake import Lake, slices
 from bench.measure import run
 from bench.report import Report, report
+from k2flow.kafka.local import LocalKafka, free_port
 from k2flow.produce import ProduceOptions
 
 EXCHANGE = "binance"
@@ -31,7 +31,7 @@ def audit(
     """
     with tempfile.TemporaryDirectory() as made:
         home = folder or Path(made)
-        with own_kafka(Path(made)) as kafka:
+        with LocalKafka(Path(made) / "kafka", free_port()) as kafka:
             kafka.start({"another": 1})
             began = time.perf_counter()
             if not (home / "catalog.db").exists():

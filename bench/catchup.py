@@ -9,11 +9,11 @@ from typing import Annotated
 import typer
 from matplotlib.axes import Axes
 
-from bench.broker import own_kafka
 from bench.drain import measured
 from bench.measure import Usage, run
 from bench.report import Report, report
 from k2flow.exchange import find_exchange
+from k2flow.kafka.local import LocalKafka, free_port
 from k2flow.produce import ProduceOptions, produce
 
 PYTHON = sys.executable
@@ -31,7 +31,7 @@ def catchup(
     """
     exchange = find_exchange(EXCHANGE)
     topic = exchange.settings.topic
-    with tempfile.TemporaryDirectory() as folder, own_kafka(Path(folder)) as kafka:
+    with tempfile.TemporaryDirectory() as folder, LocalKafka(Path(folder) / "kafka", free_port()) as kafka:
         kafka.start({topic: partitions})
         options = ProduceOptions(count=messages, bad=0.02, duplicates=0.03, seed=1)
         produce(exchange.code, topic, {"bootstrap.servers": kafka.bootstrap}, options)

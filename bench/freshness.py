@@ -18,11 +18,11 @@ from confluent_kafka import Consumer, TopicPartition
 from matplotlib.axes import Axes
 from pyiceberg.catalog import Catalog
 
-from bench.broker import own_kafka
 from bench.measure import Flow, logged_commits, running
 from bench.report import Report, report
 from k2flow.catalog import load_table, open_catalog
 from k2flow.exchange import GOLD, Exchange, exchange_names, find_exchange
+from k2flow.kafka.local import LocalKafka, free_port
 from k2flow.ledger import KEY, Ledger, read
 from k2flow.settings import load_settings
 
@@ -84,7 +84,7 @@ def freshness(
     """
     exchanges = [(find_exchange("binance"), binance_rate), (find_exchange("kraken"), kraken_rate)]
     results: list[tuple[Stream, Landed]] = []
-    with tempfile.TemporaryDirectory() as folder, own_kafka(Path(folder)) as kafka:
+    with tempfile.TemporaryDirectory() as folder, LocalKafka(Path(folder) / "kafka", free_port()) as kafka:
         for i, seconds_between in enumerate(trigger or (None, SHORT_TRIGGER_SECONDS)):
             streams = [
                 Stream(e, seconds_between or e.settings.trigger_seconds, rate, f"{e.name}.{i}") for e, rate in exchanges

@@ -13,11 +13,11 @@ import typer
 from confluent_kafka import Producer
 from matplotlib.axes import Axes
 
-from bench.broker import own_kafka
 from bench.gold_age import Freshness
 from bench.measure import running
 from bench.report import Report, report
 from k2flow.exchange import find_exchange
+from k2flow.kafka.local import LocalKafka, free_port
 from k2flow.produce import ProduceOptions, produce
 
 GARBAGE_PER_SECOND = 2_000
@@ -58,7 +58,7 @@ def measure(
 ) -> Freshness:
     """Kraken's freshness over one run, in a world of its own."""
     kraken, other = find_exchange("kraken"), find_exchange("binance")
-    with tempfile.TemporaryDirectory() as folder, own_kafka(Path(folder)) as kafka:
+    with tempfile.TemporaryDirectory() as folder, LocalKafka(Path(folder) / "kafka", free_port()) as kafka:
         kafka.start({e.settings.topic: e.settings.partitions for e in (kraken, other)})
         environment = {
             "K2FLOW_HOME": folder,

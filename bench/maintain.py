@@ -14,7 +14,6 @@ import pyarrow as pa
 import typer
 from matplotlib.axes import Axes
 
-from bench.broker import own_kafka
 from bench.commits import gold_of_hour, timed
 from bench.dedup import Ids, uuid_texts
 from bench.freshness import Landed, Stream, measure
@@ -24,7 +23,7 @@ from bench.report import Report, report
 from k2flow.catalog import load_table, open_catalog
 from k2flow.exchange import GOLD, exchange_names, find_exchange
 from k2flow.gold import HOUR_US
-from k2flow.kafka.local import LocalKafka
+from k2flow.kafka.local import LocalKafka, free_port
 from k2flow.ledger import Range
 from k2flow.maintain.entries import live_files
 from k2flow.settings import load_settings
@@ -58,7 +57,7 @@ def maintain(
         before = count_files(Path(folder))
         removal = passed(Path(folder), GOLD, *CLEAN)
         after = count_files(Path(folder))
-    with tempfile.TemporaryDirectory() as folder, own_kafka(Path(folder)) as kafka:
+    with tempfile.TemporaryDirectory() as folder, LocalKafka(Path(folder) / "kafka", free_port()) as kafka:
         alone = flow(Path(folder) / "alone", kafka, seconds)
         with maintaining(Path(folder) / "beside"):
             beside = flow(Path(folder) / "beside", kafka, seconds)

@@ -14,12 +14,12 @@ from typing import Annotated, Any
 import typer
 from matplotlib.axes import Axes
 
-from bench.broker import own_kafka
 from bench.drain import measured
 from bench.measure import Usage, run
 from bench.report import Report, report
 from k2flow.catalog import NAMESPACE
 from k2flow.exchange import find_exchange
+from k2flow.kafka.local import LocalKafka, free_port
 from k2flow.produce import ProduceOptions, produce
 from torture.catalogs import Postgres, postgres_programs
 
@@ -74,7 +74,7 @@ def produced(messages: int, programs: Path) -> Iterator[Produced]:
     """`messages` trades of EXCHANGE in a Kafka of its own, read once, so that the page cache has them."""
     exchange = find_exchange(EXCHANGE)
     topic = exchange.settings.topic
-    with tempfile.TemporaryDirectory() as folder, own_kafka(Path(folder)) as kafka:
+    with tempfile.TemporaryDirectory() as folder, LocalKafka(Path(folder) / "kafka", free_port()) as kafka:
         kafka.start({topic: exchange.settings.partitions})
         options = ProduceOptions(count=messages, bad=0.02, duplicates=0.03, seed=1)
         produce(exchange.code, topic, {"bootstrap.servers": kafka.bootstrap}, options)

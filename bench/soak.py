@@ -16,10 +16,10 @@ from typing import Annotated, Any
 import typer
 from matplotlib.axes import Axes
 
-from bench.broker import own_kafka
 from bench.measure import Flow, LoggedCommit, Sample, logged_commits, running, samples, started_at
 from bench.report import Report, report
 from k2flow.exchange import find_exchange
+from k2flow.kafka.local import LocalKafka, free_port
 from k2flow.produce import ProduceOptions
 from k2flow.produce.send import Sender
 from k2flow.produce.stream import Stream
@@ -78,7 +78,7 @@ def soak(
     count = round(minutes * 60 * rate) if minutes else messages
     variants = (Variant.WITHIN, Variant.PAST) if variant is Variant.BOTH else (variant,)
     runs: dict[Variant, Run] = {}
-    with tempfile.TemporaryDirectory() as folder, own_kafka(Path(folder)) as kafka:
+    with tempfile.TemporaryDirectory() as folder, LocalKafka(Path(folder) / "kafka", free_port()) as kafka:
         for one in variants:
             kafka.start({one: find_exchange(EXCHANGE).settings.partitions})
             runs[one] = run(one, Path(folder) / one, kafka.bootstrap, count, rate)
