@@ -85,13 +85,14 @@ def run(command: Sequence[str], environment: Mapping[str, str]) -> Usage:
 
 
 def peak_resident(pid: int) -> int:
-    """The most that a process, or one that its main thread has started, has been resident, in bytes.
+    """The most that a process, or one that any thread of it has started, has been resident, in bytes.
 
     (Their rusage would begin at the peak of this process.)
     """
     try:
         found = re.search(r"^VmHWM:\s+(\d+) kB$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        threads = Path(f"/proc/{pid}/task").glob("*/children")
+        children = [child for thread in threads for child in thread.read_text().split()]
     except OSError:
         return 0
     own = int(found[1]) * 1024 if found else 0  # none once it has ended
