@@ -32,11 +32,15 @@ def open_catalog(settings: Settings) -> Catalog:
     with catalog_errors():
         try:
             given = configured(settings)
+            if given.get("type", "rest").lower() == "rest" and given.get("uri", "").startswith("http"):
+                from k2flow.rest_catalog import TimedRestCatalog  # the others start sooner without an HTTP client
+
+                return TimedRestCatalog(CATALOG, **given)
             if given:
                 # PyIceberg reads PYICEBERG_CATALOG__K2FLOW__POOL_PRE_PING as `pool-pre-ping`, which nothing heeds, and
                 # without it the first call after a restart of the database fails.
                 ping = {"pool_pre_ping": "true"} if given.get("uri", "").startswith("postgresql") else {}
-                return pyiceberg.catalog.load_catalog(CATALOG, **ping)
+                return pyiceberg.catalog.load_catalog(CATALOG, **given, **ping)
             return _open_default(settings.home)
         except (ValueError, ImportError, KeyError) as error:
             raise CatalogError(

@@ -101,10 +101,13 @@ class RegistrySchemas:
 
         try:
             answer = requests.get(f"{self._url}/schemas/ids/{schema_id}", timeout=TIMEOUT_SECONDS)
-            if answer.status_code == HTTPStatus.NOT_FOUND:
-                return UnknownSchemaError(f"schema id {schema_id} is not in the registry")
-            answer.raise_for_status()
+            if answer.status_code != HTTPStatus.NOT_FOUND:
+                answer.raise_for_status()
             body = answer.json()
+            if answer.status_code == HTTPStatus.NOT_FOUND:
+                if isinstance(body, dict) and "error_code" in body:
+                    return UnknownSchemaError(f"schema id {schema_id} is not in the registry")
+                answer.raise_for_status()  # there is something else at the address
             if not isinstance(body, dict) or not isinstance(body.get("schema"), str):
                 raise ValueError("an answer without a schema")
         except (requests.RequestException, ValueError) as error:

@@ -5,6 +5,7 @@
 | `K2FLOW_<NAME>` | `Settings` |
 | `K2FLOW_KAFKA_<NAME>` | `Settings.kafka`: librdkafka's own properties, `_` for `.` |
 | `K2FLOW_<EXCHANGE>_<NAME>` | `ExchangeSettings`, over what flows/<exchange>.py declares |
+| files in `K2FLOW_SECRETS_DIR` | k2flow.secret_files, as if they stood in the environment |
 | `PYICEBERG_*`, `.pyiceberg.yaml` | PyIceberg itself, see k2flow.catalog |
 """
 
@@ -17,14 +18,25 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import strictyaml
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
+from k2flow import secret_files
 from k2flow.errors import SettingsError
+
+try:
+    import pyiceberg.catalog  # noqa: F401 - it reads its configuration file now, and would end in a traceback
+except (strictyaml.YAMLError, UnicodeDecodeError, OSError) as unreadable:
+    reason = " ".join(str(unreadable).split())
+    raise SettingsError(f"PyIceberg's .pyiceberg.yaml cannot be read: {reason}") from unreadable
 
 PREFIX = "K2FLOW_"
 KAFKA_PREFIX = "K2FLOW_KAFKA_"
-SECRET = re.compile(r"password|secret|token|credential|jaas|key\.pem|access[-_.]key|userinfo", re.IGNORECASE)
+DEFAULT_SERVERS = "127.0.0.1:9092"
+SECRET = re.compile(
+    r"password|secret(?!s[_.]dir)|token|credential|jaas|key\.pem|access[-_.]key|userinfo", re.IGNORECASE
+)
 PASSWORD_IN_URL = re.compile(r"(?<=://)([^/:@\s]*):([^@/\s]+)@")
 
 
@@ -36,6 +48,9 @@ class Settings(BaseSettings):
     home: Path = Field(
         default=Path(".k2flow"),
         description="Folder of everything k2flow keeps on this machine: the local Kafka, the default catalog.",
+    )
+    secrets_dir: Path | None = Field(
+        default=None, description="Folder of files that are each named as a variable and hold its value: secrets."
     )
     schema_ids: Annotated[tuple[int, ...], NoDecode] = Field(
         default=(1,), description="Without a registry: the schema ids that mean TradeV2, separated by commas."
@@ -62,6 +77,9 @@ class Settings(BaseSettings):
     )
     stop_seconds: float = Field(
         default=60, gt=0, description="`k2flow run`: how long a flow may take to drain and commit before it is killed."
+    )
+    peer_seconds: float = Field(
+        default=30, ge=1, description="How long another process of a flow may be silent before it counts as lost."
     )
     cluster: str | None = Field(
         default=None, description="Addresses (host:port;host:port) of a flow's processes on several hosts, all of them."
@@ -99,7 +117,7 @@ class Settings(BaseSettings):
             for name, value in os.environ.items()
             if name.startswith(KAFKA_PREFIX)
         }
-        return {"bootstrap.servers": "127.0.0.1:9092", **given}
+        return {"bootstrap.servers": DEFAULT_SERVERS, **given}
 
 
 class ExchangeSettings(BaseSettings):
@@ -146,6 +164,7 @@ def load_settings(exchanges: Iterable[str] = ()) -> Settings:
 
     Raises SettingsError for an unknown or wrong variable.
     """
+    secret_files.adopt()
     _refuse_unknown(exchanges)
     try:
         return Settings()
@@ -155,6 +174,7 @@ def load_settings(exchanges: Iterable[str] = ()) -> Settings:
 
 def load_exchange_settings(exchange: str, declared: Mapping[str, Any]) -> ExchangeSettings:
     """What flows/<exchange>.py declares, overridden by the environment. Raises SettingsError."""
+    secret_files.adopt()
     prefix = f"{PREFIX}{exchange.upper()}_"
     try:
         return ExchangeSettings(_env_prefix=prefix, **declared)  # type: ignore[call-arg]
@@ -205,11 +225,7 @@ def origins(model: BaseSettings, prefix: str, declared: Mapping[str, Any], decla
         name = f"{prefix}{field.upper()}"
         value = getattr(model, field)
         text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-        if name in os.environ:
-            source = "environment"
-        else:
-            source = declared_in if field in declared else "default"
-        rows.append(Origin(name, mask(name, text), source))
+        rows.append(Origin(name, mask(name, text), _source(name, declared_in if field in declared else "default")))
     return rows
 
 
@@ -218,6 +234,12 @@ def kafka_origins(settings: Settings) -> list[Origin]:
     rows = []
     for name, value in sorted(settings.kafka.items()):
         variable = KAFKA_PREFIX + name.upper().replace(".", "_")
-        source = "environment" if variable in os.environ else "default"
-        rows.append(Origin(variable, mask(name, value), source))
+        rows.append(Origin(variable, mask(name, value), _source(variable, "default")))
     return rows
+
+
+def _source(variable: str, otherwise: str) -> str:
+    """Where a variable's value came from; `otherwise` if it is not set."""
+    if secret_files.adopted(variable):
+        return "file"
+    return "environment" if variable in os.environ else otherwise

@@ -26,6 +26,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from prometheus_client.registry import Collector
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_fixed
 
+from k2flow import secret_files
 from k2flow.catalog import open_catalog
 from k2flow.endpoint import serve
 from k2flow.errors import RunError, SettingsError
@@ -219,7 +220,7 @@ class _Flow:
         numbers = self.plan.numbers
         command = [sys.executable, "-m", "bytewax.run", f"flows.{self.plan.exchange}"]
         addresses = self.plan.addresses or ";".join(free_addresses(len(numbers)))
-        environment = {**os.environ, **self._environment}
+        environment = {**secret_files.inherited(), **self._environment}
         self._children = []
         began = time.monotonic()
         with _StandardError() as stderr:

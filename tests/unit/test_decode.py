@@ -505,7 +505,8 @@ def test_an_answer_that_is_none_is_waited_out(registry: Registry) -> None:
     garbage = [
         *((200, body) for body in (b"<html>a captive portal</html>", b"", b"[]", b"null", b'"text"', b"{}", b"\xff")),
         *((200, body) for body in (b'{"schema": null}', b'{"schema": 5}', b'{"schema": {"type": "string"}}')),
-        *((status, b"{}") for status in (204, 401, 403, 429, 500, 503)),
+        *((status, b"{}") for status in (204, 401, 403, 404, 429, 500, 503)),
+        (404, b"<html>no such page</html>"),
     ]
     registry.answers = dict(enumerate(garbage))
     results: list[Decoded] = []

@@ -1,5 +1,9 @@
 """Settings: what is read, what is refused, what is shown."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from k2flow.errors import SettingsError
@@ -102,3 +106,13 @@ def test_origins(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rows["K2FLOW_BINANCE_PROCESSES"] == ("2", "environment")
     assert rows["K2FLOW_BINANCE_TOPIC"] == ("market.crypto.trades.binance", "flows/binance.py")
     assert rows["K2FLOW_BINANCE_DEDUP_WINDOW_HOURS"] == ("24", "default")
+
+
+@pytest.mark.parametrize("held", [b"catalog:\n  k2flow: [\n", b"\xff\xfe"])
+def test_a_catalog_file_that_cannot_be_read_is_named(tmp_path: Path, held: bytes) -> None:
+    (tmp_path / ".pyiceberg.yaml").write_bytes(held)
+    line = [sys.executable, "-m", "k2flow", "tables", "list"]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.startswith("k2flow: error: PyIceberg's .pyiceberg.yaml cannot be read: ")
+    assert done.stderr.count("\n") == 1

@@ -1,0 +1,35 @@
+"""PyIceberg's REST catalog with a time limit: its own waits for ever for a server that does not answer."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pyiceberg.catalog.rest import RestCatalog
+from requests import PreparedRequest, Response, Session
+from requests.adapters import HTTPAdapter
+
+TIMEOUT_SECONDS = (5.0, 60.0)
+"""To connect, and between two bytes of the answer: a commit to a busy server takes seconds."""
+
+
+class TimedRestCatalog(RestCatalog):
+    """Its requests raise requests' ConnectTimeout and ReadTimeout, which are OSErrors; the outcome is unknown then."""
+
+    def _create_session(self) -> Session:
+        session = super()._create_session()
+        for scheme in ("http://", "https://"):
+            session.mount(scheme, _TimedAdapter())
+        return session
+
+
+class _TimedAdapter(HTTPAdapter):
+    def send(
+        self,
+        request: PreparedRequest,
+        stream: bool = False,
+        timeout: float | tuple[float, float] | tuple[float, None] | None = None,
+        verify: bool | str = True,
+        cert: bytes | str | tuple[bytes | str, bytes | str] | None = None,
+        proxies: Mapping[str, str] | None = None,
+    ) -> Response:
+        limits: Any = TIMEOUT_SECONDS if timeout is None else timeout
+        return super().send(request, stream, limits, verify, cert, proxies)

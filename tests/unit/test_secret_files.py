@@ -1,0 +1,90 @@
+"""Settings as files: what is read, what is refused, and that nobody else gets to see them."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from k2flow import secret_files
+from k2flow.catalog import configured
+from k2flow.errors import SettingsError
+from k2flow.settings import kafka_origins, load_exchange_settings, load_settings
+
+NAMES = ["binance"]
+PASSWORD = "K2FLOW_KAFKA_SASL_PASSWORD"
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """K2FLOW_SECRETS_DIR, an empty one; what is adopted from it is gone from the environment afterwards."""
+    folder = tmp_path / "secrets"
+    folder.mkdir()
+    monkeypatch.setenv(secret_files.FOLDER, str(folder))
+    monkeypatch.setattr(secret_files, "_adopted", {})
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    return folder
+
+
+def test_files_are_settings(folder: Path) -> None:
+    (folder / PASSWORD).write_text("it's a secret\n")
+    (folder / "K2FLOW_BINANCE_TOPIC").write_text("trades")
+    (folder / "PYICEBERG_CATALOG__K2FLOW__S3__SECRET_ACCESS_KEY").write_text("key\r\n")
+    settings = load_settings(NAMES)
+    assert settings.kafka["sasl.password"] == "it's a secret"
+    assert load_exchange_settings("binance", {"bronze_retention_days": 1, "bronze_file_size_mb": 1}).topic == "trades"
+    assert configured(settings) == {"s3.secret-access-key": "key"}
+    assert [(o.value, o.source) for o in kafka_origins(settings) if o.name == PASSWORD] == [("****", "file")]
+
+
+def test_they_are_read_once_more_but_not_inherited(folder: Path) -> None:
+    (folder / PASSWORD).write_text("old")
+    load_settings(NAMES)
+    (folder / PASSWORD).write_text("new")
+    assert load_settings(NAMES).kafka["sasl.password"] == "new"
+    assert PASSWORD in os.environ
+    assert PASSWORD not in secret_files.inherited()
+    assert secret_files.FOLDER in secret_files.inherited()
+
+
+def test_kubernetes_versions_of_the_folder_are_passed_over(folder: Path) -> None:
+    (folder / "..2026_01_31").mkdir()
+    (folder / "..2026_01_31" / PASSWORD).write_text("x")
+    (folder / "..data").symlink_to("..2026_01_31")
+    (folder / PASSWORD).symlink_to(f"..data/{PASSWORD}")
+    assert secret_files.read(folder) == {PASSWORD: "x"}
+
+
+@pytest.mark.parametrize("name", ["password", "HOME", "K2FLOW", secret_files.FOLDER, "k2flow_home"])
+def test_a_file_that_means_nothing_is_named(folder: Path, name: str) -> None:
+    (folder / name).write_text("x")
+    with pytest.raises(SettingsError, match=f"{name} is no setting"):
+        load_settings(NAMES)
+
+
+def test_an_unknown_setting_is_named(folder: Path) -> None:
+    (folder / "K2FLOW_HOMEE").write_text("x")
+    with pytest.raises(SettingsError, match="unknown setting K2FLOW_HOMEE"):
+        load_settings(NAMES)
+
+
+def test_a_setting_in_both_places_is_named(folder: Path) -> None:
+    os.environ[PASSWORD] = "x"
+    (folder / PASSWORD).write_text("y")
+    with pytest.raises(SettingsError, match=f"{PASSWORD} is set twice"):
+        load_settings(NAMES)
+
+
+@pytest.mark.parametrize("held", [b"\xff", b"a\0b"])
+def test_what_is_no_text_is_named_and_not_shown(folder: Path, held: bytes) -> None:
+    (folder / PASSWORD).write_bytes(held)
+    with pytest.raises(SettingsError, match=PASSWORD):
+        load_settings(NAMES)
+
+
+def test_what_cannot_be_read_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / PASSWORD).mkdir()
+    with pytest.raises(SettingsError, match=f"Is a directory: .*{PASSWORD}"):
+        load_settings(NAMES)
+    monkeypatch.setitem(os.environ, secret_files.FOLDER, str(folder / "nowhere"))
+    with pytest.raises(SettingsError, match=r"No such file or directory: .*nowhere"):
+        load_settings(NAMES)
