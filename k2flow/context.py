@@ -32,7 +32,7 @@ class FlowContext:
     """Opened once in a process, before or when Bytewax builds the source; shared by its workers.
 
     `stop` asks the source to end: it emits what it has read, which is then committed. `reading` is true once there is a
-    source. `workers` counts those of all processes.
+    source, `read` once one has ended. `workers` counts those of all processes.
     """
 
     topic: Topic
@@ -44,6 +44,7 @@ class FlowContext:
         self.exchange = exchange
         self.stop = threading.Event()
         self.reading = False
+        self.read = False
         self.trigger_override: float | None = None
         self._lock = threading.Lock()
         self._open = False

@@ -13,9 +13,10 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from datetime import timedelta
 from types import ModuleType
@@ -31,6 +32,7 @@ from k2flow.endpoint import serve
 from k2flow.errors import K2flowError, RunError
 from k2flow.metrics import STAGE, Stage
 from k2flow.native_stderr import NativeStderr
+from k2flow.peers import watch
 
 log = logging.getLogger(__name__)
 
@@ -89,13 +91,16 @@ def _replace_cli_main(main: ModuleType, context: FlowContext) -> None:
 def _run(context: FlowContext, cli_main: Callable[..., None], kwargs: dict[str, Any]) -> None:
     debug, native = False, None
     keep_freed_memory()
-    workers = (kwargs.get("workers_per_process") or 1) * len(kwargs.get("addresses") or [None])
+    addresses = kwargs.get("addresses") or []
+    workers = (kwargs.get("workers_per_process") or 1) * max(1, len(addresses))
     try:
         debug = context.settings.debug
         with nullcontext() if debug else NativeStderr() as native:
             set_up_logging(context.settings.log_level, context.settings.log_format)
             _stop_on_signals(context)
             _serve_metrics(context, kwargs.get("process_id") or 0)
+            if addresses:
+                _watch_peers(context, addresses, kwargs["process_id"])
             context.open(workers)
             STAGE.labels(context.exchange.name).set(Stage.OPENED)
             log.info(
@@ -138,6 +143,18 @@ def _serve_metrics(context: FlowContext, process_id: int) -> None:
         status = StatusCollector(observer.look)
         REGISTRY.register(status)
         status.start()
+
+
+def _watch_peers(context: FlowContext, addresses: Sequence[str], number: int) -> None:
+    """Ends this process once another one of its flow is lost: without it no epoch would ever be committed again."""
+    settings = context.settings
+
+    def lost() -> None:
+        if context.read:  # the other one has ended as it should, and this one is about to
+            time.sleep(settings.stop_seconds)
+        _end(LOST_TOUCH, EXIT_TRY_AGAIN)
+
+    watch(addresses, number, settings.peer_seconds, lambda: context.reading, lost)
 
 
 def _known_cause(error: BaseException, cluster: bool) -> K2flowError | None:

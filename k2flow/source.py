@@ -112,6 +112,7 @@ class KafkaReader(StatelessSourcePartition[Slice]):
             return [_nothing([])]  # Bytewax builds the committers for the first item: they fence others off at once
         if self._finished:
             reach(Point.SHUTDOWN)
+            self._context.read = True
             raise StopIteration
         stopping = self._context.stop.is_set()
         if not stopping:

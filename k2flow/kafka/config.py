@@ -1,5 +1,6 @@
 """How the local broker is set: one node, on this machine only, small, and quick to start."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 HOST = "127.0.0.1"
@@ -7,9 +8,14 @@ NODE = 1
 HEAP = ("-Xms128m", "-Xmx512m")
 
 
-def server_properties(port: int, controller_port: int, data: Path, retention_hours: float | None) -> str:
-    """The text of server.properties. `retention_hours` None keeps messages for ever."""
-    properties = {
+def server_properties(
+    port: int, controller_port: int, data: Path, retention_hours: float | None, more: Mapping[str, str]
+) -> str:
+    """The text of server.properties. `retention_hours` None keeps messages for ever; `more` goes over all of it.
+
+    Values of `listeners` and `advertised.listeners` in `more` are added to those on this machine.
+    """
+    properties: dict[str, object] = {
         "process.roles": "broker,controller",
         "node.id": NODE,
         "listeners": f"PLAINTEXT://{HOST}:{port},CONTROLLER://{HOST}:{controller_port}",
@@ -37,6 +43,8 @@ def server_properties(port: int, controller_port: int, data: Path, retention_hou
         "num.network.threads": 2,
         "num.io.threads": 4,
     }
+    for name, value in more.items():
+        properties[name] = f"{properties[name]},{value}" if name in ("listeners", "advertised.listeners") else value
     return "".join(f"{name}={value}\n" for name, value in properties.items())
 
 

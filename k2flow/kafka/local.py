@@ -54,15 +54,23 @@ class LocalKafka:
     It outlives the process that starts it, unless it is used as a context manager: `with LocalKafka(home,
     free_port()) as kafka:` stops at the end what it started, and leaves running what it found running.
     Messages are kept for ever, or for `retention_hours`. A broker that was stopped, or killed, has all
-    acknowledged messages when it starts again.
+    acknowledged messages when it starts again. `properties` are further ones of server.properties, as for a
+    second listener.
     """
 
-    def __init__(self, home: Path, port: int = 9092, retention_hours: float | None = None) -> None:
+    def __init__(
+        self,
+        home: Path,
+        port: int = 9092,
+        retention_hours: float | None = None,
+        properties: Mapping[str, str] | None = None,
+    ) -> None:
         self.home = home.expanduser().resolve()
         self.port = port
         self.bootstrap = f"{HOST}:{port}"
         self.log = self.home / "broker.log"
         self._retention_hours = retention_hours
+        self._properties = properties or {}
         self._record = self.home / "broker.json"
         self._marker = f"-Dk2flow.kafka.home={self.home}"
         self._started_here = False
@@ -128,7 +136,9 @@ class LocalKafka:
             controller_port = free_port()
         data = self.home / "data"
         properties = self.home / "server.properties"
-        properties.write_text(server_properties(self.port, controller_port, data, self._retention_hours))
+        properties.write_text(
+            server_properties(self.port, controller_port, data, self._retention_hours, self._properties)
+        )
         self._format(jars, properties, data)
         command = [str(java()), *java_options(self._marker), "-cp", jars, "kafka.Kafka", str(properties)]
         process = spawn(command, self.log)
