@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -18,7 +19,7 @@ from k2flow.exchange import exchange_names
 from k2flow.settings import load_settings
 
 EXTENSIONS = ("avro", "iceberg")
-
+S3 = "s3://"
 
 AsOf = datetime | int
 """A moment (with a time zone) or the id of a snapshot of one of the tables, which stands for the moment it was made."""
@@ -36,19 +37,56 @@ def connect(as_of: AsOf | None = None) -> duckdb.DuckDBPyConnection:
 
 def connect_to(catalog: Catalog, as_of: AsOf | None = None) -> duckdb.DuckDBPyConnection:
     """As `connect`, for a catalog that is open already."""
+    with catalog_errors():
+        tables = _tables(catalog)
+    return connect_tables(tables, as_of)
+
+
+def connect_tables(tables: Mapping[str, Table], as_of: AsOf | None = None) -> duckdb.DuckDBPyConnection:
+    """As `connect`, for these tables alone, by the names of their views; without `as_of` each as it was loaded."""
     connection = duckdb.connect(config={"autoinstall_known_extensions": "false"})  # nothing is fetched at run time
     for extension in EXTENSIONS:
         connection.load_extension(str(_extension_file(extension)))
     connection.execute("SET TimeZone = 'UTC'")
-    with catalog_errors():
-        tables = _tables(catalog)
+    if any(table.location().startswith(S3) for table in tables.values()):
+        connection.load_extension(str(_extension_file("httpfs")))
     moment = None if as_of is None else _moment_ms(tables, as_of)
     for name, table in tables.items():
         try:
+            if table.location().startswith(S3):
+                connection.execute(s3_secret(name, table.location(), table.io.properties))
             connection.execute(f'CREATE VIEW "{name}" AS {_select(table, moment)}')
         except duckdb.Error as error:
             raise QueryError(f"DuckDB cannot read {NAMESPACE}.{name}: {_line(error)}") from error
     return connection
+
+
+def s3_secret(name: str, location: str, properties: Mapping[str, str]) -> str:
+    """SQL that lets DuckDB read what is below `location` as PyIceberg does, by the `s3.*` of a catalog or table.
+
+    What those leave out is taken from the variables of AWS's own tools.
+    """
+    given = {
+        option: properties.get(key) or os.environ.get(variable)
+        for option, key, variable in (
+            ("KEY_ID", "s3.access-key-id", "AWS_ACCESS_KEY_ID"),
+            ("SECRET", "s3.secret-access-key", "AWS_SECRET_ACCESS_KEY"),
+            ("SESSION_TOKEN", "s3.session-token", "AWS_SESSION_TOKEN"),
+            ("REGION", "s3.region", "AWS_REGION"),
+        )
+    }
+    options = {"TYPE": "s3", "SCOPE": location, **{option: value for option, value in given.items() if value}}
+    if endpoint := properties.get("s3.endpoint"):
+        scheme, _, host = endpoint.rpartition("://")
+        options |= {"ENDPOINT": host.rstrip("/"), "USE_SSL": str(scheme != "http").lower()}
+        virtual = properties.get("s3.force-virtual-addressing", "false").lower() == "true"
+        options["URL_STYLE"] = "vhost" if virtual else "path"
+    listed = ", ".join(f"{option} {_literal(value)}" for option, value in options.items())
+    return f'CREATE SECRET "{name}" ({listed})'
+
+
+def _literal(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
 
 
 def _tables(catalog: Catalog) -> dict[str, Table]:
@@ -72,8 +110,7 @@ def _moment_ms(tables: Mapping[str, Table], as_of: AsOf) -> int:
 
 def _select(table: Table, moment_ms: int | None) -> str:
     """SQL for all rows of a table as of a moment, or as they are now."""
-    location = table.metadata_location.replace("'", "''")
-    newest = f"SELECT * FROM iceberg_scan('{location}'"
+    newest = f"SELECT * FROM iceberg_scan({_literal(table.metadata_location)}"
     if moment_ms is None:
         return f"{newest})"
     snapshot = table.snapshot_as_of_timestamp(moment_ms)

@@ -10,6 +10,7 @@ from confluent_kafka.admin import AdminClient
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exponential_jitter
 
 from k2flow.errors import KafkaError, LostOffsetsError, SettingsError
+from k2flow.kafka.tls import distrust
 from k2flow.ledger import Ledger, start_offsets
 from k2flow.settings import KAFKA_PREFIX
 
@@ -23,6 +24,7 @@ _FATAL = {
     ConfluentError.SASL_AUTHENTICATION_FAILED,
     ConfluentError.TOPIC_EXCEPTION,
 }
+_REFUSED = {ConfluentError._AUTHENTICATION, ConfluentError._SSL}
 
 
 @dataclass(frozen=True)
@@ -52,13 +54,12 @@ def wait_for_topic(config: Mapping[str, str], name: str) -> Topic:
     Raises KafkaError where the broker answers but the topic is missing or may not be read, SettingsError for a property
     that librdkafka does not know.
     """
-    admin = AdminClient(checked(config), logger=log)
-    return _waiting()(_describe, admin, name, config["bootstrap.servers"])
+    return _waiting()(_Asker(config).describe, name)
 
 
 def find_topic(config: Mapping[str, str], name: str) -> Topic:
     """The topic as it is now, without waiting. Raises BrokerDownError, and what `wait_for_topic` raises."""
-    return _describe(AdminClient(checked(config), logger=log), name, config["bootstrap.servers"])
+    return _Asker(config).describe(name)
 
 
 def checked(config: Mapping[str, str]) -> dict[str, str]:
@@ -71,21 +72,41 @@ def checked(config: Mapping[str, str]) -> dict[str, str]:
     return dict(config)
 
 
-def _describe(admin: AdminClient, name: str, servers: str) -> Topic:
-    try:
-        future = admin.describe_topics(TopicCollection([name]), request_timeout=TIMEOUT_SECONDS)[name]
-        found = future.result()
-    except KafkaException as error:
-        code = error.args[0].code()
-        if code == ConfluentError.UNKNOWN_TOPIC_OR_PART:
-            raise KafkaError(
-                f"topic {name} does not exist on {servers}: create it, or set K2FLOW_<EXCHANGE>_TOPIC"
-            ) from None
-        if code in _FATAL:
-            raise KafkaError(f"topic {name} on {servers} cannot be used: {error.args[0].str()}") from None
-        raise BrokerDownError(f"no Kafka broker answers at {servers} ({error.args[0].str()})") from error
-    partitions = tuple(sorted(p.id for p in found.partitions))
-    return Topic(name, str(found.topic_id), partitions)
+class _Asker:
+    """Asks for a topic, and knows why it got no answer."""
+
+    def __init__(self, config: Mapping[str, str]) -> None:
+        self._config = config
+        self._servers = config["bootstrap.servers"]
+        self._complaints: list[ConfluentError] = []
+        own = {"error_cb": self._complaints.append, "log_level": 0}  # it logs each of its attempts, many a second
+        self._admin = AdminClient({**checked(config), **own}, logger=log)
+
+    def describe(self, name: str) -> Topic:
+        try:
+            future = self._admin.describe_topics(TopicCollection([name]), request_timeout=TIMEOUT_SECONDS)[name]
+            found = future.result()
+        except KafkaException as error:
+            raise self._explained(name, error.args[0]) from error
+        partitions = tuple(sorted(p.id for p in found.partitions))
+        return Topic(name, str(found.topic_id), partitions)
+
+    def _explained(self, name: str, error: ConfluentError) -> KafkaError | BrokerDownError:
+        """The request itself has only timed out where the broker does not let anybody in."""
+        while self._admin.poll(0):
+            pass
+        refused = [each for each in self._complaints if each.code() in _REFUSED]
+        self._complaints.clear()
+        error = refused[-1] if refused else error
+        if error.code() == ConfluentError._SSL and (why := distrust(self._config)):
+            return BrokerDownError(f"a Kafka broker's certificate is not trusted: {why} (ssl.ca.location)")
+        if error.code() == ConfluentError.UNKNOWN_TOPIC_OR_PART:
+            return KafkaError(
+                f"topic {name} does not exist on {self._servers}: create it, or set K2FLOW_<EXCHANGE>_TOPIC"
+            )
+        if error.code() in _FATAL:
+            return KafkaError(f"topic {name} on {self._servers} cannot be used: {error.str()}")
+        return BrokerDownError(f"no Kafka broker answers at {self._servers} ({error.str()})")
 
 
 def _waiting() -> Retrying:

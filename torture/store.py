@@ -1,4 +1,4 @@
-"""The warehouse under torture: SeaweedFS, a real S3 store, behind a proxy."""
+"""The warehouse under torture: SeaweedFS, a real S3 store, behind a proxy; it has an Iceberg REST catalog as well."""
 
 import contextlib
 import os
@@ -15,7 +15,8 @@ from torture.proxy import Proxy
 
 BUCKET = "warehouse"
 KEY, SECRET = "torture", "torture-secret"
-SERVERS = ("master", "volume", "filer", "admin", "s3")
+TABLES = "tables"  # the bucket of the REST catalog
+SERVERS = ("master", "volume", "filer", "admin", "s3", "s3.port.iceberg")
 GRPC = 10_000  # each server also takes the port that is so much higher
 PORTS = range(11_000, 19_000, len(SERVERS))
 START_SECONDS = 40.0
@@ -38,8 +39,24 @@ class Seaweed:
 
     def properties(self) -> dict[str, str]:
         """PyIceberg's properties of a catalog whose warehouse this is."""
+        return {"warehouse": f"s3://{BUCKET}/k2flow", **self._access()}
+
+    def rest_catalog(self) -> dict[str, str]:
+        """PyIceberg's properties of its own catalog."""
         return {
-            "warehouse": f"s3://{BUCKET}/k2flow",
+            "type": "rest",
+            "uri": self._rest,
+            "credential": f"{KEY}:{SECRET}",
+            "warehouse": f"s3://{TABLES}",
+            **self._access(),
+        }
+
+    @property
+    def _rest(self) -> str:
+        return f"http://127.0.0.1:{self._ports['s3.port.iceberg']}"
+
+    def _access(self) -> dict[str, str]:
+        return {
             "py-io-impl": "pyiceberg.io.pyarrow.PyArrowFileIO",
             "s3.endpoint": f"http://127.0.0.1:{self._proxy.port}",
             "s3.access-key-id": KEY,
@@ -85,10 +102,10 @@ class Seaweed:
             "-master.telemetry=false",
             "-admin.ui=false",
             "-webdav=false",
-            "-s3.port.iceberg=0",
             "-s3.port.lance=0",
             f"-bucket={BUCKET}",
-            *(f"-{name}.port={port}" for name, port in self._ports.items()),
+            f"-tableBucket={TABLES}",
+            *(f"-{name if '.' in name else f'{name}.port'}={port}" for name, port in self._ports.items()),
         ]
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
@@ -100,10 +117,11 @@ class Seaweed:
 
     def _ready(self) -> bool:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self._ports['s3']}/healthz", timeout=2):
-                return True
+            for url in (f"http://127.0.0.1:{self._ports['s3']}/healthz", f"{self._rest}/v1/config"):
+                urllib.request.urlopen(url, timeout=2).close()
         except OSError:
             return False
+        return True
 
     def _end(self, gently: bool) -> None:
         """It may take 20 s to end by itself while clients are connected: it is killed then."""

@@ -1,0 +1,280 @@
+"""k2flow between real parts: Kafka with SASL_SSL, a schema registry, PostgreSQL, a REST catalog, an S3 store."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from confluent_kafka import Producer
+
+from k2flow.exchange import GOLD, find_exchange
+from k2flow.kafka.admin import Admin
+from k2flow.produce import ProduceOptions, produce
+from k2flow.secret_files import FOLDER
+from k2flow.trade import trade_schema
+from tests.integration.harness import ROOT, Lake
+from tests.integration.test_run import Run, running
+from tests.surroundings.apicurio import Apicurio
+from tests.surroundings.secure_kafka import PASSWORD, SecureKafka, let_in, secure_kafka
+from tests.unit.test_decode import TRADE, evolved, written
+from torture.catalogs import PREFIX, Postgres, postgres_programs
+from torture.store import SECRET, Seaweed, open_store
+
+pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("surroundings")]
+
+BOTH = {"binance": 3, "kraken": 1}
+LONG_AGO = timedelta(minutes=10)
+RULES = ROOT / "docker" / "prometheus" / "rules.yml"
+
+
+@pytest.fixture(scope="module")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureKafka]:
+    made = secure_kafka(tmp_path_factory.mktemp("kafka") / "secure")
+    with made.local:
+        let_in(made)
+        yield made
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Apicurio]:
+    try:
+        made = Apicurio(tmp_path_factory.mktemp("registry"))
+    except (OSError, RuntimeError) as error:
+        pytest.skip(f"Apicurio cannot be had here: {error}")
+    with made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
+    made = open_store(tmp_path_factory.mktemp("store") / "seaweed")
+    assert made is not None
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def database(store: Seaweed) -> Iterator[dict[str, str]]:
+    """The variables of a catalog in PostgreSQL, whose warehouse is the store."""
+    programs = postgres_programs()
+    if programs is None:
+        pytest.skip("PostgreSQL is not here (Debian: postgresql)")
+    made = Postgres(store.properties(), programs)
+    yield made.environment()
+    made.stop()
+
+
+def variables(properties: Mapping[str, str]) -> dict[str, str]:
+    return {PREFIX + name.upper().replace(".", "__").replace("-", "_"): value for name, value in properties.items()}
+
+
+class Site:
+    """All of it: two topics, and what a process of k2flow is told. Secrets are in files."""
+
+    def __init__(self, kafka: SecureKafka, registry: Apicurio, catalog: Mapping[str, str], folder: Path) -> None:
+        self.kafka = kafka
+        self._registry = registry
+        self._folder = folder
+        self.topics = {exchange: f"{exchange}.{uuid.uuid4().hex}" for exchange in BOTH}
+        Admin(kafka.local.bootstrap).create({self.topics[exchange]: BOTH[exchange] for exchange in BOTH})
+        secrets = {name: value for name, value in catalog.items() if value == SECRET or SECRET in value}
+        secrets["K2FLOW_KAFKA_SASL_PASSWORD"] = PASSWORD
+        (folder / "secrets").mkdir()
+        for name, value in secrets.items():
+            (folder / "secrets" / name).write_text(f"{value}\n")
+        self.secrets = [PASSWORD, SECRET]
+        self.variables = {
+            FOLDER: str(folder / "secrets"),
+            "K2FLOW_SCHEMA_REGISTRY_URL": registry.url,
+            **{name: value for name, value in catalog.items() if name not in secrets},
+            **kafka.client(),
+            **{f"K2FLOW_{exchange.upper()}_TOPIC": topic for exchange, topic in self.topics.items()},
+        }
+
+    def lake(self) -> Lake:
+        return Lake("binance", self.topics["binance"], self._folder / "home", self.kafka.secure)
+
+    def send(self, exchange: str, schema_id: int, **options: Any) -> int:
+        """How many messages were sent, through the door that flows use."""
+        config = {
+            name.removeprefix("K2FLOW_KAFKA_").lower().replace("_", "."): value
+            for name, value in {**self.kafka.client(), "K2FLOW_KAFKA_SASL_PASSWORD": PASSWORD}.items()
+        }
+        wanted = ProduceOptions(schema_id=schema_id, **options)
+        return produce(find_exchange(exchange).code, self.topics[exchange], config, wanted).sent
+
+    def command(self, *arguments: str, code: int = 0) -> str:
+        line = [sys.executable, "-m", "k2flow", *arguments]
+        environment = self.lake().environment(**self.variables)
+        done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == code, done.stdout + done.stderr
+        assert not any(secret in done.stdout + done.stderr for secret in self.secrets)
+        return done.stdout
+
+
+def test_everything_at_once(
+    kafka: SecureKafka, registry: Apicurio, database: Mapping[str, str], tmp_path: Path
+) -> None:
+    """Both exchanges, a process of each killed, the registry away for a while: an alert fires, and the audit holds."""
+    site = Site(kafka, registry, database, tmp_path)
+    first = registry.register(f"{site.topics['binance']}-value", trade_schema())
+    sent = {exchange: site.send(exchange, first, count=3_000, bad=0.05, duplicates=0.05) for exchange in BOTH}
+    arguments = ("binance", "kraken", "--processes", "1", "--trigger", "0.5")
+    with running(site.lake(), tmp_path / "log", *arguments, **site.variables) as run:
+        run.wait_until_ready()
+        for exchange in BOTH:
+            (victim,) = run.children(exchange)
+            assert_no_secrets(site, victim)
+            victim.kill()
+            sent[exchange] += site.send(exchange, first, count=500, seed=1)
+        run.wait_for(lambda: {exchange: bronze_rows(run, exchange) for exchange in BOTH} == sent)
+
+        second = registry.register(f"{site.topics['binance']}-value", evolved_further())
+        registry.stop()
+        letters = run.value("k2flow_table_rows", table="dlq_binance_trades")
+        send_evolved(site, second, 10)
+        sent["kraken"] += site.send("kraken", first, count=100, seed=2)
+        run.wait_for(lambda: bronze_rows(run, "kraken") == sent["kraken"])
+        run.wait_for(lambda: (lag := run.value("k2flow_lag_seconds", exchange="binance", layer="silver")) and lag > 500)
+        assert_fires("K2flowLayerStale", run.get("/metrics")[1], {"exchange": "binance", "layer": "silver"}, tmp_path)
+        assert run.value("k2flow_table_rows", table="dlq_binance_trades") == letters
+        assert "waiting, no message is rejected for it" in run.log()
+        registry.start()
+        sent["binance"] += 10
+        run.wait_for(lambda: bronze_rows(run, "binance") == sent["binance"])
+        run.wait_for(lambda: run.value("binance_gold_lag") == 0)
+        assert run.value("k2flow_table_rows", table="dlq_binance_trades") == letters
+        assert run.stop() == 0, run.log()
+        assert not any(secret in run.log() for secret in site.secrets)
+    assert_holds(site)
+    fees = f"SELECT count(*) AS fees FROM {GOLD} WHERE vendor_data['fee'] = '0.25'"
+    assert site.command("query", fees, "--format", "csv").split() == ["fees", "10"]
+    site.command("config")
+
+
+def test_a_rest_catalog(kafka: SecureKafka, registry: Apicurio, store: Seaweed, tmp_path: Path) -> None:
+    """A flow of one process, and of two, maintenance, queries and the audit."""
+    site = Site(kafka, registry, variables(store.rest_catalog()), tmp_path)
+    first = registry.register(f"{site.topics['binance']}-value", trade_schema())
+    for seed in (1, 2):
+        site.send("binance", first, count=1_000, bad=0.05, duplicates=0.05, seed=seed)
+        site.command("run", "binance", "--processes", str(seed), "--until-caught-up")
+    site.command("maintain")
+    rows = site.command("query", "SELECT count(*) AS rows FROM bronze_binance_trades", "--format", "csv")
+    assert rows.split() == ["rows", "2000"]
+    assert_holds(site, "binance")
+
+
+def assert_holds(site: Site, *exchanges: str) -> None:
+    audit = json.loads(site.command("audit", *exchanges, "--json"))
+    assert audit["verdict"] == "holds", audit
+
+
+def bronze_rows(run: Run, exchange: str) -> float | None:
+    return run.value("k2flow_table_rows", table=f"bronze_{exchange}_trades")
+
+
+def assert_no_secrets(site: Site, process: psutil.Process) -> None:
+    """Neither its command nor its environment, which `ps` shows, tells one."""
+    shown = [*process.cmdline(), *process.environ().values()]
+    assert not [each for each in shown for secret in site.secrets if secret in each]
+
+
+def evolved_further() -> dict[str, Any]:
+    schema = evolved()
+    schema["fields"].append({"name": "fee", "type": ["null", "double"], "default": None})
+    return schema
+
+
+def send_evolved(site: Site, schema_id: int, count: int) -> None:
+    """Trades in the bytes of the evolved schema, which came to Kafka long ago."""
+    producer = Producer({"bootstrap.servers": site.kafka.local.bootstrap})
+    at = datetime.now(UTC) - LONG_AGO
+    microseconds = int(at.timestamp() * 1e6)
+    for number in range(count):
+        trade = {
+            **TRADE,
+            "message_id": str(uuid.uuid4()),
+            "trade_id": f"BINANCE-{number}",
+            "timestamp": microseconds,
+            "ingestion_timestamp": microseconds,
+            "fee": 0.25,
+        }
+        value = written(evolved_further(), schema_id, **trade)
+        producer.produce(site.topics["binance"], value, partition=0, timestamp=microseconds // 1000)
+    assert producer.flush(30) == 0
+
+
+def assert_fires(alert: str, scraped: str, labels: Mapping[str, str], folder: Path) -> None:
+    """The alert fires where what was scraped stays as it is, for `labels`, and for nothing of Kraken's."""
+    if shutil.which("promtool") is None:
+        return
+    series = [line.rpartition(" ") for line in scraped.splitlines() if line and not line.startswith("#")]
+    wanted = ",".join(f'{name}="{value}"' for name, value in {**labels, "alertstate": "firing"}.items())
+    test = {
+        "rule_files": [str(RULES)],
+        "tests": [
+            {
+                "interval": "1m",
+                "input_series": [{"series": name, "values": f"{value}x10"} for name, _, value in series],
+                "promql_expr_test": [
+                    {
+                        "expr": f'count by (exchange, layer, alertstate) (ALERTS{{alertname="{alert}",{wanted}}})',
+                        "eval_time": "5m",
+                        "exp_samples": [{"labels": f"{{{wanted}}}", "value": 1}],
+                    },
+                    {"expr": f'ALERTS{{alertname="{alert}",exchange="kraken"}}', "eval_time": "5m", "exp_samples": []},
+                ],
+            }
+        ],
+    }
+    file = folder / "alert.test.yml"
+    file.write_text(json.dumps(test))  # JSON is YAML
+    done = subprocess.run(["promtool", "test", "rules", str(file)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture
+def insecure(kafka: SecureKafka, tmp_path: Path) -> Callable[..., str]:
+    """What a flow says that is let in nowhere, before it is told to end; it must not end by itself in silence."""
+
+    def said(**extra: str) -> str:
+        topic = f"binance.{uuid.uuid4().hex}"
+        Admin(kafka.local.bootstrap).create({topic: 1})
+        lake = Lake("binance", topic, tmp_path / "home", kafka.secure)
+        with lake.start(**{**kafka.client(), "K2FLOW_KAFKA_SASL_PASSWORD": PASSWORD, **extra}) as flow:
+            deadline = time.monotonic() + 60
+            while "waiting" not in flow.log() and flow.processes[0].poll() is None:
+                assert time.monotonic() < deadline, flow.log()
+                time.sleep(0.1)
+            flow.signal(signal.SIGTERM)
+            return flow.wait(30)
+
+    return said
+
+
+def test_a_wrong_password_is_said(insecure: Callable[..., str]) -> None:
+    log = insecure(K2FLOW_KAFKA_SASL_PASSWORD="guess")
+    assert "Authentication failed" in log
+    assert "guess" not in log
+
+
+def test_an_expired_certificate_is_said(kafka: SecureKafka, insecure: Callable[..., str]) -> None:
+    log = insecure(K2FLOW_KAFKA_BOOTSTRAP_SERVERS=kafka.expired)
+    assert "certificate has expired" in log, log
+
+
+def test_an_authority_that_is_not_trusted_is_said(insecure: Callable[..., str], tmp_path: Path) -> None:
+    other = secure_kafka(tmp_path / "other")
+    log = insecure(K2FLOW_KAFKA_SSL_CA_LOCATION=str(other.authority))
+    assert "certificate is not trusted: 127.0.0.1:" in log
+    assert "unable to get local issuer certificate" in log or "self-signed certificate" in log, log

@@ -1,0 +1,96 @@
+"""A broker that lets nobody in without a password, over TLS; and one whose certificate is out of date."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import trustme
+from confluent_kafka.admin import (
+    AdminClient,
+    ScramCredentialInfo,
+    ScramMechanism,
+    UserScramCredentialUpsertion,
+)
+from cryptography.hazmat.primitives import serialization
+
+from k2flow.kafka.local import LocalKafka, free_port
+
+USER, PASSWORD = "flows", "correct horse battery staple"
+ITERATIONS = 4096  # Kafka's least
+SHORT_OF_TODAY = timedelta(days=1)
+
+
+@dataclass(frozen=True)
+class SecureKafka:
+    """A real Kafka with SASL_SSL (SCRAM-SHA-512) at `secure`, and at `expired` with a certificate of last year.
+
+    `local` is the same broker without either, as the administrator of its own machine reaches it. `authority` is the
+    file of the certificate that both others are signed with.
+    """
+
+    local: LocalKafka
+    secure: str
+    expired: str
+    authority: Path
+
+    def client(self, bootstrap: str | None = None) -> dict[str, str]:
+        """The variables that a flow needs to get in, all but the password."""
+        return {
+            "K2FLOW_KAFKA_BOOTSTRAP_SERVERS": bootstrap or self.secure,
+            "K2FLOW_KAFKA_SECURITY_PROTOCOL": "SASL_SSL",
+            "K2FLOW_KAFKA_SASL_MECHANISM": "SCRAM-SHA-512",
+            "K2FLOW_KAFKA_SASL_USERNAME": USER,
+            "K2FLOW_KAFKA_SSL_CA_LOCATION": str(self.authority),
+        }
+
+
+def secure_kafka(folder: Path) -> SecureKafka:
+    """It is not started yet; `folder` gets its data and certificates."""
+    folder.mkdir(parents=True)
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(folder / "authority.pem"))
+    now = datetime.now(UTC)
+    certificates = {
+        "secure": authority.issue_cert("127.0.0.1"),
+        "expired": authority.issue_cert(
+            "127.0.0.1", not_before=now - timedelta(days=365), not_after=now - SHORT_OF_TODAY
+        ),
+    }
+    addresses = {name: f"127.0.0.1:{free_port()}" for name in certificates}
+    listeners = ",".join(f"{name.upper()}://{address}" for name, address in addresses.items())
+    properties = {
+        "listeners": listeners,
+        "advertised.listeners": listeners,
+        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SECURE:SASL_SSL,EXPIRED:SASL_SSL",
+        "sasl.enabled.mechanisms": "SCRAM-SHA-512",
+    }
+    for name, certificate in certificates.items():
+        path = folder / f"{name}.pem"
+        path.write_bytes(_pkcs8(certificate.private_key_pem.bytes()) + certificate.cert_chain_pems[0].bytes())
+        path.chmod(0o600)
+        properties |= {
+            f"listener.name.{name}.ssl.keystore.type": "PEM",
+            f"listener.name.{name}.ssl.keystore.location": str(path),
+            f"listener.name.{name}.scram-sha-512.sasl.jaas.config": (
+                "org.apache.kafka.common.security.scram.ScramLoginModule required;"
+            ),
+        }
+    local = LocalKafka(folder / "kafka", free_port(), properties=properties)
+    return SecureKafka(local, addresses["secure"], addresses["expired"], folder / "authority.pem")
+
+
+def let_in(kafka: SecureKafka) -> None:
+    """Makes the user and the password that flows have; the broker must run."""
+    admin = AdminClient({"bootstrap.servers": kafka.local.bootstrap})
+    how = ScramCredentialInfo(ScramMechanism.SCRAM_SHA_512, ITERATIONS)
+    wanted = UserScramCredentialUpsertion(USER, how, PASSWORD.encode())
+    for done in admin.alter_user_scram_credentials([wanted]).values():
+        done.result(30)
+
+
+def _pkcs8(key: bytes) -> bytes:
+    """A private key as Java reads it."""
+    private = serialization.load_pem_private_key(key, None)
+    return private.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )

@@ -1,0 +1,40 @@
+"""What DuckDB is told of an object store."""
+
+from collections.abc import Mapping
+
+import pytest
+
+from k2flow.query import s3_secret
+
+KEYS = {"s3.access-key-id": "me", "s3.secret-access-key": "it's"}
+
+
+@pytest.fixture(autouse=True)
+def no_aws(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("properties", "options"),
+    [
+        ({}, ""),
+        (KEYS, ", KEY_ID 'me', SECRET 'it''s'"),
+        ({"s3.session-token": "t", "s3.region": "r"}, ", SESSION_TOKEN 't', REGION 'r'"),
+        ({"s3.endpoint": "http://h:9/"}, ", ENDPOINT 'h:9', USE_SSL 'false', URL_STYLE 'path'"),
+        ({"s3.endpoint": "https://h"}, ", ENDPOINT 'h', USE_SSL 'true', URL_STYLE 'path'"),
+        (
+            {"s3.endpoint": "h:9", "s3.force-virtual-addressing": "True"},
+            ", ENDPOINT 'h:9', USE_SSL 'true', URL_STYLE 'vhost'",
+        ),
+    ],
+)
+def test_secret(properties: Mapping[str, str], options: str) -> None:
+    assert s3_secret("t", "s3://b/t", properties) == f"CREATE SECRET \"t\" (TYPE 's3', SCOPE 's3://b/t'{options})"
+
+
+def test_what_a_catalog_leaves_out_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "env")
+    monkeypatch.setenv("AWS_REGION", "there")
+    assert "KEY_ID 'env', REGION 'there'" in s3_secret("t", "s3://b", {})
+    assert "KEY_ID 'me', SECRET 'it''s', REGION 'there'" in s3_secret("t", "s3://b", KEYS)
