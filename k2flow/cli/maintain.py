@@ -1,11 +1,8 @@
 """`k2flow maintain`."""
 
 import logging
-import re
-import signal
 import threading
 import time
-from types import FrameType
 from typing import Annotated
 
 import typer
@@ -15,6 +12,7 @@ from rich.filesize import decimal
 from rich.table import Table as RichTable
 
 from k2flow.catalog import NAMESPACE, catalog_errors, open_catalog
+from k2flow.cli.repeated import duration, stop_event
 from k2flow.errors import K2flowError, MaintenanceError
 from k2flow.exchange import all_exchanges, exchange_names
 from k2flow.maintain.leader import Leadership
@@ -25,16 +23,6 @@ from k2flow.table_metadata import handle_once
 from k2flow.tables import TableDefinition, definitions
 
 log = logging.getLogger(__name__)
-
-UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-
-
-def duration(text: str) -> float:
-    """Seconds of "90s", "5m", "1h" or "7d"."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text.strip())
-    if not found:
-        raise typer.BadParameter(f"{text!r} is no time: a number and s, m, h or d, as in 5m")
-    return float(found[1]) * UNITS[found[2]]
 
 
 def maintain_command(
@@ -60,7 +48,7 @@ def maintain_command(
     catalog = open_catalog(settings)
     wanted = _chosen(catalog, tables or [])
     leadership = Leadership(catalog)
-    stop = _stop_event()
+    stop = stop_event()
     try:
         while True:
             began = time.monotonic()
@@ -114,18 +102,6 @@ def _chosen(catalog: Catalog, names: list[str]) -> list[TableDefinition]:
             for name, each in sorted(known.items())
             if name in names or (not names and catalog.table_exists((NAMESPACE, name)))
         ]
-
-
-def _stop_event() -> threading.Event:
-    """Set by SIGTERM and SIGINT: the step that runs is finished."""
-    stop = threading.Event()
-
-    def set_it(number: int, frame: FrameType | None) -> None:
-        stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, set_it)
-    return stop
 
 
 def _show(actions: list[Action], dry_run: bool) -> None:

@@ -16,7 +16,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from k2flow.catalog import open_catalog
-from k2flow.cli.maintain import duration
+from k2flow.cli.repeated import duration
 from k2flow.deadline import DeadlinePassedError, within
 from k2flow.errors import CatalogError, K2flowError
 from k2flow.exchange import Exchange, exchange_names, find_exchange

@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,6 +19,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 from k2flow.audit import Report, audit
 from k2flow.exchange import exchange_names, find_exchange
+from k2flow.kafka.local import free_port
 from k2flow.settings import load_settings
 from tests.integration import damage
 from tests.integration.conftest import fill
@@ -260,3 +262,32 @@ def test_json_is_as_documented(new_lake: NewLake) -> None:
     for key in (*report, *part, *part["kafka"], *part["bronze"], *report["tables"]["bronze_binance_trades"]):
         assert key in documented, key
     assert part["kafka"] == {"low": 0, "high": 50, "lag": 0}
+
+
+def test_it_is_repeated_and_tells_its_verdict(new_lake: NewLake) -> None:
+    """What was lost between two audits is what the second one says, for an alert; SIGTERM ends it with 0."""
+    lake = new_lake()
+    fill(lake, count=1_000, bad=0.05, seed=1)
+    lake.catch_up()
+    port = free_port()
+    line = [sys.executable, "-m", "k2flow", "audit", "binance", "--every", "0.2s"]
+    with subprocess.Popen(
+        line, cwd=ROOT, env=lake.environment(K2FLOW_METRICS_PORT=str(port)), stderr=subprocess.PIPE, text=True
+    ) as repeated:
+        assert repeated.stderr is not None
+        log = iter(repeated.stderr.readline, "")
+        assert any("the law: holds" in each for each in log)
+        assert "k2flow_audit_verdict 0.0" in scraped(port)
+        lake.table("silver").delete("side = 'BUY'")
+        assert any("the law: broken" in each for each in log)
+        assert "k2flow_audit_verdict 1.0" in scraped(port)
+        assert re.search(r'k2flow_audit_findings\{severity="broken"\} [1-9]', scraped(port))
+        repeated.terminate()
+        repeated.stderr.read()
+        assert repeated.wait(60) == 0
+
+
+def scraped(port: int) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        text: str = answer.read().decode()
+    return text

@@ -12,6 +12,8 @@ import pytest
 from prometheus_client import REGISTRY
 
 from k2flow import metrics
+from k2flow.audit.report import Verdict
+from k2flow.audit.told import Told
 from k2flow.status.collector import StatusCollector
 from k2flow.status.report import Status
 
@@ -24,12 +26,14 @@ SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_count", "_sum"), 
 
 
 def exported() -> set[str]:
-    """The names of all samples that a flow and its status can give."""
+    """The names of all samples that a flow, its status and audits can give."""
     assert metrics.ROWS in REGISTRY._collector_to_names
     nothing = Status(0, 0.0, (), {})
     collector = StatusCollector(lambda: nothing)
     collector._last = nothing
-    families = [*REGISTRY.collect(), *collector.collect()]
+    audited = Told()
+    audited.tell(Verdict.HOLDS, [])
+    families = [*REGISTRY.collect(), *collector.collect(), *audited.collect()]
     return {family.name + suffix for family in families for suffix in SUFFIXES.get(family.type, ("",))}
 
 
