@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from bytewax.dataflow import Dataflow
 
-from k2flow import metrics
+from k2flow import metrics, tracing
 from k2flow.context import FlowContext
 from k2flow.data_files import DataFileWriter
 from k2flow.decode import Decoded, TradeDecoder
@@ -76,7 +76,8 @@ class Steps:
 
     @logged
     def decode(self, messages: Slice) -> Judged:
-        decoded = self._decoder.decode(messages)
+        with tracing.span("decode", messages=messages.rows.num_rows):
+            decoded = self._decoder.decode(messages)
         reasons = {
             each["values"]: each["counts"] for each in decoded.failures.rows["reason"].value_counts().to_pylist()
         }
@@ -111,7 +112,8 @@ class Steps:
         new = rows.beyond(self._context.committed(table))
         if new.rows.num_rows == 0:
             return table, written([], new.ranges(), told)
-        files = self._context.write(self._writers[table], shape(new) if shape else new.rows)
+        with tracing.span("write", table=table, rows=new.rows.num_rows):
+            files = self._context.write(self._writers[table], shape(new) if shape else new.rows)
         return table, Written(files, new.ranges(), told)
 
     @cached_property

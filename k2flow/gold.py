@@ -21,7 +21,7 @@ from pyiceberg.io.pyarrow import ArrowScan
 from pyiceberg.manifest import ManifestContent, ManifestFile
 from pyiceberg.table import FileScanTask, Table
 
-from k2flow import metrics
+from k2flow import metrics, tracing
 from k2flow.catalog import catalog_errors, load_table
 from k2flow.context import FlowContext
 from k2flow.dedup.index import SeenIds
@@ -101,10 +101,12 @@ class Deduplicator(StatefulBatchLogic[Candidates, Written, None]):
             self._epoch_ended = False
         # What several workers have sent goes into the same files.
         rows = pa.concat_batches([value.rows for value in values]) if len(values) > 1 else values[0].rows
-        first = self._seen.first_seen(rows.column("message_id"), hours_of(rows))
+        with tracing.span("dedup", rows=rows.num_rows):
+            first = self._seen.first_seen(rows.column("message_id"), hours_of(rows))
         fresh = rows if first.all() else rows.filter(pa.array(first))
         told = Told(duplicates=rows.num_rows - fresh.num_rows)
-        written = Written(self._context.write(self._writer, fresh), told=told)
+        with tracing.span("write", table=GOLD, rows=fresh.num_rows):
+            written = Written(self._context.write(self._writer, fresh), told=told)
         labels = (self._context.exchange.name, str(values[0].owner))
         metrics.SEEN_IDS.labels(*labels).set(self._seen.ids)
         metrics.SEEN_BYTES.labels(*labels).set(self._seen.nbytes)

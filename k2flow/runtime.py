@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 from prometheus_client import REGISTRY
 from pythonjsonlogger.json import JsonFormatter
 
-from k2flow import failure
+from k2flow import failure, tracing
 from k2flow.catalog import open_catalog
 from k2flow.context import FlowContext
 from k2flow.endpoint import serve
@@ -99,6 +99,8 @@ def _run(context: FlowContext, cli_main: Callable[..., None], kwargs: dict[str, 
             set_up_logging(context.settings.log_level, context.settings.log_format)
             _stop_on_signals(context)
             _serve_metrics(context, kwargs.get("process_id") or 0)
+            if context.settings.traces:
+                tracing.set_up(context.exchange.name)
             if addresses:
                 _watch_peers(context, addresses, kwargs["process_id"])
             context.open(workers)
@@ -111,6 +113,7 @@ def _run(context: FlowContext, cli_main: Callable[..., None], kwargs: dict[str, 
                 context.exchange.settings.topic,
             )
             cli_main(**kwargs)
+            tracing.end()
             log.info("%s: stopped, everything that was read is committed", context.exchange.name)
     except BaseException as error:
         known = _known_cause(error, workers > 1)

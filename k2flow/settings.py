@@ -72,6 +72,9 @@ class Settings(BaseSettings):
         description="Serve /metrics, /healthz and /readyz; under bytewax.run each process on this port + its number.",
     )
     metrics_host: str = Field(default="127.0.0.1", description="Address that the metrics are served on.")
+    traces: bool = Field(
+        default=False, description="Send OpenTelemetry traces of each batch, where OTEL_* variables say; extra: traces."
+    )
     start_seconds: float = Field(
         default=60, gt=0, description="`k2flow run`: how long the processes of an exchange may take to find each other."
     )

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 from pyiceberg.manifest import DataFile
 
-from k2flow import metrics
+from k2flow import metrics, tracing
 from k2flow.commit import HUNG_SECONDS, Committer
 from k2flow.context import FlowContext
 from k2flow.deadline import DeadlinePassedError, within
@@ -104,7 +104,8 @@ class TableCommits(StatefulSinkPartition[Written, None]):
         began = time.monotonic()
         reach(Point.EPOCH_COMPLETE)
         try:
-            self._committer.commit(files, ranges)
+            with tracing.span("commit", table=self._name, files=len(files)):
+                self._committer.commit(files, ranges)
         except CommitError:
             metrics.COMMIT_FAILURES.labels(self._exchange, metrics.layer_of(self._name)).inc()
             raise
@@ -125,7 +126,8 @@ class TableCommits(StatefulSinkPartition[Written, None]):
         """Waits for the files of this epoch."""
         waiting = self._files
         try:
-            return within(HUNG_SECONDS, lambda: [file for files in waiting for file in files()])
+            with tracing.span("await files", table=self._name):
+                return within(HUNG_SECONDS, lambda: [file for files in waiting for file in files()])
         except DeadlinePassedError as error:
             raise CommitError(
                 f"{self._name}: the storage has not taken a file for {HUNG_SECONDS} s; nothing is lost: start again "

@@ -31,6 +31,7 @@ from k2flow.metrics import STAGE, Stage
 from k2flow.pacing import Pacing
 from k2flow.settings import KAFKA_PREFIX
 from k2flow.topic import BrokerDownError, begin_offsets, first_offset, wait_for_watermarks, watermarks_now
+from k2flow.tracing import begin_batch, end_batch
 from k2flow.validate import MAX_TIME_US
 
 log = logging.getLogger(__name__)
@@ -106,6 +107,7 @@ class KafkaReader(StatelessSourcePartition[Slice]):
     def next_batch(self) -> list[Slice]:
         self._awake_at = datetime.now(UTC)  # at once: the waiting is done in `consume`, without the interpreter's lock
         self._pacing.back(self._awake_at)
+        end_batch()
         self._report_committed()
         if not self._begun:
             self._begun = True
@@ -127,6 +129,8 @@ class KafkaReader(StatelessSourcePartition[Slice]):
         return []
 
     def _emit(self) -> list[Slice]:
+        if self._rows:
+            begin_batch(worker=self._worker, messages=self._rows, bytes=self._bytes)
         slices = self._take()
         self._awake_at += self._pacing.leave(datetime.now(UTC))
         return slices

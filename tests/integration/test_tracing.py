@@ -1,0 +1,94 @@
+"""Traces of a flow, as a collector gets them."""
+
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
+
+from k2flow import tracing
+from tests.integration.conftest import fill
+from tests.integration.harness import Lake
+
+pytestmark = pytest.mark.integration
+
+
+class Collector:
+    """What was sent to /v1/traces, in OTLP over HTTP."""
+
+    def __init__(self) -> None:
+        self.requests: list[ExportTraceServiceRequest] = []
+        collector = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                if self.path == "/v1/traces":
+                    collector.requests.append(ExportTraceServiceRequest.FromString(body))
+                self.send_response(200)
+                self.end_headers()
+
+            def log_message(self, format: str, *arguments: object) -> None:
+                """Nothing on stderr."""
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+    def spans(self) -> list[Span]:
+        return [
+            span
+            for request in self.requests
+            for resource in request.resource_spans
+            for scope in resource.scope_spans
+            for span in scope.spans
+        ]
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    made = Collector()
+    thread = threading.Thread(target=made.server.serve_forever, args=(0.01,))
+    thread.start()
+    yield made
+    made.server.shutdown()
+    thread.join()
+    made.server.server_close()
+
+
+def test_each_batch_is_a_trace(new_lake: Callable[..., Lake], collector: Collector) -> None:
+    lake = new_lake(partitions=1)
+    fill(lake, count=3_000, bad=0.05, duplicates=0.05, seed=1)
+    lake.catch_up(
+        K2FLOW_TRACES="1",
+        K2FLOW_BINANCE_BATCH_ROWS="1000",
+        OTEL_EXPORTER_OTLP_ENDPOINT=collector.url,
+        OTEL_EXPORTER_OTLP_COMPRESSION="none",
+    )
+    spans = collector.spans()
+    batches = [span for span in spans if span.name == "batch"]
+    assert [span.parent_span_id for span in batches] == [b""] * len(batches)
+    assert sum(value(span, "messages") for span in batches) == 3_000
+    for batch in batches:
+        steps = [span for span in spans if span.trace_id == batch.trace_id and span is not batch]
+        assert {span.parent_span_id for span in steps} == {batch.span_id}
+        assert {"decode", "dedup", "write", "await files", "commit"} == {span.name for span in steps}
+        assert len([span for span in steps if span.name == "commit"]) == 4
+        assert all(batch.start_time_unix_nano <= span.start_time_unix_nano for span in steps)
+        assert all(span.end_time_unix_nano <= batch.end_time_unix_nano for span in steps)
+    (resource,) = {str(request.resource_spans[0].resource) for request in collector.requests}
+    assert "k2flow.exchange" in resource
+
+
+def value(span: Span, key: str) -> int:
+    (found,) = [each.value.int_value for each in span.attributes if each.key == key]
+    return int(found)
+
+
+def test_without_them_a_span_is_nothing() -> None:
+    assert tracing._start is None
+    tracing.begin_batch(messages=1)
+    with tracing.span("decode", messages=1) as entered:
+        assert entered is None
+    tracing.end()
