@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from concurrent.futures import wait
 from dataclasses import dataclass
 
 from confluent_kafka import Consumer, KafkaException, TopicCollection, TopicPartition
@@ -17,6 +18,7 @@ from k2flow.settings import KAFKA_PREFIX
 log = logging.getLogger(__name__)
 
 TIMEOUT_SECONDS = 10.0
+POLL_SECONDS = 0.1
 _FATAL = {
     ConfluentError._AUTHENTICATION,
     ConfluentError.TOPIC_AUTHORIZATION_FAILED,
@@ -85,6 +87,11 @@ class _Asker:
     def describe(self, name: str) -> Topic:
         try:
             future = self._admin.describe_topics(TopicCollection([name]), request_timeout=TIMEOUT_SECONDS)[name]
+            while not wait([future], POLL_SECONDS).done:
+                self._admin.poll(0)
+                codes = {each.code() for each in self._complaints}
+                if codes & _REFUSED and ConfluentError._ALL_BROKERS_DOWN in codes:
+                    raise self._explained(name, self._complaints[-1])
             found = future.result()
         except KafkaException as error:
             raise self._explained(name, error.args[0]) from error
