@@ -13,7 +13,7 @@ from rich.table import Table as RichTable
 
 from k2flow.catalog import NAMESPACE, catalog_errors, open_catalog
 from k2flow.cli.repeated import duration, stop_event
-from k2flow.errors import K2flowError, MaintenanceError
+from k2flow.errors import CatalogError, K2flowError, MaintenanceError
 from k2flow.exchange import all_exchanges, exchange_names
 from k2flow.maintain.leader import Leadership
 from k2flow.maintain.run import Action, Pass, Timing
@@ -55,6 +55,10 @@ def maintain_command(
             actions, failed = _pass(catalog, wanted, timing, leadership, dry_run, stop)
             if pause is None or stop.wait(max(0.0, pause - (time.monotonic() - began))):
                 break
+            try:
+                wanted = _chosen(catalog, tables or [])  # there may be new ones
+            except CatalogError as error:
+                log.error("%s", error)
     finally:
         leadership.release()
     if every is None:
