@@ -20,6 +20,7 @@
     ├── RedoError            messages cannot be judged again as asked
     ├── MaintenanceError     a table cannot be maintained as it is
     ├── QueryError           a query failed
+    ├── ReportError          a report cannot be written
     └── AuditError           the audit could not look at something that it must
 
 Each message is one line that says what is wrong and what to do next.
@@ -119,6 +120,10 @@ class MaintenanceError(K2flowError):
 
 class QueryError(K2flowError):
     """A query failed."""
+
+
+class ReportError(K2flowError):
+    """A report cannot be written where it should be."""
 
 
 class AuditError(K2flowError):

@@ -15,11 +15,13 @@ from k2flow.cli.kafka import kafka_app
 from k2flow.cli.maintain import maintain_command
 from k2flow.cli.produce import produce_command
 from k2flow.cli.query import query_command
+from k2flow.cli.report import report_command
 from k2flow.cli.reprocess import reprocess_command
 from k2flow.cli.status import status_command
 from k2flow.cli.tables import tables_app
 from k2flow.errors import K2flowError, SettingsError
 from k2flow.exchange import all_exchanges, exchange_names, find_exchange
+from k2flow.reference import markdown
 from k2flow.runtime import ERROR, EXIT_FAILED, set_up_logging
 from k2flow.settings import PREFIX, Settings, kafka_origins, load_settings, mask, origins
 
@@ -39,6 +41,7 @@ app.command("audit")(audit_command)
 app.command("maintain")(maintain_command)
 app.command("reprocess")(reprocess_command)
 app.command("status")(status_command)
+app.command("report")(report_command)
 
 
 @app.callback()
@@ -49,8 +52,15 @@ def _options(debug: Annotated[bool, typer.Option("--debug", help="Show traceback
 
 
 @app.command()
-def config() -> None:
+def config(
+    as_markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print docs/configuration.md instead: what settings there are.")
+    ] = False,
+) -> None:
     """What every setting is, and where it came from; secrets are masked."""
+    if as_markdown:
+        print(markdown(all_exchanges()), end="")
+        return
     settings = load_settings(exchange_names())
     table = RichTable("setting", "value", "from")
     for origin in origins(settings, PREFIX, {}, ""):

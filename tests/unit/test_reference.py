@@ -1,0 +1,38 @@
+"""The page of settings is what the settings say, and says it of each."""
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from k2flow.cli.main import app
+from k2flow.exchange import exchange_names
+from k2flow.settings import ExchangeSettings, Settings
+
+PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
+
+
+def test_the_page_is_what_the_command_prints(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is set where it is printed."""
+    monkeypatch.setenv("K2FLOW_BINANCE_TRIGGER_SECONDS", "77")
+    monkeypatch.setenv("K2FLOW_KAFKA_BOOTSTRAP_SERVERS", "elsewhere:1")
+    done = CliRunner().invoke(app, ["config", "--markdown"])
+    assert done.exit_code == 0, done.output
+    assert done.stdout == PAGE.read_text(), "run `k2flow config --markdown > docs/configuration.md`"
+
+
+def test_every_setting_is_there_with_what_it_means() -> None:
+    rows = {cells[1].strip(): cells for line in PAGE.read_text().splitlines() if len(cells := line.split("|")) == 6}
+    for prefix, model in (("K2FLOW_", Settings), ("", ExchangeSettings)):
+        for name, field in model.model_fields.items():
+            assert field.description, name
+            assert rows[f"`{prefix}{name.upper()}`"][4].strip() == field.description
+    assert rows["`K2FLOW_METRICS_PORT`"][2:4] == [" whole number, from 1 to 65,535 ", "  "]
+    assert rows["`TRIGGER_SECONDS`"][2:4] == [" number, from 0.1 to 3,600 ", " `10` "]
+    assert rows["`UNKNOWN_FIELDS`"][2:4] == [" `keep` or `ignore` ", " `keep` "]
+
+
+def test_what_each_exchange_declares_is_there() -> None:
+    page = PAGE.read_text()
+    for name in exchange_names():
+        assert f"`K2FLOW_{name.upper()}_TOPIC` | `market.crypto.trades.{name}`" in page
