@@ -13,11 +13,19 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+import k2flow
+from k2flow.audit import Report, audit
+from k2flow.audit.report import Verdict
+from k2flow.catalog import load_table, open_catalog
+from k2flow.cli.audit import PIPE_WIDTH
+from k2flow.cli.progress import progress_bars
 from k2flow.errors import CatalogError
 from k2flow.exchange import GOLD, Exchange, find_exchange
 from k2flow.kafka.local import LocalKafka, free_port
 from k2flow.ledger import read
 from k2flow.produce import Manifest, ProduceOptions, produce
+from k2flow.report import Trouble, attempt, gather, render, write
+from k2flow.settings import load_settings
 
 HOME = Path(".k2flow/demo")
 COUNTS = {"binance": 200_000, "kraken": 20_000}
@@ -50,7 +58,10 @@ def main(keep: Annotated[bool, typer.Option("--keep", help="Leave Kafka running 
         manifests = {e.name: fill(e, kafka.bootstrap) for e in exchanges}
         run_flows(exchanges)
         as_promised = show(exchanges, manifests)
-        how_to_go_on(kafka, keep)
+        audited = prove(exchanges)
+        as_promised &= isinstance(audited, Report) and audited.verdict is Verdict.HOLDS
+        candles()
+        how_to_go_on(kafka, keep, report(exchanges, audited))
     finally:
         if not keep:
             kafka.stop()
@@ -102,9 +113,6 @@ def start_flow(exchange: Exchange, batch_rows: int | None = None) -> subprocess.
 
 def committed(exchange: Exchange) -> int:
     """Offsets that all four tables hold."""
-    from k2flow.catalog import load_table, open_catalog
-    from k2flow.settings import load_settings
-
     catalog = open_catalog(load_settings(COUNTS))
     try:
         ledgers = [
@@ -117,9 +125,7 @@ def committed(exchange: Exchange) -> int:
 
 
 def show(exchanges: list[Exchange], manifests: dict[str, Manifest]) -> bool:
-    """The tables beside the manifests; whether they are the same everywhere, and the audit agrees."""
-    import k2flow
-
+    """The tables beside the manifests; whether they are the same everywhere."""
     connection = k2flow.connect()
     say("rows per layer, beside what the producer says it sent")
     rows: list[tuple[str, int, int]] = []
@@ -140,16 +146,37 @@ def show(exchanges: list[Exchange], manifests: dict[str, Manifest]) -> bool:
         expected = manifests[e.name].bad
         for reason in sorted({*found, *expected}):
             reasons.append((f"{e.name} {reason}", found.get(reason, 0), expected.get(reason, 0)))
-    right &= print_counts("reason", reasons)
+    return right & print_counts("reason", reasons)
+
+
+def prove(exchanges: list[Exchange]) -> Report | Trouble:
+    """As `k2flow audit` does."""
     say("the audit: k2flow's own proof, from Kafka's offsets to Gold's files")
-    right &= subprocess.run([sys.executable, "-m", "k2flow", "audit"], check=False).returncode == 0
+    settings = load_settings(COUNTS)
+    with progress_bars() as told:
+        audited = attempt(lambda: audit(open_catalog(settings), settings, exchanges, progress=told))
+    if isinstance(audited, Trouble):
+        print(f"the law could not be checked: {audited.text}")
+    else:
+        audited.show(Console(width=None if sys.stdout.isatty() else PIPE_WIDTH))
+    return audited
+
+
+def candles() -> None:
     say("one-minute candles of BTCUSDT, from Gold by DuckDB")
-    candles = connection.sql(CANDLES)
-    table = Table(*candles.columns)
-    for row in candles.fetchall():
+    found = k2flow.connect().sql(CANDLES)
+    table = Table(*found.columns)
+    for row in found.fetchall():
         table.add_row(*map(str, row))
     console.print(table)
-    return right
+
+
+def report(exchanges: list[Exchange], audited: Report | Trouble) -> Path:
+    """As `k2flow report` does, with the audit that was made already; the page's file."""
+    say("the report: one page of all of it")
+    settings, path = load_settings(COUNTS), HOME / "report.html"
+    write(path, render(gather(open_catalog(settings), settings, exchanges, ()), audited))
+    return path
 
 
 def one(connection: duckdb.DuckDBPyConnection, sql: str) -> int:
@@ -164,7 +191,7 @@ def print_counts(what: str, rows: list[tuple[str, int, int]]) -> bool:
     return all(found == sent for _, found, sent in rows)
 
 
-def how_to_go_on(kafka: LocalKafka, keep: bool) -> None:
+def how_to_go_on(kafka: LocalKafka, keep: bool, page: Path) -> None:
     say("go on")
     print(f"export K2FLOW_HOME={HOME}")
     if keep:
@@ -177,6 +204,7 @@ def how_to_go_on(kafka: LocalKafka, keep: bool) -> None:
     print(".venv/bin/k2flow tables list")
     print(".venv/bin/k2flow audit")
     print(f'.venv/bin/k2flow query "SELECT symbol, count(*) FROM {GOLD} GROUP BY 1 ORDER BY 2 DESC LIMIT 5"')
+    print(f"and open {page.resolve().as_uri()} in a browser")
 
 
 typer.run(main)

@@ -1,0 +1,98 @@
+"""How time and values are divided, as pure functions."""
+
+import math
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+MILLISECOND_US = 1_000
+SECOND_US = 1_000_000
+MINUTE_US, HOUR_US, DAY_US = 60 * SECOND_US, 3_600 * SECOND_US, 86_400 * SECOND_US
+STEPS_US = (
+    *(n * MILLISECOND_US for n in (1, 2, 5, 10, 20, 50, 100, 200, 500)),
+    *(n * SECOND_US for n in (1, 2, 5, 10, 15, 30)),
+    *(n * MINUTE_US for n in (1, 2, 5, 10, 15, 30)),
+    *(n * HOUR_US for n in (1, 2, 4, 6, 12)),
+    *(n * DAY_US for n in (1, 2, 7, 14, 28, 91, 364)),
+)
+"""The lengths that a step of a time axis may have; beyond the last one twice that, and so on."""
+ALONE = 3
+"""So many times longer than most rows take, an axis would be for the sake of a few others."""
+_FIRST_SECOND, _LAST_SECOND = -62_135_596_800, 253_402_300_799
+
+
+@dataclass(frozen=True)
+class Axis:
+    """`steps` equal steps of time: the i-th begins at `begin_us` + i * `step_us` (us since 1970)."""
+
+    begin_us: int
+    step_us: int
+    steps: int
+
+    @property
+    def end_us(self) -> int:
+        return self.begin_us + self.steps * self.step_us
+
+
+def axis(first_us: int, last_us: int, most: int, shortest_us: int = MILLISECOND_US) -> Axis:
+    """From `first_us` to `last_us`, both included, in at most `most` steps, each of which begins at a multiple.
+
+    `most` is 2 at least: a boundary may lie between any two moments.
+    """
+    step = next((s for s in STEPS_US if s >= shortest_us and _steps(first_us, last_us, s) <= most), STEPS_US[-1])
+    while _steps(first_us, last_us, step) > most:
+        step *= 2
+    return Axis(first_us // step * step, step, _steps(first_us, last_us, step))
+
+
+def _steps(first_us: int, last_us: int, step_us: int) -> int:
+    return last_us // step_us - first_us // step_us + 1
+
+
+def without_strays(first_us: int, early_us: int, late_us: int, last_us: int) -> tuple[int, int]:
+    """Where an axis begins and ends: with the first and the last row, or with most of them, from `early_us` to
+    `late_us`, if the others would only stretch it."""
+    stretched = last_us - first_us > ALONE * max(late_us - early_us, MILLISECOND_US)
+    return (early_us, late_us) if stretched else (first_us, last_us)
+
+
+def utc(us: int) -> datetime:
+    """The second of us since 1970; the first or last of the years 1 to 9999 for what is beyond, as an axis may be."""
+    return datetime.fromtimestamp(min(max(us // SECOND_US, _FIRST_SECOND), _LAST_SECOND), UTC)
+
+
+def value_ticks(low: float, high: float, least: float = 0.0, most: int = 5) -> list[float]:
+    """Round values, at most `most` + 2 of them, of which the first is not above `low` and the last not below `high`.
+
+    They are `least` apart at least. Where `low` and `high` are the same there is room on both sides, of 0 above it.
+    """
+    if high <= low:
+        room = abs(low) * 0.01 or 1.0
+        low, high = (low - room, low + room) if low else (0.0, 1.0)
+    raw = max(least, (high - low) / most)
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(n * power for n in (1, 2, 5, 10) if n * power >= raw * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [n * step for n in range(first, max(last, first + 1) + 1)]
+
+
+def time_ticks(begin_us: int, end_us: int, most: int) -> list[tuple[int, str]]:
+    """Round moments in [begin_us, end_us], at most `most` (2 or more), each with a short text in UTC.
+
+    The text has the date where ticks are days apart, or where a day begins, and fractions of seconds where needed.
+    """
+    found = axis(begin_us, max(begin_us, end_us - 1), most)
+    moments = range(found.begin_us, end_us + 1, found.step_us)
+    return [(us, _text(us, found.step_us)) for us in moments if us >= begin_us][:most]
+
+
+def _text(us: int, step_us: int) -> str:
+    at = utc(us)
+    if step_us >= DAY_US:
+        return f"{at:%Y-%m-%d}"
+    if us % DAY_US == 0:
+        return f"{at:%m-%d}"
+    if step_us >= MINUTE_US:
+        return f"{at:%H:%M}"
+    if step_us >= SECOND_US:
+        return f"{at:%H:%M:%S}"
+    return f"{at:%H:%M:%S}.{us % SECOND_US // MILLISECOND_US:03d}"
