@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -24,6 +23,7 @@ from k2flow.exchange import GOLD, exchange_names, find_exchange
 from k2flow.ledger import read
 from k2flow.settings import load_settings
 from k2flow.supervisor import free_addresses
+from tests.integration.forked import Forked, Started, call
 from tests.oracle import Expected, Message, frozen_map
 
 ROOT = Path(__file__).parents[2]
@@ -64,22 +64,20 @@ class Lake:
 
     def start(self, processes: int = 1, arguments: Sequence[str] = (), **extra: str) -> "Flow":
         """Starts `python -m bytewax.run flows.<exchange>`, as one process or as a cluster."""
-        command = [sys.executable, "-m", "bytewax.run", f"flows.{self.exchange}", *arguments]
+        command = [f"flows.{self.exchange}", *arguments]
         addresses = ";".join(free_addresses(processes))
         logs = tempfile.TemporaryFile()  # noqa: SIM115 - the Flow closes it
         started = []
         for i in range(processes):
             cluster = ["-i", str(i), "-a", addresses] if processes > 1 else []
-            started.append(
-                subprocess.Popen(
-                    [*command, *cluster],
-                    cwd=ROOT,
-                    env=self.environment(**extra),
-                    stdout=logs,
-                    stderr=subprocess.STDOUT,
-                )
-            )
+            outputs = (logs.fileno(), logs.fileno())
+            started.append(Forked("bytewax.run", [*command, *cluster], self.environment(**extra), ROOT, outputs))
         return Flow(started, logs)
+
+    def command(self, *arguments: str, module: str = "k2flow", **extra: str) -> subprocess.CompletedProcess[str]:
+        """What came of `python -m k2flow`, or of another module, with these arguments."""
+        done = call(module, arguments, self.environment(**extra), ROOT, DEADLINE_SECONDS)
+        return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
     def catch_up(self, processes: int = 1, **extra: str) -> str:
         """Runs until caught up and returns the log; fails if the flow does."""
@@ -92,7 +90,7 @@ class Lake:
 class Flow:
     """Running processes; used as a context manager it leaves none behind."""
 
-    def __init__(self, processes: Sequence[subprocess.Popen[bytes]], logs: IO[bytes]) -> None:
+    def __init__(self, processes: Sequence[Started], logs: IO[bytes]) -> None:
         self.processes = processes
         self._logs = logs
 

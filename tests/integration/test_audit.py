@@ -44,15 +44,10 @@ def audited(lake: Lake, code: int = 0, **extra: str) -> dict[str, Any]:
 
 def printed(lake: Lake, *arguments: str, code: int = 0) -> dict[str, Any]:
     """The report of `k2flow audit EXCHANGE --json`, which must end with `code`."""
-    done = command(lake, lake.environment(), lake.exchange, "--json", *arguments)
+    done = lake.command("audit", lake.exchange, "--json", *arguments)
     assert done.returncode == code, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
     report: dict[str, Any] = json.loads(done.stdout)
     return report
-
-
-def command(lake: Lake, environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "k2flow", "audit", *arguments]
-    return subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
 
 
 def test_a_clean_run(new_lake: NewLake) -> None:
@@ -96,15 +91,15 @@ def test_two_exchanges_and_people(new_lake: NewLake) -> None:
     lake = new_lake()
     fill(lake, count=500, bad=0.05, seed=1)
     lake.catch_up()
-    done = command(lake, lake.environment())
+    done = lake.command("audit")
     assert done.returncode == 0, done.stderr
     assert "the conservation law holds" in done.stdout
     assert "there are no tables of kraken" in done.stdout
-    assert command(lake, lake.environment(), "kraken").returncode == 2
+    assert lake.command("audit", "kraken").returncode == 2
     other = new_lake("kraken")
     fill(other, count=500, bad=0.05, seed=2)
     other.catch_up()
-    done = command(lake, {**lake.environment(), "K2FLOW_KRAKEN_TOPIC": other.topic}, "--json")
+    done = lake.command("audit", "--json", K2FLOW_KRAKEN_TOPIC=other.topic)
     assert done.returncode == 0, done.stdout
     assert {part["exchange"] for part in json.loads(done.stdout)["partitions"]} == {"binance", "kraken"}
 
@@ -158,17 +153,17 @@ def test_what_cannot_be_checked_is_exit_code_2(new_lake: NewLake, tmp_path: Path
     lake = new_lake()
     fill(lake, count=100, seed=1)
     lake.catch_up()
-    for environment, text in (
-        (lake.environment(K2FLOW_HOME=str(tmp_path / "empty")), "no tables"),
-        (lake.environment(PYICEBERG_CATALOG__K2FLOW__URI="http://127.0.0.1:1"), "catalog"),
-        (lake.environment(K2FLOW_BINANCE_TOPIC="another"), "topic"),
-        (lake.environment(K2FLOW_NONSENSE="1"), "K2FLOW_NONSENSE"),
+    for name, value, text in (
+        ("K2FLOW_HOME", str(tmp_path / "empty"), "no tables"),
+        ("PYICEBERG_CATALOG__K2FLOW__URI", "http://127.0.0.1:1", "catalog"),
+        ("K2FLOW_BINANCE_TOPIC", "another", "topic"),
+        ("K2FLOW_NONSENSE", "1", "K2FLOW_NONSENSE"),
     ):
-        done = command(lake, environment, "binance")
+        done = lake.command("audit", "binance", **{name: value})
         assert done.returncode == 2, done.stdout + done.stderr
         assert text in done.stderr
     lake.catalog().drop_table(("market_data", "dlq_binance_trades"))
-    done = command(lake, lake.environment(), "binance")
+    done = lake.command("audit", "binance")
     assert done.returncode == 2
     assert "dlq_binance_trades" in done.stderr
 

@@ -23,6 +23,7 @@ import pytest
 
 from k2flow.kafka.local import LocalKafka, free_port
 from k2flow.produce import Manifest
+from tests.integration import forked
 from tests.integration.conftest import fill
 from tests.integration.harness import ROOT, Flow, Lake, assert_tables, ledger_offsets, read_topic
 from tests.oracle import expect
@@ -43,7 +44,8 @@ def lake(tmp_path: Path) -> Lake:
 
 
 def call(lake: Lake, command: Sequence[str], seconds: float = 60, **extra: str) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(command, cwd=ROOT, env=lake.environment(**extra), capture_output=True, timeout=seconds)
+    _, _, module, *arguments = command
+    return forked.call(module, arguments, lake.environment(**extra), ROOT, seconds)
 
 
 def k2flow(lake: Lake, *arguments: str, **extra: str) -> bytes:

@@ -69,8 +69,7 @@ def send(lake: Lake, schema_id: int, numbers: range, **more: Any) -> None:
 
 
 def command(lake: Lake, *arguments: str) -> str:
-    line = [sys.executable, "-m", "k2flow", *arguments]
-    done = subprocess.run(line, cwd=ROOT, env=lake.environment(), capture_output=True, text=True, timeout=120)
+    done = lake.command(*arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -56,14 +56,7 @@ TOGETHER_SECONDS = float(os.environ.get("TOGETHER_SECONDS", "8"))
 
 def maintain(lake: Lake, *arguments: str, code: int = 0) -> str:
     """What `k2flow maintain` prints."""
-    done = subprocess.run(
-        [sys.executable, "-m", "k2flow", "maintain", *arguments],
-        cwd=ROOT,
-        env=lake.environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = lake.command("maintain", *arguments)
     assert done.returncode == code, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout + done.stderr
 
@@ -112,14 +105,7 @@ def test_three_weeks_of_days(new_lake: NewLake, monkeypatch: pytest.MonkeyPatch)
     gold = connect_to(lake.catalog()).sql(f"SELECT * FROM {GOLD} ORDER BY message_id, timestamp").fetchall()
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
-    done = subprocess.run(
-        [sys.executable, "-m", "k2flow", "maintain", "--safe-age", "0s", "--reader-time", "0s"],
-        cwd=ROOT,
-        env=lake.environment(**settings),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = lake.command("maintain", "--safe-age", "0s", "--reader-time", "0s", **settings)
     assert done.returncode == 0, done.stderr
     for layer, days in kept.items():
         first = today - timedelta(days=days)
@@ -130,8 +116,7 @@ def test_three_weeks_of_days(new_lake: NewLake, monkeypatch: pytest.MonkeyPatch)
 
 
 def maintain_again(lake: Lake, settings: dict[str, str]) -> str:
-    command = [sys.executable, "-m", "k2flow", "maintain", "--safe-age", "1h"]
-    return subprocess.run(command, cwd=ROOT, env=lake.environment(**settings), capture_output=True, text=True).stdout
+    return lake.command("maintain", "--safe-age", "1h", **settings).stdout
 
 
 def test_what_is_promised_of_a_table(new_lake: NewLake) -> None:

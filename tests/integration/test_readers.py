@@ -3,8 +3,6 @@
 import itertools
 import json
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -24,7 +22,7 @@ from pyiceberg.table import Table
 from k2flow.errors import KafkaError
 from k2flow.query import connect_to
 from tests.integration.conftest import fill
-from tests.integration.harness import DEADLINE_SECONDS, ROOT, Lake
+from tests.integration.harness import DEADLINE_SECONDS, Lake
 from tests.integration.test_maintain import LAYERS, definition, maintain, maintaining, send_days
 
 pytest.importorskip("pyspark", reason="pyspark is not installed: scripts/setup dev,spark installs it")
@@ -201,14 +199,8 @@ def assert_extremes(readers: Readers, layer: str, whole: Contents) -> None:
 def assert_queried(lake: Lake, seen: Mapping[str, Contents]) -> None:
     """`k2flow query` counts the rows as everybody does."""
     counts = ", ".join(f"(SELECT count(*) FROM {lake.table(layer).name()[-1]}) AS {layer}" for layer in LAYERS)
-    done = subprocess.run(
-        [sys.executable, "-m", "k2flow", "query", f"SELECT {counts}", "--format", "json"],
-        cwd=ROOT,
-        env=lake.environment(),
-        check=True,
-        capture_output=True,
-        timeout=60,
-    )
+    done = lake.command("query", f"SELECT {counts}", "--format", "json")
+    assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {layer: seen[layer].rows.total() for layer in LAYERS}
 
 

@@ -36,10 +36,10 @@ MANY = 100_000
 
 def k2flow(lake: Lake, *arguments: str, other: bool = False, code: int = 0, **extra: str) -> str:
     """What a command prints: with the rules of today, or the `other` ones."""
-    command = [*OTHER, "k2flow"] if other else [sys.executable, "-m", "k2flow"]
-    done = subprocess.run(
-        [*command, *arguments], cwd=ROOT, env=lake.environment(**extra), capture_output=True, text=True, timeout=120
-    )
+    if other:
+        done = lake.command("k2flow", *arguments, module="tests.integration.other_rules", **extra)
+    else:
+        done = lake.command(*arguments, **extra)
     assert done.returncode == code, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout if "--json" in arguments else done.stdout + done.stderr
 

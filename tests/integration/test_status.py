@@ -44,10 +44,7 @@ LAYERS = ("bronze", "silver", "dlq", "gold")
 
 def told(lake: Lake, *arguments: str, code: int = 0, **extra: str) -> str:
     """What `k2flow status` of the lake's exchange prints."""
-    done = subprocess.run(
-        [*STATUS, lake.exchange, *arguments],
-        cwd=ROOT, env=lake.environment(**extra), capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+    done = lake.command("status", lake.exchange, *arguments, **extra)
     assert done.returncode == code, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stderr
     return done.stdout or done.stderr

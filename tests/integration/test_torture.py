@@ -10,7 +10,7 @@ from tests.integration.harness import ROOT
 pytestmark = pytest.mark.integration
 
 SEED = 20
-MINUTES = 1.5
+MINUTES = 1.0
 
 
 @pytest.mark.timeout(600)
