@@ -43,9 +43,12 @@ EXIT_TRY_AGAIN = 75
 """Exit codes of a flow that an error has ended: one that stays; one that may pass, before or after the flow had begun
 to read (EX_UNAVAILABLE and EX_TEMPFAIL of BSD's sysexits)."""
 JSON_NAMES = {"levelname": "level", "name": "logger"}
+SUPERVISED = "PROMETHEUS_MULTIPROC_DIR"
+"""The variable by which the supervisor tells Prometheus' client where counts go."""
 WEB_SERVER = "BYTEWAX_DATAFLOW_API_ENABLED"
 M_ARENA_MAX = -8  # malloc.h
 ARENAS = 2
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 ERROR = "k2flow: error: "
 """What the one line begins with that a process says before it ends with EXIT_FAILED."""
@@ -69,6 +72,16 @@ def keep_freed_memory() -> None:
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):  # GNU's alone
         libc.mallopt(M_ARENA_MAX, ARENAS)
+
+
+def end_with_supervisor() -> None:
+    """Has this process get SIGTERM when the one that started it is killed: nobody would pass signals on to it any more.
+
+    A supervisor that was started again could not start the flow while this one runs. Linux alone can do it.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "prctl"):
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _replace_cli_main(main: ModuleType, context: FlowContext) -> None:
@@ -98,6 +111,8 @@ def _run(context: FlowContext, cli_main: Callable[..., None], kwargs: dict[str, 
         with nullcontext() if debug else NativeStderr() as native:
             set_up_logging(context.settings.log_level, context.settings.log_format)
             _stop_on_signals(context)
+            if SUPERVISED in os.environ:
+                end_with_supervisor()
             _serve_metrics(context, kwargs.get("process_id") or 0)
             if context.settings.traces:
                 tracing.set_up(context.exchange.name)
@@ -131,7 +146,7 @@ def _run(context: FlowContext, cli_main: Callable[..., None], kwargs: dict[str, 
 def _serve_metrics(context: FlowContext, process_id: int) -> None:
     """Of this process alone, unless a supervisor serves those of all. Raises SettingsError."""
     port = context.settings.metrics_port
-    if port is None or "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+    if port is None or SUPERVISED in os.environ:
         return
 
     def not_ready() -> str | None:

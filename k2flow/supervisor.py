@@ -32,13 +32,11 @@ from k2flow.endpoint import serve
 from k2flow.errors import RunError, SettingsError
 from k2flow.exchange import find_exchange
 from k2flow.metrics import Stage
-from k2flow.runtime import ERROR, EXIT_FAILED, EXIT_UNAVAILABLE, LOST_TOUCH
+from k2flow.runtime import ERROR, EXIT_FAILED, EXIT_UNAVAILABLE, LOST_TOUCH, SUPERVISED
 from k2flow.settings import PREFIX, Settings
 
 log = logging.getLogger(__name__)
 
-COUNTS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
-"""The environment variable by which Prometheus' client knows where the processes' counts go."""
 POLL_SECONDS = 0.1
 PEERS_SECONDS = 15.0
 """How long the others may take to end by themselves after one has failed: a peer of a dead one may hang for ever."""
@@ -100,12 +98,12 @@ def run(plans: Sequence[Plan], settings: Settings, extra: Mapping[str, str]) -> 
     When one crashes the others of its exchange are ended, and all are started again after a pause that doubles from one
     failure to the next, up to a minute, and varies by chance, so that flows that failed together do not start together.
     Nothing is lost: what was not committed is read again. SIGTERM and SIGINT are passed on to all, which then drain and
-    commit; who has not after `stop_seconds` is killed. Raises RunError, once all have ended, for errors that starting
-    again would not mend, or that kept a flow from starting at all.
+    commit; who has not after `stop_seconds` is killed. Where this process itself is killed they get a SIGTERM. Raises
+    RunError, once all have ended, for errors that starting again would not mend, or that kept a flow from starting.
     """
     stopping = threading.Event()
-    with tempfile.TemporaryDirectory(prefix="k2flow-counts-") as counts:
-        environment, alone = {**extra, COUNTS_FOLDER: counts}, len(plans) == 1
+    with tempfile.TemporaryDirectory(prefix="k2flow-counts-") as counts, ExitStack() as at_end:
+        environment, alone = {**extra, SUPERVISED: counts}, len(plans) == 1
         flows = [_Flow(each, settings, environment, stopping, alone) for each in plans]
         if settings.metrics_port is not None:
             from k2flow.status.collector import StatusCollector
@@ -119,6 +117,7 @@ def run(plans: Sequence[Plan], settings: Settings, extra: Mapping[str, str]) -> 
             host, port = settings.metrics_host, settings.metrics_port
             serve(host, port, registry, lambda: _first_of(flows, "failed"), lambda: _first_of(flows, "not_ready"))
             status.start()
+            at_end.callback(status.stop)
 
         def stop(number: int, _: FrameType | None) -> None:
             stopping.set()
@@ -235,7 +234,7 @@ class _Flow:
                     if child.poll() is None:
                         child.kill()
                     child.wait()
-                    mark_process_dead(child.pid, self._environment[COUNTS_FOLDER])  # type: ignore[no-untyped-call]
+                    mark_process_dead(child.pid, self._environment[SUPERVISED])  # type: ignore[no-untyped-call]
         if self._stopping.is_set():  # a process that was still importing knows no better than to die of the signal
             codes = [0 if code == -signal.SIGTERM else code for code in codes]
         elif not connected:
@@ -282,7 +281,7 @@ class _Flow:
     def _stage(self, child: subprocess.Popen[bytes]) -> Stage:
         """How far a process has come, as it has told its counts."""
         registry = CollectorRegistry()
-        registry.register(Counts(self._environment[COUNTS_FOLDER]))
+        registry.register(Counts(self._environment[SUPERVISED]))
         labels = {"exchange": self.plan.exchange, "pid": str(child.pid)}
         return Stage(int(registry.get_sample_value("k2flow_process_stage", labels) or 0))
 

@@ -29,10 +29,15 @@ class StatusCollector(Collector):
         self._look = look
         self._last: Status | None = None
         self._began = time.time()
+        self._stopped = threading.Event()
 
     def start(self) -> None:
-        """Until the process ends."""
+        """Until it is stopped, or the process ends."""
         threading.Thread(target=self._go_on, name="status", daemon=True).start()
+
+    def stop(self) -> None:
+        """What a look that is under way cannot find out any more is not said."""
+        self._stopped.set()
 
     def collect(self) -> Iterable[Metric]:
         status = self._last
@@ -44,12 +49,13 @@ class StatusCollector(Collector):
             yield from _tables(status)
 
     def _go_on(self) -> None:
-        while True:
+        while not self._stopped.is_set():
             try:
                 self._last = self._look()
             except K2flowError as error:
-                log.warning("the status could not be looked at: %s", error)
-            time.sleep(EVERY_SECONDS)
+                if not self._stopped.is_set():
+                    log.warning("the status could not be looked at: %s", error)
+            self._stopped.wait(EVERY_SECONDS)
 
 
 def _layers(status: Status) -> Iterable[Metric]:

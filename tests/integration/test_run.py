@@ -195,3 +195,17 @@ def test_who_does_not_drain_in_time_is_killed(new_lake: NewLake, tmp_path: Path)
         assert "not drained 2 s after it was told to stop: killed" in run.log()
     lake.catch_up()
     assert_tables(lake, expect(read_topic(lake.bootstrap, lake.topic), "BINANCE"))
+
+
+def test_a_supervisor_that_is_killed_takes_its_flows_with_it(new_lake: NewLake, tmp_path: Path) -> None:
+    """They drain: what they had read is committed, and the next supervisor finds nobody in its way."""
+    lake = new_lake(partitions=1)
+    fill(lake, count=2_000, seed=1)
+    with running(lake, tmp_path / "log", "binance", "--processes", "1", "--trigger", "600") as run:
+        run.wait_until_ready()
+        (flow,) = run.children("binance")
+        time.sleep(2)  # it has read what there is
+        run.process.kill()
+        flow.wait(60)
+    assert lake.table("gold").scan().count() == 2_000
+    lake.catch_up()
