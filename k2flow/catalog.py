@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pyiceberg.catalog
 from pyiceberg.catalog import Catalog
@@ -31,18 +32,20 @@ def open_catalog(settings: Settings) -> Catalog:
     """
     with catalog_errors():
         try:
-            given = configured(settings)
-            if given.get("type", "rest").lower() == "rest" and given.get("uri", "").startswith("http"):
+            given = _given()
+            uri = str(given.get("uri", ""))
+            rest = str(given.get("type", "rest")).lower() == "rest" and "py-catalog-impl" not in given
+            if rest and uri.startswith("http"):
                 from k2flow.rest_catalog import TimedRestCatalog  # the others start sooner without an HTTP client
 
                 return TimedRestCatalog(CATALOG, **given)
             if given:
                 # PyIceberg reads PYICEBERG_CATALOG__K2FLOW__POOL_PRE_PING as `pool-pre-ping`, which nothing heeds, and
                 # without it the first call after a restart of the database fails.
-                ping = {"pool_pre_ping": "true"} if given.get("uri", "").startswith("postgresql") else {}
-                return pyiceberg.catalog.load_catalog(CATALOG, **given, **ping)
+                ping = {"pool_pre_ping": "true"} if uri.startswith("postgresql") else {}
+                return pyiceberg.catalog.load_catalog(CATALOG, **{**ping, **given})
             return _open_default(settings.home)
-        except (ValueError, ImportError, KeyError) as error:
+        except (ValueError, ImportError, KeyError, TypeError, AttributeError) as error:
             raise CatalogError(
                 f"the catalog is configured wrongly: {error}; see PYICEBERG_CATALOG__K2FLOW__*"
             ) from error
@@ -57,8 +60,13 @@ def _open_default(home: Path) -> Catalog:
 
 
 def configured(settings: Settings) -> dict[str, str]:
-    """PyIceberg's properties of the catalog `k2flow`, empty where none are given."""
-    return {key: str(value) for key, value in (Config().get_catalog_config(CATALOG) or {}).items()}
+    """PyIceberg's properties of the catalog `k2flow`, to be shown; empty where none are given."""
+    return {key: str(value) for key, value in _given().items()}
+
+
+def _given() -> dict[str, Any]:
+    """The same as they are: some have properties of their own."""
+    return dict(Config().get_catalog_config(CATALOG) or {})
 
 
 def default_properties(home: Path) -> dict[str, str]:

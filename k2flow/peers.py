@@ -9,12 +9,14 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import psutil
 
 CHECK_SECONDS = 1.0
 
-Connection = tuple[object, object]
+MAPPED = "::ffff:"  # an IPv4 address on a socket for both, RFC 4291
+Connection = tuple[Any, Any]
 """A TCP connection's two ends, this process's first."""
 
 
@@ -35,10 +37,10 @@ def watch(
     def check() -> None:
         while not connected():
             time.sleep(CHECK_SECONDS)
-        watched = _established(addresses, number)
+        watched = _to_peers(_established(addresses, number), addresses)
         for descriptor in watched.values():
             _give_up_after(descriptor, silent_seconds)
-        while not watched.keys() - _established(addresses, number).keys():
+        while len(watched) >= len(addresses) - 1 and not watched.keys() - _established(addresses, number).keys():
             time.sleep(CHECK_SECONDS)
         lost()
 
@@ -57,6 +59,14 @@ def _established(addresses: Sequence[str], number: int) -> Mapping[Connection, i
         for each in psutil.Process().net_connections("tcp")
         if each.status == psutil.CONN_ESTABLISHED and (each.laddr.port == mine or each.raddr.port in before)
     }
+
+
+def _to_peers(found: Mapping[Connection, int], addresses: Sequence[str]) -> Mapping[Connection, int]:
+    """Of these connections those to other processes of the flow: where there are more, a service has a peer's port."""
+    if len(found) <= len(addresses) - 1:
+        return found
+    known = {each[4][0] for address in addresses for each in socket.getaddrinfo(address.rpartition(":")[0], None)}
+    return {ends: descriptor for ends, descriptor in found.items() if ends[1].ip.removeprefix(MAPPED) in known}
 
 
 def _give_up_after(descriptor: int, seconds: float) -> None:

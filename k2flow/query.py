@@ -64,17 +64,18 @@ def connect_tables(tables: Mapping[str, Table], as_of: AsOf | None = None) -> du
 def s3_secret(name: str, location: str, properties: Mapping[str, str]) -> str:
     """SQL that lets DuckDB read what is below `location` as PyIceberg does, by the `s3.*` of a catalog or table.
 
-    What those leave out is taken from the variables of AWS's own tools.
+    Without keys in those the ones of AWS's own variables are taken, and so is the region.
     """
-    given = {
-        option: properties.get(key) or os.environ.get(variable)
-        for option, key, variable in (
-            ("KEY_ID", "s3.access-key-id", "AWS_ACCESS_KEY_ID"),
-            ("SECRET", "s3.secret-access-key", "AWS_SECRET_ACCESS_KEY"),
-            ("SESSION_TOKEN", "s3.session-token", "AWS_SESSION_TOKEN"),
-            ("REGION", "s3.region", "AWS_REGION"),
-        )
-    }
+
+    def named(*suffixes: str) -> list[str | None]:
+        return [properties.get(f"s3.{suffix}") or properties.get(f"client.{suffix}") for suffix in suffixes]
+
+    keys = named("access-key-id", "secret-access-key", "session-token")
+    if not keys[0]:
+        names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+        keys = [os.environ.get(name) for name in names]
+    region = named("region")[0] or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    given = dict(zip(("KEY_ID", "SECRET", "SESSION_TOKEN", "REGION"), (*keys, region), strict=True))
     options = {"TYPE": "s3", "SCOPE": location, **{option: value for option, value in given.items() if value}}
     if endpoint := properties.get("s3.endpoint"):
         scheme, _, host = endpoint.rpartition("://")

@@ -14,11 +14,11 @@ TIMEOUT_SECONDS = (5.0, 60.0)
 class TimedRestCatalog(RestCatalog):
     """Its requests raise requests' ConnectTimeout and ReadTimeout, which are OSErrors; the outcome is unknown then."""
 
-    def _create_session(self) -> Session:
-        session = super()._create_session()
+    def _config_headers(self, session: Session) -> None:
+        """The first thing that is done to a new session: the next is to ask for a token with it."""
         for scheme in ("http://", "https://"):
             session.mount(scheme, _TimedAdapter())
-        return session
+        super()._config_headers(session)
 
 
 class _TimedAdapter(HTTPAdapter):

@@ -137,6 +137,7 @@ def _run(context: FlowContext, cli_main: Callable[..., None], kwargs: dict[str, 
             if (first := failure.first()) is not None:  # Bytewax's own error may not tell of it
                 traceback.print_exception(first)
                 _exit(EXIT_FAILED)
+            tracing.end()
             raise
         if debug:
             traceback.print_exception(error)
@@ -241,5 +242,6 @@ def _end(message: str, code: int = EXIT_FAILED) -> NoReturn:
 
 
 def _exit(code: int) -> NoReturn:
+    tracing.end()
     logging.shutdown()
     os._exit(code)

@@ -22,6 +22,8 @@ from k2flow.trade import trade_schema
 log = logging.getLogger(__name__)
 
 TIMEOUT_SECONDS = (5, 20)  # connect, read
+SCHEMA_NOT_FOUND = 40403
+"""What a registry says of an id that it does not know. Whatever else is at the address says 404 alone."""
 
 
 class UnknownSchemaError(Exception):
@@ -105,7 +107,7 @@ class RegistrySchemas:
                 answer.raise_for_status()
             body = answer.json()
             if answer.status_code == HTTPStatus.NOT_FOUND:
-                if isinstance(body, dict) and "error_code" in body:
+                if isinstance(body, dict) and body.get("error_code") == SCHEMA_NOT_FOUND:
                     return UnknownSchemaError(f"schema id {schema_id} is not in the registry")
                 answer.raise_for_status()  # there is something else at the address
             if not isinstance(body, dict) or not isinstance(body.get("schema"), str):

@@ -27,7 +27,7 @@ from k2flow.errors import SettingsError
 
 try:
     import pyiceberg.catalog  # noqa: F401 - it reads its configuration file now, and would end in a traceback
-except (strictyaml.YAMLError, UnicodeDecodeError, OSError) as unreadable:
+except (strictyaml.YAMLError, UnicodeDecodeError, OSError, AttributeError, TypeError) as unreadable:
     reason = " ".join(str(unreadable).split())
     raise SettingsError(f"PyIceberg's .pyiceberg.yaml cannot be read: {reason}") from unreadable
 
@@ -35,9 +35,12 @@ PREFIX = "K2FLOW_"
 KAFKA_PREFIX = "K2FLOW_KAFKA_"
 DEFAULT_SERVERS = "127.0.0.1:9092"
 SECRET = re.compile(
-    r"password|secret(?!s[_.]dir)|token|credential|jaas|key\.pem|access[-_.]key|userinfo", re.IGNORECASE
+    r"passw|passphrase|secret(?!s[_.]dir)|token|credential|jaas|key\.pem|(access|account|api)[-_.]key|connection[-_.]string"
+    r"|userinfo|header|auth$|sas$",
+    re.IGNORECASE,
 )
 PASSWORD_IN_URL = re.compile(r"(?<=://)([^/:@\s]*):([^@/\s]+)@")
+PASSWORD_IN_QUERY = re.compile(r"([?&;](?:password|passwd|pwd|token|secret)=)[^&;\s]+", re.IGNORECASE)
 
 
 class Settings(BaseSettings):
@@ -209,7 +212,7 @@ def mask(name: str, value: str) -> str:
     """`value` as it may be printed: whole secrets and passwords inside URLs are replaced by `****`."""
     if SECRET.search(name.replace("_", ".")) or SECRET.search(name):
         return "****"
-    return PASSWORD_IN_URL.sub(r"\1:****@", value)
+    return PASSWORD_IN_QUERY.sub(r"\1****", PASSWORD_IN_URL.sub(r"\1:****@", value))
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from k2flow.endpoint import serve
 from k2flow.errors import RunError, SettingsError
 from k2flow.exchange import find_exchange
 from k2flow.metrics import Stage
-from k2flow.runtime import ERROR, EXIT_FAILED, EXIT_UNAVAILABLE, LOST_TOUCH, SUPERVISED
+from k2flow.runtime import ERROR, EXIT_FAILED, EXIT_TRY_AGAIN, EXIT_UNAVAILABLE, LOST_TOUCH, SUPERVISED
 from k2flow.settings import PREFIX, Settings
 
 log = logging.getLogger(__name__)
@@ -240,7 +240,7 @@ class _Flow:
         elif not connected:
             seconds = self._settings.start_seconds
             return Failure(f"the processes of {self.plan.exchange} have not found each other for {seconds:g} s", True)
-        return _failure(self.plan.exchange, codes, stderr.errors, again or time.monotonic() - began > UP_SECONDS)
+        return cause_of_end(self.plan.exchange, codes, stderr.errors, again or time.monotonic() - began > UP_SECONDS)
 
     def _wait(self) -> bool:
         """Until all have ended, PEERS_SECONDS after the first one failed, or the deadline of a stop.
@@ -286,7 +286,7 @@ class _Flow:
         return Stage(int(registry.get_sample_value("k2flow_process_stage", labels) or 0))
 
 
-def _failure(exchange: str, codes: list[int | None], errors: list[str], was_up: bool) -> Failure | None:
+def cause_of_end(exchange: str, codes: list[int | None], errors: list[str], was_up: bool) -> Failure | None:
     """Why the flow ended, if it failed: a process that was killed, or else the first error that one told of.
 
     `codes` are the exit codes, None for a process that hung after another one had failed. An error that may pass, or
@@ -295,10 +295,15 @@ def _failure(exchange: str, codes: list[int | None], errors: list[str], was_up: 
     if not any(codes) and None not in codes:
         return None
     killed = [(i, f"was ended by signal {-code}") for i, code in enumerate(codes) if code is not None and code < 0]
-    crashed = [(i, f"ended with exit code {code}") for i, code in enumerate(codes) if code]
-    if errors and not killed:
+    causes = [error for error in errors if error != LOST_TOUCH]
+    if causes and not killed:
         lasting = EXIT_FAILED in codes or (EXIT_UNAVAILABLE in codes and not was_up)
-        return Failure(min(errors, key=lambda error: error == LOST_TOUCH), not lasting)
+        return Failure(causes[0], not lasting)
+    if errors and not killed and all(code in (0, EXIT_TRY_AGAIN, None) for code in codes):
+        return Failure(LOST_TOUCH, True)
+    crashed = [
+        (i, f"ended with exit code {code}") for i, code in enumerate(codes) if code not in (0, None, EXIT_TRY_AGAIN)
+    ]
     i, how = next(iter(killed + crashed), (codes.index(None) if None in codes else 0, "hung"))
     reason = f"process {i} of {len(codes)} of {exchange} {how}; nothing is lost: it goes on where the tables end"
     return Failure(reason, bool(killed) or not crashed or was_up)

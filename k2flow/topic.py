@@ -26,6 +26,9 @@ _FATAL = {
     ConfluentError.SASL_AUTHENTICATION_FAILED,
     ConfluentError.TOPIC_EXCEPTION,
 }
+_UNANSWERED = {ConfluentError._TIMED_OUT, ConfluentError._TRANSPORT, ConfluentError._ALL_BROKERS_DOWN}
+TOKEN = "OAUTHBEARER token"
+"""What librdkafka speaks of where a token could not be had, which passes, and is no broker's refusal."""
 _REFUSED = {ConfluentError._AUTHENTICATION, ConfluentError._SSL}
 
 
@@ -89,9 +92,9 @@ class _Asker:
             future = self._admin.describe_topics(TopicCollection([name]), request_timeout=TIMEOUT_SECONDS)[name]
             while not wait([future], POLL_SECONDS).done:
                 self._admin.poll(0)
-                codes = {each.code() for each in self._complaints}
-                if codes & _REFUSED and ConfluentError._ALL_BROKERS_DOWN in codes:
-                    raise self._explained(name, self._complaints[-1])
+                down = [each for each in self._complaints if each.code() == ConfluentError._ALL_BROKERS_DOWN]
+                if down and any(each.code() in _REFUSED for each in self._complaints):
+                    raise self._explained(name, down[-1])
             found = future.result()
         except KafkaException as error:
             raise self._explained(name, error.args[0]) from error
@@ -104,7 +107,10 @@ class _Asker:
             pass
         refused = [each for each in self._complaints if each.code() in _REFUSED]
         self._complaints.clear()
-        error = refused[-1] if refused else error
+        if refused and error.code() in _UNANSWERED:
+            error = refused[-1]
+        if error.code() == ConfluentError._AUTHENTICATION and TOKEN in error.str():
+            return BrokerDownError(f"no token to show a Kafka broker: {error.str()}")
         if error.code() == ConfluentError._SSL and (why := distrust(self._config)):
             return BrokerDownError(f"a Kafka broker's certificate is not trusted: {why} (ssl.ca.location)")
         if error.code() == ConfluentError.UNKNOWN_TOPIC_OR_PART:

@@ -4,9 +4,12 @@ DuckDB does the sorts and joins within its memory limit and spills what is beyon
 grow with the tables; Python sees batches, sums and samples.
 """
 
+import fcntl
+import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,9 @@ import pyarrow as pa
 from k2flow.errors import AuditError
 from k2flow.tables import SILVER_FIELDS
 
+FOLDER, LOCK = "k2flow-hashes-", "lock"
+SETTLED_SECONDS = 60
+"""So long after it was made a folder's lock is surely held, if its process lives."""
 MEMORY_MB = 320
 THREADS = 2
 
@@ -105,13 +111,26 @@ class Store:
 
 @contextmanager
 def open_store(schema: str = AUDIT) -> Iterator[Store]:
-    """A store in a folder of its own, which is removed with it."""
-    with tempfile.TemporaryDirectory(prefix="k2flow-hashes-") as folder:
+    """A store in a folder of its own, which is removed with it, as are those of processes that were killed."""
+    _remove_abandoned(Path(tempfile.gettempdir()))
+    with tempfile.TemporaryDirectory(prefix=FOLDER) as folder, (Path(folder) / LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         store = Store(Path(folder), schema)
         try:
             yield store
         finally:
             store.close()
+
+
+def _remove_abandoned(parent: Path) -> None:
+    """Folders of stores that no process holds: they may be as large as the tables' hashes."""
+    for folder in parent.glob(f"{FOLDER}*"):
+        with suppress(OSError):  # in use, or somebody else's
+            if time.time() - folder.stat().st_mtime < SETTLED_SECONDS:
+                continue
+            with (folder / LOCK).open() as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder)
 
 
 def hashable(trades: pa.RecordBatch) -> pa.RecordBatch:

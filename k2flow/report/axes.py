@@ -60,12 +60,18 @@ def utc(us: int) -> datetime:
     return datetime.fromtimestamp(min(max(us // SECOND_US, _FIRST_SECOND), _LAST_SECOND), UTC)
 
 
+NOTHING = 1e-300
+SAME = 1e-12
+"""Values whose difference is a smaller part of them are the same: the numbers between them would run out."""
+
+
 def value_ticks(low: float, high: float, least: float = 0.0, most: int = 5) -> list[float]:
     """Round values, at most `most` + 2 of them, of which the first is not above `low` and the last not below `high`.
 
-    They are `least` apart at least. Where `low` and `high` are the same there is room on both sides, of 0 above it.
+    They are `least` apart at least. Where `low` and `high` are as good as the same there is room on both sides, of 0
+    above it.
     """
-    if high <= low:
+    if high - low <= max(abs(low) * SAME, NOTHING):
         room = abs(low) * 0.01 or 1.0
         low, high = (low - room, low + room) if low else (0.0, 1.0)
     raw = max(least, (high - low) / most)
@@ -88,7 +94,7 @@ def time_ticks(begin_us: int, end_us: int, most: int) -> list[tuple[int, str]]:
 def _text(us: int, step_us: int) -> str:
     at = utc(us)
     if step_us >= DAY_US:
-        return f"{at:%Y-%m-%d}"
+        return at.date().isoformat()
     if us % DAY_US == 0:
         return f"{at:%m-%d}"
     if step_us >= MINUTE_US:

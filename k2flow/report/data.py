@@ -28,6 +28,8 @@ from k2flow.status.flows import history
 from k2flow.status.observe import PLACED_BY, Observer
 
 T = TypeVar("T")
+DESCRIBED = ("type", "uri", "warehouse", "s3.endpoint", "s3.region")
+"""The properties of a catalog that a report, which is made to be passed on, may show."""
 
 
 def gather(catalog: Catalog, settings: Settings, exchanges: Sequence[Exchange], symbols: Sequence[str]) -> Figures:
@@ -116,6 +118,6 @@ def _measured(table: Table, layer: str) -> TableFiles:
 
 
 def _described(settings: Settings) -> list[tuple[str, str]]:
-    """The catalog's properties, secrets masked."""
+    """Where the tables are. Of all else that a catalog may be told nobody knows what is a secret."""
     properties = configured(settings) or default_properties(settings.home)
-    return [(key, mask(key, value)) for key, value in sorted(properties.items())]
+    return [(key, mask(key, properties[key])) for key in DESCRIBED if key in properties]

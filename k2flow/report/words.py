@@ -61,4 +61,4 @@ def moment(us: int | None, fractions: bool = False) -> str:
     """Date and time (UTC) of us since 1970, to the second, or to the millisecond with `fractions`."""
     if us is None:
         return "never"
-    return f"{utc(us):%Y-%m-%d %H:%M:%S}" + (f".{us % SECOND_US // MILLISECOND_US:03d}" if fractions else "")
+    return utc(us).replace(tzinfo=None).isoformat(" ", "milliseconds" if fractions else "seconds")

@@ -57,15 +57,23 @@ def collector() -> Iterator[Collector]:
     made.server.server_close()
 
 
-def test_each_batch_is_a_trace(new_lake: Callable[..., Lake], collector: Collector) -> None:
-    lake = new_lake(partitions=1)
+def traced(collector: Collector) -> dict[str, str]:
+    return {
+        "K2FLOW_TRACES": "1",
+        "K2FLOW_UNTIL_CAUGHT_UP": "1",
+        "K2FLOW_BINANCE_BATCH_ROWS": "1000",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
+        "OTEL_EXPORTER_OTLP_COMPRESSION": "none",
+    }
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_each_batch_is_a_trace(new_lake: Callable[..., Lake], collector: Collector, workers: int) -> None:
+    lake = new_lake(partitions=workers)
     fill(lake, count=3_000, bad=0.05, duplicates=0.05, seed=1)
-    lake.catch_up(
-        K2FLOW_TRACES="1",
-        K2FLOW_BINANCE_BATCH_ROWS="1000",
-        OTEL_EXPORTER_OTLP_ENDPOINT=collector.url,
-        OTEL_EXPORTER_OTLP_COMPRESSION="none",
-    )
+    with lake.start(1, ("-w", str(workers)), **traced(collector)) as flow:
+        log = flow.wait()
+        assert flow.codes() == [0], log
     spans = collector.spans()
     batches = [span for span in spans if span.name == "batch"]
     assert [span.parent_span_id for span in batches] == [b""] * len(batches)
@@ -73,12 +81,21 @@ def test_each_batch_is_a_trace(new_lake: Callable[..., Lake], collector: Collect
     for batch in batches:
         steps = [span for span in spans if span.trace_id == batch.trace_id and span is not batch]
         assert {span.parent_span_id for span in steps} == {batch.span_id}
-        assert {"decode", "dedup", "write", "await files", "commit"} == {span.name for span in steps}
-        assert len([span for span in steps if span.name == "commit"]) == 4
+        assert {"decode", "dedup", "write", "commit"} <= {span.name for span in steps}
         assert all(batch.start_time_unix_nano <= span.start_time_unix_nano for span in steps)
         assert all(span.end_time_unix_nano <= batch.end_time_unix_nano for span in steps)
+    assert len([span for span in spans if span.name == "commit"]) >= 4
     (resource,) = {str(request.resource_spans[0].resource) for request in collector.requests}
     assert "k2flow.exchange" in resource
+
+
+def test_a_batch_that_fails_is_told(new_lake: Callable[..., Lake], collector: Collector) -> None:
+    lake = new_lake(partitions=1)
+    fill(lake, count=1_000, seed=1)
+    with lake.start(K2FLOW_FAILPOINTS="gold.written=raise@1", **traced(collector)) as flow:
+        flow.wait()
+    names = [span.name for span in collector.spans()]
+    assert {"batch", "decode", "dedup"} <= set(names)
 
 
 def value(span: Span, key: str) -> int:
@@ -87,7 +104,7 @@ def value(span: Span, key: str) -> int:
 
 
 def test_without_them_a_span_is_nothing() -> None:
-    assert tracing._start is None
+    assert tracing._tracer is None
     tracing.begin_batch(messages=1)
     with tracing.span("decode", messages=1) as entered:
         assert entered is None

@@ -507,6 +507,7 @@ def test_an_answer_that_is_none_is_waited_out(registry: Registry) -> None:
         *((200, body) for body in (b'{"schema": null}', b'{"schema": 5}', b'{"schema": {"type": "string"}}')),
         *((status, b"{}") for status in (204, 401, 403, 404, 429, 500, 503)),
         (404, b"<html>no such page</html>"),
+        (404, b'{"error_code": 404, "message": "HTTP 404 Not Found"}'),
     ]
     registry.answers = dict(enumerate(garbage))
     results: list[Decoded] = []

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -83,3 +84,26 @@ def test_the_kernel_gives_up_on_who_is_silent(port: int, peer: Peer) -> None:
     assert peer.connection.getsockopt(level, name) == 3_000
     assert peer.connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
     assert peer.connection.getsockopt(level, socket.TCP_KEEPIDLE) == 1
+
+
+def test_a_peer_that_was_never_there_is_lost(port: int) -> None:
+    """It was, a moment ago, for all were connected."""
+    connected = threading.Event()
+    connected.set()
+    assert watched(port, connected).wait(30)
+
+
+def test_a_service_at_a_peers_port_is_none(port: int, peer: Peer) -> None:
+    """Of two connections that may be to peers the one from an address of the flow's is watched."""
+    connected = threading.Event()
+    with socket.create_server(("127.0.0.2", port)) as elsewhere:
+        service = socket.create_connection(("127.0.0.2", port), source_address=("127.0.0.2", 0))
+        other, _ = elsewhere.accept()
+        lost = watched(port, connected)
+        connected.set()
+        time.sleep(0.3)
+        service.close()
+        other.close()
+    assert not lost.wait(0.5)
+    peer.process.kill()
+    assert lost.wait(30)

@@ -11,8 +11,8 @@ KEYS = {"s3.access-key-id": "me", "s3.secret-access-key": "it's"}
 
 @pytest.fixture(autouse=True)
 def no_aws(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION"):
-        monkeypatch.delenv(name, raising=False)
+    for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "SESSION_TOKEN", "REGION", "DEFAULT_REGION"):
+        monkeypatch.delenv(f"AWS_{name}", raising=False)
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,11 @@ def no_aws(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ({}, ""),
         (KEYS, ", KEY_ID 'me', SECRET 'it''s'"),
-        ({"s3.session-token": "t", "s3.region": "r"}, ", SESSION_TOKEN 't', REGION 'r'"),
+        (
+            {**KEYS, "s3.session-token": "t", "s3.region": "r"},
+            ", KEY_ID 'me', SECRET 'it''s', SESSION_TOKEN 't', REGION 'r'",
+        ),
+        ({"client.access-key-id": "c", "client.region": "r"}, ", KEY_ID 'c', REGION 'r'"),
         ({"s3.endpoint": "http://h:9/"}, ", ENDPOINT 'h:9', USE_SSL 'false', URL_STYLE 'path'"),
         ({"s3.endpoint": "https://h"}, ", ENDPOINT 'h', USE_SSL 'true', URL_STYLE 'path'"),
         (
@@ -34,7 +38,9 @@ def test_secret(properties: Mapping[str, str], options: str) -> None:
 
 
 def test_what_a_catalog_leaves_out_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys of two sources are never mixed."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "env")
-    monkeypatch.setenv("AWS_REGION", "there")
-    assert "KEY_ID 'env', REGION 'there'" in s3_secret("t", "s3://b", {})
-    assert "KEY_ID 'me', SECRET 'it''s', REGION 'there'" in s3_secret("t", "s3://b", KEYS)
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "token")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "there")
+    assert "KEY_ID 'env', SESSION_TOKEN 'token', REGION 'there'" in s3_secret("t", "s3://b", {})
+    assert s3_secret("t", "s3://b", KEYS).endswith("KEY_ID 'me', SECRET 'it''s', REGION 'there')")

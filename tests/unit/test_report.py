@@ -92,6 +92,8 @@ def test_strays_alone_do_not_stretch_an_axis() -> None:
 @example(0.0, 0.0, 1.0)
 @example(64_000.0, 0.0, 0.0)
 @example(0.0, 1e-8, 0.0)
+@example(8532204896.55425388, 1.9e-7, 0.0)
+@example(5e-324, 5e-324, 0.0)
 def test_ticks_hold_all_values(low: float, room: float, least: float) -> None:
     high = low + room
     ticks = value_ticks(low, high, least)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from k2flow.errors import SettingsError
-from k2flow.supervisor import Counts, Plan, plan
+from k2flow.runtime import EXIT_FAILED, EXIT_TRY_AGAIN, EXIT_UNAVAILABLE, LOST_TOUCH
+from k2flow.supervisor import Counts, Failure, Plan, cause_of_end, plan
 
 ADDRESSES = "a:2101;b:2101;c:2101"
 
@@ -50,3 +51,31 @@ def test_counts_that_a_process_is_just_about_to_write_are_read_again(tmp_path: P
     unfinished.touch()
     threading.Timer(0.1, unfinished.unlink).start()
     assert list(Counts(str(tmp_path)).collect()) == []
+
+
+CRASHED = "process 0 of 2 of binance ended with exit code 1; nothing is lost: it goes on where the tables end"
+KILLED = "process 1 of 2 of binance was ended by signal 9; nothing is lost: it goes on where the tables end"
+HUNG = "process 1 of 2 of binance hung; nothing is lost: it goes on where the tables end"
+
+
+@pytest.mark.parametrize(
+    ("codes", "errors", "was_up", "failure"),
+    [
+        ([0, 0], [], True, None),
+        ([EXIT_FAILED, EXIT_TRY_AGAIN], ["wrong", LOST_TOUCH], True, Failure("wrong", False)),
+        ([EXIT_TRY_AGAIN, EXIT_TRY_AGAIN], [LOST_TOUCH, "outage"], True, Failure("outage", True)),
+        ([EXIT_UNAVAILABLE, EXIT_UNAVAILABLE], ["down", "down"], False, Failure("down", False)),
+        ([EXIT_UNAVAILABLE, EXIT_UNAVAILABLE], ["down", "down"], True, Failure("down", True)),
+        ([EXIT_TRY_AGAIN], [LOST_TOUCH], True, Failure(LOST_TOUCH, True)),
+        ([EXIT_TRY_AGAIN, -9], [LOST_TOUCH], False, Failure(KILLED, True)),
+        ([EXIT_FAILED, EXIT_TRY_AGAIN], [LOST_TOUCH], True, Failure(CRASHED, True)),
+        ([EXIT_FAILED, EXIT_TRY_AGAIN], [LOST_TOUCH], False, Failure(CRASHED, False)),
+        ([EXIT_FAILED, None], [], True, Failure(CRASHED, True)),
+        ([0, None], [], True, Failure(HUNG, True)),
+    ],
+)
+def test_why_a_flow_has_ended(
+    codes: list[int | None], errors: list[str], was_up: bool, failure: Failure | None
+) -> None:
+    """What one process told counts, not that others then lost touch with it; what nobody foresaw is tried again."""
+    assert cause_of_end("binance", codes, errors, was_up) == failure
