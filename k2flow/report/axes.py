@@ -60,9 +60,9 @@ def utc(us: int) -> datetime:
     return datetime.fromtimestamp(min(max(us // SECOND_US, _FIRST_SECOND), _LAST_SECOND), UTC)
 
 
-NOTHING = 1e-300
-SAME = 1e-12
-"""Values whose difference is a smaller part of them are the same: the numbers between them would run out."""
+NOTHING = SAME = 1e-12
+"""Values that differ by less, or by a smaller part of them, are the same: amounts have eight digits after the point,
+and the numbers between them would run out."""
 
 
 def value_ticks(low: float, high: float, least: float = 0.0, most: int = 5) -> list[float]:
@@ -72,8 +72,8 @@ def value_ticks(low: float, high: float, least: float = 0.0, most: int = 5) -> l
     above it.
     """
     if high - low <= max(abs(low) * SAME, NOTHING):
-        room = abs(low) * 0.01 or 1.0
-        low, high = (low - room, low + room) if low else (0.0, 1.0)
+        room = abs(low) * 0.01
+        low, high = (low - room, low + room) if room > NOTHING else (0.0, 1.0)
     raw = max(least, (high - low) / most)
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(n * power for n in (1, 2, 5, 10) if n * power >= raw * (1 - 1e-9))

@@ -61,4 +61,5 @@ def moment(us: int | None, fractions: bool = False) -> str:
     """Date and time (UTC) of us since 1970, to the second, or to the millisecond with `fractions`."""
     if us is None:
         return "never"
-    return utc(us).replace(tzinfo=None).isoformat(" ", "milliseconds" if fractions else "seconds")
+    text = utc(us).replace(tzinfo=None).isoformat(" ")  # strftime leaves out the zeros before years of three digits
+    return text + (f".{us % SECOND_US // MILLISECOND_US:03d}" if fractions else "")
