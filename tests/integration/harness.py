@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -67,11 +68,15 @@ class Lake:
         command = [f"flows.{self.exchange}", *arguments]
         addresses = ";".join(free_addresses(processes))
         logs = tempfile.TemporaryFile()  # noqa: SIM115 - the Flow closes it
-        started = []
+        started: list[Started] = []
         for i in range(processes):
             cluster = ["-i", str(i), "-a", addresses] if processes > 1 else []
-            outputs = (logs.fileno(), logs.fileno())
-            started.append(Forked("bytewax.run", [*command, *cluster], self.environment(**extra), ROOT, outputs))
+            line, environment = [*command, *cluster], self.environment(**extra)
+            if "PYTHONPATH" in extra:  # which only a new Python heeds
+                new = [sys.executable, "-m", "bytewax.run", *line]
+                started.append(subprocess.Popen(new, cwd=ROOT, env=environment, stdout=logs, stderr=logs))
+            else:
+                started.append(Forked("bytewax.run", line, environment, ROOT, (logs.fileno(), logs.fileno())))
         return Flow(started, logs)
 
     def command(self, *arguments: str, module: str = "k2flow", **extra: str) -> subprocess.CompletedProcess[str]:

@@ -1,6 +1,6 @@
 """What flows and commands import, for processes that are forked with it; flows themselves are imported anew by each."""
 
-import bytewax.run
+import bytewax.recovery
 import pyiceberg.catalog.sql
 
 import k2flow.cli.main

@@ -9,7 +9,7 @@ import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from html.parser import HTMLParser
 from pathlib import Path
@@ -239,13 +239,19 @@ def assert_candles(page: Page, db: duckdb.DuckDBPyConnection, chart: str, symbol
     step = re.search(r"candles of (\d+) (\w+)", page.sections["candles"])
     assert step
     step_us = int(step[1]) * STEPS_US[step[2]]
-    begin = datetime.strptime(drawn[0].partition(": ")[0], "%Y-%m-%d %H:%M:%S.%f").replace(tzinfo=UTC)
+    begin, last = (
+        datetime.strptime(drawn[i].partition(": ")[0], "%Y-%m-%d %H:%M:%S.%f").replace(tzinfo=UTC) for i in (0, -1)
+    )
+    end = last + timedelta(microseconds=step_us)
+    shown = f"symbol = '{symbol}' AND timestamp >= '{begin.isoformat()}' AND timestamp < '{end.isoformat()}'"
+    ((left_out,),) = fetch(db, f"SELECT count(*) FROM {GOLD} WHERE symbol = '{symbol}' AND NOT ({shown})")
+    assert not left_out or f"{left_out:,} trades are from before or after" in page.sections["candles"]
     candles = fetch(
         db,
         f"""
         SELECT epoch_us(timestamp) // {step_us} AS step, first(price ORDER BY timestamp, trade_id), max(price),
                min(price), last(price ORDER BY timestamp, trade_id), sum(quantity), count(*)
-        FROM {GOLD} WHERE symbol = '{symbol}' AND timestamp >= '{begin.isoformat()}' GROUP BY step ORDER BY step""",
+        FROM {GOLD} WHERE {shown} GROUP BY step ORDER BY step""",
     )
     expected = []
     for at, *values in candles:
