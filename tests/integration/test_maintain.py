@@ -40,6 +40,7 @@ from k2flow.query import connect_to
 from k2flow.tables import TableDefinition, definitions, gold_definition
 from tests.gold import Gold
 from tests.integration.conftest import fill
+from tests.integration.forked import Forked
 from tests.integration.harness import ROOT, Lake, assert_tables, read_topic
 from tests.integration.test_audit import audited
 from tests.oracle import expect
@@ -236,12 +237,13 @@ def test_killed_midway_again_and_again(new_lake: NewLake) -> None:
     lake = new_lake(partitions=1)
     send_days(lake, days=1, a_day=3_000)
     lake.catch_up(K2FLOW_BINANCE_BATCH_ROWS="60", K2FLOW_LOG_LEVEL="WARNING")
-    command = [sys.executable, "-m", "k2flow", "maintain", "--safe-age", "0s", "--reader-time", "0s"]
-    for i in range(3):
-        process = subprocess.Popen(command, cwd=ROOT, env=lake.environment(), stderr=subprocess.DEVNULL)
-        time.sleep(1.3 + 0.4 * i)
-        process.kill()
-        process.wait()
+    arguments = ["maintain", "--safe-age", "0s", "--reader-time", "0s"]
+    with Path(os.devnull).open("wb") as nowhere:
+        for i in range(3):
+            process = Forked("k2flow", arguments, lake.environment(), ROOT, (nowhere.fileno(), nowhere.fileno()))
+            time.sleep(0.5 + 0.4 * i)
+            process.kill()
+            process.wait()
     maintain(lake, "--safe-age", "0s", "--reader-time", "0s")
     assert_tables(lake, expect(read_topic(lake.bootstrap, lake.topic), "BINANCE"))
     assert audited(lake)["verdict"] == "holds"
@@ -255,6 +257,9 @@ def maintaining(lake: Lake) -> Any:
         process = subprocess.Popen(command, cwd=ROOT, env=lake.environment(), stdout=log, stderr=log)
         try:
             yield
+            deadline = time.monotonic() + 60
+            while "compaction" not in (lake.home / "maintain.log").read_text() and time.monotonic() < deadline:
+                time.sleep(0.1)  # it may still be importing
             process.send_signal(signal.SIGTERM)
             assert process.wait(60) == 0
             assert "compaction" in (lake.home / "maintain.log").read_text()
