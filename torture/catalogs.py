@@ -77,10 +77,7 @@ class Postgres:
         self._proxy = Proxy(self._port)
 
     def environment(self) -> dict[str, str]:
-        return {
-            PREFIX + name.upper().replace(".", "__").replace("-", "_"): value
-            for name, value in self._properties().items()
-        }
+        return variables(self._properties())
 
     def open(self) -> Catalog:
         return load_catalog(CATALOG, **self._properties())
@@ -144,6 +141,11 @@ class Postgres:
             stdout=subprocess.DEVNULL,
             stderr=None if check else subprocess.DEVNULL,
         )
+
+
+def variables(properties: Mapping[str, str]) -> dict[str, str]:
+    """The environment variables by which PyIceberg has these properties of the catalog."""
+    return {PREFIX + name.upper().replace(".", "__").replace("-", "_"): value for name, value in properties.items()}
 
 
 def postgres_programs() -> Path | None:

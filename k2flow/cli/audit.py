@@ -13,15 +13,15 @@ from prometheus_client import CollectorRegistry
 from rich.console import Console
 
 from k2flow.audit import Report, audit
+from k2flow.audit.collector import AuditCollector
 from k2flow.audit.report import Verdict
-from k2flow.audit.told import Told
 from k2flow.catalog import open_catalog
 from k2flow.cli.progress import progress_bars
 from k2flow.cli.repeated import duration, stop_event
 from k2flow.endpoint import serve
 from k2flow.errors import K2flowError
 from k2flow.exchange import Exchange, all_exchanges, exchange_names, find_exchange
-from k2flow.runtime import set_up_logging
+from k2flow.runtime import ERROR, set_up_logging
 from k2flow.settings import Settings, load_settings
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ def audit_command(
     except K2flowError as error:
         if "--debug" in sys.argv:
             raise
-        print(f"k2flow: error: {NOT_CHECKED}: {error}", file=sys.stderr)
+        print(f"{ERROR}{NOT_CHECKED}: {error}", file=sys.stderr)
         raise typer.Exit(EXIT_UNCHECKED) from None
     _show(report, as_json)
     raise typer.Exit(report.verdict.exit_code)
@@ -74,7 +74,7 @@ def _repeat(
     settings: Settings, exchanges: Sequence[Exchange], since: datetime | None, pause: float, as_json: bool
 ) -> None:
     """One audit after the other until SIGTERM or SIGINT, which wait for the one that runs."""
-    told, stop, registry = Told(), stop_event(), CollectorRegistry()
+    told, stop, registry = AuditCollector(), stop_event(), CollectorRegistry()
     registry.register(told)
     if settings.metrics_port is not None:
         serve(settings.metrics_host, settings.metrics_port, registry, lambda: None, lambda: None)

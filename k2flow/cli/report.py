@@ -8,12 +8,12 @@ import typer
 
 from k2flow.audit import Report, audit
 from k2flow.catalog import open_catalog
-from k2flow.cli.audit import EXIT_UNCHECKED
+from k2flow.cli.audit import EXIT_UNCHECKED, NOT_CHECKED
 from k2flow.cli.progress import progress_bars
 from k2flow.errors import K2flowError
 from k2flow.exchange import exchange_names, find_exchange
 from k2flow.report import Trouble, attempt, check_writable, gather, render, write
-from k2flow.runtime import set_up_logging
+from k2flow.runtime import ERROR, set_up_logging
 from k2flow.settings import load_settings
 
 
@@ -49,7 +49,7 @@ def report_command(
     except K2flowError as error:
         if "--debug" in sys.argv:
             raise
-        print(f"k2flow: error: there is no report: {error}", file=sys.stderr)
+        print(f"{ERROR}there is no report: {error}", file=sys.stderr)
         raise typer.Exit(EXIT_UNCHECKED) from None
     print(f"{html}: {html.stat().st_size:,} bytes; {_said(audited)}")
     raise typer.Exit(_exit_code(audited))
@@ -59,7 +59,7 @@ def _said(audited: Report | Trouble | None) -> str:
     if audited is None:
         return "the audit was left out"
     if isinstance(audited, Trouble):
-        return f"the law could not be checked: {audited.text}"
+        return f"{NOT_CHECKED}: {audited.text}"
     return f"the audit says: {audited.verdict}"
 
 

@@ -4,7 +4,6 @@ import json
 import shutil
 import signal
 import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -22,11 +21,11 @@ from k2flow.produce import ProduceOptions, produce
 from k2flow.secret_files import FOLDER
 from k2flow.trade import trade_schema
 from tests.integration.harness import ROOT, Lake
-from tests.integration.test_run import Run, running
+from tests.integration.test_run import rows_of, running
 from tests.surroundings.apicurio import Apicurio
 from tests.surroundings.secure_kafka import PASSWORD, SecureKafka, let_in, secure_kafka
 from tests.unit.test_decode import TRADE, evolved, written
-from torture.catalogs import PREFIX, Postgres, postgres_programs
+from torture.catalogs import Postgres, postgres_programs, variables
 from torture.store import SECRET, Seaweed, open_store
 
 pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("surroundings")]
@@ -73,10 +72,6 @@ def database(store: Seaweed) -> Iterator[dict[str, str]]:
     made.stop()
 
 
-def variables(properties: Mapping[str, str]) -> dict[str, str]:
-    return {PREFIX + name.upper().replace(".", "__").replace("-", "_"): value for name, value in properties.items()}
-
-
 class Site:
     """All of it: two topics, and what a process of k2flow is told. Secrets are in files."""
 
@@ -113,9 +108,7 @@ class Site:
         return produce(find_exchange(exchange).code, self.topics[exchange], config, wanted).sent
 
     def command(self, *arguments: str, code: int = 0) -> str:
-        line = [sys.executable, "-m", "k2flow", *arguments]
-        environment = self.lake().environment(**self.variables)
-        done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+        done = self.lake().command(*arguments, **self.variables)
         assert done.returncode == code, done.stdout + done.stderr
         assert not any(secret in done.stdout + done.stderr for secret in self.secrets)
         return done.stdout
@@ -136,21 +129,21 @@ def test_everything_at_once(
             assert_no_secrets(site, victim)
             victim.kill()
             sent[exchange] += site.send(exchange, first, count=500, seed=1)
-        run.wait_for(lambda: {exchange: bronze_rows(run, exchange) for exchange in BOTH} == sent)
+        run.wait_for(lambda: {exchange: rows_of(run, exchange) for exchange in BOTH} == sent)
 
         second = registry.register(f"{site.topics['binance']}-value", evolved_further())
         registry.stop()
         letters = run.value("k2flow_table_rows", table="dlq_binance_trades")
         send_evolved(site, second, 10)
         sent["kraken"] += site.send("kraken", first, count=100, seed=2)
-        run.wait_for(lambda: bronze_rows(run, "kraken") == sent["kraken"])
+        run.wait_for(lambda: rows_of(run, "kraken") == sent["kraken"])
         run.wait_for(lambda: (lag := run.value("k2flow_lag_seconds", exchange="binance", layer="silver")) and lag > 500)
         assert_fires("K2flowLayerStale", run.get("/metrics")[1], {"exchange": "binance", "layer": "silver"}, tmp_path)
         assert run.value("k2flow_table_rows", table="dlq_binance_trades") == letters
         assert "waiting, no message is rejected for it" in run.log()
         registry.start()
         sent["binance"] += 10
-        run.wait_for(lambda: bronze_rows(run, "binance") == sent["binance"])
+        run.wait_for(lambda: rows_of(run, "binance") == sent["binance"])
         run.wait_for(lambda: run.value("binance_gold_lag") == 0)
         assert run.value("k2flow_table_rows", table="dlq_binance_trades") == letters
         assert run.stop() == 0, run.log()
@@ -177,10 +170,6 @@ def test_a_rest_catalog(kafka: SecureKafka, registry: Apicurio, store: Seaweed, 
 def assert_holds(site: Site, *exchanges: str) -> None:
     audit = json.loads(site.command("audit", *exchanges, "--json"))
     assert audit["verdict"] == "holds", audit
-
-
-def bronze_rows(run: Run, exchange: str) -> float | None:
-    return run.value("k2flow_table_rows", table=f"bronze_{exchange}_trades")
 
 
 def assert_no_secrets(site: Site, process: psutil.Process) -> None:

@@ -12,8 +12,8 @@ import pytest
 from prometheus_client import REGISTRY
 
 from k2flow import metrics
+from k2flow.audit.collector import AuditCollector
 from k2flow.audit.report import Verdict
-from k2flow.audit.told import Told
 from k2flow.status.collector import StatusCollector
 from k2flow.status.report import Status
 
@@ -31,7 +31,7 @@ def exported() -> set[str]:
     nothing = Status(0, 0.0, (), {})
     collector = StatusCollector(lambda: nothing)
     collector._last = nothing
-    audited = Told()
+    audited = AuditCollector()
     audited.tell(Verdict.HOLDS, [])
     families = [*REGISTRY.collect(), *collector.collect(), *audited.collect()]
     return {family.name + suffix for family in families for suffix in SUFFIXES.get(family.type, ("",))}

@@ -9,7 +9,7 @@ from prometheus_client.registry import Collector
 from k2flow.audit.report import Severity, Verdict
 
 
-class Told(Collector):
+class AuditCollector(Collector):
     """The last audit; nothing until there is one."""
 
     def __init__(self) -> None:
