@@ -61,4 +61,4 @@ def write_tables(home: Path, messages: int, partitions: int) -> None:
     """Tables under `home` as a flow leaves them that has read `messages` messages, a commit for each BATCH."""
     lake = Lake(home, EXCHANGE)
     for messages_read in slices(ProduceOptions(count=messages, bad=0.02, duplicates=0.03, seed=1), BATCH, partitions):
-        lake.commit(messages_read)
+        lake.write(messages_read)

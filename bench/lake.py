@@ -1,6 +1,6 @@
 """Tables as a flow leaves them, written by the flow's own parts without Kafka or Bytewax in between."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from k2flow.decode import TradeDecoder
 from k2flow.dedup.index import SeenIds
 from k2flow.exchange import GOLD, exchange_names, find_exchange
 from k2flow.flow import bronze_rows
-from k2flow.gold import gold_rows, hours_of
+from k2flow.gold import LateRows, gold_rows, hours_of
 from k2flow.ledger import Range
 from k2flow.messages import MESSAGE_SCHEMA, Slice
 from k2flow.produce import ProduceOptions
@@ -35,11 +35,11 @@ STAGES = (
     "Gold's files",
     "commits",
 )
-"""What `Lake.commit` does, in its order."""
+"""What `Lake.write` does, in its order."""
 
 
 class Lake:
-    """The tables of one exchange under `home`, and what writes them. `commit` takes slices in the order of offsets."""
+    """The tables of one exchange under `home`, and what writes them. `write` takes slices in the order of offsets."""
 
     def __init__(self, home: Path, exchange: str = "binance") -> None:
         handle_once()
@@ -54,35 +54,45 @@ class Lake:
             committer.fence("id")
         self.decoder = TradeDecoder(self.exchange, FixedSchemas((1,)))
         self._seen = SeenIds(lambda hour: [], None)
+        self._late = LateRows()
+        self._files: dict[str, list[DataFile]] = {name: [] for name in wanted}  # and ranges: since the last commit
+        self._ranges: dict[str, list[Range]] = {name: [] for name in wanted}
 
-    def commit(self, messages: Slice, stage: Callable[[str], AbstractContextManager[object]] = nullcontext) -> None:
-        """One batch of messages into all four tables; each of STAGES is done under what `stage` gives for it."""
+    def write(self, messages: Slice, stage: Callable[[str], AbstractContextManager[object]] = nullcontext) -> None:
+        """One batch of messages into all four tables, and if it says so a commit.
+
+        Each of STAGES is done under what `stage` gives for it.
+        """
         exchange = self.exchange
-        written: dict[str, tuple[list[DataFile], list[Range]]] = {}
 
-        def write(table: str, rows: pa.RecordBatch, origin: Slice) -> None:
-            written[table] = self.writers[table].write(rows), origin.ranges()
+        def write(table: str, rows: Sequence[pa.RecordBatch], origin: Slice) -> None:
+            for each in rows:
+                self._files[table] += self.writers[table].write(each)
+            self._ranges[table] += origin.ranges()
 
         with stage("bronze rows"):
             bronze = bronze_rows(messages, exchange.settings.topic)
         with stage("Bronze's files"):
-            write(exchange.bronze, bronze, messages)
+            write(exchange.bronze, [bronze], messages)
         with stage("decode, validate"):
             decoded = self.decoder.decode(messages)
         with stage("Silver's files"):
-            write(exchange.silver, decoded.trades.rows, decoded.trades)
+            write(exchange.silver, [decoded.trades.rows], decoded.trades)
         with stage("DLQ files"):
-            write(exchange.dlq, decoded.failures.rows, decoded.failures)
+            write(exchange.dlq, [decoded.failures.rows], decoded.failures)
         with stage("gold rows, dedup"):
             gold = gold_rows(decoded.trades.rows)
-            first = self._seen.first_seen(gold.column("message_id"), hours_of(gold))
-            fresh = gold.filter(pa.array(first))
+            hours = hours_of(gold)
+            first = self._seen.first_seen(gold.column("message_id"), hours)
+            ready = self._late.ready(gold, first, hours, messages.commit)
         with stage("Gold's files"):
-            write(GOLD, fresh, decoded.trades)
-        with stage("commits"):
-            for name, (files, ranges) in written.items():
-                self.committers[name].commit(files, ranges)
-            self._seen.commit()
+            write(GOLD, ready, decoded.trades)
+        if messages.commit:
+            with stage("commits"):
+                for name, committer in self.committers.items():
+                    committer.commit(self._files[name], self._ranges[name])
+                    self._files[name], self._ranges[name] = [], []
+                self._seen.commit()
 
 
 def slices(options: ProduceOptions, batch: int, partitions: int = 6, exchange: str = "BINANCE") -> Iterator[Slice]:

@@ -90,7 +90,7 @@ def run_flows(exchanges: list[Exchange]) -> None:
     first, *others = exchanges
     say(f"the flows; {first.name} is killed with -9 midway and started again")
     running = {e.name: start_flow(e) for e in others}
-    victim = start_flow(first, batch_rows=20_000)
+    victim = start_flow(first, batch_rows=20_000, commit_batches=1)
     deadline = time.monotonic() + DEADLINE_SECONDS
     while committed(first) == 0:
         if victim.poll() is not None or time.monotonic() > deadline:
@@ -105,10 +105,10 @@ def run_flows(exchanges: list[Exchange]) -> None:
             raise SystemExit(f"the flow of {name} failed: see its output above")
 
 
-def start_flow(exchange: Exchange, batch_rows: int | None = None) -> subprocess.Popen[bytes]:
-    limit = {} if batch_rows is None else {f"K2FLOW_{exchange.name.upper()}_BATCH_ROWS": str(batch_rows)}
+def start_flow(exchange: Exchange, **settings: int) -> subprocess.Popen[bytes]:
+    own = {f"K2FLOW_{exchange.name.upper()}_{name.upper()}": str(value) for name, value in settings.items()}
     command = [sys.executable, "-m", "bytewax.run", f"flows.{exchange.name}"]
-    return subprocess.Popen(command, env={**os.environ, "K2FLOW_UNTIL_CAUGHT_UP": "1", **limit})
+    return subprocess.Popen(command, env={**os.environ, "K2FLOW_UNTIL_CAUGHT_UP": "1", **own})
 
 
 def committed(exchange: Exchange) -> int:

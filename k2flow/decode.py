@@ -4,7 +4,7 @@ Delivery guarantee: each message is in exactly one of the two results. A pure fu
 schemas their ids name.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -131,12 +131,14 @@ class TradeDecoder:
         times = kafka_time if len(part.rows) == len(kafka_time) else kafka_time.take(pa.array(part.rows))
         self._validator.check(part.decoded.batch, times, broken)
         found[part.rows[part.own]] = broken[part.own]
-        for i in np.flatnonzero(broken.astype(np.bool_) & part.own).tolist():  # bad rows alone: each has its own detail
-            number, row = int(broken[i]), int(part.rows[i])
-            if part.decoded.defect[i]:
-                details[row] = part.decoded.detail(i)
-            else:
-                details[row] = _shown(part.decoded.batch, i, self._validator.broken(number).columns, times[i])
+        defective = part.own & (part.decoded.defect != 0)
+        for i in np.flatnonzero(defective).tolist():  # one by one, since each has a text of its own
+            details[int(part.rows[i])] = part.decoded.detail(i)
+        of_rules = np.flatnonzero(part.own & (broken != 0) & ~defective)
+        for number in np.unique(broken[of_rules]).tolist():
+            these = of_rules[broken[of_rules] == number]
+            texts = _shown(part.decoded.batch, these, self._validator.broken(number).columns, times)
+            details.update(zip(part.rows[these].tolist(), texts, strict=True))
 
     def _trades(self, parts: list[_Part], found: npt.NDArray[np.uint8], messages: Slice) -> Slice:
         """The good rows of all parts, in the order of time, since Gold's files want it."""
@@ -150,7 +152,7 @@ class TradeDecoder:
         if len(parts) > 1:
             order = np.lexsort((numbers, _times(trades)))
             trades, numbers = trades.take(pa.array(order)), numbers[order]
-        return Slice(trades, messages.partition[numbers], messages.offset[numbers], messages.offsets)
+        return replace(messages, rows=trades, partition=messages.partition[numbers], offset=messages.offset[numbers])
 
     def _silver_rows(self, part: _Part, rows: pa.Array) -> pa.RecordBatch:
         """The trades of `rows` (numbers in the part) with Silver's columns."""
@@ -175,6 +177,8 @@ class TradeDecoder:
         unread = (numbers == Reason.NULL_PAYLOAD) | (numbers == Reason.BAD_MAGIC)
         payloads = bad.rows.column("value")
         texts = [details.get(row) or _header_detail(payloads[i]) for i, row in enumerate(rows.tolist())]
+        different, which = np.unique(numbers, return_inverse=True)
+        reasons = pa.array([self._code(number) for number in different.tolist()], pa.string())
         columns = {
             "topic": pa.repeat(self._topic, n),
             "partition": pa.array(bad.partition),
@@ -182,7 +186,7 @@ class TradeDecoder:
             "kafka_timestamp": bad.rows.column("timestamp"),
             "payload": payloads,
             "schema_id": pa.array(ids[rows].astype(np.uint32).view(np.int32), mask=unread),
-            "reason": pa.array([self._code(number) for number in numbers.tolist()], pa.string()),
+            "reason": reasons.take(pa.array(which)),
             "detail": pa.array(texts, pa.string()),
             "failed_at": pa.repeat(pa.scalar(now, pa.timestamp("us", "UTC")), n),
             "failed_date": pa.repeat(pa.scalar(now.date(), pa.date32()), n),
@@ -234,20 +238,27 @@ def _header_detail(payload: pa.BinaryScalar) -> str:
     return f"first byte 0x{value[0]:02x}, not 0x00"
 
 
-def _shown(batch: pa.RecordBatch, row: int, columns: tuple[str, ...], kafka_time: pa.TimestampScalar) -> str:
-    """The values that broke a rule, `name = value`; times as numbers, since they may be no date at all."""
-    parts = []
-    for name in columns:
-        scalar = batch.column(name)[row]
-        if pa.types.is_timestamp(scalar.type):
-            parts.append(f"{name} = {scalar.value} us since 1970")
-        else:
-            text = repr(scalar.as_py()) if pa.types.is_string(scalar.type) else str(scalar.as_py())
-            cut = text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}... ({len(text)} characters)"
-            parts.append(f"{name} = {cut}")
-    if columns == ("timestamp",) and kafka_time.is_valid:
-        parts.append(f"Kafka timestamp = {kafka_time.value} us")
-    return ", ".join(parts)
+def _shown(
+    batch: pa.RecordBatch, rows: npt.NDArray[np.int64], columns: tuple[str, ...], kafka_time: pa.TimestampArray
+) -> list[str]:
+    """The values by which m rows broke a rule, `name = value`; times as numbers, since they may be no date at all."""
+    index = pa.array(rows)
+    parts = [[f"{name} = {text}" for text in _texts(batch.column(name).take(index))] for name in columns]
+    texts = [", ".join(of_row) for of_row in zip(*parts, strict=True)]
+    if columns == ("timestamp",):
+        known = kafka_time.take(index).cast(pa.int64()).to_pylist()
+        pairs = zip(texts, known, strict=True)
+        texts = [text if us is None else f"{text}, Kafka timestamp = {us} us" for text, us in pairs]
+    return texts
+
+
+def _texts(values: pa.Array) -> list[str]:
+    """m values as a dead-letter row shows them."""
+    if pa.types.is_timestamp(values.type):
+        return [f"{us} us since 1970" for us in values.cast(pa.int64()).to_pylist()]
+    show = repr if pa.types.is_string(values.type) else str
+    texts = [show(value) for value in values.to_pylist()]
+    return [t if len(t) <= _SHOWN_CHARACTERS else f"{t[:_SHOWN_CHARACTERS]}... ({len(t)} characters)" for t in texts]
 
 
 def _times(trades: pa.RecordBatch) -> npt.NDArray[np.int64]:

@@ -92,7 +92,7 @@ class Steps:
         return [
             self._write(self._exchange.silver, decoded.trades, aged),
             self._write(self._exchange.dlq, decoded.failures, told),
-            (GOLD, written([], gold.ranges(), aged)),
+            (GOLD, written([], gold.ranges(), aged, gold.commit)),
         ]
 
     @logged
@@ -111,10 +111,10 @@ class Steps:
         """The rows that `table` did not hold at the start, in its files."""
         new = rows.beyond(self._context.committed(table))
         if new.rows.num_rows == 0:
-            return table, written([], new.ranges(), told)
+            return table, written([], new.ranges(), told, new.commit)
         with tracing.span("write", table=table, rows=new.rows.num_rows):
             files = self._context.write(self._writers[table], shape(new) if shape else new.rows)
-        return table, Written(files, new.ranges(), told)
+        return table, Written(files, new.ranges(), told, new.commit)
 
     @cached_property
     def _decoder(self) -> TradeDecoder:

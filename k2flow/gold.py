@@ -6,26 +6,25 @@ batch first needs it. An id belongs to one worker, so that each worker's set is 
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import date, timedelta
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 from bytewax.operators import StatefulBatchLogic
 from pyiceberg.catalog import Catalog
 from pyiceberg.expressions import parser
 from pyiceberg.expressions.visitors import _InclusiveMetricsEvaluator
 from pyiceberg.io.pyarrow import ArrowScan
-from pyiceberg.manifest import ManifestContent, ManifestFile
+from pyiceberg.manifest import DataFile, ManifestContent, ManifestFile
 from pyiceberg.table import FileScanTask, Table
 
 from k2flow import metrics, tracing
 from k2flow.catalog import catalog_errors, load_table
 from k2flow.context import FlowContext
 from k2flow.dedup.index import SeenIds
-from k2flow.dedup.keys import owner
+from k2flow.dedup.keys import Bools, Ints, owner
 from k2flow.exchange import GOLD
 from k2flow.failpoints import Point, reach
 from k2flow.failure import logged
@@ -41,20 +40,26 @@ log = logging.getLogger(__name__)
 HOUR_US = 3_600_000_000
 EPOCH = date(1970, 1, 1)
 GOLD_SCHEMA = arrow_schema(GOLD_FIELDS)
+FEW_ROWS = 1_000
+HELD_ROWS = 50_000
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Gold rows that may be duplicates, all of whose ids belong to worker `owner` of `workers`."""
+    """Gold rows that may be duplicates, all of whose ids belong to worker `owner` of `workers`.
+
+    `commit`: the tables commit at the end of this epoch, so that no row may be held back. Every owner is told so.
+    """
 
     owner: int
     workers: int
     rows: pa.RecordBatch
+    commit: bool
 
 
-def hours_of(trades: pa.RecordBatch) -> npt.NDArray[np.int64]:
+def hours_of(trades: pa.RecordBatch) -> Ints:
     """The exchange hour of each of n trades, in hours since 1970."""
-    hours: npt.NDArray[np.int64] = trades.column("timestamp").cast(pa.int64()).to_numpy() // HOUR_US
+    hours: Ints = trades.column("timestamp").cast(pa.int64()).to_numpy() // HOUR_US
     return hours
 
 
@@ -67,15 +72,45 @@ def gold_rows(trades: pa.RecordBatch) -> pa.RecordBatch:
 def candidates(trades: Slice, workers: int) -> list[tuple[str, Candidates]]:
     """The rows of `trades` by the worker that owns their ids, each with the key that Bytewax routes to it."""
     rows = gold_rows(trades.rows)
-    if rows.num_rows == 0:
-        return []
     if workers == 1:
-        return [(worker_key(0, 1), Candidates(0, 1, rows))]
-    owners = owner(rows.column("message_id"), workers)
+        parts = [rows]
+    else:
+        owners = owner(rows.column("message_id"), workers)
+        parts = [rows.filter(pa.array(owners == w)) for w in range(workers)]
     return [
-        (worker_key(w, workers), Candidates(w, workers, rows.filter(pa.array(owners == w))))
-        for w in np.unique(owners).tolist()
+        (worker_key(w, workers), Candidates(w, workers, part, trades.commit))
+        for w, part in enumerate(parts)
+        if part.num_rows or trades.commit
     ]
+
+
+def are_few(hours: Ints) -> Bools:
+    """Which of n rows, by their hours, are among no more than FEW_ROWS of one hour that stand side by side."""
+    starts = np.flatnonzero(np.diff(hours, prepend=hours[:1] - 1))
+    lengths = np.diff(starts, append=len(hours))
+    return np.repeat(lengths <= FEW_ROWS, lengths)
+
+
+class LateRows:
+    """Holds back the rows of hours of which a batch has few, since a small file costs nearly as much as a large one.
+
+    It holds HELD_ROWS at most after each call: about 15 MB.
+    """
+
+    def __init__(self) -> None:
+        self._held: list[pa.RecordBatch] = []
+
+    def ready(self, rows: pa.RecordBatch, first: Bools, hours: Ints, commit: bool) -> list[pa.RecordBatch]:
+        """Which rows to write now: of those of the n given that are `first`, and of those held; all before a commit."""
+        few = first & are_few(hours)
+        many = first & ~few
+        ready = [rows if many.all() else rows.filter(pa.array(many))]
+        if few.any():
+            self._held.append(rows.filter(pa.array(few)))
+        if self._held and (commit or sum(held.num_rows for held in self._held) > HELD_ROWS):
+            ready.append(pa.concat_batches(self._held))
+            self._held = []
+        return ready
 
 
 class Deduplicator(StatefulBatchLogic[Candidates, Written, None]):
@@ -90,28 +125,37 @@ class Deduplicator(StatefulBatchLogic[Candidates, Written, None]):
         self._context = context
         self._writer = context.writer(GOLD)
         self._seen: SeenIds | None = None
+        self._late = LateRows()
+        self._committing = False  # at the end of this epoch
         self._epoch_ended = False
 
     @logged
     def on_batch(self, values: list[Candidates]) -> tuple[list[Written], bool]:
         if self._seen is None:
             self._seen = self._open(values[0].owner, values[0].workers)
-        if self._epoch_ended:  # a new epoch begins only when the tables hold the earlier ones
-            self._seen.commit()
-            self._epoch_ended = False
+        if self._epoch_ended:
+            if self._committing:  # a new epoch begins only when the tables hold the earlier ones
+                self._seen.commit()
+            self._committing = self._epoch_ended = False
+        # Whatever order the items of several workers come in: after the first that says so nothing is held.
+        self._committing |= any(value.commit for value in values)
         # What several workers have sent goes into the same files.
         rows = pa.concat_batches([value.rows for value in values]) if len(values) > 1 else values[0].rows
+        hours = hours_of(rows)
         with tracing.span("dedup", rows=rows.num_rows):
-            first = self._seen.first_seen(rows.column("message_id"), hours_of(rows))
-        fresh = rows if first.all() else rows.filter(pa.array(first))
-        told = Told(duplicates=rows.num_rows - fresh.num_rows)
-        with tracing.span("write", table=GOLD, rows=fresh.num_rows):
-            written = Written(self._context.write(self._writer, fresh), told=told)
+            first = self._seen.first_seen(rows.column("message_id"), hours)
+        told = Told(duplicates=rows.num_rows - int(first.sum()))
+        files = [self._write(ready) for ready in self._late.ready(rows, first, hours, self._committing)]
+        written = Written(lambda: [file for wait in files for file in wait()], told=told)
         labels = (self._context.exchange.name, str(values[0].owner))
         metrics.SEEN_IDS.labels(*labels).set(self._seen.ids)
         metrics.SEEN_BYTES.labels(*labels).set(self._seen.nbytes)
         reach(Point.GOLD_WRITTEN)
         return [written], StatefulBatchLogic.RETAIN
+
+    def _write(self, rows: pa.RecordBatch) -> Callable[[], list[DataFile]]:
+        with tracing.span("write", table=GOLD, rows=rows.num_rows):
+            return self._context.write(self._writer, rows)
 
     def snapshot(self) -> None:
         self._epoch_ended = True

@@ -2,7 +2,7 @@
 
 import copyreg
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -25,13 +25,15 @@ class Slice:
     """n rows, the partition and offset that each came from, and all offsets that they stand for.
 
     `offsets` are (partition, first, next): every message of [first, next) either is one of the rows or gave none (a
-    transaction marker, a bad record in a slice of good ones). A partition may stand there once.
+    transaction marker, a bad record in a slice of good ones). A partition may stand there once. `commit` says whether
+    the tables are to commit at the end of the slice's epoch, all that they have been given since they last did.
     """
 
     rows: pa.RecordBatch
     partition: npt.NDArray[np.int32]
     offset: npt.NDArray[np.int64]
     offsets: Sequence[tuple[int, int, int]]
+    commit: bool = True
 
     def ranges(self) -> list[Range]:
         """`offsets` with the number of rows that came out of each."""
@@ -53,12 +55,13 @@ class Slice:
         """The rows where `keep` is true, standing for the same offsets unless others are given."""
         left = self.offsets if offsets is None else offsets
         if keep.all():
-            return Slice(self.rows, self.partition, self.offset, left)
-        return Slice(self.rows.filter(pa.array(keep)), self.partition[keep], self.offset[keep], left)
+            return replace(self, offsets=left)
+        rows = self.rows.filter(pa.array(keep))
+        return replace(self, rows=rows, partition=self.partition[keep], offset=self.offset[keep], offsets=left)
 
     def with_rows(self, rows: pa.RecordBatch) -> "Slice":
         """The same offsets with other rows, one for each of today's."""
-        return Slice(rows, self.partition, self.offset, self.offsets)
+        return replace(self, rows=rows)
 
 
 def _reduce_batch(batch: pa.RecordBatch) -> tuple[Callable[[bytes], pa.RecordBatch], tuple[bytes]]:

@@ -4,7 +4,7 @@ bytewax.run gives a flow no hook before or after the run, and its epoch is 10 s 
 imported by it therefore puts a function of its own in the place of the `cli_main` that bytewax.run is about to call.
 
 Epochs: the source decides when a batch ends, so the epoch interval is the shortest there is, and every batch is an
-epoch of its own, committed as soon as it is written.
+epoch of its own.
 """
 
 import ctypes

@@ -146,6 +146,12 @@ class ExchangeSettings(BaseSettings):
     )
     batch_rows: int = Field(default=100_000, ge=1, description="Messages in one batch at the most.")
     batch_mb: int = Field(default=64, ge=1, description="MiB of payload in one batch at the most, or one message.")
+    commit_batches: int = Field(
+        default=10,
+        ge=1,
+        le=100,
+        description="Full batches that are committed together, where they come before the trigger.",
+    )
     unknown_fields: Literal["keep", "ignore"] = Field(
         default="keep", description="Fields that TradeV2 does not know: keep them in vendor_data, or ignore them."
     )

@@ -1,8 +1,8 @@
-"""Commits what the workers wrote: one committer for each table, at the end of each epoch.
+"""Commits what the workers wrote: one committer for each table, at the end of an epoch.
 
 Bytewax calls `snapshot` of each table once an epoch, on whichever worker owns that table, after every worker's items
-of that epoch have arrived; it does so without a recovery store as well. Delivery guarantee: exactly once, see
-k2flow.commit.
+of that epoch have arrived; it does so without a recovery store as well. An epoch in which no source asks for a commit
+is kept for the next one in which one does. Delivery guarantee: exactly once, see k2flow.commit.
 """
 
 import logging
@@ -31,25 +31,28 @@ NOTHING_TOLD = Told()
 
 @dataclass(frozen=True)
 class Written:
-    """Data files of a table that hold rows of this epoch, and the offsets whose rows are all in files of this epoch.
+    """Data files of a table, and the offsets whose rows are all in files that come until the next commit.
 
     `files` waits until they are written, and raises what went wrong with them: the next steps need not wait. The two
     need not come together: Gold's files come from the worker that owns the ids, its ranges from the one that read them.
-    `told` is for the metrics.
+    `told` is for the metrics. `commit`: at the end of this epoch.
     """
 
     files: Callable[[], Sequence[DataFile]]
     ranges: Sequence[Range] = field(default=())
     told: Told = NOTHING_TOLD
+    commit: bool = False
 
-    def __reduce__(self) -> tuple[Callable[..., "Written"], tuple[Sequence[DataFile], Sequence[Range], Told]]:
+    def __reduce__(self) -> tuple[Callable[..., "Written"], tuple[Sequence[DataFile], Sequence[Range], Told, bool]]:
         """Only finished files can go to another process."""
-        return written, (self.files(), self.ranges, self.told)
+        return written, (self.files(), self.ranges, self.told, self.commit)
 
 
-def written(files: Sequence[DataFile], ranges: Sequence[Range] = (), told: Told = NOTHING_TOLD) -> Written:
+def written(
+    files: Sequence[DataFile], ranges: Sequence[Range] = (), told: Told = NOTHING_TOLD, commit: bool = False
+) -> Written:
     """Files that are finished."""
-    return Written(lambda: files, ranges, told)
+    return Written(lambda: files, ranges, told, commit)
 
 
 class TableSink(FixedPartitionedSink[Written, None]):
@@ -82,21 +85,29 @@ class TableCommits(StatefulSinkPartition[Written, None]):
         self._committer.fence(context.topic.id, context.ledgers[name])
         if name == exchange.bronze:
             abandon(context.catalog, exchange, self._committer.ledger.epoch)
-        self._files: list[Callable[[], Sequence[DataFile]]] = []
+        self._writing: list[
+            Callable[[], Sequence[DataFile]]
+        ] = []  # in this epoch; what follows is since the last commit
+        self._files: list[DataFile] = []
         self._ranges: list[Range] = []
         self._told: list[Told] = []
+        self._due = False
 
     @logged
     def write_batch(self, values: list[Written]) -> None:
         for written in values:
-            self._files.append(written.files)
+            self._writing.append(written.files)
             self._ranges += written.ranges
             self._told.append(written.told)
+            self._due |= written.commit
 
     @logged
     def snapshot(self) -> None:
-        files, ranges, told = self._finished_files(), self._ranges, self._told
-        self._files, self._ranges, self._told = [], [], []
+        self._files += self._finished_files()
+        if not self._due:
+            return
+        files, ranges, told = self._files, self._ranges, self._told
+        self._files, self._ranges, self._told, self._due = [], [], [], False
         if not ranges:
             if files:
                 raise CommitError(f"{self._name}: {len(files)} files came without the offsets that they hold")
@@ -124,7 +135,7 @@ class TableCommits(StatefulSinkPartition[Written, None]):
 
     def _finished_files(self) -> list[DataFile]:
         """Waits for the files of this epoch."""
-        waiting = self._files
+        waiting, self._writing = self._writing, []
         try:
             with tracing.span("await files", table=self._name):
                 return within(HUNG_SECONDS, lambda: [file for files in waiting for file in files()])

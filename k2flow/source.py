@@ -5,7 +5,8 @@ which the tables end; what it has emitted and the tables have not committed when
 
 A batch is emitted at each trigger (moments that are whole multiples of the trigger, so that all workers emit together)
 or as soon as it has grown to the cap of rows or bytes, whichever comes first. The cap is what bounds memory: within an
-epoch Bytewax has no back-pressure.
+epoch Bytewax has no back-pressure. The tables commit at each trigger, and while the flow catches up, when one full
+batch follows the other, after every `commit_batches` of them: four commits cost as much as a tenth of a batch.
 """
 
 import logging
@@ -95,7 +96,8 @@ class KafkaReader(StatelessSourcePartition[Slice]):
         self._parts: list[tuple[pa.RecordBatch, np.ndarray, np.ndarray]] = []
         self._rows = 0
         self._bytes = 0
-        self._emitted: dict[int, int] = {}
+        self._emitted: dict[int, int] = {}  # since the consumer group was told
+        self._uncommitted = 0  # batches since a commit was last asked for
         self._begun = self._finished = False
         self._awake_at = datetime.now(UTC)
         self._pacing = Pacing()
@@ -111,7 +113,8 @@ class KafkaReader(StatelessSourcePartition[Slice]):
         self._report_committed()
         if not self._begun:
             self._begun = True
-            return [_nothing([])]  # Bytewax builds the committers for the first item: they fence others off at once
+            # Bytewax builds the committers for the first item: they fence others off at once.
+            return [_nothing([], commit=False)]
         if self._finished:
             reach(Point.SHUTDOWN)
             self._context.read = True
@@ -122,16 +125,18 @@ class KafkaReader(StatelessSourcePartition[Slice]):
             self._fetch()
         if stopping or self._caught_up():
             self._finished = True
-            return self._emit()
-        if self._full() or time.time() >= self._due:
+            return self._emit(commit=True)
+        if time.time() >= self._due:
             self._due = self._next_trigger()
-            return self._emit()
+            return self._emit(commit=True)
+        if self._full():
+            return self._emit(commit=self._uncommitted + 1 >= self._settings.commit_batches)
         return []
 
-    def _emit(self) -> list[Slice]:
+    def _emit(self, commit: bool) -> list[Slice]:
         if self._rows:
             begin_batch(worker=self._worker, messages=self._rows, bytes=self._bytes)
-        slices = self._take()
+        slices = self._take(commit)
         self._awake_at += self._pacing.leave(datetime.now(UTC))
         return slices
 
@@ -267,27 +272,28 @@ class KafkaReader(StatelessSourcePartition[Slice]):
         seconds = self._context.trigger_seconds
         return (math.floor(time.time() / seconds) + 1) * seconds
 
-    def _take(self) -> list[Slice]:
-        """What was gathered, as one batch; nothing if no partition has advanced."""
+    def _take(self, commit: bool) -> list[Slice]:
+        """What was gathered, as one batch; nothing if no partition has advanced and none awaits `commit`."""
         offsets = [(p, self._first[p], end) for p, end in self._position.items() if end > self._first[p]]
         parts, self._parts, self._rows, self._bytes = self._parts, [], 0, 0
-        if not offsets:
+        if not offsets and not (commit and self._uncommitted):
             return []
+        self._uncommitted = 0 if commit else self._uncommitted + 1
         self._first = dict(self._position)
-        self._emitted = {p: end for p, _, end in offsets}
+        self._emitted |= {p: end for p, _, end in offsets}
         reach(Point.SOURCE_EMITTED)
         if not parts:
-            return [_nothing(offsets)]
+            return [_nothing(offsets, commit)]
         rows = pa.concat_batches([rows for rows, _, _ in parts])
         partition = np.concatenate([partition for _, partition, _ in parts])
-        return [Slice(rows, partition, np.concatenate([offset for _, _, offset in parts]), offsets)]
+        return [Slice(rows, partition, np.concatenate([offset for _, _, offset in parts]), offsets, commit)]
 
     def _report_committed(self) -> None:
-        """Tells Kafka's consumer group of the last batch, which the tables hold by the time the next one is asked for.
+        """Tells Kafka's consumer group of what is committed: all that was emitted, once the tables were told to.
 
         Only for the tools that watch a group's lag: the flow itself begins at the tables' own offsets.
         """
-        if not self._emitted:
+        if self._uncommitted or not self._emitted:
             return
         offsets = [TopicPartition(self._settings.topic, p, next_) for p, next_ in self._emitted.items()]
         self._emitted = {}
@@ -316,10 +322,10 @@ def _open_group(properties: Mapping[str, str]) -> Consumer:
         raise SettingsError(f"a {KAFKA_PREFIX}* setting is wrong: {error.args[0].str()}") from error
 
 
-def _nothing(offsets: Sequence[tuple[int, int, int]]) -> Slice:
+def _nothing(offsets: Sequence[tuple[int, int, int]], commit: bool) -> Slice:
     """No message, of `offsets`."""
     none = pa.RecordBatch.from_arrays([pa.array([], f.type) for f in MESSAGE_SCHEMA], schema=MESSAGE_SCHEMA)
-    return Slice(none, np.zeros(0, np.int32), np.zeros(0, np.int64), offsets)
+    return Slice(none, np.zeros(0, np.int32), np.zeros(0, np.int64), offsets, commit)
 
 
 def _by_partition(values: dict[int, int], partition: np.ndarray) -> np.ndarray:

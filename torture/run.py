@@ -26,9 +26,11 @@ RATES = {"binance": 300, "kraken": 60}  # messages a second; the oracle looks at
 PARTITIONS = {"binance": 4, "kraken": 2}
 BATCHES = {
     "K2FLOW_BINANCE_TRIGGER_SECONDS": "1",
-    "K2FLOW_BINANCE_BATCH_ROWS": "500",
+    "K2FLOW_BINANCE_BATCH_ROWS": "250",
+    "K2FLOW_BINANCE_COMMIT_BATCHES": "3",
     "K2FLOW_KRAKEN_TRIGGER_SECONDS": "1",
     "K2FLOW_KRAKEN_BATCH_ROWS": "100",
+    "K2FLOW_KRAKEN_COMMIT_BATCHES": "2",
 }
 FLOW_KINDS = (
     Kind.KILL,

@@ -31,6 +31,12 @@ ROOT = Path(__file__).parents[2]
 DEADLINE_SECONDS = 120
 
 
+def batches(rows: int, exchange: str = "binance", together: int = 1) -> dict[str, str]:
+    """Settings: batches of so many messages, and how many of them are committed together."""
+    prefix = f"K2FLOW_{exchange.upper()}_"
+    return {f"{prefix}BATCH_ROWS": str(rows), f"{prefix}COMMIT_BATCHES": str(together)}
+
+
 @dataclass(frozen=True)
 class Lake:
     """One exchange's topic on a broker and a folder for its tables: all that a flow process is told."""

@@ -23,7 +23,7 @@ from k2flow.kafka.local import free_port
 from k2flow.settings import load_settings
 from tests.integration import damage
 from tests.integration.conftest import fill
-from tests.integration.harness import ROOT, Lake, ledger_offsets
+from tests.integration.harness import ROOT, Lake, batches, ledger_offsets
 from tests.integration.test_flow import new_good_value
 
 pytestmark = pytest.mark.integration
@@ -173,7 +173,7 @@ def test_a_running_flow(new_lake: NewLake) -> None:
     lake = new_lake()
     fill(lake, count=2_000, bad=0.05, duplicates=0.05, seed=1)
     lake.catch_up()
-    with lake.start(2, K2FLOW_BINANCE_TRIGGER_SECONDS="0.2", K2FLOW_BINANCE_BATCH_ROWS="300") as flow:
+    with lake.start(2, K2FLOW_BINANCE_TRIGGER_SECONDS="0.2", **batches(300)) as flow:
         for seed in range(2, 6):
             fill(lake, count=3_000, bad=0.05, duplicates=0.05, seed=seed)
             assert audited(lake)["findings"] == []

@@ -15,7 +15,7 @@ from k2flow.kafka.local import LocalKafka
 from k2flow.settings import load_settings
 from tests.integration import damage as d
 from tests.integration.conftest import fill
-from tests.integration.harness import Lake
+from tests.integration.harness import Lake, batches
 
 pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("audit_damage")]
 
@@ -30,7 +30,7 @@ def lakes(kafka: LocalKafka, tmp_path_factory: pytest.TempPathFactory) -> tuple[
         kafka.start({topic: 2})
         lake = Lake(exchange, topic, home, kafka.bootstrap)
         fill(lake, count=2_000, bad=0.05, duplicates=0.05, seed=len(exchange))
-        lake.catch_up(**{f"K2FLOW_{exchange.upper()}_BATCH_ROWS": "500"})
+        lake.catch_up(**batches(500, exchange))
         made.append(lake)
     return made[0], made[1]
 

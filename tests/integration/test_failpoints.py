@@ -15,7 +15,16 @@ import pytest
 from k2flow.failpoints import Action, Point
 from k2flow.runtime import EXIT_FAILED, EXIT_TRY_AGAIN
 from tests.integration.conftest import fill
-from tests.integration.harness import ROOT, Flow, Lake, assert_consistent, assert_tables, ledger_offsets, read_topic
+from tests.integration.harness import (
+    ROOT,
+    Flow,
+    Lake,
+    assert_consistent,
+    assert_tables,
+    batches,
+    ledger_offsets,
+    read_topic,
+)
 from tests.oracle import expect
 
 pytestmark = pytest.mark.integration
@@ -23,7 +32,7 @@ pytestmark = pytest.mark.integration
 NewLake = Callable[..., Lake]
 
 FENCED_TABLES = 4  # each start passes the points of a commit this often before its first batch
-BATCH = {"K2FLOW_BINANCE_BATCH_ROWS": "60"}
+BATCH = batches(60)
 HITS = {
     Point.OPENED: (1,),
     Point.FENCE: (1, 3),
@@ -122,6 +131,22 @@ def test_a_death_between_two_tables_commits(new_lake: NewLake) -> None:
         run_fault(lake, Fault(f"{Point.COMMIT_DONE}=die@{hit}", Action.DIE))
     assert len({str(offsets) for offsets in ledger_offsets(lake).values()}) > 1
     lake.catch_up()
+    assert_tables(lake, expect(read_topic(lake.bootstrap, lake.topic), "BINANCE"))
+
+
+def test_a_death_among_batches_of_one_commit(new_lake: NewLake) -> None:
+    """Those since the last commit are read again, and the late trades that were held back with them."""
+    lake = new_lake(partitions=1)
+    fill(lake, count=1_500, bad=0.05, duplicates=0.1, seed=3)
+    settings = {"K2FLOW_BINANCE_TRIGGER_SECONDS": "3600", **batches(60, together=4)}
+    held = [0]
+    for armed in (f"{Point.SOURCE_EMITTED}=die@8", f"{Point.GOLD_WRITTEN}=die@7", f"{Point.SOURCE_EMITTED}=die@4"):
+        with lake.start(1, K2FLOW_FAILPOINTS=armed, **settings) as flow:
+            assert f"failpoint {armed.split('=')[0]}: die" in flow.wait(60)
+        assert_consistent(lake)
+        held.append(sum(ledger_offsets(lake)["gold"].values()))
+    assert held == [0, 240, 480, 480]
+    lake.catch_up(2)
     assert_tables(lake, expect(read_topic(lake.bootstrap, lake.topic), "BINANCE"))
 
 

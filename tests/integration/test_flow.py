@@ -17,7 +17,7 @@ from k2flow.produce.send import Sender
 from k2flow.produce.stream import Stream
 from k2flow.query import connect_to
 from tests.integration.conftest import fill
-from tests.integration.harness import Lake, assert_tables, ledger_offsets, read_topic
+from tests.integration.harness import Lake, assert_tables, batches, ledger_offsets, read_topic, rows_of
 from tests.oracle import expect
 
 pytestmark = pytest.mark.integration
@@ -80,6 +80,34 @@ def test_days_of_skewed_partitions(new_lake: NewLake) -> None:
         K2FLOW_KAFKA_FETCH_MESSAGE_MAX_BYTES="20000",
     )
     assert "sets partitions" in log
+    assert_tables(lake, expect(read_topic(lake.bootstrap, lake.topic), "BINANCE"))
+
+
+def test_full_batches_are_committed_together(new_lake: NewLake) -> None:
+    """Ten batches: a commit after four, after eight, and at the end; late trades wait for it and share their files."""
+    lake = new_lake(partitions=1)
+    fill(lake, count=1_000, bad=0.05, duplicates=0.1, seed=5)
+    lake.catch_up(K2FLOW_BINANCE_TRIGGER_SECONDS="3600", **batches(100, together=4))
+    assert_tables(lake, expect(read_topic(lake.bootstrap, lake.topic), "BINANCE"))
+    for layer in ("bronze", "silver", "gold"):
+        snapshots = lake.table(layer).metadata.snapshots
+        assert len(snapshots) == 1 + 3, "the first one fences others off"
+    hours = len({(row[-2], row[-1]) for row in rows_of(lake.table("gold"))})
+    assert hours > 1
+    assert len(lake.table("gold").inspect.files()) <= 3 * hours
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_full_batches_that_no_other_follows_are_committed_at_the_trigger(new_lake: NewLake, processes: int) -> None:
+    """Nothing has come since, and of two processes one has read nothing at all."""
+    lake = new_lake(partitions=1)
+    with lake.start(processes, K2FLOW_BINANCE_TRIGGER_SECONDS="1", **batches(100, together=100)) as flow:
+        for total in (200, 400):
+            fill(lake, count=200, duplicates=0.1, seed=total)
+            wait_for(lambda total=total: bronze_rows(lake) == total)  # type: ignore[misc]
+        flow.signal(signal.SIGTERM)
+        log = flow.wait()
+        assert flow.codes() == [0] * processes, log
     assert_tables(lake, expect(read_topic(lake.bootstrap, lake.topic), "BINANCE"))
 
 
@@ -226,8 +254,8 @@ def test_gold_is_shared_by_the_exchanges(new_lake: NewLake) -> None:
     fill(binance, count=3_000, duplicates=0.1, seed=1)
     fill(kraken, count=1_000, duplicates=0.1, seed=1)
     with (
-        binance.start(K2FLOW_UNTIL_CAUGHT_UP="1", K2FLOW_BINANCE_BATCH_ROWS="200") as one,
-        kraken.start(K2FLOW_UNTIL_CAUGHT_UP="1", K2FLOW_KRAKEN_BATCH_ROWS="100") as other,
+        binance.start(K2FLOW_UNTIL_CAUGHT_UP="1", **batches(200)) as one,
+        kraken.start(K2FLOW_UNTIL_CAUGHT_UP="1", **batches(100, "kraken")) as other,
     ):
         logs = one.wait(), other.wait()
         assert one.codes() == other.codes() == [0], logs

@@ -11,7 +11,7 @@ import pytest
 
 from k2flow.errors import CatalogError
 from tests.integration.conftest import fill
-from tests.integration.harness import Lake, assert_tables, ledger_offsets, read_topic
+from tests.integration.harness import Lake, assert_tables, batches, ledger_offsets, read_topic
 from tests.oracle import expect
 
 pytestmark = pytest.mark.integration
@@ -31,7 +31,7 @@ def test_kills(new_lake: Callable[..., Lake]) -> None:
     for kill in range(KILLS):
         processes = 1 + kill % 3
         before = committed(lake)
-        with lake.start(processes, K2FLOW_BINANCE_BATCH_ROWS="100") as flow:
+        with lake.start(processes, **batches(100, together=1 + kill % 4)) as flow:
             deadline = time.monotonic() + 60
             seen = newest(lake)
             while kill and time.monotonic() < deadline:

@@ -41,7 +41,7 @@ from k2flow.tables import TableDefinition, definitions, gold_definition
 from tests.gold import Gold
 from tests.integration.conftest import fill
 from tests.integration.forked import Forked
-from tests.integration.harness import ROOT, Lake, assert_tables, read_topic
+from tests.integration.harness import ROOT, Lake, assert_tables, batches, read_topic
 from tests.integration.test_audit import audited
 from tests.oracle import expect
 
@@ -91,7 +91,7 @@ def test_three_weeks_of_days(new_lake: NewLake, monkeypatch: pytest.MonkeyPatch)
     lake = new_lake(partitions=1)
     kept = {"bronze": 7, "silver": 12, "dlq": 5}
     settings = {
-        "K2FLOW_BINANCE_BATCH_ROWS": "300",
+        **batches(300),
         "K2FLOW_BINANCE_TRIGGER_SECONDS": "3600",
         "K2FLOW_BINANCE_SILVER_RETENTION_DAYS": str(kept["silver"]),
         "K2FLOW_BINANCE_DLQ_RETENTION_DAYS": str(kept["dlq"]),
@@ -124,7 +124,7 @@ def test_what_is_promised_of_a_table(new_lake: NewLake) -> None:
     """After hours of small commits: few files, few snapshots, nothing unreachable, little metadata; the same rows."""
     lake = new_lake(partitions=3)
     send_days(lake, days=1, a_day=4_500)
-    lake.catch_up(K2FLOW_BINANCE_BATCH_ROWS="40", K2FLOW_LOG_LEVEL="WARNING")
+    lake.catch_up(**batches(40), K2FLOW_LOG_LEVEL="WARNING")
     expected = expect(read_topic(lake.bootstrap, lake.topic), "BINANCE")
     assert len(live_files(lake.table("gold"), "timestamp")) > 110
     for layer in LAYERS:
@@ -149,7 +149,7 @@ def test_what_is_promised_of_a_table(new_lake: NewLake) -> None:
 def test_a_dry_run_changes_nothing_and_says_what_would_be_done(new_lake: NewLake) -> None:
     lake = new_lake(partitions=1)
     send_days(lake, days=1, a_day=500)
-    lake.catch_up(K2FLOW_BINANCE_BATCH_ROWS="50")
+    lake.catch_up(**batches(50))
     before = {layer: lake.table(layer).metadata_location for layer in LAYERS}
     listed = sorted(lake.home.rglob("*"))
     shown = maintain(lake, "--dry-run", "--safe-age", "0s")
@@ -167,7 +167,7 @@ def test_a_dry_run_changes_nothing_and_says_what_would_be_done(new_lake: NewLake
 def test_files_in_flight_and_files_of_readers_stay(new_lake: NewLake) -> None:
     lake = new_lake(partitions=1)
     send_days(lake, days=1, a_day=500)
-    lake.catch_up(K2FLOW_BINANCE_BATCH_ROWS="50")
+    lake.catch_up(**batches(50))
     table = lake.table("gold")
     read_before = paths(lake)
     in_flight = Path(table.metadata.location.removeprefix("file://")) / "data" / "in-flight.parquet"
@@ -181,7 +181,7 @@ def test_files_in_flight_and_files_of_readers_stay(new_lake: NewLake) -> None:
     pass_over(lake, "gold", Timing(600, 300, lambda: moved + 299))
     assert all(path.exists() for path in {*replaced, in_flight})
     fill(lake, count=2_000, seed=4)
-    lake.catch_up(K2FLOW_BINANCE_BATCH_ROWS="15", K2FLOW_LOG_LEVEL="WARNING")  # more snapshots than are kept
+    lake.catch_up(**batches(15), K2FLOW_LOG_LEVEL="WARNING")  # more snapshots than are kept
     pass_over(lake, "gold", Timing(600, 300, lambda: moved + 700))
     assert not any(path.exists() for path in {*replaced, in_flight})
     assert elses.exists()
@@ -236,7 +236,7 @@ def test_killed_midway_again_and_again(new_lake: NewLake) -> None:
     """Whatever moment maintenance dies at, the next one goes on, and no row is lost or doubled."""
     lake = new_lake(partitions=1)
     send_days(lake, days=1, a_day=3_000)
-    lake.catch_up(K2FLOW_BINANCE_BATCH_ROWS="60", K2FLOW_LOG_LEVEL="WARNING")
+    lake.catch_up(**batches(60), K2FLOW_LOG_LEVEL="WARNING")
     arguments = ["maintain", "--safe-age", "0s", "--reader-time", "0s"]
     with Path(os.devnull).open("wb") as nowhere:
         for i in range(3):
@@ -272,7 +272,7 @@ def test_flow_maintenance_and_readers_at_once(new_lake: NewLake) -> None:
     """No reader misses a file or sees a wrong count, and the flow commits as if it were alone."""
     lake = new_lake(partitions=3)
     send_days(lake, days=1, a_day=2_000)
-    lake.catch_up(K2FLOW_BINANCE_BATCH_ROWS="100", K2FLOW_LOG_LEVEL="WARNING")
+    lake.catch_up(**batches(100), K2FLOW_LOG_LEVEL="WARNING")
     wrong: list[str] = []
     looks: Counter[str] = Counter()
     over = threading.Event()

@@ -11,7 +11,7 @@ import pytest
 from k2flow.failpoints import Point
 from k2flow.kafka.local import LocalKafka, free_port
 from tests.integration.conftest import fill
-from tests.integration.harness import Lake, assert_tables, ledger_offsets, read_topic
+from tests.integration.harness import Lake, assert_tables, batches, ledger_offsets, read_topic
 from tests.integration.test_failpoints import await_stop
 from tests.oracle import expect
 
@@ -46,7 +46,7 @@ def test_a_flow_that_has_to_catch_up_outlives_the_broker(broker: LocalKafka, lak
     """It stops after its first batch, the broker is killed and started again; nothing is missing at the end."""
     armed = f"{Point.COMMIT_DONE}=stop@4"
     fetch_little = {"K2FLOW_KAFKA_QUEUED_MIN_MESSAGES": "1", "K2FLOW_KAFKA_MAX_PARTITION_FETCH_BYTES": "20000"}
-    batch = {"K2FLOW_BINANCE_BATCH_ROWS": "100"}
+    batch = batches(100)
     with lake.start(K2FLOW_FAILPOINTS=armed, K2FLOW_UNTIL_CAUGHT_UP="1", **fetch_little, **batch) as flow:
         await_stop(flow)
         kill(broker)
@@ -62,7 +62,7 @@ def test_a_flow_that_has_to_catch_up_outlives_the_broker(broker: LocalKafka, lak
 
 def test_a_flow_can_be_ended_while_the_broker_is_down(broker: LocalKafka, lake: Lake) -> None:
     """SIGTERM: what was read is committed, and the exit code is 0."""
-    with lake.start(K2FLOW_BINANCE_TRIGGER_SECONDS="600", K2FLOW_BINANCE_BATCH_ROWS="1500") as flow:
+    with lake.start(K2FLOW_BINANCE_TRIGGER_SECONDS="600", **batches(1500)) as flow:
         flow.wait_for_log("gold_crypto_trades: ")
         time.sleep(2)  # it has read the 500 that are left, and been told that the group knows of the first batch
         kill(broker)

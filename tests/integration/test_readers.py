@@ -22,7 +22,7 @@ from pyiceberg.table import Table
 from k2flow.errors import KafkaError
 from k2flow.query import connect_to
 from tests.integration.conftest import fill
-from tests.integration.harness import DEADLINE_SECONDS, Lake
+from tests.integration.harness import DEADLINE_SECONDS, Lake, batches
 from tests.integration.test_maintain import LAYERS, definition, maintain, maintaining, send_days
 
 pytest.importorskip("pyspark", reason="pyspark is not installed: scripts/setup dev,spark installs it")
@@ -207,7 +207,7 @@ def assert_queried(lake: Lake, seen: Mapping[str, Contents]) -> None:
 def test_all_readers_see_the_same_before_and_after_maintenance(new_lake: NewLake, spark: SparkSession) -> None:
     lake = new_lake(partitions=3)
     send_days(lake, days=1, a_day=1_500)
-    lake.catch_up(K2FLOW_BINANCE_BATCH_ROWS="100", K2FLOW_LOG_LEVEL="WARNING")
+    lake.catch_up(**batches(100), K2FLOW_LOG_LEVEL="WARNING")
     before = assert_readers_agree(lake, spark)
     for layer in LAYERS:
         empty = [name for name, column in before[layer].columns.items() if not column.values]
@@ -221,7 +221,7 @@ def test_spark_reads_a_snapshot_while_the_table_goes_on(new_lake: NewLake, spark
     """Each look is at what was newest at the look before: since then a flow has written, and files were merged."""
     lake = new_lake(partitions=3)
     send_days(lake, days=1, a_day=1_000)
-    lake.catch_up(K2FLOW_BINANCE_BATCH_ROWS="100", K2FLOW_LOG_LEVEL="WARNING")
+    lake.catch_up(**batches(100), K2FLOW_LOG_LEVEL="WARNING")
     newest = {layer: newest_snapshot(lake.table(layer)) for layer in LAYERS}
     overtaken: Counter[str] = Counter()
     with lake.start(K2FLOW_BINANCE_TRIGGER_SECONDS="1") as flow, maintaining(lake), sending(lake):

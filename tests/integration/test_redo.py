@@ -21,7 +21,7 @@ from k2flow.exchange import GOLD, Exchange, find_exchange
 from k2flow.query import connect_to
 from k2flow.staging import Staging, finish
 from tests.integration.conftest import fill
-from tests.integration.harness import ROOT, Lake, assert_tables, read_topic
+from tests.integration.harness import ROOT, Lake, assert_tables, batches, read_topic
 from tests.integration.test_audit import audited
 from tests.oracle import expect
 
@@ -326,7 +326,7 @@ def test_duplicates_on_two_days(new_lake: NewLake) -> None:
     for _ in range(2):
         fill(lake, count=400, bad=0.05, duplicates=0.05, seed=17, start=start)
     two_days = [sys.executable, "-m", "tests.integration.day_a_batch", "2", lake.exchange]
-    environment = lake.environment(K2FLOW_UNTIL_CAUGHT_UP="1", K2FLOW_BINANCE_BATCH_ROWS="400")
+    environment = lake.environment(K2FLOW_UNTIL_CAUGHT_UP="1", **batches(400))
     subprocess.run(two_days, cwd=ROOT, env=environment, check=True, capture_output=True, timeout=120)
     wanted = replace(lake, home=lake.home.with_name("wanted"))
     catch_up_by_other_rules(wanted)

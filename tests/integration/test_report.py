@@ -31,7 +31,7 @@ from k2flow.query import connect_to
 from k2flow.report import words
 from tests.integration import damage
 from tests.integration.conftest import fill
-from tests.integration.harness import Lake
+from tests.integration.harness import Lake, batches
 from tests.unit.test_decode import value
 
 pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("report")]
@@ -108,7 +108,7 @@ def lake(kafka: LocalKafka, tmp_path_factory: pytest.TempPathFactory) -> Lake:
     for partition in range(3):  # one of them is the newest dead letter
         producer.produce(topic, value(exchange=HOSTILE, **times), partition=partition)
     assert producer.flush(30) == 0
-    made.catch_up(K2FLOW_BINANCE_BATCH_ROWS="800")
+    made.catch_up(**batches(800))
     return made
 
 

@@ -10,7 +10,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from k2flow import tracing
 from tests.integration.conftest import fill
-from tests.integration.harness import Lake
+from tests.integration.harness import Lake, batches
 
 pytestmark = pytest.mark.integration
 
@@ -61,7 +61,7 @@ def traced(collector: Collector) -> dict[str, str]:
     return {
         "K2FLOW_TRACES": "1",
         "K2FLOW_UNTIL_CAUGHT_UP": "1",
-        "K2FLOW_BINANCE_BATCH_ROWS": "1000",
+        **batches(1_000),
         "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
         "OTEL_EXPORTER_OTLP_COMPRESSION": "none",
     }
