@@ -67,7 +67,8 @@ def measure(
             "K2FLOW_BINANCE_TRIGGER_SECONDS": "1",
         }
         config = {"bootstrap.servers": kafka.bootstrap}
-        with running("kraken", environment), binance(environment, kafka.bootstrap):
+        with running("kraken", environment) as flow, binance(environment, kafka.bootstrap):
+            flow.wait_until_reading()
             fresh = Freshness(kraken, Path(folder), kafka.bootstrap)
             options = ProduceOptions(count=seconds * rate, rate=rate, seed=1)
             sending = (kraken.code, kraken.settings.topic, config, options)

@@ -1,6 +1,6 @@
 """Tables as a flow leaves them, written by the flow's own parts without Kafka or Bytewax in between."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -65,21 +65,20 @@ class Lake:
         """
         exchange = self.exchange
 
-        def write(table: str, rows: Sequence[pa.RecordBatch], origin: Slice) -> None:
-            for each in rows:
-                self._files[table] += self.writers[table].write(each)
+        def write(table: str, rows: pa.RecordBatch, origin: Slice) -> None:
+            self._files[table] += self.writers[table].write(rows)
             self._ranges[table] += origin.ranges()
 
         with stage("bronze rows"):
             bronze = bronze_rows(messages, exchange.settings.topic)
         with stage("Bronze's files"):
-            write(exchange.bronze, [bronze], messages)
+            write(exchange.bronze, bronze, messages)
         with stage("decode, validate"):
             decoded = self.decoder.decode(messages)
         with stage("Silver's files"):
-            write(exchange.silver, [decoded.trades.rows], decoded.trades)
+            write(exchange.silver, decoded.trades.rows, decoded.trades)
         with stage("DLQ files"):
-            write(exchange.dlq, [decoded.failures.rows], decoded.failures)
+            write(exchange.dlq, decoded.failures.rows, decoded.failures)
         with stage("gold rows, dedup"):
             gold = gold_rows(decoded.trades.rows)
             hours = hours_of(gold)

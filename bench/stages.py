@@ -33,12 +33,11 @@ def stages(
         lake = Lake(Path(home))
         options = ProduceOptions(count=messages, bad=0.02, duplicates=0.03, seed=1)
         together = lake.exchange.settings.commit_batches
-        for i, one in enumerate(slices(options, batch)):
-            if i == 0:
-                lake.write(one)
-            else:
-                lake.write(replace(one, commit=i % together == 0), took.__getitem__)
-                counted += one.rows.num_rows
+        warming, *batches = slices(options, batch)
+        lake.write(warming)
+        for i, one in enumerate(batches, 1):
+            lake.write(replace(one, commit=i % together == 0 or i == len(batches)), took.__getitem__)
+            counted += one.rows.num_rows
     if not counted:
         raise typer.BadParameter("needs two batches at least: the first one is not counted")
     _report(messages, batch, counted, took)

@@ -30,10 +30,12 @@ class FileReader:
     def read(self, file: DataFile, rows: int = READ_ROWS, skip: int = 0) -> Generator[pa.RecordBatch, None, None]:
         """The rows of a file as the table has them now, about `rows` at once, without the first `skip`.
 
-        A small file is read whole and closed before its first row is given out: of those thousands may wait at once.
+        A small file is read whole and closed before its rows are given out: of those thousands may wait at once.
         """
-        batches = self._read_open(file, rows, skip)
-        yield from list(batches) if file.record_count <= READ_ROWS else batches
+        if file.record_count <= READ_ROWS:
+            yield from list(self._read_open(file, READ_ROWS, skip))
+        else:
+            yield from self._read_open(file, rows, skip)
 
     def _read_open(self, file: DataFile, rows: int, skip: int) -> Iterator[pa.RecordBatch]:
         with catalog_errors(), self._table.io.new_input(file.file_path).open() as stream:

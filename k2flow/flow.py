@@ -31,7 +31,7 @@ from k2flow.messages import Slice
 from k2flow.metrics import Told
 from k2flow.runtime import adopt
 from k2flow.schemas import open_schemas
-from k2flow.sink import TableSink, Written, written
+from k2flow.sink import NOTHING_TOLD, TableSink, Written, written
 from k2flow.source import KafkaSource
 from k2flow.tables import BRONZE_FIELDS, arrow_schema
 
@@ -92,7 +92,7 @@ class Steps:
         return [
             self._write(self._exchange.silver, decoded.trades, aged),
             self._write(self._exchange.dlq, decoded.failures, told),
-            (GOLD, written([], gold.ranges(), aged, gold.commit)),
+            (GOLD, written([], gold.ranges(), _of(gold, aged), gold.commit)),
         ]
 
     @logged
@@ -110,6 +110,7 @@ class Steps:
     ) -> Item:
         """The rows that `table` did not hold at the start, in its files."""
         new = rows.beyond(self._context.committed(table))
+        told = _of(new, told)
         if new.rows.num_rows == 0:
             return table, written([], new.ranges(), told, new.commit)
         with tracing.span("write", table=table, rows=new.rows.num_rows):
@@ -139,6 +140,11 @@ def bronze_rows(messages: Slice, topic: str) -> pa.RecordBatch:
         pa.repeat(pa.scalar(now.date(), pa.date32()), n),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=BRONZE_SCHEMA)
+
+
+def _of(rows: Slice, told: Told) -> Told:
+    """What is told with rows of which a table may hold all already: then nothing, since it was."""
+    return told if rows.offsets else NOTHING_TOLD
 
 
 def _oldest_us(messages: Slice) -> int | None:

@@ -6,7 +6,7 @@ batch first needs it. An id belongs to one worker, so that each worker's set is 
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date, timedelta
 
@@ -17,7 +17,7 @@ from pyiceberg.catalog import Catalog
 from pyiceberg.expressions import parser
 from pyiceberg.expressions.visitors import _InclusiveMetricsEvaluator
 from pyiceberg.io.pyarrow import ArrowScan
-from pyiceberg.manifest import DataFile, ManifestContent, ManifestFile
+from pyiceberg.manifest import ManifestContent, ManifestFile
 from pyiceberg.table import FileScanTask, Table
 
 from k2flow import metrics, tracing
@@ -41,7 +41,7 @@ HOUR_US = 3_600_000_000
 EPOCH = date(1970, 1, 1)
 GOLD_SCHEMA = arrow_schema(GOLD_FIELDS)
 FEW_ROWS = 1_000
-HELD_ROWS = 50_000
+HELD_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -94,21 +94,23 @@ def are_few(hours: Ints) -> Bools:
 class LateRows:
     """Holds back the rows of hours of which a batch has few, since a small file costs nearly as much as a large one.
 
-    It holds HELD_ROWS at most after each call: about 15 MB.
+    It holds HELD_BYTES at most after each call.
     """
 
     def __init__(self) -> None:
         self._held: list[pa.RecordBatch] = []
 
-    def ready(self, rows: pa.RecordBatch, first: Bools, hours: Ints, commit: bool) -> list[pa.RecordBatch]:
-        """Which rows to write now: of those of the n given that are `first`, and of those held; all before a commit."""
-        few = first & are_few(hours)
-        many = first & ~few
-        ready = [rows if many.all() else rows.filter(pa.array(many))]
+    def ready(self, rows: pa.RecordBatch, first: Bools, hours: Ints, commit: bool) -> pa.RecordBatch:
+        """The rows to write now: of those of the n given that are `first`, and of those held; all before a commit."""
+        now = first.copy()
+        if not commit:
+            now[first] = ~are_few(hours[first])
+        ready = rows if now.all() else rows.filter(pa.array(now))
+        few = first & ~now
         if few.any():
             self._held.append(rows.filter(pa.array(few)))
-        if self._held and (commit or sum(held.num_rows for held in self._held) > HELD_ROWS):
-            ready.append(pa.concat_batches(self._held))
+        if self._held and (commit or sum(held.nbytes for held in self._held) > HELD_BYTES):
+            ready = pa.concat_batches([*self._held, ready])
             self._held = []
         return ready
 
@@ -145,17 +147,14 @@ class Deduplicator(StatefulBatchLogic[Candidates, Written, None]):
         with tracing.span("dedup", rows=rows.num_rows):
             first = self._seen.first_seen(rows.column("message_id"), hours)
         told = Told(duplicates=rows.num_rows - int(first.sum()))
-        files = [self._write(ready) for ready in self._late.ready(rows, first, hours, self._committing)]
-        written = Written(lambda: [file for wait in files for file in wait()], told=told)
+        ready = self._late.ready(rows, first, hours, self._committing)
+        with tracing.span("write", table=GOLD, rows=ready.num_rows):
+            written = Written(self._context.write(self._writer, ready), told=told)
         labels = (self._context.exchange.name, str(values[0].owner))
         metrics.SEEN_IDS.labels(*labels).set(self._seen.ids)
         metrics.SEEN_BYTES.labels(*labels).set(self._seen.nbytes)
         reach(Point.GOLD_WRITTEN)
         return [written], StatefulBatchLogic.RETAIN
-
-    def _write(self, rows: pa.RecordBatch) -> Callable[[], list[DataFile]]:
-        with tracing.span("write", table=GOLD, rows=rows.num_rows):
-            return self._context.write(self._writer, rows)
 
     def snapshot(self) -> None:
         self._epoch_ended = True

@@ -1,4 +1,4 @@
-"""How long a source stays away from an epoch that is being committed."""
+"""How long a source stays away from an epoch that is being written or committed."""
 
 from collections import deque
 from datetime import datetime, timedelta

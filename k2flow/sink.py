@@ -1,8 +1,9 @@
 """Commits what the workers wrote: one committer for each table, at the end of an epoch.
 
-Bytewax calls `snapshot` of each table once an epoch, on whichever worker owns that table, after every worker's items
-of that epoch have arrived; it does so without a recovery store as well. An epoch in which no source asks for a commit
-is kept for the next one in which one does. Delivery guarantee: exactly once, see k2flow.commit.
+Bytewax calls `snapshot` of each table that was given something once an epoch, on whichever worker owns it, after every
+worker's items of that epoch have arrived; it does so without a recovery store as well. What came in an epoch in which
+no source asks for a commit is kept for the next one in which one does. Delivery guarantee: exactly once, see
+k2flow.commit.
 """
 
 import logging
@@ -35,7 +36,7 @@ class Written:
 
     `files` waits until they are written, and raises what went wrong with them: the next steps need not wait. The two
     need not come together: Gold's files come from the worker that owns the ids, its ranges from the one that read them.
-    `told` is for the metrics. `commit`: at the end of this epoch.
+    `told` is for the metrics. `commit` asks for a commit at the end of this epoch.
     """
 
     files: Callable[[], Sequence[DataFile]]
@@ -85,9 +86,8 @@ class TableCommits(StatefulSinkPartition[Written, None]):
         self._committer.fence(context.topic.id, context.ledgers[name])
         if name == exchange.bronze:
             abandon(context.catalog, exchange, self._committer.ledger.epoch)
-        self._writing: list[
-            Callable[[], Sequence[DataFile]]
-        ] = []  # in this epoch; what follows is since the last commit
+        self._writing: list[Callable[[], Sequence[DataFile]]] = []  # in this epoch
+        # Since the last commit:
         self._files: list[DataFile] = []
         self._ranges: list[Range] = []
         self._told: list[Told] = []

@@ -6,7 +6,8 @@ which the tables end; what it has emitted and the tables have not committed when
 A batch is emitted at each trigger (moments that are whole multiples of the trigger, so that all workers emit together)
 or as soon as it has grown to the cap of rows or bytes, whichever comes first. The cap is what bounds memory: within an
 epoch Bytewax has no back-pressure. The tables commit at each trigger, and while the flow catches up, when one full
-batch follows the other, after every `commit_batches` of them: four commits cost as much as a tenth of a batch.
+batch follows the other, after every `commit_batches` of them: four commits cost as much as a tenth of a batch. No batch
+waits longer than UNCOMMITTED_SECONDS for that, whatever the trigger: maintenance removes old files that nothing names.
 """
 
 import logging
@@ -41,6 +42,7 @@ CONSUME_MESSAGES = 10_000  # at once, so that librdkafka's buffers are freed whi
 POLL_SECONDS = 0.05
 NEW_PARTITIONS_SECONDS = 30.0
 GROUP_SECONDS = 2.0
+UNCOMMITTED_SECONDS = 10.0
 
 FORCED = {
     "enable.auto.commit": "false",
@@ -127,7 +129,6 @@ class KafkaReader(StatelessSourcePartition[Slice]):
             self._finished = True
             return self._emit(commit=True)
         if time.time() >= self._due:
-            self._due = self._next_trigger()
             return self._emit(commit=True)
         if self._full():
             return self._emit(commit=self._uncommitted + 1 >= self._settings.commit_batches)
@@ -137,14 +138,19 @@ class KafkaReader(StatelessSourcePartition[Slice]):
         if self._rows:
             begin_batch(worker=self._worker, messages=self._rows, bytes=self._bytes)
         slices = self._take(commit)
+        if commit:
+            self._uncommitted, self._due = 0, self._next_trigger()
+        else:
+            self._uncommitted += 1
+            self._due = min(self._due, time.time() + UNCOMMITTED_SECONDS)
         self._awake_at += self._pacing.leave(datetime.now(UTC))
         return slices
 
     def next_awake(self) -> datetime | None:
         """When Bytewax looks at this source again; it counts from when it last called `next_batch`.
 
-        While an epoch is not committed it does not call `next_batch`, but once this moment has come it asks whether
-        it may as fast as it can: beside other processes, most of a core.
+        While an epoch is not over it does not call `next_batch`, but once this moment has come it asks whether it
+        may, as fast as it can: beside other processes, most of a core.
         """
         return self._awake_at
 
@@ -278,7 +284,6 @@ class KafkaReader(StatelessSourcePartition[Slice]):
         parts, self._parts, self._rows, self._bytes = self._parts, [], 0, 0
         if not offsets and not (commit and self._uncommitted):
             return []
-        self._uncommitted = 0 if commit else self._uncommitted + 1
         self._first = dict(self._position)
         self._emitted |= {p: end for p, _, end in offsets}
         reach(Point.SOURCE_EMITTED)

@@ -1,8 +1,9 @@
-"""OpenTelemetry traces, where K2FLOW_TRACES asks for them: of each worker's batch one, from its end to its commits.
+"""OpenTelemetry traces, where K2FLOW_TRACES asks for them: of each worker's batch one, until its epoch is over.
 
-A batch is an epoch, and a worker takes no other before it is committed, so what the worker's thread does until then
-belongs to the batch. Where spans go is said by OpenTelemetry's own variables (OTEL_EXPORTER_OTLP_ENDPOINT and others).
-Without K2FLOW_TRACES nothing of it is imported, and a span costs a call.
+A batch is an epoch, and a worker takes no other before it is written, and committed if that is due. So what the
+worker's thread does until then belongs to the batch, and a commit, which may be of several, to the last one. Where
+spans go is said by OpenTelemetry's own variables (OTEL_EXPORTER_OTLP_ENDPOINT and others). Without K2FLOW_TRACES
+nothing of it is imported, and a span costs a call.
 """
 
 import threading

@@ -51,10 +51,12 @@ class Compactor:
         """
         early, sources = [], []
         for live in files:
-            with closing(self._reader.read(live.file, max(1, live.file.record_count // EARLY))) as batches:
+            count = max(1, live.file.record_count // EARLY)
+            with closing(self._reader.read(live.file, count)) as batches:
                 first = next(batches, None)
             if first is None:
                 continue
+            first = first.slice(0, count)
             early.append(first.take(pa.array(np.arange(first.num_rows))))  # a copy: the batch holds all of its file
             since = first.column(column)[-1].value
             sources.append(Source(since, partial(self._reader.read, live.file, READ_ROWS, first.num_rows)))

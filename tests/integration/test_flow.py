@@ -16,6 +16,7 @@ from k2flow.produce import ProduceOptions
 from k2flow.produce.send import Sender
 from k2flow.produce.stream import Stream
 from k2flow.query import connect_to
+from k2flow.source import UNCOMMITTED_SECONDS
 from tests.integration.conftest import fill
 from tests.integration.harness import Lake, assert_tables, batches, ledger_offsets, read_topic, rows_of
 from tests.oracle import expect
@@ -111,6 +112,17 @@ def test_full_batches_that_no_other_follows_are_committed_at_the_trigger(new_lak
     assert_tables(lake, expect(read_topic(lake.bootstrap, lake.topic), "BINANCE"))
 
 
+def test_full_batches_do_not_wait_for_a_trigger_that_is_far_away(new_lake: NewLake) -> None:
+    """Maintenance takes old files that nothing names for unreachable ones."""
+    lake = new_lake(partitions=1)
+    fill(lake, count=250, seed=1)
+    settings = {"K2FLOW_BINANCE_TRIGGER_SECONDS": "3600", **batches(100, together=100)}
+    with lake.start(**settings) as flow:
+        flow.wait_for_log("bronze_binance_trades: 250 rows", seconds=UNCOMMITTED_SECONDS + 60)
+        flow.signal(signal.SIGTERM)
+        flow.wait()
+
+
 @pytest.mark.parametrize("arguments", [(), ("-w", "2")])
 def test_two_starts_with_more_messages_between(new_lake: NewLake, arguments: tuple[str, ...]) -> None:
     lake = new_lake()
@@ -131,7 +143,8 @@ def test_signals_drain_and_commit(new_lake: NewLake, number: signal.Signals, pro
     """What was read before the signal is committed, the exit code is 0, and the next start goes on from there."""
     lake = new_lake()
     fill(lake, count=4_000, bad=0.05, duplicates=0.05, seed=3)
-    with lake.start(processes, K2FLOW_BINANCE_TRIGGER_SECONDS="600") as flow:  # nothing is due before the signal
+    settings = {"K2FLOW_BINANCE_TRIGGER_SECONDS": "600", **batches(300, together=100)}
+    with lake.start(processes, **settings) as flow:  # no commit is due before the signal
         flow.wait_for_log(" reads ", processes)
         time.sleep(3)
         flow.signal(number)

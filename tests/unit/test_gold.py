@@ -3,16 +3,18 @@
 from collections import Counter
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
 from k2flow import gold
-from k2flow.gold import FEW_ROWS, HELD_ROWS, LateRows, are_few
+from k2flow.gold import FEW_ROWS, HELD_BYTES, LateRows, are_few
 from k2flow.messages import Slice
 from k2flow.routing import worker_key
 from k2flow.tables import SILVER_FIELDS, arrow_schema
 
+NONE = np.zeros(0, np.bool_)
 BATCHES = st.lists(
     st.tuples(
         st.lists(st.tuples(st.integers(-3, 3), st.integers(1, 2 * FEW_ROWS)), max_size=6),  # hours, and rows of each
@@ -30,28 +32,36 @@ def test_each_new_row_is_written_once_and_before_the_commit(
     late, chance = LateRows(), np.random.default_rng(1)
     written: list[int] = []
     given_: list[int] = []
-    held = 0
     for runs, share, commit in batches:
         hours = np.repeat([h for h, _ in runs], [n for _, n in runs]).astype(np.int64)
         numbers = np.arange(len(hours)) + len(given_) * 1_000_000
         first = chance.random(len(hours)) < share
-        rows = pa.RecordBatch.from_arrays([pa.array(numbers), pa.array(hours)], names=["number", "hour"])
+        rows = numbered(numbers)
         ready = late.ready(rows, first, hours, commit)
         given_ += numbers[first].tolist()
-        written += [number for each in ready for number in each.column("number").to_pylist()]
-        held = len(given_) - len(written)
-        assert 0 <= held <= HELD_ROWS
+        written += ready.column("number").to_pylist()
         if commit:
-            assert held == 0
-        assert sum(each.num_rows > 0 for each in ready) <= 2
+            assert len(given_) == len(written)
+        else:
+            of_hour = Counter(hours[first].tolist())
+            assert all(of_hour[hour] <= 6 * FEW_ROWS for hour in hours[first & ~np.isin(numbers, written)].tolist())
     assert Counter(written) <= Counter(given_)
-    late_again = late.ready(rows_without_any(), np.zeros(0, np.bool_), np.zeros(0, np.int64), commit=True)
-    written += [number for each in late_again for number in each.column("number").to_pylist()]
+    written += late.ready(numbered(np.zeros(0, np.int64)), NONE, np.zeros(0, np.int64), commit=True)[
+        "number"
+    ].to_pylist()
     assert sorted(written) == sorted(given_)
 
 
-def rows_without_any() -> pa.RecordBatch:
-    return pa.RecordBatch.from_arrays([pa.array([], pa.int64()), pa.array([], pa.int64())], names=["number", "hour"])
+def numbered(numbers: npt.NDArray[np.int64], text: str = "") -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays([pa.array(numbers), pa.repeat(text, len(numbers))], names=["number", "text"])
+
+
+def test_only_new_rows_count_as_rows_of_an_hour() -> None:
+    late, numbers = LateRows(), np.arange(3 * FEW_ROWS)
+    first = numbers % 100 == 0
+    assert late.ready(numbered(numbers), first, np.zeros_like(numbers), commit=False).num_rows == 0
+    new = late.ready(numbered(numbers), ~first, np.zeros_like(numbers), commit=False)
+    assert new.num_rows == np.count_nonzero(~first)
 
 
 def test_hours_of_few_rows() -> None:
@@ -62,15 +72,14 @@ def test_hours_of_few_rows() -> None:
 
 
 def test_what_is_held_is_bounded() -> None:
-    """Hours of a few rows each, without a commit: they are written once they are many."""
-    late = LateRows()
-    most = 0
-    for start in range(0, 3 * HELD_ROWS, FEW_ROWS):
-        numbers = np.arange(start, start + FEW_ROWS)
-        rows = pa.RecordBatch.from_arrays([pa.array(numbers)], names=["number"])
-        ready = late.ready(rows, np.ones(FEW_ROWS, np.bool_), numbers, commit=False)
-        most = max(most, sum(each.num_rows for each in ready))
-    assert most == HELD_ROWS + FEW_ROWS
+    """Hours of a few large rows each, without a commit: they are written once they are too many to hold."""
+    late, size, held = LateRows(), 50_000, 0
+    hours, first = np.arange(10), np.ones(10, np.bool_)
+    for _ in range(100):
+        ready = late.ready(numbered(hours, "x" * size), first, hours, commit=False)
+        held += 10 - ready.num_rows
+        assert 0 <= held * size <= HELD_BYTES
+        assert ready.num_rows in (0, HELD_BYTES // size // 10 * 10 + 10)
 
 
 def test_every_owner_is_told_of_a_commit() -> None:
