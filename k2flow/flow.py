@@ -10,7 +10,7 @@ start and, for Gold, of the ids seen since. Data files are written by whichever 
 reach the committers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -19,6 +19,7 @@ import bytewax.operators as op
 import pyarrow as pa
 import pyarrow.compute as pc
 from bytewax.dataflow import Dataflow
+from pyiceberg.manifest import DataFile
 
 from k2flow import metrics, tracing
 from k2flow.context import FlowContext
@@ -31,7 +32,7 @@ from k2flow.messages import Slice
 from k2flow.metrics import Told
 from k2flow.runtime import adopt
 from k2flow.schemas import open_schemas
-from k2flow.sink import NOTHING_TOLD, TableSink, Written, written
+from k2flow.sink import NOTHING_TOLD, TableSink, Written
 from k2flow.source import KafkaSource
 from k2flow.tables import BRONZE_FIELDS, arrow_schema
 
@@ -92,7 +93,7 @@ class Steps:
         return [
             self._write(self._exchange.silver, decoded.trades, aged),
             self._write(self._exchange.dlq, decoded.failures, told),
-            (GOLD, written([], gold.ranges(), _of(gold, aged), gold.commit)),
+            (GOLD, _written(gold, aged)),
         ]
 
     @logged
@@ -110,12 +111,11 @@ class Steps:
     ) -> Item:
         """The rows that `table` did not hold at the start, in its files."""
         new = rows.beyond(self._context.committed(table))
-        told = _of(new, told)
         if new.rows.num_rows == 0:
-            return table, written([], new.ranges(), told, new.commit)
+            return table, _written(new, told)
         with tracing.span("write", table=table, rows=new.rows.num_rows):
             files = self._context.write(self._writers[table], shape(new) if shape else new.rows)
-        return table, Written(files, new.ranges(), told, new.commit)
+        return table, _written(new, told, files)
 
     @cached_property
     def _decoder(self) -> TradeDecoder:
@@ -142,9 +142,12 @@ def bronze_rows(messages: Slice, topic: str) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(columns, schema=BRONZE_SCHEMA)
 
 
-def _of(rows: Slice, told: Told) -> Told:
-    """What is told with rows of which a table may hold all already: then nothing, since it was."""
-    return told if rows.offsets else NOTHING_TOLD
+def _written(rows: Slice, told: Told, files: Callable[[], Sequence[DataFile]] = list) -> Written:
+    """What a table's committer is given of the rows that the table did not hold at the start, in `files`.
+
+    Where it held them all nothing is told, since it was told then.
+    """
+    return Written(files, rows.ranges(), told if rows.offsets else NOTHING_TOLD, rows.commit)
 
 
 def _oldest_us(messages: Slice) -> int | None:

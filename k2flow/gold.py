@@ -129,16 +129,15 @@ class Deduplicator(StatefulBatchLogic[Candidates, Written, None]):
         self._seen: SeenIds | None = None
         self._late = LateRows()
         self._committing = False  # at the end of this epoch
-        self._epoch_ended = False
+        self._committed = False  # at the end of the one before
 
     @logged
     def on_batch(self, values: list[Candidates]) -> tuple[list[Written], bool]:
         if self._seen is None:
             self._seen = self._open(values[0].owner, values[0].workers)
-        if self._epoch_ended:
-            if self._committing:  # a new epoch begins only when the tables hold the earlier ones
-                self._seen.commit()
-            self._committing = self._epoch_ended = False
+        if self._committed:  # only now, in a new epoch: it begins only when the tables hold the earlier ones
+            self._seen.commit()
+            self._committed = False
         # Whatever order the items of several workers come in: after the first that says so nothing is held.
         self._committing |= any(value.commit for value in values)
         # What several workers have sent goes into the same files.
@@ -157,7 +156,7 @@ class Deduplicator(StatefulBatchLogic[Candidates, Written, None]):
         return [written], StatefulBatchLogic.RETAIN
 
     def snapshot(self) -> None:
-        self._epoch_ended = True
+        self._committed, self._committing = self._committing, False
 
     def _open(self, worker: int, workers: int) -> SeenIds:
         ids = GoldIds(self._context.catalog, self._context.exchange.code)

@@ -46,13 +46,10 @@ class Written:
 
     def __reduce__(self) -> tuple[Callable[..., "Written"], tuple[Sequence[DataFile], Sequence[Range], Told, bool]]:
         """Only finished files can go to another process."""
-        return written, (self.files(), self.ranges, self.told, self.commit)
+        return _finished, (self.files(), self.ranges, self.told, self.commit)
 
 
-def written(
-    files: Sequence[DataFile], ranges: Sequence[Range] = (), told: Told = NOTHING_TOLD, commit: bool = False
-) -> Written:
-    """Files that are finished."""
+def _finished(files: Sequence[DataFile], ranges: Sequence[Range], told: Told, commit: bool) -> Written:
     return Written(lambda: files, ranges, told, commit)
 
 
