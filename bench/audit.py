@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from bench.lake import Lake, slices
 from bench.measure import run
 from bench.report import Report, report
-from k2flow.kafka.local import LocalKafka, free_port
-from k2flow.produce import ProduceOptions
+from k2flow.sandbox.kafka.local import LocalKafka, free_port
+from k2flow.sandbox.producer import ProduceOptions
 
 EXCHANGE = "binance"
 BATCH = 200_000

@@ -17,9 +17,9 @@ from bench.lake import Lake, slices
 from bench.measure import Stopwatch
 from bench.report import Report, report
 from k2flow.exchange import GOLD
-from k2flow.gold import HOUR_US, gold_rows
-from k2flow.ledger import Range
-from k2flow.produce import ProduceOptions
+from k2flow.flow.dedup import HOUR_US, gold_rows
+from k2flow.iceberg.ledger import Range
+from k2flow.sandbox.producer import ProduceOptions
 
 POINTS = (1, 100, 1_000, 10_000)
 BASE = 100

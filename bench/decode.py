@@ -14,9 +14,9 @@ from bench.lake import slices
 from bench.report import Report, report
 from bench.stages import Stopwatch
 from k2flow.avro.decoder import Decoder
-from k2flow.decode import HEADER
-from k2flow.produce import ProduceOptions
-from k2flow.trade import trade_schema
+from k2flow.sandbox.producer import ProduceOptions
+from k2flow.trades.decode import HEADER
+from k2flow.trades.schema import trade_schema
 
 SAMPLE = 10_000
 

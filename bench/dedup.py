@@ -23,11 +23,11 @@ from bench.commits import HOUR, gold_of_hour
 from bench.lake import Lake
 from bench.measure import Stopwatch, peak_resident
 from bench.report import Report, report
-from k2flow.context import FlowContext
 from k2flow.dedup.index import SeenIds
 from k2flow.exchange import GOLD, find_exchange
-from k2flow.gold import GoldIds
-from k2flow.ledger import Range
+from k2flow.flow.dedup import GoldIds
+from k2flow.flow.session import FlowSession
+from k2flow.iceberg.ledger import Range
 
 EXCHANGE = "binance"
 SIZES = (1_000_000, 10_000_000, 50_000_000)
@@ -235,7 +235,7 @@ def write_hour(home: Path, ids: int) -> int:
 def load_hour(home: Path, ids: int) -> Stopwatch:
     """What it takes, from nothing, to judge a first row with the hour that `write_hour` wrote."""
     os.environ["K2FLOW_HOME"] = str(home)
-    context = FlowContext(find_exchange(EXCHANGE))
+    context = FlowSession(find_exchange(EXCHANGE))
     one = Ids().batch(1)
     with Stopwatch() as watch:
         gold = GoldIds(context.catalog, context.exchange.code)

@@ -20,11 +20,11 @@ from pyiceberg.catalog import Catalog
 
 from bench.measure import Flow, logged_commits, running
 from bench.report import Report, report
-from k2flow.catalog import load_table, open_catalog
+from k2flow.config.settings import load_settings
 from k2flow.exchange import GOLD, Exchange, exchange_names, find_exchange
-from k2flow.kafka.local import LocalKafka, free_port
-from k2flow.ledger import KEY, Ledger, read
-from k2flow.settings import load_settings
+from k2flow.iceberg.catalog import load_table, open_catalog
+from k2flow.iceberg.ledger import KEY, Ledger, read
+from k2flow.sandbox.kafka.local import LocalKafka, free_port
 
 SHORT_TRIGGER_SECONDS = 1.0
 HISTORY_SECONDS = 2.0

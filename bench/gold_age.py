@@ -6,11 +6,11 @@ from pathlib import Path
 
 from confluent_kafka import Consumer, TopicPartition
 
-from k2flow.catalog import load_table, open_catalog
+from k2flow.config.settings import load_settings
 from k2flow.errors import CatalogError
 from k2flow.exchange import GOLD, Exchange, exchange_names
-from k2flow.ledger import read
-from k2flow.settings import load_settings
+from k2flow.iceberg.catalog import load_table, open_catalog
+from k2flow.iceberg.ledger import read
 
 SAMPLE_SECONDS = 0.05
 SETTLE_SECONDS = 20.0

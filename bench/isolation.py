@@ -17,8 +17,8 @@ from bench.gold_age import Freshness
 from bench.measure import running
 from bench.report import Report, report
 from k2flow.exchange import find_exchange
-from k2flow.kafka.local import LocalKafka, free_port
-from k2flow.produce import ProduceOptions, produce
+from k2flow.sandbox.kafka.local import LocalKafka, free_port
+from k2flow.sandbox.producer import ProduceOptions, produce
 
 GARBAGE_PER_SECOND = 2_000
 

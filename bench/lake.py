@@ -8,22 +8,22 @@ import numpy as np
 import pyarrow as pa
 from pyiceberg.manifest import DataFile
 
-from k2flow.catalog import load_table, open_catalog
-from k2flow.commit import Committer
-from k2flow.data_files import DataFileWriter
-from k2flow.decode import TradeDecoder
+from k2flow.compat.table_metadata import install_metadata_cache
+from k2flow.config.settings import load_settings
 from k2flow.dedup.index import SeenIds
 from k2flow.exchange import GOLD, exchange_names, find_exchange
-from k2flow.flow import bronze_rows
-from k2flow.gold import LateRows, gold_rows, hours_of
-from k2flow.ledger import Range
-from k2flow.messages import MESSAGE_SCHEMA, Slice
-from k2flow.produce import ProduceOptions
-from k2flow.produce.stream import Messages, Stream
-from k2flow.schemas import FixedSchemas
-from k2flow.settings import load_settings
-from k2flow.table_metadata import handle_once
-from k2flow.tables import create, definitions
+from k2flow.flow.dataflow import bronze_rows
+from k2flow.flow.dedup import LateRows, gold_rows, hours_of
+from k2flow.iceberg.catalog import load_table, open_catalog
+from k2flow.iceberg.commit import Committer
+from k2flow.iceberg.ledger import Range
+from k2flow.iceberg.tables import create, definitions
+from k2flow.iceberg.writer import DataFileWriter
+from k2flow.sandbox.producer import ProduceOptions
+from k2flow.sandbox.producer.stream import Messages, Stream
+from k2flow.trades.decode import TradeDecoder
+from k2flow.trades.messages import MESSAGE_SCHEMA, MessageBatch
+from k2flow.trades.registry import FixedSchemas
 
 STAGES = (
     "bronze rows",
@@ -42,7 +42,7 @@ class Lake:
     """The tables of one exchange under `home`, and what writes them. `write` takes slices in the order of offsets."""
 
     def __init__(self, home: Path, exchange: str = "binance") -> None:
-        handle_once()
+        install_metadata_cache()
         self.exchange = find_exchange(exchange)
         self.catalog = open_catalog(load_settings(exchange_names()).model_copy(update={"home": home}))
         wanted = definitions(self.exchange)
@@ -58,14 +58,16 @@ class Lake:
         self._files: dict[str, list[DataFile]] = {name: [] for name in wanted}  # and ranges: since the last commit
         self._ranges: dict[str, list[Range]] = {name: [] for name in wanted}
 
-    def write(self, messages: Slice, stage: Callable[[str], AbstractContextManager[object]] = nullcontext) -> None:
+    def write(
+        self, messages: MessageBatch, stage: Callable[[str], AbstractContextManager[object]] = nullcontext
+    ) -> None:
         """One batch of messages into all four tables, and if it says so a commit.
 
         Each of STAGES is done under what `stage` gives for it.
         """
         exchange = self.exchange
 
-        def write(table: str, rows: pa.RecordBatch, origin: Slice) -> None:
+        def write(table: str, rows: pa.RecordBatch, origin: MessageBatch) -> None:
             self._files[table] += self.writers[table].write(rows)
             self._ranges[table] += origin.ranges()
 
@@ -94,7 +96,9 @@ class Lake:
                 self._seen.commit()
 
 
-def slices(options: ProduceOptions, batch: int, partitions: int = 6, exchange: str = "BINANCE") -> Iterator[Slice]:
+def slices(
+    options: ProduceOptions, batch: int, partitions: int = 6, exchange: str = "BINANCE"
+) -> Iterator[MessageBatch]:
     """The producer's messages as the source emits them, about `batch` at a time."""
     reached = np.zeros(partitions, np.int64)
     gathered: list[Messages] = []
@@ -107,7 +111,7 @@ def slices(options: ProduceOptions, batch: int, partitions: int = 6, exchange: s
         yield _slice(gathered, reached)
 
 
-def _slice(gathered: list[Messages], reached: np.ndarray) -> Slice:
+def _slice(gathered: list[Messages], reached: np.ndarray) -> MessageBatch:
     """The messages as a consumer gives them; `reached`, the next offset of each partition, goes on."""
     values = [value for chunk in gathered for value in chunk.values]
     keys = [key for chunk in gathered for key in chunk.keys]
@@ -123,4 +127,4 @@ def _slice(gathered: list[Messages], reached: np.ndarray) -> Slice:
     )
     ranges = [(p, int(reached[p]), int(reached[p] + n)) for p, n in enumerate(counts) if n]
     reached += counts
-    return Slice(rows.take(pa.array(order)), partition[order].astype(np.int32), offset, ranges)
+    return MessageBatch(rows.take(pa.array(order)), partition[order].astype(np.int32), offset, ranges)

@@ -20,14 +20,14 @@ from bench.freshness import Landed, Stream, measure
 from bench.lake import Lake
 from bench.measure import Usage, run
 from bench.report import Report, report
-from k2flow.catalog import load_table, open_catalog
+from k2flow.config.settings import load_settings
 from k2flow.exchange import GOLD, exchange_names, find_exchange
-from k2flow.gold import HOUR_US
-from k2flow.kafka.local import LocalKafka, free_port
-from k2flow.ledger import Range
+from k2flow.flow.dedup import HOUR_US
+from k2flow.iceberg.catalog import load_table, open_catalog
+from k2flow.iceberg.ledger import Range
+from k2flow.iceberg.tables import create, definitions
 from k2flow.maintain.entries import live_files
-from k2flow.settings import load_settings
-from k2flow.tables import create, definitions
+from k2flow.sandbox.kafka.local import LocalKafka, free_port
 
 HOUR = 490_000
 """Hours since 1970: long closed."""

@@ -26,11 +26,11 @@ import k2flow
 from bench.lake import Lake, slices
 from bench.measure import run
 from bench.report import Report, report
-from k2flow.catalog import load_table
 from k2flow.exchange import GOLD
-from k2flow.gold import gold_rows
-from k2flow.ledger import Range
-from k2flow.produce import ProduceOptions
+from k2flow.flow.dedup import gold_rows
+from k2flow.iceberg.catalog import load_table
+from k2flow.iceberg.ledger import Range
+from k2flow.sandbox.producer import ProduceOptions
 
 DAY = date(2026, 1, 15)
 START = datetime(2026, 1, 14, 22, tzinfo=UTC)

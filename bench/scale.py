@@ -17,10 +17,10 @@ from matplotlib.axes import Axes
 from bench.drain import measured
 from bench.measure import Usage, run
 from bench.report import Report, report
-from k2flow.catalog import NAMESPACE
 from k2flow.exchange import find_exchange
-from k2flow.kafka.local import LocalKafka, free_port
-from k2flow.produce import ProduceOptions, produce
+from k2flow.iceberg.catalog import NAMESPACE
+from k2flow.sandbox.kafka.local import LocalKafka, free_port
+from k2flow.sandbox.producer import ProduceOptions, produce
 from torture.catalogs import Postgres, postgres_programs
 
 PYTHON = sys.executable

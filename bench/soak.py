@@ -19,10 +19,10 @@ from matplotlib.axes import Axes
 from bench.measure import Flow, LoggedCommit, Sample, logged_commits, running, samples, started_at
 from bench.report import Report, report
 from k2flow.exchange import find_exchange
-from k2flow.kafka.local import LocalKafka, free_port
-from k2flow.produce import ProduceOptions
-from k2flow.produce.send import Sender
-from k2flow.produce.stream import Stream
+from k2flow.sandbox.kafka.local import LocalKafka, free_port
+from k2flow.sandbox.producer import ProduceOptions
+from k2flow.sandbox.producer.send import Sender
+from k2flow.sandbox.producer.stream import Stream
 
 EXCHANGE = "binance"
 PAST_HOURS = 168.0

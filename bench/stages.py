@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from bench.lake import STAGES, Lake, slices
 from bench.measure import Stopwatch
 from bench.report import Report, report
-from k2flow.produce import ProduceOptions
-from k2flow.runtime import keep_freed_memory
+from k2flow.flow.runtime import keep_freed_memory
+from k2flow.sandbox.producer import ProduceOptions
 
 TOTAL = "total"
 

@@ -16,16 +16,16 @@ from rich.table import Table
 import k2flow
 from k2flow.audit import Report, audit
 from k2flow.audit.report import Verdict
-from k2flow.catalog import load_table, open_catalog
 from k2flow.cli.audit import PIPE_WIDTH
 from k2flow.cli.progress import progress_bars
+from k2flow.config.settings import load_settings
 from k2flow.errors import CatalogError
 from k2flow.exchange import GOLD, Exchange, find_exchange
-from k2flow.kafka.local import LocalKafka, free_port
-from k2flow.ledger import read
-from k2flow.produce import Manifest, ProduceOptions, produce
-from k2flow.report import Trouble, attempt, gather, render, write
-from k2flow.settings import load_settings
+from k2flow.iceberg.catalog import load_table, open_catalog
+from k2flow.iceberg.ledger import read
+from k2flow.report import Problem, attempt, gather, render, write
+from k2flow.sandbox.kafka.local import LocalKafka, free_port
+from k2flow.sandbox.producer import Manifest, ProduceOptions, produce
 
 HOME = Path(".k2flow/demo")
 COUNTS = {"binance": 200_000, "kraken": 20_000}
@@ -149,13 +149,13 @@ def show(exchanges: list[Exchange], manifests: dict[str, Manifest]) -> bool:
     return right & print_counts("reason", reasons)
 
 
-def prove(exchanges: list[Exchange]) -> Report | Trouble:
+def prove(exchanges: list[Exchange]) -> Report | Problem:
     """As `k2flow audit` does."""
     say("the audit: k2flow's own proof, from Kafka's offsets to Gold's files")
     settings = load_settings(COUNTS)
     with progress_bars() as told:
         audited = attempt(lambda: audit(open_catalog(settings), settings, exchanges, progress=told))
-    if isinstance(audited, Trouble):
+    if isinstance(audited, Problem):
         print(f"the law could not be checked: {audited.text}")
     else:
         audited.show(Console(width=None if sys.stdout.isatty() else PIPE_WIDTH))
@@ -171,7 +171,7 @@ def candles() -> None:
     console.print(table)
 
 
-def report(exchanges: list[Exchange], audited: Report | Trouble) -> Path:
+def report(exchanges: list[Exchange], audited: Report | Problem) -> Path:
     """As `k2flow report` does, with the audit that was made already; the page's file."""
     say("the report: one page of all of it")
     settings, path = load_settings(COUNTS), HOME / "report.html"

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import requests
 
-from k2flow.trade import trade_schema
+from k2flow.trades.schema import trade_schema
 
 TIMEOUT_SECONDS = (5, 20)  # connect, read
 CONTENT_TYPE = "application/vnd.schemaregistry.v1+json"

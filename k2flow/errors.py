@@ -13,11 +13,11 @@
     ├── RegistryError        the schema registry cannot be reached
     ├── CommitError          a commit to a table failed for good
     │   ├── FencedError      a newer copy of the flow has taken over the tables
-    │   └── NotContiguousError  a range of offsets does not begin where the last one ended
+    │   └── OffsetGapError  a range of offsets does not begin where the last one ended
     ├── AlreadyRunningError  another live copy of the flow owns the tables
     ├── DedupError           ids cannot be deduplicated as given
     ├── RunError             the processes of a flow could not be run
-    ├── RedoError            messages cannot be judged again as asked
+    ├── ReprocessError            messages cannot be judged again as asked
     ├── MaintenanceError     a table cannot be maintained as it is
     ├── QueryError           a query failed
     ├── ReportError          a report cannot be written
@@ -92,7 +92,7 @@ class FencedError(CommitError):
     passing = False
 
 
-class NotContiguousError(CommitError):
+class OffsetGapError(CommitError):
     """A range of offsets does not begin where the last committed one ended."""
 
 
@@ -110,7 +110,7 @@ class RunError(K2flowError):
     passing = True
 
 
-class RedoError(K2flowError):
+class ReprocessError(K2flowError):
     """Messages cannot be judged again as asked; no row was touched."""
 
 

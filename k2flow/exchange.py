@@ -9,8 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from k2flow.config.settings import ExchangeSettings, load_exchange_settings
 from k2flow.errors import UnknownExchangeError
-from k2flow.settings import ExchangeSettings, load_exchange_settings
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from pyiceberg.catalog import Catalog
 
-from k2flow.catalog import open_catalog
+from k2flow.config.settings import load_settings
 from k2flow.exchange import exchange_names
-from k2flow.kafka.local import LocalKafka, free_port
-from k2flow.settings import load_settings
+from k2flow.iceberg.catalog import open_catalog
+from k2flow.sandbox.kafka.local import LocalKafka, free_port
 
 SAMPLE_TRADES = Path(__file__).parent / "data" / "kraken_btcusd_trades.csv"
 LONGEST_FIRST = (

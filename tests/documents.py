@@ -21,8 +21,8 @@ import typer
 from typer.testing import CliRunner
 
 from k2flow.cli.main import app
+from k2flow.config.settings import KAFKA_PREFIX, PREFIX, ExchangeSettings, Settings
 from k2flow.exchange import all_exchanges, exchange_names
-from k2flow.settings import KAFKA_PREFIX, PREFIX, ExchangeSettings, Settings
 
 ROOT = Path(__file__).parents[1]
 FENCE = re.compile(r"^( *)```(\S*) ?([^\n]*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)

@@ -18,7 +18,7 @@ from rich.progress import track
 
 from k2flow.avro.decoder import Decoder
 from k2flow.avro.defects import Defect
-from k2flow.trade import trade_schema
+from k2flow.trades.schema import trade_schema
 from tests.property.test_avro_decoder import check, damage, trade
 
 BATCH = 400

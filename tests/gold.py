@@ -4,13 +4,13 @@ import numpy as np
 import pyarrow as pa
 from pyiceberg.catalog import Catalog
 
-from k2flow.catalog import load_table
-from k2flow.commit import Committer
-from k2flow.data_files import DataFileWriter
 from k2flow.exchange import GOLD, find_exchange
-from k2flow.gold import GoldIds, gold_rows
-from k2flow.ledger import Range
-from k2flow.tables import SILVER_FIELDS, arrow_schema, create, definitions
+from k2flow.flow.dedup import GoldIds, gold_rows
+from k2flow.iceberg.catalog import load_table
+from k2flow.iceberg.commit import Committer
+from k2flow.iceberg.ledger import Range
+from k2flow.iceberg.tables import SILVER_FIELDS, arrow_schema, create, definitions
+from k2flow.iceberg.writer import DataFileWriter
 
 EXCHANGES = ("binance", "kraken")
 HOUR = 3600

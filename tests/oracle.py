@@ -11,7 +11,7 @@ from typing import Any
 
 import fastavro
 
-from k2flow.trade import trade_schema
+from k2flow.trades.schema import trade_schema
 from tests import strict_avro
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -6,7 +6,7 @@ reports others as something else (a negative length).
 
 from typing import Any
 
-from k2flow.trade import trade_schema
+from k2flow.trades.schema import trade_schema
 
 
 class DefectFoundError(Exception):

@@ -11,8 +11,8 @@ from confluent_kafka.admin import AdminClient, NewPartitions
 
 from k2flow.errors import KafkaError, ProduceError
 from k2flow.exchange import find_exchange
-from k2flow.kafka.local import LocalKafka
-from k2flow.produce import ProduceOptions, produce
+from k2flow.sandbox.kafka.local import LocalKafka
+from k2flow.sandbox.producer import ProduceOptions, produce
 
 BURST_SECONDS = 4
 BAD, DUPLICATES = 0.05, 0.1

@@ -15,8 +15,8 @@ from pathlib import Path
 import psutil
 from pyiceberg.catalog import Catalog, load_catalog
 
-from k2flow.catalog import CATALOG, default_properties
-from k2flow.kafka.local import free_port
+from k2flow.iceberg.catalog import CATALOG, default_properties
+from k2flow.sandbox.kafka.local import free_port
 from torture.plan import Fault, Kind
 from torture.proxy import Proxy
 

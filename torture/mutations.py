@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
-from k2flow.commit import Committer
-from k2flow.ledger import Extent, Ledger
-from k2flow.messages import Slice
+from k2flow.iceberg.commit import Committer
+from k2flow.iceberg.ledger import Extent, Ledger
+from k2flow.trades.messages import MessageBatch
 
 
 def no_guard() -> None:
@@ -42,7 +42,7 @@ def weak_fence() -> None:
 
 def no_replay_filter() -> None:
     """Rows that a table holds already are written again."""
-    Slice.beyond = lambda self, committed: self
+    MessageBatch.beyond = lambda self, committed: self
 
 
 MUTATIONS = {

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from k2flow.exchange import find_exchange
-from k2flow.kafka.local import LocalKafka, free_port
+from k2flow.sandbox.kafka.local import LocalKafka, free_port
 from torture.broker import Broker, Production
 from torture.catalogs import Postgres, Sqlite, postgres_programs
 from torture.disk import Disk

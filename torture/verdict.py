@@ -8,8 +8,8 @@ from typing import Any
 
 from pyiceberg.catalog import Catalog
 
-from k2flow.catalog import load_table
 from k2flow.exchange import GOLD, find_exchange
+from k2flow.iceberg.catalog import load_table
 from tests.integration.harness import milliseconds, read_topic, rows_of
 from tests.oracle import Expected, expect
 

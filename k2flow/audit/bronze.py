@@ -8,12 +8,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from k2flow.audit.files import FileChecks, Plan, ahead, read
-from k2flow.audit.partitions import OUTSIDE, Parts
 from k2flow.audit.report import SAMPLES, Report, Severity
-from k2flow.audit.store import CONTENT_HASH, ID_HASH, ROW_HASH, Store, hashable
-from k2flow.decode import Decoded, TradeDecoder
-from k2flow.messages import MESSAGE_SCHEMA, Slice
+from k2flow.inspection.files import FileChecks, Plan, ahead, read
+from k2flow.inspection.partitions import OUTSIDE, Parts
+from k2flow.inspection.row_hashes import CONTENT_HASH, ID_HASH, ROW_HASH, Store, hashable
+from k2flow.trades.decode import Decoded, TradeDecoder
+from k2flow.trades.messages import MESSAGE_SCHEMA, MessageBatch
 
 COLUMNS = ("avro_payload", "topic", "partition", "offset", "kafka_timestamp", "ingestion_timestamp", "ingestion_date")
 
@@ -47,7 +47,7 @@ class BronzeReader:
     def decode(self, part: Ints, offset: Ints, values: pa.Array, times: pa.Array) -> Decoded:
         """What n messages are; `part` is the number of each one's part, and stands for its partition in the result."""
         rows = pa.RecordBatch.from_arrays([pa.nulls(len(values), pa.binary()), values, times], schema=MESSAGE_SCHEMA)
-        return self._decoder.decode(Slice(rows, part.astype(np.int32), offset, []))
+        return self._decoder.decode(MessageBatch(rows, part.astype(np.int32), offset, []))
 
     def store(self, decoded: Decoded, day: int) -> None:
         """Stores what messages became that were ingested on `day` (since 1970)."""

@@ -16,14 +16,14 @@ What each check proves:
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from k2flow.audit.files import FileChecks, Plan, ahead, read
 from k2flow.audit.layers import SILVER_COLUMNS, beyond, within
 from k2flow.audit.lookup import MAX_ROWS, present, trades_with
 from k2flow.audit.report import SAMPLES, Report, Severity
-from k2flow.audit.snapshots import Pinned
-from k2flow.audit.store import ID_HASH, ROW_HASH, Store, hashable
 from k2flow.exchange import GOLD, all_exchanges
-from k2flow.validate import MIN_TIME_US
+from k2flow.inspection.files import FileChecks, Plan, ahead, read
+from k2flow.inspection.pinned import PinnedTables
+from k2flow.inspection.row_hashes import ID_HASH, ROW_HASH, Store, hashable
+from k2flow.trades.validate import MIN_TIME_US
 
 COLUMNS = (*SILVER_COLUMNS, "exchange_hour")
 UNAUDITED = -1
@@ -35,7 +35,7 @@ UNKNOWN = -2
 class Gold:
     """The checks above, for all audited exchanges together."""
 
-    def __init__(self, store: Store, report: Report, pinned: Sequence[Pinned]) -> None:
+    def __init__(self, store: Store, report: Report, pinned: Sequence[PinnedTables]) -> None:
         self._store = store
         self._report = report
         self._pinned = pinned
@@ -72,7 +72,7 @@ class Gold:
             samples = self._trades(ROW_HASH, hashes)
             self._report.add("gold_unexpected", Severity.BROKEN, text, count, None, GOLD, samples)
 
-    def _check_doubled(self, pinned: Pinned) -> None:
+    def _check_doubled(self, pinned: PinnedTables) -> None:
         window = pinned.exchange.settings.dedup_window_hours
         (newest,) = self._store.one("SELECT max(hour) FROM gold WHERE exchange = ?", [pinned.number])
         doubled = (
@@ -89,7 +89,7 @@ class Gold:
         text = f"{count:,} message ids are there more than once ({int(rows) - count:,} rows too many)"
         self._broken("gold_doubled", text, count, pinned, samples)
 
-    def check_silver(self, pinned: Pinned, whole: bool) -> None:
+    def check_silver(self, pinned: PinnedTables, whole: bool) -> None:
         """Silver against Gold. `whole`: all of both was read; else only the messages' own ids are looked for."""
         x, cutoff = pinned.number, pinned.cutoff_day("silver")
         due = f"SELECT v.id FROM valid v {within('gold')} WHERE p_gold.exchange = {x}"
@@ -105,7 +105,7 @@ class Gold:
             early = f"SELECT v.row FROM valid v {beyond('silver')} WHERE p_silver.exchange = {x}"
             self._check_unexpected(pinned, cutoff, early)
 
-    def _check_missing(self, pinned: Pinned, missing: str, whole: bool) -> None:
+    def _check_missing(self, pinned: PinnedTables, missing: str, whole: bool) -> None:
         (count,) = self._store.one(f"SELECT count(DISTINCT id) {missing}")
         if not count:
             return
@@ -118,7 +118,7 @@ class Gold:
             samples = trades_with(self._store, pinned, "silver", ID_HASH, [h for (h,) in hashes])
             self._broken("gold_missing", f"{count:,} message ids of Silver are not there", count, pinned, samples)
 
-    def _check_unexpected(self, pinned: Pinned, cutoff: int, early: str) -> None:
+    def _check_unexpected(self, pinned: PinnedTables, cutoff: int, early: str) -> None:
         x = pinned.number
         rows = (
             f"FROM (SELECT row FROM gold WHERE exchange = {x} AND hour >= {cutoff} * 24) "
@@ -132,5 +132,7 @@ class Gold:
     def _trades(self, hash_sql: str, hashes: Sequence[tuple[int]]) -> list[dict[str, Any]]:
         return trades_with(self._store, self._pinned[0], "gold", hash_sql, [h for (h,) in hashes])
 
-    def _broken(self, check: str, text: str, count: int, pinned: Pinned, samples: Sequence[dict[str, Any]]) -> None:
+    def _broken(
+        self, check: str, text: str, count: int, pinned: PinnedTables, samples: Sequence[dict[str, Any]]
+    ) -> None:
         self._report.add(check, Severity.BROKEN, text, count, pinned.exchange.name, GOLD, samples)

@@ -22,13 +22,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from k2flow.audit.files import FileChecks, Plan, ahead, read
 from k2flow.audit.lookup import trades_with
-from k2flow.audit.partitions import OUTSIDE, Part, Parts
 from k2flow.audit.report import SAMPLES, Report, Severity
-from k2flow.audit.snapshots import Pinned
-from k2flow.audit.store import CONTENT_HASH, ID_HASH, ROW_HASH, Store, hashable
-from k2flow.tables import SILVER_FIELDS
+from k2flow.iceberg.tables import SILVER_FIELDS
+from k2flow.inspection.files import FileChecks, Plan, ahead, read
+from k2flow.inspection.partitions import OUTSIDE, Part, Parts
+from k2flow.inspection.pinned import PinnedTables
+from k2flow.inspection.row_hashes import CONTENT_HASH, ID_HASH, ROW_HASH, Store, hashable
 
 SILVER_COLUMNS = tuple(name for name, _ in SILVER_FIELDS)
 DLQ_COLUMNS = (
@@ -56,7 +56,7 @@ def beyond(layer: str, rows: str = "v") -> str:
 class Layers:
     """The checks above, of one exchange."""
 
-    def __init__(self, store: Store, report: Report, pinned: Pinned, parts: Parts) -> None:
+    def __init__(self, store: Store, report: Report, pinned: PinnedTables, parts: Parts) -> None:
         self._store = store
         self._report = report
         self._pinned = pinned

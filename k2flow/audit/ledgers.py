@@ -10,10 +10,10 @@ What each check proves:
 """
 
 from k2flow.audit.layers import within
-from k2flow.audit.partitions import Part
 from k2flow.audit.report import Report, Severity
-from k2flow.audit.snapshots import LAYERS, Pinned
-from k2flow.audit.store import Store
+from k2flow.inspection.partitions import Part
+from k2flow.inspection.pinned import LAYERS, PinnedTables
+from k2flow.inspection.row_hashes import Store
 
 
 def check_ledgers(store: Store, report: Report, parts: list[Part], whole: bool) -> None:
@@ -36,7 +36,7 @@ def check_ledgers(store: Store, report: Report, parts: list[Part], whole: bool) 
         _compare(report, part)
 
 
-def check_totals(report: Report, pinned: Pinned, parts: list[Part], layer: str, rows: int) -> None:
+def check_totals(report: Report, pinned: PinnedTables, parts: list[Part], layer: str, rows: int) -> None:
     """Whether a table of `rows` rows has more than its ledger counts."""
     counted = sum(part.extent(layer).rows for part in parts)
     if rows > counted:

@@ -4,17 +4,19 @@ from collections.abc import Sequence
 from datetime import date
 from typing import Any
 
-from k2flow.audit.files import plan, read
-from k2flow.audit.snapshots import Pinned
-from k2flow.audit.store import Store, hashable
-from k2flow.tables import SILVER_FIELDS
+from k2flow.iceberg.tables import SILVER_FIELDS
+from k2flow.inspection.files import plan, read
+from k2flow.inspection.pinned import PinnedTables
+from k2flow.inspection.row_hashes import Store, hashable
 
 MAX_ROWS = 10_000
 _COLUMNS = tuple(name for name, _ in SILVER_FIELDS)
 _ALWAYS = (date.min - date(1970, 1, 1)).days
 
 
-def trades_with(store: Store, pinned: Pinned, layer: str, hash_sql: str, hashes: Sequence[int]) -> list[dict[str, Any]]:
+def trades_with(
+    store: Store, pinned: PinnedTables, layer: str, hash_sql: str, hashes: Sequence[int]
+) -> list[dict[str, Any]]:
     """message_id, exchange and timestamp of the rows, MAX_ROWS at the most, whose `hash_sql` is one of `hashes`.
 
     Reads the whole table.
@@ -34,7 +36,7 @@ def trades_with(store: Store, pinned: Pinned, layer: str, hash_sql: str, hashes:
     return found
 
 
-def present(store: Store, pinned: Pinned, layer: str, hash_sql: str, hashes: Sequence[int]) -> set[int]:
+def present(store: Store, pinned: PinnedTables, layer: str, hash_sql: str, hashes: Sequence[int]) -> set[int]:
     """Those of `hashes` that are the `hash_sql` of any row. Reads the whole table."""
     if not hashes:
         return set()

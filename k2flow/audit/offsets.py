@@ -19,11 +19,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from k2flow.audit.kafka import Broker, Reread
-from k2flow.audit.partitions import Part
 from k2flow.audit.report import SAMPLES, Report, Severity
-from k2flow.audit.snapshots import LAYERS
-from k2flow.audit.store import Store
+from k2flow.inspection.broker import Broker, Reread
+from k2flow.inspection.partitions import Part
+from k2flow.inspection.pinned import LAYERS
+from k2flow.inspection.row_hashes import Store
 
 _SPANS = """
 CREATE OR REPLACE TEMP TABLE spans AS SELECT part, first, next, max(next) OVER (

@@ -10,24 +10,24 @@ import numpy as np
 from pyiceberg.catalog import Catalog
 
 from k2flow.audit.bronze import BronzeReader
-from k2flow.audit.files import FileChecks, Plan, plan
 from k2flow.audit.gold import Gold
-from k2flow.audit.kafka import Broker, Reread
 from k2flow.audit.layers import Layers
 from k2flow.audit.ledgers import check_ledgers, check_totals
 from k2flow.audit.offsets import Offsets, Retention, midnight_ms
-from k2flow.audit.partitions import Part, Parts
 from k2flow.audit.report import Report, Severity
-from k2flow.audit.snapshots import LAYERS, Pinned, pin
-from k2flow.audit.store import Store, open_store
-from k2flow.decode import TradeDecoder
+from k2flow.config.settings import Settings
 from k2flow.errors import AuditError, KafkaError
 from k2flow.exchange import Exchange
-from k2flow.schemas import open_schemas
-from k2flow.settings import Settings
+from k2flow.inspection.broker import Broker, Reread
+from k2flow.inspection.files import FileChecks, Plan, plan
+from k2flow.inspection.partitions import Part, Parts
+from k2flow.inspection.pinned import LAYERS, PinnedTables, pin
+from k2flow.inspection.row_hashes import Store, open_store
+from k2flow.trades.decode import TradeDecoder
+from k2flow.trades.registry import open_schemas
 
 Progress = Callable[[str, int, int], None]
-"""Told a table's name, how many more of its rows were read, and how many there are to read."""
+"""BatchStats a table's name, how many more of its rows were read, and how many there are to read."""
 
 _ALWAYS = (date.min - date(1970, 1, 1)).days
 
@@ -73,7 +73,7 @@ class _Run:
         self._since = since
         self._progress = progress
 
-    def audit(self, pinned: list[Pinned]) -> None:
+    def audit(self, pinned: list[PinnedTables]) -> None:
         parts: dict[int, Parts] = {}
         number = 0
         for each in pinned:
@@ -84,7 +84,7 @@ class _Run:
         for each in pinned:
             self._describe(each, parts[each.number])
 
-    def _audit_layers(self, pinned: Pinned, parts: Parts) -> None:
+    def _audit_layers(self, pinned: PinnedTables, parts: Parts) -> None:
         """Everything about Bronze, Silver, the dead letters and their ledgers."""
         bronze = plan(pinned, "bronze", pinned.cutoff_day("bronze"))
         if self._since is not None:
@@ -110,7 +110,7 @@ class _Run:
         layers.check(self._since is None)
         check_ledgers(self._store, self._report, list(parts), self._since is None)
 
-    def _check_offsets(self, pinned: Pinned, parts: Parts, bronze: Plan, reader: BronzeReader) -> None:
+    def _check_offsets(self, pinned: PinnedTables, parts: Parts, bronze: Plan, reader: BronzeReader) -> None:
         cutoff = pinned.cutoff_day("bronze")
         first_day = bronze.first_day
         evident = bronze.skipped_rows > 0 or (first_day is not None and first_day <= cutoff + 1)
@@ -131,7 +131,7 @@ class _Run:
             self._note_recreated(pinned, broker)
             offsets.check(list(parts), broker)
 
-    def _open_broker(self, pinned: Pinned) -> Broker | None:
+    def _open_broker(self, pinned: PinnedTables) -> Broker | None:
         name, topic = pinned.exchange.name, pinned.exchange.settings.topic
         try:
             return Broker(self._settings.kafka, topic)
@@ -140,7 +140,7 @@ class _Run:
             self._report.add("kafka_unreachable", Severity.UNKNOWN, text, 1, name)
             return None
 
-    def _note_recreated(self, pinned: Pinned, broker: Broker) -> None:
+    def _note_recreated(self, pinned: PinnedTables, broker: Broker) -> None:
         name, ledger = pinned.exchange.name, pinned.ledgers["bronze"]
         if broker.topic is None:
             text = f"topic {ledger.topic} does not exist any more: checked by the ledgers alone"
@@ -153,7 +153,7 @@ class _Run:
             text = f"an earlier topic {ledger.topic} was deleted, and the loss of what it had beyond {ends} accepted"
             self._report.add("topic_made_again", Severity.NOTE, text, 1, name)
 
-    def _number_parts(self, pinned: Pinned, parts: Parts) -> None:
+    def _number_parts(self, pinned: PinnedTables, parts: Parts) -> None:
         for part in parts:
             for layer in LAYERS:
                 extent = part.extent(layer)
@@ -162,7 +162,7 @@ class _Run:
                     [part.number, pinned.number, layer, extent.first, extent.next],
                 )
 
-    def _plan(self, pinned: Pinned, layer: str) -> Plan:
+    def _plan(self, pinned: PinnedTables, layer: str) -> Plan:
         """What to read of Silver or the dead letters: with `since` the days that the messages can be in."""
         first, last = pinned.cutoff_day(layer), None
         if self._since is not None and layer == "silver":
@@ -172,7 +172,7 @@ class _Run:
             first = max(first, _day(self._since))
         return plan(pinned, layer, first, last)
 
-    def _audit_gold(self, pinned: list[Pinned], parts: dict[int, Parts]) -> None:
+    def _audit_gold(self, pinned: list[PinnedTables], parts: dict[int, Parts]) -> None:
         gold = Gold(self._store, self._report, pinned)
         first = _ALWAYS
         if self._since is not None:
@@ -190,7 +190,7 @@ class _Run:
                 check_totals(self._report, each, list(parts[each.number]), "gold", rows)
             gold.check_silver(each, self._since is None)
 
-    def _advance(self, pinned: Pinned, own: Plan) -> Callable[[int], None]:
+    def _advance(self, pinned: PinnedTables, own: Plan) -> Callable[[int], None]:
         name, total = pinned.name(own.layer), own.rows
         self._progress(name, 0, total)
 
@@ -200,7 +200,7 @@ class _Run:
 
         return advance
 
-    def _describe(self, pinned: Pinned, parts: Parts) -> None:
+    def _describe(self, pinned: PinnedTables, parts: Parts) -> None:
         """What the report says of the tables and of each partition."""
         for layer in LAYERS:
             table = pinned.tables[layer]

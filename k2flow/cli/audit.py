@@ -13,16 +13,16 @@ from prometheus_client import CollectorRegistry
 from rich.console import Console
 
 from k2flow.audit import Report, audit
-from k2flow.audit.collector import AuditCollector
+from k2flow.audit.metrics import AuditCollector
 from k2flow.audit.report import Verdict
-from k2flow.catalog import open_catalog
 from k2flow.cli.progress import progress_bars
 from k2flow.cli.repeated import duration, stop_event
-from k2flow.endpoint import serve
+from k2flow.config.settings import Settings, load_settings
 from k2flow.errors import K2flowError
 from k2flow.exchange import Exchange, all_exchanges, exchange_names, find_exchange
-from k2flow.runtime import ERROR, set_up_logging
-from k2flow.settings import Settings, load_settings
+from k2flow.flow.runtime import ERROR, set_up_logging
+from k2flow.iceberg.catalog import open_catalog
+from k2flow.observability.endpoint import serve
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def audit_command(
     try:
         settings = load_settings(exchange_names())
         set_up_logging(settings.log_level if every else "CRITICAL", settings.log_format)
-        logging.getLogger("k2flow.audit.kafka").setLevel("CRITICAL")  # a broker that is down is in the report
+        logging.getLogger("k2flow.inspection.broker").setLevel("CRITICAL")  # a broker that is down is in the report
         exchanges = [find_exchange(exchange)] if exchange else all_exchanges()
         moment = since if since is None or since.tzinfo else since.replace(tzinfo=UTC)
         if every:

@@ -11,16 +11,16 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from k2flow.catalog import open_catalog
 from k2flow.cli.progress import progress_bars
 from k2flow.cli.reprocess import DAY, day_of, set_up_redo, show_outcome
-from k2flow.dead_letters import Explained, Letter, counts, explain, hex_dump, letters
-from k2flow.errors import RedoError
+from k2flow.config.settings import load_settings
+from k2flow.errors import ReprocessError
 from k2flow.exchange import all_exchanges, exchange_names, find_exchange
-from k2flow.query import connect, table_names
-from k2flow.redo import replay
-from k2flow.schemas import open_schemas
-from k2flow.settings import load_settings
+from k2flow.iceberg.catalog import open_catalog
+from k2flow.query.connection import connect, table_names
+from k2flow.reprocess import replay
+from k2flow.reprocess.dead_letters import Explained, Letter, counts, explain, hex_dump, letters
+from k2flow.trades.registry import open_schemas
 
 PIPE_WIDTH = 200
 
@@ -82,7 +82,9 @@ def replay_letters(
             open_catalog(settings), settings, found, reason or (), day_of(first), day_of(last), dry_run, told
         )
     if reason and not outcome.judged and not outcome.finished:
-        raise RedoError(f"no dead letter has reason {' or '.join(reason)}: `k2flow dlq list {exchange}` shows which do")
+        raise ReprocessError(
+            f"no dead letter has reason {' or '.join(reason)}: `k2flow dlq list {exchange}` shows which do"
+        )
     show_outcome(outcome, dry_run, as_json)
 
 

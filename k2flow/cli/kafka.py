@@ -6,11 +6,11 @@ from typing import Annotated
 import typer
 from rich.filesize import decimal
 
+from k2flow.config.settings import KAFKA_PREFIX, Settings, load_settings
 from k2flow.errors import KafkaError
 from k2flow.exchange import all_exchanges, exchange_names
 from k2flow.kafka.admin import Admin
-from k2flow.kafka.local import LocalKafka, Status
-from k2flow.settings import KAFKA_PREFIX, Settings, load_settings
+from k2flow.sandbox.kafka.local import LocalKafka, Status
 
 kafka_app = typer.Typer(help="A real local Apache Kafka (KRaft, one node).", no_args_is_help=True)
 

@@ -8,22 +8,22 @@ import typer
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from k2flow.catalog import configured, default_properties
 from k2flow.cli.audit import audit_command
 from k2flow.cli.dlq import dlq_app
 from k2flow.cli.kafka import kafka_app
 from k2flow.cli.maintain import maintain_command
 from k2flow.cli.produce import produce_command
 from k2flow.cli.query import query_command
+from k2flow.cli.reference import markdown
 from k2flow.cli.report import report_command
 from k2flow.cli.reprocess import reprocess_command
 from k2flow.cli.status import status_command
 from k2flow.cli.tables import tables_app
+from k2flow.config.settings import PREFIX, Settings, kafka_origins, load_settings, mask, origins
 from k2flow.errors import K2flowError, SettingsError
 from k2flow.exchange import all_exchanges, exchange_names, find_exchange
-from k2flow.reference import markdown
-from k2flow.runtime import ERROR, EXIT_FAILED, set_up_logging
-from k2flow.settings import PREFIX, Settings, kafka_origins, load_settings, mask, origins
+from k2flow.flow.runtime import ERROR, EXIT_FAILED, set_up_logging
+from k2flow.iceberg.catalog import configured, default_properties
 
 app = typer.Typer(
     name="k2flow",
@@ -101,7 +101,7 @@ def run(
     Each exchange has processes of its own, and its troubles hold no other up. With --addresses this host runs one
     process of a cluster.
     """
-    from k2flow import supervisor
+    from k2flow.supervisor import supervise as supervisor
 
     settings = load_settings(exchange_names())
     set_up_logging(settings.log_level, settings.log_format)

@@ -11,16 +11,16 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table as RichTable
 
-from k2flow.catalog import NAMESPACE, catalog_errors, open_catalog
 from k2flow.cli.repeated import duration, stop_event
+from k2flow.compat.table_metadata import install_metadata_cache
+from k2flow.config.settings import load_settings
 from k2flow.errors import CatalogError, K2flowError, MaintenanceError
 from k2flow.exchange import all_exchanges, exchange_names
-from k2flow.maintain.leader import Leadership
+from k2flow.flow.runtime import keep_freed_memory, set_up_logging
+from k2flow.iceberg.catalog import NAMESPACE, catalog_errors, open_catalog
+from k2flow.iceberg.tables import TableDefinition, definitions
+from k2flow.maintain.lease import Leadership
 from k2flow.maintain.run import Action, Pass, Timing
-from k2flow.runtime import keep_freed_memory, set_up_logging
-from k2flow.settings import load_settings
-from k2flow.table_metadata import handle_once
-from k2flow.tables import TableDefinition, definitions
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def maintain_command(
     if every and dry_run:
         raise typer.BadParameter("--dry-run is of one pass: leave out --every")
     keep_freed_memory()
-    handle_once()
+    install_metadata_cache()
     catalog = open_catalog(settings)
     wanted = _chosen(catalog, tables or [])
     leadership = Leadership(catalog)

@@ -9,11 +9,11 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from k2flow.config.settings import load_settings
 from k2flow.errors import ProduceError
 from k2flow.exchange import all_exchanges, exchange_names, find_exchange
-from k2flow.produce import Manifest, ProduceOptions, produce
-from k2flow.produce.replay import Target, replay
-from k2flow.settings import load_settings
+from k2flow.sandbox.producer import Manifest, ProduceOptions, produce
+from k2flow.sandbox.producer.replay import Target, replay
 
 
 def produce_command(

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from k2flow.query import AsOf, connect, query_errors
+from k2flow.query.connection import AsOf, connect, query_errors
 
 BATCH_ROWS = 100_000
 SHOWN_ROWS = 1_000

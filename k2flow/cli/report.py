@@ -7,14 +7,14 @@ from typing import Annotated
 import typer
 
 from k2flow.audit import Report, audit
-from k2flow.catalog import open_catalog
 from k2flow.cli.audit import EXIT_UNCHECKED, NOT_CHECKED
 from k2flow.cli.progress import progress_bars
+from k2flow.config.settings import load_settings
 from k2flow.errors import K2flowError
 from k2flow.exchange import exchange_names, find_exchange
-from k2flow.report import Trouble, attempt, check_writable, gather, render, write
-from k2flow.runtime import ERROR, set_up_logging
-from k2flow.settings import load_settings
+from k2flow.flow.runtime import ERROR, set_up_logging
+from k2flow.iceberg.catalog import open_catalog
+from k2flow.report import Problem, attempt, check_writable, gather, render, write
 
 
 def report_command(
@@ -41,7 +41,7 @@ def report_command(
         check_writable(html)
         catalog = open_catalog(settings)
         figures = gather(catalog, settings, found, list(dict.fromkeys(symbol or ())))
-        audited: Report | Trouble | None = None
+        audited: Report | Problem | None = None
         if not no_audit:
             with progress_bars() as told:
                 audited = attempt(lambda: audit(catalog, settings, found, None, told))
@@ -55,15 +55,15 @@ def report_command(
     raise typer.Exit(_exit_code(audited))
 
 
-def _said(audited: Report | Trouble | None) -> str:
+def _said(audited: Report | Problem | None) -> str:
     if audited is None:
         return "the audit was left out"
-    if isinstance(audited, Trouble):
+    if isinstance(audited, Problem):
         return f"{NOT_CHECKED}: {audited.text}"
     return f"the audit says: {audited.verdict}"
 
 
-def _exit_code(audited: Report | Trouble | None) -> int:
+def _exit_code(audited: Report | Problem | None) -> int:
     if audited is None:
         return 0
-    return EXIT_UNCHECKED if isinstance(audited, Trouble) else audited.verdict.exit_code
+    return EXIT_UNCHECKED if isinstance(audited, Problem) else audited.verdict.exit_code

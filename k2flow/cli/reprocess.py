@@ -11,14 +11,14 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from k2flow.catalog import open_catalog
 from k2flow.cli.progress import progress_bars
+from k2flow.compat.table_metadata import install_metadata_cache
+from k2flow.config.settings import load_settings
 from k2flow.exchange import exchange_names, find_exchange
 from k2flow.failpoints import arm
-from k2flow.redo import Outcome, reprocess
-from k2flow.runtime import keep_freed_memory, set_up_logging
-from k2flow.settings import load_settings
-from k2flow.table_metadata import handle_once
+from k2flow.flow.runtime import keep_freed_memory, set_up_logging
+from k2flow.iceberg.catalog import open_catalog
+from k2flow.reprocess import Outcome, reprocess
 
 DAY = ["%Y-%m-%d"]
 PIPE_WIDTH = 200
@@ -54,7 +54,7 @@ def set_up_redo(log_level: str, failpoints: str) -> None:
     set_up_logging(log_level)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was begun is given up first
     keep_freed_memory()
-    handle_once()
+    install_metadata_cache()
     arm(failpoints)
 
 

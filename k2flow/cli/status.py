@@ -15,18 +15,18 @@ from rich.live import Live
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from k2flow.catalog import open_catalog
 from k2flow.cli.repeated import duration
-from k2flow.deadline import DeadlinePassedError, within
+from k2flow.compat.table_metadata import install_metadata_cache
+from k2flow.config.settings import Settings, load_settings
 from k2flow.errors import CatalogError, K2flowError
 from k2flow.exchange import Exchange, exchange_names, find_exchange
+from k2flow.flow.runtime import set_up_logging
+from k2flow.iceberg.catalog import open_catalog
 from k2flow.maintain.run import Action
-from k2flow.runtime import set_up_logging
-from k2flow.settings import Settings, load_settings
 from k2flow.status import report
-from k2flow.status.observe import Observer
+from k2flow.status.collector import StatusCollector
 from k2flow.status.report import Level, State, Status, iso, moment
-from k2flow.table_metadata import handle_once
+from k2flow.timeouts import DeadlinePassedError, within
 
 LOOK_SECONDS = 60
 """How long one look may take. PyIceberg's clients wait for ever for a server that is frozen."""
@@ -76,14 +76,14 @@ class Looker:
     def __init__(self, settings: Settings, exchanges: Sequence[Exchange]) -> None:
         self._settings = settings
         self._exchanges = exchanges
-        self._observer: Observer | None = None
+        self._observer: StatusCollector | None = None
 
     def look(self) -> Status:
-        """Raises CatalogError, and what else `Observer.look` raises; the catalog is opened anew after that."""
+        """Raises CatalogError, and what else `StatusCollector.look` raises; the catalog is opened anew after that."""
         before, self._observer = self._observer, None
 
-        def run() -> tuple[Observer, Status]:
-            observer = before or Observer(open_catalog(self._settings), self._settings, self._exchanges)
+        def run() -> tuple[StatusCollector, Status]:
+            observer = before or StatusCollector(open_catalog(self._settings), self._settings, self._exchanges)
             return observer, observer.look()
 
         try:
@@ -98,7 +98,7 @@ class Looker:
 def _watch(looker: Looker, pause: float, as_json: bool) -> None:
     """Shows one look after the other, in place where the terminal can, until SIGINT or SIGTERM."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    handle_once()
+    install_metadata_cache()
     try:
         if as_json:
             _keep_looking(looker, pause, lambda found: print(json.dumps(found.to_dict()), flush=True), _say_as_json)

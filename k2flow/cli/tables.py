@@ -8,12 +8,12 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table as RichTable
 
-from k2flow.catalog import NAMESPACE, find_table, open_catalog
+from k2flow.config.settings import load_settings
 from k2flow.exchange import GOLD, all_exchanges, exchange_names, find_exchange
-from k2flow.settings import load_settings
+from k2flow.iceberg.catalog import NAMESPACE, find_table, open_catalog
+from k2flow.iceberg.tables import create, definitions
 from k2flow.status.report import moment
 from k2flow.status.tables import totals
-from k2flow.tables import create, definitions
 
 tables_app = typer.Typer(help="The Iceberg tables.", no_args_is_help=True)
 

@@ -146,7 +146,7 @@ def _uuid_words(text: Bytes) -> tuple[Words, Bools]:
     each = np.uint64(0x0101010101010101)
     is_letter = hexes >> np.uint64(6) & each
     value = (hexes & each * np.uint64(0x0F)) + is_letter * np.uint64(9)
-    # Written back as lower-case hex they must be the same bytes. So would g-o be, as 16-24: no value is
+    # Committable back as lower-case hex they must be the same bytes. So would g-o be, as 16-24: no value is
     # above 15.
     above_nine = value + each * np.uint64(6) >> np.uint64(4) & each
     wrong = value + each * np.uint64(ord("0")) + above_nine * np.uint64(ord("a") - ord("0") - 10) ^ hexes

@@ -1,1 +1,1 @@
-"""A real local Apache Kafka, for people and tests that have none: see `k2flow.kafka.local.LocalKafka`."""
+"""A real local Apache Kafka, for people and tests that have none: see `k2flow.sandbox.kafka.local.LocalKafka`."""

@@ -10,11 +10,11 @@ import pyarrow as pa
 from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
 
-from k2flow.data_files import DataFileWriter, in_order
-from k2flow.file_reader import READ_ROWS, FileReader
+from k2flow.iceberg.reader import READ_ROWS, FileReader
+from k2flow.iceberg.tables import TableDefinition
+from k2flow.iceberg.writer import DataFileWriter, in_order
 from k2flow.maintain.entries import LiveFile
 from k2flow.maintain.merge import Source, concatenated, merged
-from k2flow.tables import TableDefinition
 
 EARLY = 50
 """One in so many rows of a file counts as early."""

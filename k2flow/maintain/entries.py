@@ -7,7 +7,7 @@ from typing import Any
 from pyiceberg.manifest import DataFile, ManifestContent, ManifestFile
 from pyiceberg.table import Table
 
-from k2flow.manifests import without_statistics
+from k2flow.iceberg.manifests import without_statistics
 
 EPOCH = date(1970, 1, 1)
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from k2flow.data_files import in_order
+from k2flow.iceberg.writer import in_order
 
 CHUNK_ROWS = 256_000
 LIMIT_ROWS = 1_000_000

@@ -10,7 +10,7 @@ from typing import Any
 
 from pyiceberg.table.metadata import TableMetadata
 
-from k2flow.commit import KEEP_SNAPSHOTS
+from k2flow.iceberg.commit import KEEP_SNAPSHOTS
 from k2flow.maintain.entries import LiveFile
 
 _READERS_TAG = re.compile(r"k2flow-readers-(\d+)-\d+")
@@ -74,7 +74,7 @@ def is_closed(live: LiveFile, now: datetime) -> bool:
 
 
 def _groups(candidates: Iterable[LiveFile], target_bytes: int) -> list[list[LiveFile]]:
-    """Candidates in equal groups of about `target_bytes`, by where their time begins."""
+    """OwnedTrades in equal groups of about `target_bytes`, by where their time begins."""
     ordered = sorted(candidates, key=lambda live: (live.lower or 0, live.file.file_path))
     ends = list(itertools.accumulate(live.file.file_size_in_bytes for live in ordered))
     count = max(1, round(ends[-1] / target_bytes))

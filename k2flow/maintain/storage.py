@@ -9,8 +9,8 @@ from pyiceberg.io.pyarrow import PyArrowFileIO
 from pyiceberg.table import Table
 from pyiceberg.table.locations import load_location_provider
 
-from k2flow.catalog import catalog_errors
 from k2flow.errors import MaintenanceError
+from k2flow.iceberg.catalog import catalog_errors
 
 OWN = re.compile(r"\.(parquet|avro|orc|puffin|stats)$|\.metadata\.json(\.gz)?$")
 """The names of the files that Iceberg's writers make. Others are nobody's business here."""

@@ -6,7 +6,7 @@ template and writes the file.
 """
 
 from k2flow.report.data import gather
-from k2flow.report.figures import Trouble, attempt
+from k2flow.report.figures import Problem, attempt
 from k2flow.report.page import check_writable, render, write
 
-__all__ = ["Trouble", "attempt", "check_writable", "gather", "render", "write"]
+__all__ = ["Problem", "attempt", "check_writable", "gather", "render", "write"]

@@ -12,20 +12,20 @@ import numpy as np
 from pyiceberg.catalog import Catalog
 from pyiceberg.table import Table
 
-from k2flow.audit.snapshots import LAYERS, table_name
-from k2flow.catalog import NAMESPACE, catalog_errors, configured, default_properties, find_table
+from k2flow.config.settings import Settings, mask
 from k2flow.errors import TableDiffersError
 from k2flow.exchange import Exchange
+from k2flow.iceberg.catalog import NAMESPACE, catalog_errors, configured, default_properties, find_table
+from k2flow.inspection.pinned import LAYERS, table_name
 from k2flow.maintain.entries import live_files
 from k2flow.maintain.plans import is_small
 from k2flow.maintain.run import target_bytes
-from k2flow.query import connect_tables
+from k2flow.query.connection import connect_tables
 from k2flow.report import freshness, queries
-from k2flow.report.figures import Figures, TableFiles, Trouble, attempt
+from k2flow.report.figures import Figures, Problem, TableFiles, attempt
 from k2flow.report.freshness import Commit
-from k2flow.settings import Settings, mask
+from k2flow.status.collector import PLACED_BY, StatusCollector
 from k2flow.status.flows import history
-from k2flow.status.observe import PLACED_BY, Observer
 
 T = TypeVar("T")
 DESCRIBED = ("type", "uri", "warehouse", "s3.endpoint", "s3.region")
@@ -35,17 +35,17 @@ DESCRIBED = ("type", "uri", "warehouse", "s3.endpoint", "s3.region")
 def gather(catalog: Catalog, settings: Settings, exchanges: Sequence[Exchange], symbols: Sequence[str]) -> Figures:
     """All figures of these exchanges, with candles of `symbols`, or of the most traded ones if there are none.
 
-    The status is a look of its own, a moment later. Nothing is raised for what cannot be told: that is a Trouble.
+    The status is a look of its own, a moment later. Nothing is raised for what cannot be told: that is a Problem.
     """
     made_us = time.time_ns() // 1000
     layers = {table_name(exchange, layer): layer for exchange in exchanges for layer in LAYERS}
     looked = {name: attempt(partial(find_table, catalog, name)) for name in layers}
     found = {name: table for name, table in looked.items() if isinstance(table, Table)}
-    status = attempt(lambda: Observer(catalog, settings, exchanges).look())
+    status = attempt(lambda: StatusCollector(catalog, settings, exchanges).look())
     with _connection(found) as db:
 
-        def told(query: Callable[..., T], *more: object) -> T | Trouble:
-            return db if isinstance(db, Trouble) else attempt(lambda: query(db, exchanges, found.keys(), *more))
+        def told(query: Callable[..., T], *more: object) -> T | Problem:
+            return db if isinstance(db, Problem) else attempt(lambda: query(db, exchanges, found.keys(), *more))
 
         commits = attempt(lambda: _commits(exchanges, found))
         return Figures(
@@ -57,7 +57,7 @@ def gather(catalog: Catalog, settings: Settings, exchanges: Sequence[Exchange], 
             told(queries.layer_rows),
             told(queries.taken_in),
             told(queries.traded),
-            commits if isinstance(commits, Trouble) else told(queries.freshness, commits),
+            commits if isinstance(commits, Problem) else told(queries.freshness, commits),
             told(queries.reasons),
             told(queries.markets, symbols),
             {name: _files(looked[name], layer) for name, layer in layers.items()},
@@ -65,10 +65,10 @@ def gather(catalog: Catalog, settings: Settings, exchanges: Sequence[Exchange], 
 
 
 @contextmanager
-def _connection(tables: Mapping[str, Table]) -> Iterator[duckdb.DuckDBPyConnection | Trouble]:
+def _connection(tables: Mapping[str, Table]) -> Iterator[duckdb.DuckDBPyConnection | Problem]:
     """DuckDB over these tables, in bounded memory."""
     opened = attempt(lambda: connect_tables(tables))
-    if isinstance(opened, Trouble):
+    if isinstance(opened, Problem):
         yield opened
         return
     with TemporaryDirectory(prefix="k2flow-report-") as folder, closing(opened):
@@ -87,7 +87,7 @@ def _commits(exchanges: Sequence[Exchange], tables: Mapping[str, Table]) -> list
     return found
 
 
-def _files(table: Table | Trouble | None, layer: str) -> TableFiles | Trouble | None:
+def _files(table: Table | Problem | None, layer: str) -> TableFiles | Problem | None:
     return attempt(lambda: _measured(table, layer)) if isinstance(table, Table) else table
 
 

@@ -1,6 +1,6 @@
 """What a report tells. Times named `_us` are us since 1970 (UTC).
 
-What cannot be told is a Trouble in the place of what was to be told, and what there is nothing of yet is None.
+What cannot be told is a Problem in the place of what was to be told, and what there is nothing of yet is None.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import TypeVar
 
-from k2flow.audit.snapshots import table_name
 from k2flow.errors import K2flowError
 from k2flow.exchange import Exchange
+from k2flow.inspection.pinned import table_name
 from k2flow.report.axes import Axis
 from k2flow.status.report import Status
 
@@ -18,18 +18,18 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Trouble:
+class Problem:
     """Why something is not told, in words."""
 
     text: str
 
 
-def attempt(look: Callable[[], T]) -> T | Trouble:
-    """What `look` returns, or its K2flowError as a Trouble."""
+def attempt(look: Callable[[], T]) -> T | Problem:
+    """What `look` returns, or its K2flowError as a Problem."""
     try:
         return look()
     except K2flowError as error:
-        return Trouble(str(error))
+        return Problem(str(error))
 
 
 @dataclass(frozen=True)
@@ -124,14 +124,14 @@ class Figures:
     catalog: Sequence[tuple[str, str]]
     exchanges: Sequence[Exchange]
     symbols: Sequence[str]
-    status: Status | Trouble
-    rows: Mapping[str, Mapping[str, int | None]] | Trouble
-    taken_in: Counts | Trouble | None
-    traded: Counts | Trouble | None
-    freshness: Freshness | Trouble | None
-    reasons: Sequence[Reason] | Trouble
-    markets: Sequence[Market] | Trouble
-    files: Mapping[str, TableFiles | Trouble | None]
+    status: Status | Problem
+    rows: Mapping[str, Mapping[str, int | None]] | Problem
+    taken_in: Counts | Problem | None
+    traded: Counts | Problem | None
+    freshness: Freshness | Problem | None
+    reasons: Sequence[Reason] | Problem
+    markets: Sequence[Market] | Problem
+    files: Mapping[str, TableFiles | Problem | None]
 
     def missing(self, layer: str) -> list[str]:
         """The tables of a layer that there are not."""

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import pyarrow as pa
 
-from k2flow.ledger import Ledger
+from k2flow.iceberg.ledger import Ledger
 
 LAYERS = ("bronze", "gold")
 """The layers whose freshness is told: where messages come in, and where all of it ends."""

@@ -17,11 +17,11 @@ from markupsafe import Markup
 
 from k2flow.audit import Finding, Report, Severity
 from k2flow.audit.report import Verdict
-from k2flow.audit.snapshots import LAYERS
 from k2flow.errors import ReportError
+from k2flow.inspection.pinned import LAYERS
 from k2flow.report import charts, words
 from k2flow.report.charts import Bar, Line
-from k2flow.report.figures import Figures, Freshness, Market, Reason, Trouble
+from k2flow.report.figures import Figures, Freshness, Market, Problem, Reason
 from k2flow.status.report import Level
 
 Value = TypeVar("Value")
@@ -31,9 +31,9 @@ MOST_BARS = 20
 """So many reasons have a bar; the table has them all."""
 
 
-def render(figures: Figures, audited: Report | Trouble | None) -> str:
+def render(figures: Figures, audited: Report | Problem | None) -> str:
     """The whole page; `audited` is None where the audit was left out."""
-    status = {} if isinstance(figures.status, Trouble) else {each.name: each for each in figures.status.exchanges}
+    status = {} if isinstance(figures.status, Problem) else {each.name: each for each in figures.status.exchanges}
     template = _environment().get_template(TEMPLATE)
     return template.render(
         figures=figures,
@@ -89,7 +89,7 @@ def _environment() -> Environment:
     )
     for word in (words.count, words.span, words.moment, words.step, words.amount, words.binary):
         environment.filters[word.__name__] = word
-    environment.tests["trouble"] = lambda value: isinstance(value, Trouble)
+    environment.tests["trouble"] = lambda value: isinstance(value, Problem)
     return environment
 
 
@@ -110,9 +110,9 @@ class Fact:
     level: str = ""
 
 
-def _summary(figures: Figures, audited: Report | Trouble | None) -> list[Fact]:
+def _summary(figures: Figures, audited: Report | Problem | None) -> list[Fact]:
     """What all exchanges come to."""
-    rows = [] if isinstance(figures.rows, Trouble) else list(figures.rows.values())
+    rows = [] if isinstance(figures.rows, Problem) else list(figures.rows.values())
     sums = {layer: sum(known) if (known := _known(each[layer] for each in rows)) else None for layer in LAYERS}
     return [
         Fact("messages", words.count(sums["bronze"])),
@@ -129,7 +129,7 @@ def _known(values: Iterable[Value | None]) -> list[Value]:
 
 def _furthest(figures: Figures) -> Fact:
     """How far the layer that is furthest behind is, if of all layers it is known."""
-    if isinstance(figures.status, Trouble):
+    if isinstance(figures.status, Problem):
         return Fact("furthest behind", "unknown")
     layers = _known(layer for each in figures.status.exchanges for layer in each.layers.values())
     seconds = _known(layer.seconds for layer in layers)
@@ -140,10 +140,10 @@ def _furthest(figures: Figures) -> Fact:
     return Fact("furthest behind", words.span(max(seconds)), levels.get(furthest.level, ""))
 
 
-def _verdict(audited: Report | Trouble | None) -> Fact:
+def _verdict(audited: Report | Problem | None) -> Fact:
     if audited is None:
         return Fact("audit", "left out")
-    if isinstance(audited, Trouble):
+    if isinstance(audited, Problem):
         return Fact("audit", "not possible", "bad")
     levels = {Verdict.HOLDS: "good", Verdict.UNKNOWN: "warn", Verdict.BROKEN: "bad"}
     return Fact("audit", str(audited.verdict), levels[audited.verdict])
@@ -161,7 +161,7 @@ class Letters:
 def _letters(figures: Figures) -> list[Letters]:
     """By reason, most first."""
     reasons: dict[str, list[Reason]] = {}
-    for each in [] if isinstance(figures.reasons, Trouble) else figures.reasons:
+    for each in [] if isinstance(figures.reasons, Problem) else figures.reasons:
         reasons.setdefault(each.reason, []).append(each)
     found = [
         Letters(reason, {each.exchange: each.rows for each in some}, max(some, key=lambda each: each.newest_us))
@@ -170,7 +170,7 @@ def _letters(figures: Figures) -> list[Letters]:
     return sorted(found, key=lambda each: (-sum(each.rows.values()), each.reason))
 
 
-def _findings(audited: Report | Trouble | None) -> list[Finding]:
+def _findings(audited: Report | Problem | None) -> list[Finding]:
     """What the audit found, the worst first."""
     if not isinstance(audited, Report):
         return []
@@ -184,18 +184,18 @@ def _charts(figures: Figures) -> dict[str, Any]:
         ("taken_in", "Messages taken in", figures.taken_in),
         ("traded", "Trades by their own time", figures.traded),
     ):
-        if counts and not isinstance(counts, Trouble):
+        if counts and not isinstance(counts, Problem):
             found[name] = charts.columns(f"chart-{name}", title, counts.axis, counts.rows)
-    if figures.freshness and not isinstance(figures.freshness, Trouble):
+    if figures.freshness and not isinstance(figures.freshness, Problem):
         found["freshness"] = _freshness(figures.freshness, [each.name for each in figures.exchanges])
     if letters := _letters(figures):
         found["reasons"] = _reasons(letters, [each.name for each in figures.exchanges])
-    if not isinstance(figures.markets, Trouble):
+    if not isinstance(figures.markets, Problem):
         found["markets"] = [_market(i, market) for i, market in enumerate(figures.markets)]
     found["files"] = {
         name: charts.histogram(f"chart-{name}", f"File sizes of {name}", files.histogram, files.target_bytes)
         for name, files in figures.files.items()
-        if files and not isinstance(files, Trouble) and files.files
+        if files and not isinstance(files, Problem) and files.files
     }
     return found
 

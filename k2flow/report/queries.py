@@ -12,7 +12,7 @@ from typing import Any
 import duckdb
 
 from k2flow.exchange import GOLD, Exchange
-from k2flow.query import query_errors
+from k2flow.query.connection import query_errors
 from k2flow.report.axes import SECOND_US, axis, without_strays
 from k2flow.report.figures import Candle, Counts, Delays, Freshness, Market, Reason
 from k2flow.report.freshness import Commit, as_arrow

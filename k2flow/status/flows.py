@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pyiceberg.table.metadata import TableMetadata
 
 from k2flow.errors import LostOffsetsError
-from k2flow.ledger import KEY, Ledger, Writer, read
-from k2flow.status.report import Behind, Flow, Kafka, Layer, Level, Rate, State
-from k2flow.topic import begin_offsets, check_same_topic, first_offset
+from k2flow.iceberg.ledger import KEY, Ledger, Writer, read
+from k2flow.kafka.topic import begin_offsets, check_same_topic, first_offset
+from k2flow.status.report import Flow, Kafka, Layer, Level, PartitionLag, Rate, State
 
 LATE, STALE = 3, 10
 """So many triggers behind a layer is late, or stale."""
@@ -48,7 +48,7 @@ def _positions(layer: str, ledgers: Mapping[str, Ledger], kafka: Kafka) -> dict[
     return found
 
 
-def behind(layer: str, ledgers: Mapping[str, Ledger], kafka: Kafka, now_ms: int) -> tuple[Behind, ...]:
+def behind(layer: str, ledgers: Mapping[str, Ledger], kafka: Kafka, now_ms: int) -> tuple[PartitionLag, ...]:
     """How far a layer is behind, partition by partition; nothing where Kafka could not be asked.
 
     What follows its last message may be none (Kafka's marks of transactions take offsets too): then it lacks none.
@@ -61,7 +61,7 @@ def behind(layer: str, ledgers: Mapping[str, Ledger], kafka: Kafka, now_ms: int)
             lag, seconds = 0, 0.0
         elif (ms := kafka.times.get((p, at))) is not None:
             seconds = max(0.0, (now_ms - ms) / 1000)
-        found.append(Behind(p, low, high, at, lag, seconds))
+        found.append(PartitionLag(p, low, high, at, lag, seconds))
     return tuple(found)
 
 

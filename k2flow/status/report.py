@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
-from k2flow.ledger import Writer
+from k2flow.iceberg.ledger import Writer
+from k2flow.kafka.topic import Topic
 from k2flow.maintain.run import Action
-from k2flow.topic import Topic
 
 VERSION = 1
 
@@ -51,7 +51,7 @@ class Kafka:
 
 
 @dataclass(frozen=True)
-class Behind:
+class PartitionLag:
     """How far a layer is behind in one partition, of which Kafka has the offsets [low, high).
 
     `next` is the first offset that the layer lacks, `lag` how many there are, `seconds` how old the first of them is (0
@@ -87,7 +87,7 @@ class Layer:
     level: Level
     lag: int | None
     seconds: float | None
-    partitions: tuple[Behind, ...]
+    partitions: tuple[PartitionLag, ...]
     messages: int
     rows: int
     rate: Rate | None

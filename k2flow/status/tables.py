@@ -6,7 +6,7 @@ from dataclasses import replace
 from pyiceberg.table.metadata import TableMetadata
 from pyiceberg.table.snapshots import Operation, Snapshot, Summary
 
-from k2flow.ledger import Ledger
+from k2flow.iceberg.ledger import Ledger
 from k2flow.maintain.entries import LiveFile
 from k2flow.maintain.run import Action
 from k2flow.status.flows import rows_of

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from k2flow.exchange import find_exchange
-from k2flow.kafka.local import LocalKafka
-from k2flow.produce import Manifest, ProduceOptions, produce
+from k2flow.sandbox.kafka.local import LocalKafka
+from k2flow.sandbox.producer import Manifest, ProduceOptions, produce
 from tests.integration.harness import Lake
 
 

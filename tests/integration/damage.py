@@ -12,10 +12,10 @@ from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
 from pyiceberg.typedef import Record
 
-from k2flow.data_files import DataFileWriter
 from k2flow.exchange import find_exchange
-from k2flow.ledger import KEY
-from k2flow.tables import definitions
+from k2flow.iceberg.ledger import KEY
+from k2flow.iceberg.tables import definitions
+from k2flow.iceberg.writer import DataFileWriter
 from tests.integration.harness import Lake
 
 

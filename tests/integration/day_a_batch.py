@@ -11,8 +11,8 @@ from types import SimpleNamespace
 
 import pyiceberg.table.metadata
 
-import k2flow.decode
-import k2flow.flow
+import k2flow.flow.dataflow
+import k2flow.trades.decode
 
 
 class Moved(datetime):
@@ -35,8 +35,8 @@ class SameDay(datetime):
 
 
 if __name__ == "__main__":
-    k2flow.flow.datetime = Moved  # type: ignore[attr-defined]
-    k2flow.decode.datetime = SameDay  # type: ignore[attr-defined]
+    k2flow.flow.dataflow.datetime = Moved  # type: ignore[attr-defined]
+    k2flow.trades.decode.datetime = SameDay  # type: ignore[attr-defined]
     pyiceberg.table.metadata.datetime = SimpleNamespace(datetime=SameDay)  # type: ignore[attr-defined]
     Moved.days, sys.argv = int(sys.argv[1]), ["bytewax.run", f"flows.{sys.argv[2]}"]
     runpy.run_module("bytewax.run", run_name="__main__", alter_sys=True)

@@ -18,12 +18,12 @@ from confluent_kafka import Consumer, TopicPartition
 from pyiceberg.catalog import Catalog
 from pyiceberg.table import Table
 
-from k2flow.catalog import load_table, open_catalog
+from k2flow.config.settings import load_settings
 from k2flow.errors import CatalogError
 from k2flow.exchange import GOLD, exchange_names, find_exchange
-from k2flow.ledger import read
-from k2flow.settings import load_settings
-from k2flow.supervisor import free_addresses
+from k2flow.iceberg.catalog import load_table, open_catalog
+from k2flow.iceberg.ledger import read
+from k2flow.supervisor.supervise import free_addresses
 from tests.integration.forked import Forked, Started, call
 from tests.oracle import Expected, Message, frozen_map
 

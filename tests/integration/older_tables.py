@@ -5,7 +5,7 @@ import sys
 
 from pyiceberg.types import DecimalType, IntegerType
 
-from k2flow import tables
+from k2flow.iceberg import tables
 
 LATER = {"platform_sequence", "detail"}
 NARROWER = {"source_sequence": IntegerType(), "price": DecimalType(15, 8)}

@@ -12,9 +12,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from k2flow.decode import TradeDecoder
 from k2flow.exchange import Exchange, Rule
-from k2flow.validate import Validator
+from k2flow.trades.decode import TradeDecoder
+from k2flow.trades.validate import Validator
 
 LARGE = Decimal("6")
 HOUR_US = 3_600_000_000

@@ -4,6 +4,6 @@ import bytewax.recovery
 import pyiceberg.catalog.sql
 
 import k2flow.cli.main
-import k2flow.flow
+import k2flow.flow.dataflow
 
 __all__ = ["bytewax", "k2flow", "pyiceberg"]

@@ -12,7 +12,7 @@ import pyspark
 import pytest
 from pyspark.sql import DataFrame, SparkSession
 
-from k2flow.kafka.jars import download, java
+from k2flow.sandbox.kafka.jars import download, java
 
 RUNTIME = "org.apache.iceberg:iceberg-spark-runtime-4.1_2.13:1.12.0"
 # The Hadoop that Spark 4.1 carries calls a method of Java's that Java 24 and later answer with an error.

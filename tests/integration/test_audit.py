@@ -18,9 +18,9 @@ from confluent_kafka import KafkaException, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from k2flow.audit import Report, audit
+from k2flow.config.settings import load_settings
 from k2flow.exchange import exchange_names, find_exchange
-from k2flow.kafka.local import free_port
-from k2flow.settings import load_settings
+from k2flow.sandbox.kafka.local import free_port
 from tests.integration import damage
 from tests.integration.conftest import fill
 from tests.integration.harness import ROOT, Lake, batches, ledger_offsets

@@ -10,9 +10,9 @@ import pytest
 
 from k2flow.audit import Report, audit, snapshots
 from k2flow.audit.report import Verdict
+from k2flow.config.settings import load_settings
 from k2flow.exchange import exchange_names, find_exchange
-from k2flow.kafka.local import LocalKafka
-from k2flow.settings import load_settings
+from k2flow.sandbox.kafka.local import LocalKafka
 from tests.integration import damage as d
 from tests.integration.conftest import fill
 from tests.integration.harness import Lake, batches

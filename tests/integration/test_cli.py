@@ -21,8 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from k2flow.kafka.local import LocalKafka, free_port
-from k2flow.produce import Manifest
+from k2flow.sandbox.kafka.local import LocalKafka, free_port
+from k2flow.sandbox.producer import Manifest
 from tests.integration import forked
 from tests.integration.conftest import fill
 from tests.integration.harness import ROOT, Flow, Lake, assert_tables, ledger_offsets, read_topic

@@ -13,17 +13,17 @@ from pyiceberg.serializers import FromInputFile, ToOutputFile
 from pyiceberg.table.update import RemoveSnapshotsUpdate
 from sqlalchemy.exc import OperationalError
 
-from k2flow import commit as commits
-from k2flow import table_metadata
-from k2flow.catalog import load_table
-from k2flow.commit import KEEP_SNAPSHOTS, Committer
-from k2flow.data_files import DataFileWriter
-from k2flow.errors import AlreadyRunningError, CommitError, FencedError, NotContiguousError
+from k2flow.compat import table_metadata
+from k2flow.compat.table_metadata import install_metadata_cache
+from k2flow.errors import AlreadyRunningError, CommitError, FencedError, OffsetGapError
 from k2flow.exchange import find_exchange
 from k2flow.failpoints import Point
-from k2flow.ledger import KEY, Range, Writer, read
-from k2flow.table_metadata import handle_once
-from k2flow.tables import create, definitions
+from k2flow.iceberg import commit as commits
+from k2flow.iceberg.catalog import load_table
+from k2flow.iceberg.commit import KEEP_SNAPSHOTS, Committer
+from k2flow.iceberg.ledger import KEY, Range, Writer, read
+from k2flow.iceberg.tables import create, definitions
+from k2flow.iceberg.writer import DataFileWriter
 
 TABLE = "bronze_binance_trades"
 TOPIC = "topic"
@@ -57,7 +57,7 @@ def as_in_a_flow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Metadata are handled as a flow does; the process is as it was afterwards."""
     for owner in (FromInputFile, ToOutputFile):
         monkeypatch.setattr(owner, "table_metadata", owner.table_metadata)
-    handle_once()
+    install_metadata_cache()
 
 
 def open_committer(catalog: Catalog) -> Committer:
@@ -97,7 +97,7 @@ def test_a_gap_and_an_overlap_are_refused(catalog: Catalog, writer: DataFileWrit
     committer = open_committer(catalog)
     committer.commit(writer.write(rows(0, 5)), [Range(0, 0, 5, 5)])
     for first in (4, 6):
-        with pytest.raises(NotContiguousError):
+        with pytest.raises(OffsetGapError):
             committer.commit(writer.write(rows(first, 9)), [Range(0, first, 9, 9 - first)])
     assert offsets_in(catalog) == [0, 1, 2, 3, 4]
 

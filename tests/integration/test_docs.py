@@ -9,7 +9,7 @@ import pytest
 
 import k2flow
 from k2flow.exchange import GOLD
-from k2flow.kafka.local import LocalKafka
+from k2flow.sandbox.kafka.local import LocalKafka
 from tests.documents import (
     OTHER_LANGUAGES,
     ROOT,

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from confluent_kafka import Producer
 
-from k2flow.catalog import load_table
 from k2flow.errors import CatalogError
+from k2flow.iceberg.catalog import load_table
 from tests.integration.harness import DEADLINE_SECONDS, ROOT, Flow, Lake, ledger_offsets
 from tests.integration.test_audit import audited
 from tests.unit.test_decode import TRADE, Registry, evolved, written

@@ -12,11 +12,11 @@ import pytest
 from confluent_kafka import Producer
 
 from k2flow.exchange import GOLD
-from k2flow.produce import ProduceOptions
-from k2flow.produce.send import Sender
-from k2flow.produce.stream import Stream
-from k2flow.query import connect_to
-from k2flow.source import UNCOMMITTED_SECONDS
+from k2flow.flow.source import UNCOMMITTED_SECONDS
+from k2flow.query.connection import connect_to
+from k2flow.sandbox.producer import ProduceOptions
+from k2flow.sandbox.producer.send import Sender
+from k2flow.sandbox.producer.stream import Stream
 from tests.integration.conftest import fill
 from tests.integration.harness import Lake, assert_tables, batches, ledger_offsets, read_topic, rows_of
 from tests.oracle import expect

@@ -11,9 +11,9 @@ from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartit
 
 from k2flow import errors
 from k2flow.errors import SettingsError
-from k2flow.kafka.local import LocalKafka, free_port
-from k2flow.librdkafka import BatchConsumer, Event, Fetched
-from k2flow.source import DEFAULTS, FORCED
+from k2flow.flow.source import DEFAULTS, FORCED
+from k2flow.kafka.consumer import BatchConsumer, Event, Fetched
+from k2flow.sandbox.kafka.local import LocalKafka, free_port
 
 PARTITIONS = 3
 Row = tuple[int, int, int, bytes | None, bytes | None]
@@ -139,7 +139,7 @@ def test_events_of_partitions(kafka: LocalKafka, topic: str) -> None:
 
 def test_what_librdkafka_says_is_logged(caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> None:
     """A refused connection is a line of the log, and nothing goes to standard error past it."""
-    caplog.set_level(logging.ERROR, "k2flow.librdkafka")
+    caplog.set_level(logging.ERROR, "k2flow.kafka.consumer")
     consumer = open_consumer(f"127.0.0.1:{free_port()}")
     deadline = time.monotonic() + 20
     while "Connection refused" not in caplog.text and time.monotonic() < deadline:

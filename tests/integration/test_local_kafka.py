@@ -15,8 +15,8 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 
 from k2flow.errors import KafkaError
 from k2flow.kafka import local
-from k2flow.kafka.local import LocalKafka, free_port
-from k2flow.kafka.process import Record, find
+from k2flow.sandbox.kafka.local import LocalKafka, free_port
+from k2flow.sandbox.kafka.process import Record, find
 
 pytestmark = pytest.mark.integration
 
@@ -101,7 +101,7 @@ def test_is_started_once_by_many_at_once(broker: LocalKafka) -> None:
 
 def test_survives_the_process_that_started_it(broker: LocalKafka) -> None:
     script = (
-        "import sys; from pathlib import Path; from k2flow.kafka.local import LocalKafka;"
+        "import sys; from pathlib import Path; from k2flow.sandbox.kafka.local import LocalKafka;"
         "LocalKafka(Path(sys.argv[1]), int(sys.argv[2])).start()"
     )
     subprocess.run([sys.executable, "-c", script, str(broker.home), str(broker.port)], check=True, timeout=120)

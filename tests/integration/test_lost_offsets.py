@@ -7,8 +7,8 @@ import pytest
 from confluent_kafka import KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from k2flow.ledger import Extent, Ledger
-from k2flow.topic import Topic, begin_offsets
+from k2flow.iceberg.ledger import Extent, Ledger
+from k2flow.kafka.topic import Topic, begin_offsets
 from tests.integration.conftest import fill
 from tests.integration.harness import Lake, assert_tables, ledger_offsets, read_topic
 from tests.oracle import expect

@@ -23,21 +23,21 @@ import pytest
 from pyiceberg.catalog import Catalog
 from pyiceberg.table import Table
 
-from k2flow.catalog import load_table
-from k2flow.commit import KEEP_SNAPSHOTS
-from k2flow.data_files import DataFileWriter
 from k2flow.exchange import GOLD, find_exchange
+from k2flow.iceberg.catalog import load_table
+from k2flow.iceberg.commit import KEEP_SNAPSHOTS
+from k2flow.iceberg.tables import TableDefinition, definitions, gold_definition
+from k2flow.iceberg.writer import DataFileWriter
 from k2flow.maintain.compaction import Compactor
 from k2flow.maintain.entries import LiveFile, live_files
-from k2flow.maintain.leader import LEASE, LEASE_SECONDS, Leadership
+from k2flow.maintain.lease import LEASE, LEASE_SECONDS, Leadership
 from k2flow.maintain.plans import is_closed
 from k2flow.maintain.run import Pass, Timing
 from k2flow.maintain.storage import TableFiles, reachable
-from k2flow.produce import ProduceOptions
-from k2flow.produce.send import Sender
-from k2flow.produce.stream import Stream
-from k2flow.query import connect_to
-from k2flow.tables import TableDefinition, definitions, gold_definition
+from k2flow.query.connection import connect_to
+from k2flow.sandbox.producer import ProduceOptions
+from k2flow.sandbox.producer.send import Sender
+from k2flow.sandbox.producer.stream import Stream
 from tests.gold import Gold
 from tests.integration.conftest import fill
 from tests.integration.forked import Forked

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from k2flow.failpoints import Point
-from k2flow.kafka.local import LocalKafka, free_port
+from k2flow.sandbox.kafka.local import LocalKafka, free_port
 from tests.integration.conftest import fill
 from tests.integration.harness import Lake, assert_tables, batches, ledger_offsets, read_topic
 from tests.integration.test_failpoints import await_stop

@@ -10,9 +10,9 @@ import pytest
 from confluent_kafka import Consumer, TopicPartition
 
 from k2flow.errors import KafkaError, ProduceError
-from k2flow.kafka.local import LocalKafka, free_port
-from k2flow.produce import Manifest, ProduceOptions, produce
-from k2flow.produce.replay import Target, replay
+from k2flow.sandbox.kafka.local import LocalKafka, free_port
+from k2flow.sandbox.producer import Manifest, ProduceOptions, produce
+from k2flow.sandbox.producer.replay import Target, replay
 from tests.oracle import Message, judge
 from tests.strict_avro import defect
 

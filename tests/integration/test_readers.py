@@ -20,7 +20,7 @@ import pytest
 from pyiceberg.table import Table
 
 from k2flow.errors import KafkaError
-from k2flow.query import connect_to
+from k2flow.query.connection import connect_to
 from tests.integration.conftest import fill
 from tests.integration.harness import DEADLINE_SECONDS, Lake, batches
 from tests.integration.test_maintain import LAYERS, definition, maintain, maintaining, send_days

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from k2flow.commit import STAGED_BRANCH, STAGED_KEY, Committer
 from k2flow.errors import CommitError, FencedError
 from k2flow.exchange import GOLD, Exchange, find_exchange
-from k2flow.query import connect_to
-from k2flow.staging import Staging, finish
+from k2flow.iceberg.commit import STAGED_BRANCH, STAGED_KEY, Committer
+from k2flow.iceberg.staging import Staging, finish
+from k2flow.query.connection import connect_to
 from tests.integration.conftest import fill
 from tests.integration.harness import ROOT, Lake, assert_tables, batches, read_topic
 from tests.integration.test_audit import audited

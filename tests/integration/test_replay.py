@@ -12,8 +12,8 @@ import duckdb
 import pytest
 
 from k2flow.exchange import exchange_names, find_exchange
-from k2flow.produce.replay import Target, replay
-from k2flow.query import connect_to
+from k2flow.query.connection import connect_to
+from k2flow.sandbox.producer.replay import Target, replay
 from tests.integration.harness import Lake
 
 pytestmark = pytest.mark.integration

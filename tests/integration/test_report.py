@@ -25,10 +25,10 @@ from k2flow.audit import snapshots
 from k2flow.cli import report as command
 from k2flow.cli.main import app
 from k2flow.exchange import GOLD, find_exchange
-from k2flow.kafka.local import LocalKafka
-from k2flow.ledger import KEY
-from k2flow.query import connect_to
+from k2flow.iceberg.ledger import KEY
+from k2flow.query.connection import connect_to
 from k2flow.report import words
+from k2flow.sandbox.kafka.local import LocalKafka
 from tests.integration import damage
 from tests.integration.conftest import fill
 from tests.integration.harness import Lake, batches

@@ -16,7 +16,7 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from k2flow.kafka.local import free_port
+from k2flow.sandbox.kafka.local import free_port
 from tests.integration.conftest import fill
 from tests.integration.harness import ROOT, Lake, assert_tables, read_topic
 from tests.integration.test_audit import audited

@@ -19,18 +19,18 @@ from pyiceberg.io import FileIO
 from pyiceberg.manifest import DataFile, ManifestEntry, ManifestFile
 from pyiceberg.table.snapshots import Operation
 
-from k2flow.catalog import load_table
-from k2flow.commit import STAGED_KEY
+from k2flow.config.settings import load_settings
 from k2flow.exchange import GOLD, find_exchange
-from k2flow.maintain.commits import Rewrite, apply, set_property
+from k2flow.iceberg.catalog import load_table
+from k2flow.iceberg.commit import STAGED_KEY
+from k2flow.iceberg.rewrite import Rewrite, apply, set_property
+from k2flow.iceberg.tables import gold_definition
 from k2flow.maintain.entries import data_manifests
-from k2flow.maintain.leader import Leadership
+from k2flow.maintain.lease import Leadership
 from k2flow.maintain.run import Pass, Timing
-from k2flow.settings import load_settings
 from k2flow.status import observe
-from k2flow.status.observe import Observer
+from k2flow.status.collector import StatusCollector
 from k2flow.status.report import Level, State
-from k2flow.tables import gold_definition
 from tests.gold import Gold
 from tests.integration.conftest import fill
 from tests.integration.harness import ROOT, Lake
@@ -50,11 +50,11 @@ def told(lake: Lake, *arguments: str, code: int = 0, **extra: str) -> str:
     return done.stdout or done.stderr
 
 
-def observer(catalog: Catalog, topic: str, bootstrap: str, monkeypatch: pytest.MonkeyPatch) -> Observer:
+def observer(catalog: Catalog, topic: str, bootstrap: str, monkeypatch: pytest.MonkeyPatch) -> StatusCollector:
     """Of Binance, whose settings are read anew."""
     monkeypatch.setenv("K2FLOW_BINANCE_TOPIC", topic)
     monkeypatch.setenv("K2FLOW_KAFKA_BOOTSTRAP_SERVERS", bootstrap)
-    return Observer(catalog, load_settings(("binance",)), [replace(find_exchange("binance"))])
+    return StatusCollector(catalog, load_settings(("binance",)), [replace(find_exchange("binance"))])
 
 
 @pytest.mark.integration
@@ -147,7 +147,7 @@ def test_a_catalog_out_of_reach_is_an_error(tmp_path: Path) -> None:
     assert "the catalog or its storage cannot be used" in told(lake, code=1, **uri)
 
 
-def without_broker(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> Observer:
+def without_broker(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> StatusCollector:
     """Of what tests.gold makes; it waits for no broker."""
     monkeypatch.setattr(observe, "BROKER_SECONDS", 0.1)
     return observer(catalog, "topic", NOWHERE, monkeypatch)

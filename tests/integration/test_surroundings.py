@@ -15,11 +15,11 @@ import psutil
 import pytest
 from confluent_kafka import Producer
 
+from k2flow.config.secret_files import FOLDER
 from k2flow.exchange import GOLD, find_exchange
 from k2flow.kafka.admin import Admin
-from k2flow.produce import ProduceOptions, produce
-from k2flow.secret_files import FOLDER
-from k2flow.trade import trade_schema
+from k2flow.sandbox.producer import ProduceOptions, produce
+from k2flow.trades.schema import trade_schema
 from tests.integration.harness import ROOT, Lake
 from tests.integration.test_run import rows_of, running
 from tests.surroundings.apicurio import Apicurio

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from pyiceberg.catalog import Catalog
 
-from k2flow.catalog import load_table
 from k2flow.errors import QueryError
 from k2flow.exchange import GOLD
+from k2flow.iceberg.catalog import load_table
+from k2flow.iceberg.tables import gold_definition
 from k2flow.maintain.run import Pass, Timing
-from k2flow.query import connect_to, query_errors
-from k2flow.tables import gold_definition
+from k2flow.query.connection import connect_to, query_errors
 from tests.gold import Gold
 
 HOURS = np.array([490_000])

@@ -8,7 +8,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from k2flow import tracing
+from k2flow.observability import tracing
 from tests.integration.conftest import fill
 from tests.integration.harness import Lake, batches
 

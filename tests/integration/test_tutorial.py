@@ -8,7 +8,7 @@ import pytest
 
 import k2flow
 from k2flow.exchange import exchange_names, find_exchange
-from k2flow.kafka.local import LocalKafka
+from k2flow.sandbox.kafka.local import LocalKafka
 from tests.documents import ROOT, Kind, blocks, kind, run
 
 pytestmark = pytest.mark.integration

@@ -21,7 +21,7 @@ from k2flow.avro import blocks, decoder
 from k2flow.avro.blocks import MAX_EMPTY_ITEMS
 from k2flow.avro.decoder import Decoder
 from k2flow.avro.defects import Defect
-from k2flow.trade import trade_schema
+from k2flow.trades.schema import trade_schema
 
 PROFILE = settings(deadline=None, suppress_health_check=list(HealthCheck))
 

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from k2flow.avro.decoder import Decoder
-from k2flow.decode import TradeDecoder
 from k2flow.exchange import Exchange, find_exchange
-from k2flow.trade import trade_schema
+from k2flow.trades.decode import TradeDecoder
+from k2flow.trades.schema import trade_schema
 from tests.property.test_avro_decoder import (
     PROFILE,
     as_fastavro,

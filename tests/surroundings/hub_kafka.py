@@ -6,7 +6,7 @@ It runs until its standard input is closed, on the host that it is started on; `
 import sys
 from pathlib import Path
 
-from k2flow.kafka.local import LocalKafka, free_port
+from k2flow.sandbox.kafka.local import LocalKafka, free_port
 
 
 def main(home: str, port: str, address: str, topic: str, partitions: str) -> None:

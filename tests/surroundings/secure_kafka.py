@@ -13,7 +13,7 @@ from confluent_kafka.admin import (
 )
 from cryptography.hazmat.primitives import serialization
 
-from k2flow.kafka.local import LocalKafka, free_port
+from k2flow.sandbox.kafka.local import LocalKafka, free_port
 
 USER, PASSWORD = "flows", "correct horse battery staple"
 ITERATIONS = 4096  # Kafka's least

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from prometheus_client import REGISTRY
 
-from k2flow import metrics
-from k2flow.audit.collector import AuditCollector
+from k2flow.audit.metrics import AuditCollector
 from k2flow.audit.report import Verdict
-from k2flow.status.collector import StatusCollector
+from k2flow.observability import metrics
+from k2flow.status.metrics import StatusMetrics
 from k2flow.status.report import Status
 
 DOCKER = Path(__file__).parents[2] / "docker"
@@ -29,7 +29,7 @@ def exported() -> set[str]:
     """The names of all samples that a flow, its status and audits can give."""
     assert metrics.ROWS in REGISTRY._collector_to_names
     nothing = Status(0, 0.0, (), {})
-    collector = StatusCollector(lambda: nothing)
+    collector = StatusMetrics(lambda: nothing)
     collector._last = nothing
     audited = AuditCollector()
     audited.tell(Verdict.HOLDS, [])

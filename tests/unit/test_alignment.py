@@ -3,49 +3,49 @@
 import numpy as np
 import pytest
 
-from k2flow.alignment import SILENT_SECONDS, SLACK_MS, Alignment
+from k2flow.flow.watermarks import IDLE_TIMEOUT_SECONDS, MAX_WATERMARK_DRIFT_MS, WatermarkAlignment
 
 
 @pytest.fixture
-def alignment() -> Alignment:
+def alignment() -> WatermarkAlignment:
     """Partition 0 is last; 1 is as far ahead as it may be, 2 is further."""
-    alignment = Alignment()
-    for partition, time_ms in enumerate((0, SLACK_MS, SLACK_MS + 1)):
+    alignment = WatermarkAlignment()
+    for partition, time_ms in enumerate((0, MAX_WATERMARK_DRIFT_MS, MAX_WATERMARK_DRIFT_MS + 1)):
         alignment.read(partition, time_ms, now=0)
     return alignment
 
 
-def test_one_far_ahead_waits_until_the_last_has_come_as_far(alignment: Alignment) -> None:
+def test_one_far_ahead_waits_until_the_last_has_come_as_far(alignment: WatermarkAlignment) -> None:
     assert alignment.decide(0) == ({2}, set())
     assert alignment.decide(0) == (set(), set())
-    alignment.read(0, SLACK_MS, now=1)
+    alignment.read(0, MAX_WATERMARK_DRIFT_MS, now=1)
     assert alignment.decide(1) == (set(), set())
-    alignment.read(0, SLACK_MS + 1, now=1)
-    alignment.read(1, SLACK_MS + 1, now=1)
+    alignment.read(0, MAX_WATERMARK_DRIFT_MS + 1, now=1)
+    alignment.read(1, MAX_WATERMARK_DRIFT_MS + 1, now=1)
     assert alignment.decide(1) == (set(), {2})
 
 
-def test_one_at_its_end_is_not_behind(alignment: Alignment) -> None:
+def test_one_at_its_end_is_not_behind(alignment: WatermarkAlignment) -> None:
     alignment.ended(0)
     assert alignment.decide(0) == (set(), set())
     alignment.read(0, 0, now=0)
     assert alignment.decide(0) == ({2}, set())
 
 
-def test_the_others_go_on_when_the_last_ones_end(alignment: Alignment) -> None:
+def test_the_others_go_on_when_the_last_ones_end(alignment: WatermarkAlignment) -> None:
     alignment.decide(0)
     alignment.ended(0)
     alignment.ended(1)
     assert alignment.decide(60) == (set(), {2})
 
 
-def test_a_silent_one_is_not_waited_for(alignment: Alignment) -> None:
+def test_a_silent_one_is_not_waited_for(alignment: WatermarkAlignment) -> None:
     alignment.decide(0)
-    alignment.read(1, SLACK_MS + 1, now=SILENT_SECONDS)
-    assert alignment.decide(SILENT_SECONDS) == (set(), {2})
+    alignment.read(1, MAX_WATERMARK_DRIFT_MS + 1, now=IDLE_TIMEOUT_SECONDS)
+    assert alignment.decide(IDLE_TIMEOUT_SECONDS) == (set(), {2})
 
 
-def test_what_is_taken_up_again_counts_from_then(alignment: Alignment) -> None:
+def test_what_is_taken_up_again_counts_from_then(alignment: WatermarkAlignment) -> None:
     alignment.decide(0)
     alignment.ended(0)
     alignment.ended(1)
@@ -55,9 +55,9 @@ def test_what_is_taken_up_again_counts_from_then(alignment: Alignment) -> None:
 
 
 def test_messages_without_a_time_tell_nothing() -> None:
-    alignment = Alignment()
+    alignment = WatermarkAlignment()
     alignment.read(0, -1, now=0)
-    alignment.read(1, SLACK_MS * 2, now=0)
+    alignment.read(1, MAX_WATERMARK_DRIFT_MS * 2, now=0)
     alignment.ended(2)
     assert alignment.decide(0) == (set(), set())
 
@@ -66,9 +66,9 @@ def test_messages_without_a_time_tell_nothing() -> None:
 def test_skewed_partitions_all_get_to_their_ends(seed: int) -> None:
     """Each in turn gives as much as the next; none that is read is ever further ahead than the slack and a read."""
     chance = np.random.default_rng(seed)
-    step = chance.integers(1, SLACK_MS, 5)  # the time that one read of each partition covers
-    end = 20 * SLACK_MS
-    alignment, reached, aside, now = Alignment(), np.zeros(5, np.int64), set[int](), 0.0
+    step = chance.integers(1, MAX_WATERMARK_DRIFT_MS, 5)  # the time that one read of each partition covers
+    end = 20 * MAX_WATERMARK_DRIFT_MS
+    alignment, reached, aside, now = WatermarkAlignment(), np.zeros(5, np.int64), set[int](), 0.0
     while (reached < end).any():
         reading = [p for p in range(5) if p not in aside and reached[p] < end]
         assert reading
@@ -79,6 +79,9 @@ def test_skewed_partitions_all_get_to_their_ends(seed: int) -> None:
             if reached[p] >= end:
                 alignment.ended(p)
         if len(reading) > 1:
-            assert reached[reading].max() - reached[reached < end].min(initial=end) <= 2 * SLACK_MS + step.max()
+            assert (
+                reached[reading].max() - reached[reached < end].min(initial=end)
+                <= 2 * MAX_WATERMARK_DRIFT_MS + step.max()
+            )
         ahead, again = alignment.decide(now)
         aside = (aside | set(ahead)) - set(again)

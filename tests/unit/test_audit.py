@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from k2flow.audit.bronze import runs
-from k2flow.audit.files import ahead
-from k2flow.audit.kafka import CLOSE, _spans
 from k2flow.audit.report import SAMPLES, Report, Severity, Verdict
-from k2flow.audit.store import ROW_HASH, hashable, open_store
-from k2flow.tables import SILVER_FIELDS, TableDefinition
+from k2flow.iceberg.tables import SILVER_FIELDS, TableDefinition
+from k2flow.inspection.broker import CLOSE, _spans
+from k2flow.inspection.files import ahead
+from k2flow.inspection.row_hashes import ROW_HASH, hashable, open_store
 
 SILVER = TableDefinition("", SILVER_FIELDS, (), 1).arrow_schema
 

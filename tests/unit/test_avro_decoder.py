@@ -15,7 +15,7 @@ from k2flow.avro.blocks import MAX_EMPTY_ITEMS
 from k2flow.avro.decoder import Decoded, Decoder
 from k2flow.avro.defects import Defect
 from k2flow.errors import SchemaError
-from k2flow.trade import trade_schema
+from k2flow.trades.schema import trade_schema
 
 SIDE = {"type": "enum", "name": "Side", "symbols": ["BUY", "SELL", "SELL_SHORT", "UNKNOWN"]}
 

@@ -15,13 +15,13 @@ from pyiceberg.catalog import Catalog
 from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
 
-from k2flow.catalog import load_table, open_catalog
-from k2flow.data_files import FIELD_ID, DataFileWriter
+from k2flow.config.settings import load_settings
 from k2flow.errors import CatalogError
 from k2flow.exchange import GOLD, exchange_names, find_exchange
-from k2flow.query import connect_to
-from k2flow.settings import load_settings
-from k2flow.tables import TableDefinition, create, definitions
+from k2flow.iceberg.catalog import load_table, open_catalog
+from k2flow.iceberg.tables import TableDefinition, create, definitions
+from k2flow.iceberg.writer import FIELD_ID, DataFileWriter
+from k2flow.query.connection import connect_to
 
 BINANCE = find_exchange("binance")
 TABLES = BINANCE.tables

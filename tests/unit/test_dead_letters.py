@@ -5,14 +5,14 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 
-from k2flow.dead_letters import Letter, explain, hex_dump
 from k2flow.exchange import find_exchange
-from k2flow.produce.defects import DEFECTS, Defect, Sound
-from k2flow.produce.encode import encode
-from k2flow.produce.market import Market
-from k2flow.reasons import Reason
-from k2flow.schemas import FixedSchemas
-from k2flow.trade import trade_schema
+from k2flow.reprocess.dead_letters import Letter, explain, hex_dump
+from k2flow.sandbox.producer.defects import DEFECTS, Defect, Sound
+from k2flow.sandbox.producer.encode import encode
+from k2flow.sandbox.producer.market import Market
+from k2flow.trades.reasons import Reason
+from k2flow.trades.registry import FixedSchemas
+from k2flow.trades.schema import trade_schema
 
 NOW_US = 1_760_000_000_000_000
 NAMES = [field["name"] for field in trade_schema()["fields"]]

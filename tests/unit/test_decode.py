@@ -19,15 +19,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from k2flow.decode import Decoded, TradeDecoder
+from k2flow.config.settings import load_settings
 from k2flow.errors import RegistryError
 from k2flow.exchange import Exchange, Rule, find_exchange
-from k2flow.kafka.local import free_port
-from k2flow.messages import MESSAGE_SCHEMA, Slice
-from k2flow.schemas import FixedSchemas, RegistrySchemas, Schemas
-from k2flow.settings import load_settings
-from k2flow.tables import DLQ_FIELDS, SILVER_FIELDS, TableDefinition
-from k2flow.trade import trade_schema
+from k2flow.iceberg.tables import DLQ_FIELDS, SILVER_FIELDS, TableDefinition
+from k2flow.sandbox.kafka.local import free_port
+from k2flow.trades.decode import Decoded, TradeDecoder
+from k2flow.trades.messages import MESSAGE_SCHEMA, MessageBatch
+from k2flow.trades.registry import FixedSchemas, RegistrySchemas, Schemas
+from k2flow.trades.schema import trade_schema
 from tests.oracle import Message, frozen_map, judge, silver_row
 
 NOW_US = 1_764_000_000_000_000
@@ -70,7 +70,7 @@ def value(schema_id: int = 1, **changed: Any) -> bytes:
     return b"\0" + schema_id.to_bytes(4, "big") + encoded(trade_schema(), {**TRADE, **changed})
 
 
-def messages(values: Sequence[bytes | None], kafka_us: Sequence[int | None] | None = None) -> Slice:
+def messages(values: Sequence[bytes | None], kafka_us: Sequence[int | None] | None = None) -> MessageBatch:
     """Messages of the partitions 0, 1, 2, 0, ... at the offsets 100, 101, ..."""
     n = len(values)
     kafka = pa.array(kafka_us or [NOW_US] * n, pa.int64()).cast(pa.timestamp("us", "UTC"))
@@ -78,7 +78,7 @@ def messages(values: Sequence[bytes | None], kafka_us: Sequence[int | None] | No
         [pa.nulls(n, pa.binary()), pa.array(values, pa.binary()), kafka], schema=MESSAGE_SCHEMA
     )
     partition, offset = np.arange(n, dtype=np.int32) % 3, 100 + np.arange(n, dtype=np.int64)
-    return Slice(rows, partition, offset, [(p, 100, 100 + n) for p in range(3)])
+    return MessageBatch(rows, partition, offset, [(p, 100, 100 + n) for p in range(3)])
 
 
 def decode(
@@ -268,7 +268,7 @@ def test_a_slice_of_a_longer_batch() -> None:
     whole = messages([value(trade_id=str(i)) if i % 3 else (None, b"\1\2", value(5))[i // 3 % 3] for i in range(18)])
     for start, length in ((1, 7), (4, 0), (5, 13)):
         own = slice(start, start + length)
-        part = Slice(whole.rows.slice(start, length), whole.partition[own], whole.offset[own], whole.offsets)
+        part = MessageBatch(whole.rows.slice(start, length), whole.partition[own], whole.offset[own], whole.offsets)
         decoded = TradeDecoder(BINANCE, FixedSchemas((1,))).decode(part)
         wanted = [i for i in range(start, start + length) if i % 3]
         assert decoded.trades.rows["trade_id"].to_pylist() == [str(i) for i in wanted]

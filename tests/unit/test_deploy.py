@@ -25,16 +25,16 @@ import yaml
 from prometheus_client import CollectorRegistry
 
 import k2flow
-from k2flow import supervisor
-from k2flow.catalog import configured
 from k2flow.cli.repeated import duration
-from k2flow.endpoint import serve
+from k2flow.config.settings import Settings, load_exchange_settings, load_settings
 from k2flow.errors import SettingsError
 from k2flow.exchange import all_exchanges, exchange_names, find_exchange
-from k2flow.kafka.local import free_port
-from k2flow.settings import Settings, load_exchange_settings, load_settings
-from k2flow.topic import checked
-from k2flow.trade import trade_schema
+from k2flow.iceberg.catalog import configured
+from k2flow.kafka.topic import checked
+from k2flow.observability.endpoint import serve
+from k2flow.sandbox.kafka.local import free_port
+from k2flow.supervisor import supervise as supervisor
+from k2flow.trades.schema import trade_schema
 from tests.deployment import (
     COMPOSE,
     COMPOSE_SECRETS,
@@ -261,7 +261,7 @@ def inside(
     container: Container, files: Mapping[str, str], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[None]:
     """A container's variables and secrets in this process, the files laid as Kubernetes lays them."""
-    monkeypatch.setattr("k2flow.secret_files._adopted", {})
+    monkeypatch.setattr("k2flow.config.secret_files._adopted", {})
     version = folder / "..2026_01_31"
     version.mkdir()
     (folder / "..data").symlink_to(version.name)

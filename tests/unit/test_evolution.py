@@ -27,20 +27,20 @@ from pyiceberg.types import (
 )
 
 from k2flow.audit import files
-from k2flow.audit.files import Plan
-from k2flow.audit.projection import Projection
-from k2flow.catalog import NAMESPACE, load_table, open_catalog
-from k2flow.commit import Committer
-from k2flow.data_files import DataFileWriter
+from k2flow.config.settings import load_settings
 from k2flow.errors import TableDiffersError
 from k2flow.exchange import GOLD, exchange_names, find_exchange
-from k2flow.gold import GoldIds
-from k2flow.ledger import Range
+from k2flow.flow.dedup import GoldIds
+from k2flow.iceberg.catalog import NAMESPACE, load_table, open_catalog
+from k2flow.iceberg.commit import Committer
+from k2flow.iceberg.ledger import Range
+from k2flow.iceberg.projection import Projection
+from k2flow.iceberg.tables import Fields, TableDefinition, create, definitions, gold_definition
+from k2flow.iceberg.writer import DataFileWriter
+from k2flow.inspection.files import Plan
 from k2flow.maintain.compaction import Compactor
 from k2flow.maintain.entries import live_files
-from k2flow.query import connect_to
-from k2flow.settings import load_settings
-from k2flow.tables import Fields, TableDefinition, create, definitions, gold_definition
+from k2flow.query.connection import connect_to
 
 NOON = datetime(2026, 3, 14, 12, tzinfo=UTC)
 HOUR = int(NOON.timestamp()) // 3600

@@ -8,11 +8,11 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from k2flow import gold
-from k2flow.gold import FEW_ROWS, HELD_BYTES, LateRows, are_few
-from k2flow.messages import Slice
-from k2flow.routing import worker_key
-from k2flow.tables import SILVER_FIELDS, arrow_schema
+from k2flow.flow import dedup as gold
+from k2flow.flow.dedup import FEW_ROWS, HELD_BYTES, LateRows, are_few
+from k2flow.flow.routing import worker_key
+from k2flow.iceberg.tables import SILVER_FIELDS, arrow_schema
+from k2flow.trades.messages import MessageBatch
 
 NONE = np.zeros(0, np.bool_)
 BATCHES = st.lists(
@@ -85,7 +85,7 @@ def test_what_is_held_is_bounded() -> None:
 def test_every_owner_is_told_of_a_commit() -> None:
     """Also the ones of whose ids there is none: what they hold back must be written."""
     empty = pa.RecordBatch.from_pylist([], schema=arrow_schema(SILVER_FIELDS))
-    nothing = Slice(empty, np.zeros(0, np.int32), np.zeros(0, np.int64), [])
+    nothing = MessageBatch(empty, np.zeros(0, np.int32), np.zeros(0, np.int64), [])
     told = gold.candidates(nothing, 3)
     assert [(key, one.owner, one.commit) for key, one in told] == [(worker_key(w, 3), w, True) for w in range(3)]
-    assert gold.candidates(Slice(empty, nothing.partition, nothing.offset, [], commit=False), 3) == []
+    assert gold.candidates(MessageBatch(empty, nothing.partition, nothing.offset, [], commit=False), 3) == []

@@ -2,8 +2,8 @@
 
 import pytest
 
-from k2flow.errors import CommitError, NotContiguousError
-from k2flow.ledger import KEY, Extent, Ledger, Range, Writer, read, start_offsets
+from k2flow.errors import CommitError, OffsetGapError
+from k2flow.iceberg.ledger import KEY, Extent, Ledger, Range, Writer, read, start_offsets
 
 TOPIC = "t"
 
@@ -27,7 +27,7 @@ def test_refuses_gaps_and_overlaps(first: int, accept: bool) -> None:
     if accept and first > 12:
         assert ledger.advanced([Range(0, first, 20, 1)], accept_gaps=True).next_offset(0) == 20
     else:
-        with pytest.raises(NotContiguousError, match=r"t\[0\]"):
+        with pytest.raises(OffsetGapError, match=r"t\[0\]"):
             ledger.advanced([Range(0, first, 20, 1)], accept_gaps=accept)
 
 

@@ -8,17 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from k2flow.ledger import Range
-from k2flow.messages import Slice, pickle_batches_as_ipc
+from k2flow.iceberg.ledger import Range
+from k2flow.trades.messages import MessageBatch, pickle_batches_as_ipc
 
 
-def make(rows: list[tuple[int, int]], offsets: list[tuple[int, int, int]]) -> Slice:
+def make(rows: list[tuple[int, int]], offsets: list[tuple[int, int, int]]) -> MessageBatch:
     batch = pa.record_batch({"row": [f"{p}:{o}" for p, o in rows]}, schema=pa.schema([("row", pa.string())]))
     partition = np.array([p for p, _ in rows], np.int32)
-    return Slice(batch, partition, np.array([o for _, o in rows], np.int64), offsets)
+    return MessageBatch(batch, partition, np.array([o for _, o in rows], np.int64), offsets)
 
 
-def names(part: Slice) -> list[str]:
+def names(part: MessageBatch) -> list[str]:
     return part.rows.column("row").to_pylist()
 
 

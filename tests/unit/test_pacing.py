@@ -4,12 +4,12 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from k2flow.pacing import LONGEST, Pacing
+from k2flow.flow.backoff import LONGEST, EpochBackoff
 
 START = datetime(2026, 11, 24, tzinfo=UTC)
 
 
-def epoch(pacing: Pacing, seconds: float) -> tuple[float, float]:
+def epoch(pacing: EpochBackoff, seconds: float) -> tuple[float, float]:
     """An epoch that takes `seconds`; for how long the source was away and for how long Bytewax then asked in vain."""
     away = pacing.leave(START)
     called = max(START + away, START + timedelta(seconds=seconds))
@@ -18,11 +18,11 @@ def epoch(pacing: Pacing, seconds: float) -> tuple[float, float]:
 
 
 def test_the_first_epoch_is_of_unknown_length() -> None:
-    assert epoch(Pacing(), 1.0) == (0.0, 1.0)
+    assert epoch(EpochBackoff(), 1.0) == (0.0, 1.0)
 
 
 def test_epochs_of_one_length_are_nearly_never_asked_in_vain() -> None:
-    pacing = Pacing()
+    pacing = EpochBackoff()
     epoch(pacing, 1.0)
     for _ in range(20):
         away, in_vain = epoch(pacing, 1.0)
@@ -31,7 +31,7 @@ def test_epochs_of_one_length_are_nearly_never_asked_in_vain() -> None:
 
 
 def test_one_slow_commit_does_not_delay_the_next() -> None:
-    pacing = Pacing()
+    pacing = EpochBackoff()
     for _ in range(3):
         epoch(pacing, 0.2)
     epoch(pacing, 30.0)
@@ -39,7 +39,7 @@ def test_one_slow_commit_does_not_delay_the_next() -> None:
 
 
 def test_shorter_epochs_are_found_out() -> None:
-    pacing = Pacing()
+    pacing = EpochBackoff()
     for _ in range(3):
         epoch(pacing, 4.0)
     lengths = [epoch(pacing, 0.1)[0] for _ in range(30)]
@@ -48,13 +48,13 @@ def test_shorter_epochs_are_found_out() -> None:
 
 
 def test_no_epoch_keeps_it_away_for_long() -> None:
-    pacing = Pacing()
+    pacing = EpochBackoff()
     epoch(pacing, 600.0)
     assert pacing.leave(START) == LONGEST
 
 
 def test_a_call_without_a_batch_before_it_teaches_nothing() -> None:
-    pacing = Pacing()
+    pacing = EpochBackoff()
     epoch(pacing, 1.0)
     pacing.back(START + timedelta(seconds=50))
     assert pacing.leave(START) == timedelta(seconds=0.95)

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from k2flow import peers
-from k2flow.kafka.local import free_port
+from k2flow.flow import peers
+from k2flow.sandbox.kafka.local import free_port
 
 CONNECT = """
 import socket, sys

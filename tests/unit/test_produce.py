@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 from k2flow.errors import ProduceError
-from k2flow.produce import Manifest, PartitionRange, ProduceOptions
-from k2flow.produce.defects import DEFECTS
-from k2flow.produce.encode import encode, long
-from k2flow.produce.market import Market
-from k2flow.produce.replay import message_id, moved, read_trades
-from k2flow.produce.stream import CHUNK, Stream
-from k2flow.reasons import Reason
-from k2flow.trade import trade_schema
+from k2flow.sandbox.producer import Manifest, PartitionRange, ProduceOptions
+from k2flow.sandbox.producer.defects import DEFECTS
+from k2flow.sandbox.producer.encode import encode, long
+from k2flow.sandbox.producer.market import Market
+from k2flow.sandbox.producer.replay import message_id, moved, read_trades
+from k2flow.sandbox.producer.stream import CHUNK, Stream
+from k2flow.trades.reasons import Reason
+from k2flow.trades.schema import trade_schema
 from tests.oracle import Message, decode, judge
 from tests.strict_avro import defect
 

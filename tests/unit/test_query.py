@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from k2flow.query import s3_secret
+from k2flow.query.connection import s3_secret
 
 KEYS = {"s3.access-key-id": "me", "s3.secret-access-key": "it's"}
 

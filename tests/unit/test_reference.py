@@ -6,8 +6,8 @@ import pytest
 from typer.testing import CliRunner
 
 from k2flow.cli.main import app
+from k2flow.config.settings import ExchangeSettings, Settings
 from k2flow.exchange import exchange_names
-from k2flow.settings import ExchangeSettings, Settings
 
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
 

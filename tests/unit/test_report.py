@@ -17,11 +17,11 @@ from markupsafe import Markup
 from k2flow.audit import Report, Severity
 from k2flow.errors import QueryError, ReportError
 from k2flow.exchange import GOLD, find_exchange
-from k2flow.ledger import Earlier, Extent, Ledger
+from k2flow.iceberg.ledger import Earlier, Extent, Ledger
 from k2flow.report import check_writable, queries, render, words, write
 from k2flow.report.axes import DAY_US, SECOND_US, STEPS_US, Axis, axis, time_ticks, value_ticks, without_strays
 from k2flow.report.charts import WIDTH, Bar, Line, bars, candles, columns, histogram, lines
-from k2flow.report.figures import Candle, Counts, Delays, Figures, Market, Reason, TableFiles, Trouble, attempt
+from k2flow.report.figures import Candle, Counts, Delays, Figures, Market, Problem, Reason, TableFiles, attempt
 from k2flow.report.freshness import Commit, as_arrow, commits
 
 NOW_US = 1_764_000_000_000_000
@@ -252,7 +252,7 @@ def failing() -> int:
     raise QueryError("why it failed")
 
 
-NOTHING = Trouble("why it failed")
+NOTHING = Problem("why it failed")
 TELLING_NOTHING = Figures(
     NOW_US, [("uri", "sqlite:///x.db")], [find_exchange("binance"), find_exchange("kraken")], (),
     NOTHING, NOTHING, NOTHING, NOTHING, NOTHING, NOTHING, NOTHING,
@@ -305,7 +305,7 @@ def test_text_from_messages_is_text() -> None:
         taken_in=Counts(time, {"binance": [1], "kraken": [0]}, 3),
         reasons=[Reason("binance", HOSTILE, 2, NOW_US, HOSTILE)],
         markets=[Market("binance", HOSTILE, 2, time, {0: price}, 1)],
-        files={**TELLING_NOTHING.files, GOLD: Trouble(HOSTILE)},
+        files={**TELLING_NOTHING.files, GOLD: Problem(HOSTILE)},
     )
     found = Report("2026-01-31T12:00:00+00:00")
     found.add("wrong", Severity.BROKEN, HOSTILE, table=HOSTILE, samples=[{HOSTILE: HOSTILE}])

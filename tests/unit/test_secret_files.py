@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from k2flow import secret_files
-from k2flow.catalog import configured
+from k2flow.config import secret_files
+from k2flow.config.settings import kafka_origins, load_exchange_settings, load_settings
 from k2flow.errors import SettingsError
-from k2flow.settings import kafka_origins, load_exchange_settings, load_settings
+from k2flow.iceberg.catalog import configured
 
 NAMES = ["binance"]
 PASSWORD = "K2FLOW_KAFKA_SASL_PASSWORD"

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from k2flow.config.settings import kafka_origins, load_exchange_settings, load_settings, mask, origins
 from k2flow.errors import SettingsError
 from k2flow.exchange import exchange_names, find_exchange
-from k2flow.settings import kafka_origins, load_exchange_settings, load_settings, mask, origins
 
 NAMES = ["binance", "kraken"]
 

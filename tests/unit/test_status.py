@@ -10,7 +10,8 @@ from pyiceberg.table.metadata import TableMetadata, TableMetadataV2
 from pyiceberg.table.snapshots import Operation, Snapshot, Summary
 from pyiceberg.typedef import Record
 
-from k2flow.ledger import KEY, Extent, Ledger, Writer
+from k2flow.iceberg.ledger import KEY, Extent, Ledger, Writer
+from k2flow.kafka.topic import Topic
 from k2flow.maintain.entries import LiveFile
 from k2flow.maintain.run import Action
 from k2flow.status.flows import (
@@ -23,9 +24,8 @@ from k2flow.status.flows import (
     missing_messages,
     rate,
 )
-from k2flow.status.report import Behind, Exchange, Kafka, Level, Maintained, Rate, State, Status, Table, Totals
+from k2flow.status.report import Exchange, Kafka, Level, Maintained, PartitionLag, Rate, State, Status, Table, Totals
 from k2flow.status.tables import dead_letters, last_maintained, rows_since, summed, totals
-from k2flow.topic import Topic
 
 NOW = 1_790_000_000_000
 TOPIC = Topic("t", "id", (0, 1))
@@ -47,7 +47,10 @@ def test_lag_is_what_kafka_has_beyond_the_ledger() -> None:
     asked = kafka((0, 15), (5, 20))
     assert missing_messages(ledgers, asked) == {(0, 10), (0, 7)}
     told = replace(asked, times={(0, 10): NOW - 4_000, (0, 7): NOW - 9_500})
-    assert behind("bronze", ledgers, told, NOW) == (Behind(0, 0, 15, 10, 5, 4.0), Behind(1, 5, 20, 20, 0, 0.0))
+    assert behind("bronze", ledgers, told, NOW) == (
+        PartitionLag(0, 0, 15, 10, 5, 4.0),
+        PartitionLag(1, 5, 20, 20, 0, 0.0),
+    )
     gold = layer_status("gold", "gold_crypto_trades", ledgers, [ledgers["gold"]], told, 10, NOW)
     assert (gold.lag, gold.seconds, gold.level) == (8, 9.5, Level.OK)
     assert (gold.messages, gold.rows, gold.committed_at) == (27, 27, NOW)
@@ -56,7 +59,9 @@ def test_lag_is_what_kafka_has_beyond_the_ledger() -> None:
 def test_offsets_after_the_last_message_are_no_lag() -> None:
     """Kafka's marks of transactions take offsets, too."""
     ledgers = {"bronze": ledger(10)}
-    assert behind("bronze", ledgers, kafka((0, 12), times={(0, 10): None}), NOW) == (Behind(0, 0, 12, 10, 0, 0.0),)
+    assert behind("bronze", ledgers, kafka((0, 12), times={(0, 10): None}), NOW) == (
+        PartitionLag(0, 0, 12, 10, 0, 0.0),
+    )
 
 
 def test_a_clock_that_is_ahead_makes_no_negative_age() -> None:

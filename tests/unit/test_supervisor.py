@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from k2flow.errors import SettingsError
-from k2flow.runtime import EXIT_FAILED, EXIT_TRY_AGAIN, EXIT_UNAVAILABLE, LOST_TOUCH
-from k2flow.supervisor import Counts, Failure, Plan, cause_of_end, plan
+from k2flow.flow.runtime import EXIT_FAILED, EXIT_TRY_AGAIN, EXIT_UNAVAILABLE, PEER_LOST
+from k2flow.supervisor.supervise import Counts, Failure, Plan, cause_of_end, plan
 
 ADDRESSES = "a:2101;b:2101;c:2101"
 
@@ -62,14 +62,14 @@ HUNG = "process 1 of 2 of binance hung; nothing is lost: it goes on where the ta
     ("codes", "errors", "was_up", "failure"),
     [
         ([0, 0], [], True, None),
-        ([EXIT_FAILED, EXIT_TRY_AGAIN], ["wrong", LOST_TOUCH], True, Failure("wrong", False)),
-        ([EXIT_TRY_AGAIN, EXIT_TRY_AGAIN], [LOST_TOUCH, "outage"], True, Failure("outage", True)),
+        ([EXIT_FAILED, EXIT_TRY_AGAIN], ["wrong", PEER_LOST], True, Failure("wrong", False)),
+        ([EXIT_TRY_AGAIN, EXIT_TRY_AGAIN], [PEER_LOST, "outage"], True, Failure("outage", True)),
         ([EXIT_UNAVAILABLE, EXIT_UNAVAILABLE], ["down", "down"], False, Failure("down", False)),
         ([EXIT_UNAVAILABLE, EXIT_UNAVAILABLE], ["down", "down"], True, Failure("down", True)),
-        ([EXIT_TRY_AGAIN], [LOST_TOUCH], True, Failure(LOST_TOUCH, True)),
-        ([EXIT_TRY_AGAIN, -9], [LOST_TOUCH], False, Failure(KILLED, True)),
-        ([EXIT_FAILED, EXIT_TRY_AGAIN], [LOST_TOUCH], True, Failure(CRASHED, True)),
-        ([EXIT_FAILED, EXIT_TRY_AGAIN], [LOST_TOUCH], False, Failure(CRASHED, False)),
+        ([EXIT_TRY_AGAIN], [PEER_LOST], True, Failure(PEER_LOST, True)),
+        ([EXIT_TRY_AGAIN, -9], [PEER_LOST], False, Failure(KILLED, True)),
+        ([EXIT_FAILED, EXIT_TRY_AGAIN], [PEER_LOST], True, Failure(CRASHED, True)),
+        ([EXIT_FAILED, EXIT_TRY_AGAIN], [PEER_LOST], False, Failure(CRASHED, False)),
         ([EXIT_FAILED, None], [], True, Failure(CRASHED, True)),
         ([0, None], [], True, Failure(HUNG, True)),
     ],

@@ -6,11 +6,11 @@ import pyarrow as pa
 import pytest
 from pyiceberg.catalog import Catalog
 
-from k2flow.catalog import load_table, open_catalog
+from k2flow.config.settings import load_settings
 from k2flow.errors import CatalogError, TableDiffersError
 from k2flow.exchange import GOLD, all_exchanges, exchange_names, find_exchange
-from k2flow.settings import load_settings
-from k2flow.tables import COMMON_PROPERTIES, create, definitions
+from k2flow.iceberg.catalog import load_table, open_catalog
+from k2flow.iceberg.tables import COMMON_PROPERTIES, create, definitions
 
 MIB = 1 << 20
 BRONZE = [

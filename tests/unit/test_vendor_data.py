@@ -8,11 +8,11 @@ import fastavro
 import pyarrow as pa
 import pytest
 
-from k2flow import vendor_data
 from k2flow.avro.decoder import Decoder
 from k2flow.errors import SchemaError, SettingsError
 from k2flow.exchange import Exchange, find_exchange
-from k2flow.vendor_data import UnknownFields, with_texts
+from k2flow.trades import unknown_fields as vendor_data
+from k2flow.trades.unknown_fields import UnknownFields, with_texts
 
 BINANCE = find_exchange("binance")
 KNOWN = {"type": "record", "name": "R", "fields": [{"name": "known", "type": "int"}]}

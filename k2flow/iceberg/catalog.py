@@ -1,0 +1,110 @@
+"""The Iceberg catalog: PyIceberg's own configuration of the catalog `k2flow`, or SQLite under K2FLOW_HOME."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyiceberg.catalog
+from pyiceberg.catalog import Catalog
+from pyiceberg.exceptions import NoSuchTableError, RESTError
+from pyiceberg.table import Table
+from pyiceberg.utils.config import Config
+from sqlalchemy.exc import SQLAlchemyError
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_fixed
+
+from k2flow.config.settings import Settings
+from k2flow.errors import CatalogError
+
+CATALOG = "k2flow"
+NAMESPACE = "market_data"
+OUTAGES = (SQLAlchemyError, RESTError, OSError)
+"""What a catalog or a storage that cannot be reached raises, through PyIceberg; what requests raises is an OSError."""
+
+SQLITE_BUSY_SECONDS = 60  # SQLite's own 5 s ended in 'database is locked' when several processes committed
+
+
+def open_catalog(settings: Settings) -> Catalog:
+    """The catalog that the environment or .pyiceberg.yaml configures as `k2flow`, else SQLite under `settings.home`.
+
+    Raises CatalogError where it cannot be reached or is configured wrongly.
+    """
+    with catalog_errors():
+        try:
+            given = _given()
+            uri = str(given.get("uri", ""))
+            rest = str(given.get("type", "rest")).lower() == "rest" and "py-catalog-impl" not in given
+            if rest and uri.startswith("http"):
+                from k2flow.compat.rest_catalog import (
+                    TimedRestCatalog,  # the others start sooner without an HTTP client
+                )
+
+                return TimedRestCatalog(CATALOG, **given)
+            if given:
+                # PyIceberg reads PYICEBERG_CATALOG__K2FLOW__POOL_PRE_PING as `pool-pre-ping`, which nothing heeds, and
+                # without it the first call after a restart of the database fails.
+                ping = {"pool_pre_ping": "true"} if uri.startswith("postgresql") else {}
+                return pyiceberg.catalog.load_catalog(CATALOG, **{**ping, **given})
+            return _open_default(settings.home)
+        except (ValueError, ImportError, KeyError, TypeError, AttributeError) as error:
+            raise CatalogError(
+                f"the catalog is configured wrongly: {error}; see PYICEBERG_CATALOG__K2FLOW__*"
+            ) from error
+
+
+def _open_default(home: Path) -> Catalog:
+    """The SQLite catalog. Of several processes that make its file at once all but one fail, and then find it made."""
+    retrying = Retrying(
+        retry=retry_if_exception_type(SQLAlchemyError), stop=stop_after_attempt(4), wait=wait_fixed(0.3), reraise=True
+    )
+    return retrying(pyiceberg.catalog.load_catalog, CATALOG, **default_properties(home))
+
+
+def configured(settings: Settings) -> dict[str, str]:
+    """PyIceberg's properties of the catalog `k2flow`, to be shown; empty where none are given."""
+    return {key: str(value) for key, value in _given().items()}
+
+
+def _given() -> dict[str, Any]:
+    """The same as they are: some have properties of their own."""
+    return dict(Config().get_catalog_config(CATALOG) or {})
+
+
+def default_properties(home: Path) -> dict[str, str]:
+    """The properties of the SQLite catalog and the warehouse folder under `home`, which is made."""
+    root = home.resolve()
+    (root / "warehouse").mkdir(parents=True, exist_ok=True)
+    return {
+        "type": "sql",
+        "uri": f"sqlite:///{root / 'catalog.db'}?timeout={SQLITE_BUSY_SECONDS}",
+        "warehouse": f"file://{root / 'warehouse'}",
+    }
+
+
+def load_table(catalog: Catalog, name: str) -> Table:
+    """The table `name` of the namespace market_data. Raises CatalogError where it is missing or out of reach."""
+    found = find_table(catalog, name)
+    if found is None:
+        raise CatalogError(f"table {NAMESPACE}.{name} does not exist: run `k2flow tables create`")
+    return found
+
+
+def find_table(catalog: Catalog, name: str) -> Table | None:
+    """As `load_table`, but None where it is missing."""
+    with catalog_errors():
+        try:
+            return catalog.load_table((NAMESPACE, name))
+        except NoSuchTableError:
+            return None
+
+
+@contextmanager
+def catalog_errors() -> Iterator[None]:
+    """Turns what an unreachable catalog or storage raises into a CatalogError."""
+    try:
+        yield
+    except OUTAGES as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        where = "PYICEBERG_CATALOG__K2FLOW__*" if os.environ.get("PYICEBERG_CATALOG__K2FLOW__URI") else "K2FLOW_HOME"
+        raise CatalogError(f"the catalog or its storage cannot be used: {reason}; check {where}") from error

@@ -1,0 +1,166 @@
+"""Dead letters, for people: how many of which reason, and what is wrong with one, byte by byte."""
+
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from io import BytesIO
+from typing import Any
+
+import duckdb
+import fastavro
+import numpy as np
+import pyarrow as pa
+
+from k2flow.errors import QueryError
+from k2flow.exchange import Exchange
+from k2flow.query.connection import query_errors
+from k2flow.trades.decode import HEADER, TradeDecoder
+from k2flow.trades.messages import MESSAGE_SCHEMA, MessageBatch
+from k2flow.trades.registry import Schemas, UnknownSchemaError
+
+
+@dataclass(frozen=True)
+class Count:
+    """The dead letters of one exchange and reason: how many, and the first and the last of them."""
+
+    exchange: str
+    reason: str
+    count: int
+    first: datetime
+    last: datetime
+    example: str
+
+
+@dataclass(frozen=True)
+class Letter:
+    """One row of a dead-letter table."""
+
+    topic: str
+    partition: int
+    offset: int
+    kafka_timestamp: datetime | None
+    payload: bytes | None
+    schema_id: int | None
+    reason: str
+    detail: str
+    failed_at: datetime
+
+
+@dataclass(frozen=True)
+class Explained:
+    """A letter as today's code sees it.
+
+    `fields`: those that can be read before anything is wrong, (name, value, first byte, byte after the last one);
+    `position`: the byte at which the record goes wrong, None where every byte can be read; `now`: the reason code that
+    it has today, None where it is a valid trade by now, and `why`.
+    """
+
+    fields: Sequence[tuple[str, Any, int, int]]
+    position: int | None
+    now: str | None
+    why: str
+
+
+def counts(connection: duckdb.DuckDBPyConnection, exchanges: Sequence[Exchange]) -> list[Count]:
+    """By exchange and reason, most first. Raises QueryError."""
+    found = []
+    with query_errors():
+        for exchange in exchanges:
+            rows = connection.sql(
+                "SELECT reason, count(*), min(failed_at), max(failed_at), arg_max(detail, failed_at) "
+                f"FROM {exchange.dlq} GROUP BY reason ORDER BY 2 DESC, 1"
+            ).fetchall()
+            found += [Count(exchange.name, *row) for row in rows]
+    return found
+
+
+def letters(connection: duckdb.DuckDBPyConnection, exchange: Exchange, partition: int, offset: int) -> list[Letter]:
+    """The dead letter of an offset: one, or one for each topic that had it. Raises QueryError where there is none."""
+    with query_errors():
+        rows = connection.execute(
+            'SELECT topic, "partition", "offset", kafka_timestamp, payload, schema_id, reason, detail, failed_at '
+            f'FROM {exchange.dlq} WHERE "partition" = ? AND "offset" = ? ORDER BY failed_at',
+            [partition, offset],
+        ).fetchall()
+    if not rows:
+        raise QueryError(
+            f"{exchange.dlq} has no row of partition {partition}, offset {offset}: `k2flow query` shows which it has"
+        )
+    return [Letter(*row) for row in rows]
+
+
+def explain(letter: Letter, exchange: Exchange, schemas: Schemas) -> Explained:
+    """What today's schemas and rules make of a letter. Raises RegistryError."""
+    now, why = _judged(letter, exchange, schemas)
+    if letter.payload is None or letter.schema_id is None:
+        return Explained([], 0 if letter.payload else None, now, why)
+    try:
+        decoder = schemas.decoder(letter.schema_id % 2**32)
+    except UnknownSchemaError:
+        return Explained([], None, now, why)
+    position = int(decoder.decode(pa.array([letter.payload], pa.binary()), HEADER).position[0])
+    end = len(letter.payload) if position < 0 else position
+    return Explained(
+        _readable(letter.payload, decoder.writer_schema, end), None if position < 0 else position, now, why
+    )
+
+
+def _judged(letter: Letter, exchange: Exchange, schemas: Schemas) -> tuple[str | None, str]:
+    columns = [
+        pa.nulls(1, pa.binary()),
+        pa.array([letter.payload], pa.binary()),
+        pa.array([letter.kafka_timestamp], MESSAGE_SCHEMA.field("timestamp").type),
+    ]
+    rows = pa.RecordBatch.from_arrays(columns, schema=MESSAGE_SCHEMA)
+    where = [(letter.partition, letter.offset, letter.offset + 1)]
+    message = MessageBatch(rows, np.array([letter.partition], np.int32), np.array([letter.offset]), where)
+    failed = TradeDecoder(exchange, schemas).decode(message).failures.rows.to_pylist()
+    return (failed[0]["reason"], failed[0]["detail"]) if failed else (None, "")
+
+
+def _readable(payload: bytes, schema: Any, end: int) -> list[tuple[str, Any, int, int]]:
+    """The fields of a record that lie before byte `end`, as fastavro reads them."""
+    with suppress(ValueError):  # the bare name of a type is no JSON
+        schema = json.loads(schema) if isinstance(schema, str) else schema
+    if not isinstance(schema, dict) or schema.get("type") != "record":
+        return []
+    found: list[tuple[str, Any, int, int]] = []
+    fields: list[Any] = []
+    at = HEADER
+    for field in schema["fields"]:
+        for candidate in (field, _without_logical_types(field)):  # a time may be no date at all
+            beginning = {**schema, "fields": [*fields, candidate]}  # from the start: a type may be named earlier
+            stream = BytesIO(payload[HEADER:])
+            with suppress(ValueError, EOFError, IndexError, OverflowError, TypeError, KeyError):
+                record = fastavro.schemaless_reader(stream, beginning, None)
+                break
+        else:
+            break  # whatever it met there, the position is the decoder's to tell
+        after = HEADER + stream.tell()
+        if after > end or not isinstance(record, dict):
+            break
+        fields.append(candidate)
+        found.append((field["name"], record[field["name"]], at, after))
+        at = after
+    return found
+
+
+def _without_logical_types(schema: Any) -> Any:
+    if isinstance(schema, dict):
+        return {key: _without_logical_types(value) for key, value in schema.items() if key != "logicalType"}
+    return [_without_logical_types(each) for each in schema] if isinstance(schema, list) else schema
+
+
+def hex_dump(payload: bytes, position: int | None, width: int = 16) -> list[str]:
+    """Lines of `width` bytes: offset, hexadecimal, characters; the byte at `position` in brackets."""
+    lines = []
+    for start in range(0, max(len(payload), 1), width):
+        part = payload[start : start + width]
+        digits = "".join(f"[{byte:02x}]" if start + i == position else f" {byte:02x} " for i, byte in enumerate(part))
+        text = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in part)
+        lines.append(f"{start:6d}  {digits:<{width * 4}}  {text}")
+    if position is not None and position >= len(payload):
+        lines.append(f"{len(payload):6d}  [end]")
+    return lines

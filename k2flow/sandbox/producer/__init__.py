@@ -1,0 +1,50 @@
+"""Trades for a Kafka topic: a simulated market (`produce`), or recorded trades (`k2flow.sandbox.producer.replay`)."""
+
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+
+from k2flow.sandbox.producer.manifest import Manifest, PartitionRange
+from k2flow.sandbox.producer.options import ProduceOptions
+from k2flow.sandbox.producer.send import Sender
+from k2flow.sandbox.producer.stream import Stream
+
+__all__ = ["Manifest", "PartitionRange", "ProduceOptions", "produce"]
+
+
+def produce(
+    exchange_code: str,
+    topic: str,
+    kafka_config: Mapping[str, str],
+    options: ProduceOptions,
+    progress: Callable[[int], None] | None = None,
+) -> Manifest:
+    """Sends simulated trades of one exchange (`BINANCE`) to its topic; returns when all are acknowledged.
+
+    `kafka_config` holds librdkafka's properties. `progress` is told how many messages were sent since it was
+    last told. Delivery guarantee: each message is in the topic exactly once, or an error is raised. Raises
+    KafkaError (no broker, no such topic) and ProduceError (messages were not delivered).
+    """
+    sender = Sender(kafka_config, topic)
+    started, clock = datetime.now(UTC), time.monotonic()
+    start_us = options.start_us()
+    stream = Stream(exchange_code, options, start_us)
+    epoch = clock - start_us / 1e6 if options.rate else None
+    for messages in stream.chunks():
+        sender.send(messages, epoch, progress)
+    partitions = sender.finish()
+    counts = stream.counts
+    return Manifest(
+        exchange=exchange_code,
+        topic=topic,
+        schema_id=options.schema_id,
+        seed=options.seed,
+        started=started.isoformat(),
+        ended=datetime.now(UTC).isoformat(),
+        seconds=round(time.monotonic() - clock, 3),
+        originals=counts.originals,
+        duplicates_exact=counts.duplicates_exact,
+        duplicates_shifted=counts.duplicates_shifted,
+        bad=dict(counts.bad),
+        partitions=partitions,
+    )

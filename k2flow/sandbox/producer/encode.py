@@ -1,0 +1,191 @@
+"""Trades into TradeV2 messages, column by column: many times as fast as one by one."""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from k2flow.sandbox.producer.trades import Bools, Bytes, Coded, Ints, Trades, Value
+from k2flow.trades.schema import trade_schema
+
+FIELDS: tuple[str, ...] = tuple(field["name"] for field in trade_schema()["fields"])
+
+_HEX = np.array([list(f"{byte:02x}".encode()) for byte in range(256)], np.uint8)
+_HEX_COLUMNS = np.array([i for i in range(36) if i not in (8, 13, 18, 23)])
+_UUID_TEXT_LENGTH = 36
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """n messages, each as its header and the bytes of its 15 fields, in the order of FIELDS."""
+
+    header: bytes
+    fields: tuple[pa.BinaryArray, ...]
+
+    def values(self) -> list[bytes]:
+        """The n Kafka values."""
+        joined = pc.binary_join_element_wise(pa.scalar(self.header), *self.fields, pa.scalar(b""))
+        ends = np.frombuffer(joined.buffers()[1], np.int32, len(joined) + 1).tolist()
+        data = joined.buffers()[2].to_pybytes()
+        return [data[start:end] for start, end in itertools.pairwise(ends)]
+
+    def row(self, i: int) -> dict[str, bytes]:
+        """The bytes of each field of message i."""
+        return {name: column[i].as_py() for name, column in zip(FIELDS, self.fields, strict=True)}
+
+
+def header(schema_id: int) -> bytes:
+    """Confluent's wire format: 0x00 and the schema id, big-endian."""
+    return b"\0" + schema_id.to_bytes(4, "big")
+
+
+def encode(trades: Trades, schema_id: int) -> Encoded:
+    """n trades into n TradeV2 messages under this schema id (0 to 2^32-1)."""
+    n = len(trades)
+    columns = {
+        "message_id": _uuids(trades.message_id),
+        "trade_id": _texts(trades.trade_id),
+        "symbol": _coded(trades.symbol, text),
+        "exchange": _repeated(text(trades.exchange), n),
+        "asset_class": _repeated(long(enum_index("asset_class", "crypto")), n),
+        "timestamp": _longs(trades.timestamp),
+        "price": _decimals(trades.price),
+        "quantity": _decimals(trades.quantity),
+        "currency": _coded(trades.currency, text),
+        "side": _sides(trades.buy),
+        "trade_conditions": _coded(trades.conditions, _text_list),
+        "source_sequence": _optional_longs(trades.source_sequence),
+        "ingestion_timestamp": _longs(trades.ingestion_timestamp),
+        "platform_sequence": _optional_longs(trades.platform_sequence),
+        "vendor_data": _coded(trades.vendor_data, _optional_map),
+    }
+    return Encoded(header(schema_id), tuple(columns[name] for name in FIELDS))
+
+
+def long(value: int) -> bytes:
+    """One Avro long: zigzag, then seven bits a byte, the lowest first."""
+    rest = (value << 1) ^ (value >> 63)
+    out = bytearray()
+    while rest > 0x7F:
+        out.append(rest & 0x7F | 0x80)
+        rest >>= 7
+    out.append(rest)
+    return bytes(out)
+
+
+def blob(value: bytes) -> bytes:
+    """One Avro bytes or string value."""
+    return long(len(value)) + value
+
+
+def text(value: str) -> bytes:
+    """One Avro string."""
+    return blob(value.encode())
+
+
+def decimal(units: int) -> bytes:
+    """One Avro decimal, from its unscaled integer of any size."""
+    return blob(units.to_bytes((units if units >= 0 else ~units).bit_length() // 8 + 1, "big", signed=True))
+
+
+@cache
+def enum_index(field: str, symbol: str) -> int:
+    """The position of a symbol of an enum field of TradeV2."""
+    found = next(f for f in trade_schema()["fields"] if f["name"] == field)
+    return int(found["type"]["symbols"].index(symbol))
+
+
+def _text_list(values: tuple[str, ...]) -> bytes:
+    if not values:
+        return long(0)
+    return long(len(values)) + b"".join(text(value) for value in values) + long(0)
+
+
+def _optional_map(entries: Mapping[str, str] | None) -> bytes:
+    if entries is None:
+        return long(0)
+    if not entries:
+        return long(1) + long(0)
+    return long(1) + long(len(entries)) + b"".join(text(k) + text(v) for k, v in entries.items()) + long(0)
+
+
+def _coded(column: Coded[Value], encode_one: Callable[[Value], bytes]) -> pa.BinaryArray:
+    return _dictionary([encode_one(value) for value in column.values], column.codes)
+
+
+def _dictionary(values: Sequence[bytes], codes: Ints) -> pa.BinaryArray:
+    return pa.array(values, pa.binary()).take(pa.array(codes))
+
+
+def _repeated(value: bytes, n: int) -> pa.BinaryArray:
+    return pa.repeat(pa.scalar(value, pa.binary()), n)
+
+
+def _sides(buy: Bools) -> pa.BinaryArray:
+    values = [long(enum_index("side", side)) for side in ("SELL", "BUY")]
+    return _dictionary(values, buy.astype(np.int64))
+
+
+def _uuids(ids: Bytes) -> pa.BinaryArray:
+    rows = np.full((len(ids), 1 + _UUID_TEXT_LENGTH), ord("-"), np.uint8)
+    rows[:, 0] = long(_UUID_TEXT_LENGTH)[0]
+    rows[:, 1 + _HEX_COLUMNS] = _HEX[ids].reshape(len(ids), 32)
+    return _ragged(rows, np.ones(rows.shape, bool))
+
+
+def _texts(values: pa.StringArray) -> pa.BinaryArray:
+    lengths = pc.binary_length(values).to_numpy(zero_copy_only=False).astype(np.int64)
+    return pc.binary_join_element_wise(_longs(lengths), values.cast(pa.binary()), pa.scalar(b""))
+
+
+def _longs(values: Ints) -> pa.BinaryArray:
+    return _ragged(*_varints(values))
+
+
+def _optional_longs(values: Ints) -> pa.BinaryArray:
+    """Null where negative."""
+    digits, kept = _varints(values)
+    given = values >= 0
+    branch = np.where(given, long(1)[0], long(0)[0]).astype(np.uint8)
+    rows = np.concatenate([branch[:, None], digits], axis=1)
+    keep = np.concatenate([np.ones((len(values), 1), bool), kept & given[:, None]], axis=1)
+    return _ragged(rows, keep)
+
+
+def _varints(values: Ints) -> tuple[Bytes, Bools]:
+    """The bytes of n Avro longs, left-aligned (n, w), and which of them count."""
+    zigzag = ((values << 1) ^ (values >> 63)).view(np.uint64)
+    width = max(1, -(-int(zigzag.max(initial=0)).bit_length() // 7))
+    digits = np.empty((len(values), width), np.uint8)
+    kept = np.ones((len(values), width), bool)
+    for i in range(width):
+        rest = zigzag >> np.uint64(7 * i)
+        if i:
+            kept[:, i] = rest > 0
+        digits[:, i] = (rest & np.uint64(0x7F)).astype(np.uint8) | ((rest > 0x7F).astype(np.uint8) << 7)
+    return digits, kept
+
+
+def _decimals(units: Ints) -> pa.BinaryArray:
+    """Positive amounts as the shortest big-endian two's complement, their length before them."""
+    sizes = np.ones(len(units), np.uint8)
+    for i in range(1, 8):
+        sizes += units >= 1 << (8 * i - 1)
+    rows = np.empty((len(units), 9), np.uint8)
+    rows[:, 0] = sizes << 1
+    rows[:, 1:] = units.astype(">i8").view(np.uint8).reshape(-1, 8)
+    keep = np.arange(9) > 8 - sizes[:, None]
+    keep[:, 0] = True
+    return _ragged(rows, keep)
+
+
+def _ragged(rows: Bytes, keep: npt.NDArray[np.bool_]) -> pa.BinaryArray:
+    """Rows of bytes (n, w) without those that are not kept."""
+    ends = np.zeros(len(rows) + 1, np.int32)
+    np.cumsum(np.count_nonzero(keep, axis=1), out=ends[1:])
+    return pa.BinaryArray.from_buffers(pa.binary(), len(rows), [None, pa.py_buffer(ends), pa.py_buffer(rows[keep])])

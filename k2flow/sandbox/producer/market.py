@@ -1,0 +1,155 @@
+"""A simulated market: when trades arrive, of what, at which price, how much, and how late."""
+
+import itertools
+from collections.abc import Mapping
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from k2flow.sandbox.producer.listings import listings
+from k2flow.sandbox.producer.trades import UNIT, Bools, Bytes, Coded, Ints, Trades
+
+MINUTE_US = 60_000_000
+HOUR_US = 60 * MINUTE_US
+DAY_US = 24 * HOUR_US
+
+LATE_SHARE = 0.001
+DAYS_LATE_SHARE = 0.00002
+_MAX_LATE_US = 12 * HOUR_US
+_MAX_DAYS_LATE_US = 7 * DAY_US
+_BURST_TRADES = 40
+_MAX_USD = 2_000_000.0
+_CONDITIONS: tuple[tuple[str, ...], ...] = (
+    (), ("MAKER",), ("TAKER", "IOC"), ("BLOCK",), ("LIQUIDATION",), ("BLOCK", "OTC", "LATE"),
+)  # fmt: skip
+_CONDITION_SHARES = (0.9, 0.04, 0.03, 0.01, 0.015, 0.005)
+_VENDOR_DATA: tuple[Mapping[str, str] | None, ...] = (
+    None,
+    *(
+        {"event_type": event, "is_buyer_maker": maker, "match_engine": f"m{engine}", "order_type": order}
+        for event, maker, engine, order in itertools.product(
+            ("trade", "aggTrade"), ("true", "false"), range(4), ("market", "limit", "stop")
+        )
+    ),
+    {"note": "öffnende Auktion ≥ 1 lot"},
+    {},
+)
+_VENDOR_DATA_SHARE = 0.3
+
+
+class Market:
+    """One exchange's market: each symbol's price walks on from call to call; random by `rng` alone."""
+
+    def __init__(self, exchange: str, rng: np.random.Generator, start_us: int) -> None:
+        self._exchange = exchange
+        self._rng = rng
+        self._listings = listings(exchange)
+        self.symbols = tuple(listing.symbol for listing in self._listings)
+        self._currencies = tuple(dict.fromkeys(listing.currency for listing in self._listings))
+        self._currency = np.array([self._currencies.index(one.currency) for one in self._listings])
+        count = len(self._listings)
+        weights = 1 / np.arange(1, count + 1)  # Zipf
+        self._cumulative = np.cumsum(weights / weights.sum())
+        start_price = np.array([listing.price for listing in self._listings])
+        self._log_price = np.log(start_price)
+        self._volatility = rng.uniform(0.4e-4, 2e-4, count)
+        self._tick = np.maximum(1, 10 ** np.floor(np.log10(start_price * UNIT) - 5)).astype(np.int64)
+        self._usd_price = np.array([listing.usd for listing in self._listings])
+        self._lot = 10 ** np.clip(np.round(np.log10(UNIT / self._usd_price)), 0, 8).astype(np.int64)
+        self._sequence = rng.integers(10**8, 10**9, count)
+        self._made = 0
+        self._first_trade = start_us // 1000
+
+    def arrivals(self, count: int, start_us: float, span_us: float) -> Ints:
+        """Kafka times of `count` trades over `span_us` from `start_us`, ascending, in bursts."""
+        runs = count // _BURST_TRADES + 1
+        pace = self._rng.lognormal(0, 1, runs)
+        run = np.cumsum(self._rng.random(count) < 1 / _BURST_TRADES) % runs
+        gaps = self._rng.exponential(1, count) * pace[run]
+        times: Ints = (start_us + np.cumsum(gaps) * (span_us / gaps.sum())).astype(np.int64)
+        return times
+
+    def trades(self, arrival_us: Ints) -> tuple[Trades, Bools]:
+        """A valid trade for each arrival; and which of them are late, by minutes, hours or days."""
+        n, rng = len(arrival_us), self._rng
+        symbol = np.minimum(np.searchsorted(self._cumulative, rng.random(n)), len(self.symbols) - 1)
+        buy = rng.random(n) < 0.5
+        price, sequence = self._walk(symbol, buy)
+        delay, late = self._delays(n)
+        received = np.minimum(rng.lognormal(6.5, 0.6, n), 50_000).astype(np.int64)
+        numbers = np.arange(self._made, self._made + n)
+        self._made += n
+        vendor = np.where(rng.random(n) < _VENDOR_DATA_SHARE, rng.integers(1, len(_VENDOR_DATA), n), 0)
+        trades = Trades(
+            exchange=self._exchange,
+            message_id=_uuid4(rng, n),
+            trade_id=_numbered(self._exchange, self._first_trade + numbers),
+            symbol=Coded(self.symbols, symbol),
+            timestamp=arrival_us // 1000 * 1000 - delay - received,
+            price=price,
+            quantity=self._quantities(symbol),
+            currency=Coded(self._currencies, self._currency[symbol]),
+            buy=buy,
+            conditions=Coded(_CONDITIONS, rng.choice(len(_CONDITIONS), n, p=_CONDITION_SHARES)),
+            source_sequence=sequence,
+            ingestion_timestamp=arrival_us // 1000 * 1000 - received,
+            platform_sequence=np.where(rng.random(n) < 0.1, -1, numbers),
+            vendor_data=Coded(_VENDOR_DATA, vendor),
+        )
+        return trades, late
+
+    def _walk(self, symbol: Ints, buy: Bools) -> tuple[Ints, Ints]:
+        """Prices and sequence numbers of n trades, each going on from its symbol's last ones."""
+        order = np.argsort(symbol, kind="stable")
+        sorted_symbol = symbol[order]
+        first = np.searchsorted(sorted_symbol, np.arange(len(self.symbols)))
+        trend = np.where(buy, 0.2, -0.2)  # buyers push the price up
+        steps = (self._rng.standard_normal(len(symbol)) + trend)[order] * self._volatility[sorted_symbol]
+        total = np.concatenate([[0.0], np.cumsum(steps)])
+        log_price = self._log_price[sorted_symbol] + total[1:] - total[first[sorted_symbol]]
+        number = np.arange(len(symbol)) - first[sorted_symbol] + 1
+        tick = self._tick[sorted_symbol]
+        units = np.maximum(np.round(np.exp(log_price) * UNIT / tick).astype(np.int64), 1) * tick
+        price, sequence = np.empty(len(symbol), np.int64), np.empty(len(symbol), np.int64)
+        price[order] = units
+        sequence[order] = self._sequence[sorted_symbol] + number
+        self._log_price[sorted_symbol] = log_price  # the last of each symbol stays
+        self._sequence += np.bincount(symbol, minlength=len(self.symbols))
+        return price, sequence
+
+    def _quantities(self, symbol: Ints) -> Ints:
+        """Sizes by value: lognormal, with a Pareto tail for one trade in fifty."""
+        n = len(symbol)
+        usd = self._rng.lognormal(5.5, 1.6, n)
+        whales = self._rng.random(n) < 0.02
+        usd[whales] *= 1 + self._rng.pareto(1.3, int(whales.sum()))
+        amount = np.minimum(usd, _MAX_USD) / self._usd_price[symbol]
+        lot = self._lot[symbol]  # worth about a dollar
+        quantity: Ints = np.maximum(np.round(amount * UNIT / lot).astype(np.int64), 1) * lot
+        return quantity
+
+    def _delays(self, n: int) -> tuple[Ints, Bools]:
+        """Microseconds from trade to receipt: some ms, so that trades overtake each other; a few far more."""
+        rng = self._rng
+        delay = rng.lognormal(9, 0.8, n)  # median 8 ms
+        straggling = rng.random(n) < 0.01
+        delay[straggling] += rng.uniform(50_000, 1_500_000, int(straggling.sum()))
+        fate = rng.random(n)
+        days_late = fate < DAYS_LATE_SHARE
+        late = fate < LATE_SHARE
+        spread = rng.random(int(late.sum()))
+        delay[late] = MINUTE_US * (_MAX_LATE_US / MINUTE_US) ** spread
+        delay[days_late] = rng.uniform(DAY_US, _MAX_DAYS_LATE_US, int(days_late.sum()))
+        return delay.astype(np.int64), late
+
+
+def _uuid4(rng: np.random.Generator, n: int) -> Bytes:
+    ids = rng.integers(0, 256, (n, 16), np.uint8)
+    ids[:, 6] = ids[:, 6] & 0x0F | 0x40
+    ids[:, 8] = ids[:, 8] & 0x3F | 0x80
+    return ids
+
+
+def _numbered(exchange: str, numbers: Ints) -> pa.StringArray:
+    return pc.binary_join_element_wise(pa.scalar(exchange), pa.array(numbers).cast(pa.string()), pa.scalar("-"))

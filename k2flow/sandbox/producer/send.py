@@ -1,0 +1,179 @@
+"""Messages into Kafka, and the proof that they are there."""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+
+from confluent_kafka import KafkaError as BrokerError
+from confluent_kafka import KafkaException, Message, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
+
+from k2flow.errors import KafkaError, ProduceError
+from k2flow.sandbox.producer.manifest import PartitionRange
+from k2flow.sandbox.producer.stream import Messages
+
+log = logging.getLogger(__name__)
+
+_TIMEOUT_SECONDS = 10.0
+_SHORTEST_WAIT_SECONDS = 0.002
+_TOLD_TOGETHER = 100
+_DEFAULTS = {
+    "linger.ms": "20",
+    "batch.size": "500000",
+    "compression.type": "lz4",
+    "queue.buffering.max.messages": "200000",
+    "queue.buffering.max.kbytes": "262144",
+    "message.timeout.ms": "60000",
+}
+_FIXED: dict[str, object] = {
+    "acks": "all",
+    "enable.idempotence": "true",
+    "delivery.report.only.error": True,  # a report for each message costs more than the message
+}
+
+
+class Sender:
+    """Sends to one topic: every message is acknowledged by all in-sync replicas, once, or `finish` raises.
+
+    `config` holds librdkafka's properties. Raises KafkaError when a property is wrong, no broker answers or
+    the topic is missing.
+    """
+
+    def __init__(self, config: Mapping[str, str], topic: str) -> None:
+        self._topic = topic
+        self._failures: Counter[str] = Counter()
+        self._complaint = ""
+        settings: dict[str, object] = {**_DEFAULTS, **config, **_FIXED}
+        self._flush_seconds = float(str(settings["message.timeout.ms"])) / 1000 + _TIMEOUT_SECONDS
+        settings |= {"on_delivery": self._failed, "error_cb": self._complained}
+        try:
+            self._admin = AdminClient(dict(config), logger=log)
+            self._producer = Producer(settings, logger=log)
+        except KafkaException as error:
+            raise KafkaError(f"a K2FLOW_KAFKA_* setting is wrong: {_reason(error)}") from error
+        self._first = self._ends(self._partitions(config))
+        self._sent = dict.fromkeys(self._first, 0)
+
+    def send(
+        self, messages: Messages, epoch: float | None = None, progress: Callable[[int], None] | None = None
+    ) -> None:
+        """Hands over the messages, waiting for room. Raises ProduceError once one is known to have failed.
+
+        `epoch`: the value of `time.monotonic()` at Kafka time 0, to send each message when its Kafka time has
+        come; None to send at once. `progress` is told how many were handed over since it was last told.
+        """
+        produce, poll, topic = self._producer.produce, self._producer.poll, self._topic
+        partitions = list(self._sent)
+        targets = [partitions[i] for i in (messages.route % len(partitions)).tolist()]
+        times = messages.time_us.tolist()
+        told, now = 0, time.monotonic()
+        for i, (value, key, partition, time_us) in enumerate(
+            zip(messages.values, messages.keys, targets, times, strict=True)
+        ):
+            if epoch is not None and epoch + time_us / 1e6 > now:
+                if progress is not None and i - told >= _TOLD_TOGETHER:
+                    progress(i - told)
+                    told = i
+                now = self._wait_until(epoch + time_us / 1e6)
+            while True:
+                try:
+                    produce(topic, value, key, partition, timestamp=time_us // 1000)
+                    break
+                except BufferError:
+                    poll(0.05)
+                    self._raise_failures()
+        for partition, count in Counter(targets).items():
+            self._sent[partition] += count
+        poll(0)
+        self._raise_failures()
+        if progress is not None:
+            progress(len(targets) - told)
+
+    def finish(self) -> dict[int, PartitionRange]:
+        """Waits until every message is acknowledged; what each partition got. Raises ProduceError."""
+        left = self._producer.flush(self._flush_seconds)
+        if left:
+            self._failures["no acknowledgement in time"] += left
+        self._raise_failures()
+        after = self._ends(list(self._sent))
+        ranges = {
+            partition: PartitionRange(sent, self._first[partition], after[partition])
+            for partition, sent in self._sent.items()
+        }
+        lost = sum(max(0, found.sent - (found.next - found.first)) for found in ranges.values())
+        if lost:
+            raise ProduceError(
+                f"{lost} messages that were acknowledged are not in topic {self._topic}: was it made again?"
+            )
+        return ranges
+
+    def _wait_until(self, due: float) -> float:
+        """Waits, a few ms at the least so that a fast stream does not spin; returns the time then."""
+        while (now := time.monotonic()) < due:
+            self._producer.poll(max(due - now, _SHORTEST_WAIT_SECONDS))
+            self._raise_failures()
+        return now
+
+    def _raise_failures(self) -> None:
+        if self._failures:
+            reasons = "; ".join(f"{reason}: {count}" for reason, count in self._failures.most_common())
+            pending = len(self._producer)
+            self._producer.purge()
+            waiting = f", {pending} more were not acknowledged yet" if pending else ""
+            complaint = f"; last complaint: {self._complaint}" if self._complaint else ""
+            raise ProduceError(
+                f"{self._failures.total()} messages to topic {self._topic} failed ({reasons}){waiting}: "
+                f"sending stopped{complaint}"
+            )
+
+    def _failed(self, error: BrokerError | None, _: Message) -> None:
+        if error is not None:
+            self._failures[error.str()] += 1
+
+    def _complained(self, error: BrokerError) -> None:
+        self._complaint = error.str()
+
+    def _partitions(self, config: Mapping[str, str]) -> list[int]:
+        servers = config.get("bootstrap.servers", "")
+        try:
+            topics = self._admin.list_topics(timeout=_TIMEOUT_SECONDS).topics
+        except KafkaException as error:
+            raise KafkaError(
+                f"no Kafka answers at {servers} ({_reason(error)}): start it (`k2flow kafka start`), "
+                "or set K2FLOW_KAFKA_BOOTSTRAP_SERVERS"
+            ) from error
+        if self._topic not in topics:
+            raise KafkaError(f"topic {self._topic} does not exist at {servers}: create it, or set the exchange's topic")
+        return sorted(topics[self._topic].partitions)
+
+    def _ends(self, partitions: list[int]) -> dict[int, int]:
+        """The offset that the next message of each partition will get. Raises KafkaError."""
+        asked = {TopicPartition(self._topic, partition): OffsetSpec.latest() for partition in partitions}
+        try:
+            for attempt in Retrying(  # a topic made a moment ago may have no leaders yet
+                retry=retry_if_exception(_may_pass),
+                stop=stop_after_delay(_TIMEOUT_SECONDS),
+                wait=wait_fixed(0.2),
+                reraise=True,
+            ):
+                with attempt:
+                    found = self._admin.list_offsets(asked, request_timeout=_TIMEOUT_SECONDS)
+                    ends = {place.partition: int(future.result().offset) for place, future in found.items()}
+            return ends
+        except KafkaException as error:
+            raise KafkaError(f"the offsets of topic {self._topic} cannot be read: {_reason(error)}") from error
+
+
+def _may_pass(error: BaseException) -> bool:
+    passing = (
+        BrokerError.LEADER_NOT_AVAILABLE,
+        BrokerError.NOT_LEADER_FOR_PARTITION,
+        BrokerError.UNKNOWN_TOPIC_OR_PART,
+    )
+    return isinstance(error, KafkaException) and error.args[0].code() in passing
+
+
+def _reason(error: KafkaException) -> str:
+    return str(error.args[0].str()) if error.args else str(error)

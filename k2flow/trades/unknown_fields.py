@@ -1,0 +1,125 @@
+"""Fields of a writer's schema that TradeV2 does not know: kept in a trade's `vendor_data`, or ignored, and said so.
+
+A pure function of the messages, of the schemas their ids name and of K2FLOW_<EXCHANGE>_UNKNOWN_FIELDS. It never changes
+whether a message is valid: unknown fields are decoded and checked either way, and the rules see TradeV2 alone.
+"""
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from k2flow.avro.decoder import Decoder
+from k2flow.config.settings import PREFIX
+from k2flow.errors import SchemaError
+from k2flow.exchange import Exchange
+
+log = logging.getLogger(__name__)
+
+MAX_BYTES = 1 << 30
+"""Of the texts of a batch's unknown fields with their names; Arrow's limit for one column is twice that."""
+_SHOWN_NAMES = 20
+
+Ints = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+
+
+class UnknownFields:
+    """What becomes of unknown fields in one exchange's flow."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._name = exchange.name
+        self._keep = exchange.settings.unknown_fields == "keep"
+        self._setting = f"{PREFIX}{exchange.name.upper()}_UNKNOWN_FIELDS"
+        self._said: set[int] = set()
+
+    def say(self, schema_id: int, decoder: Decoder) -> None:
+        """One line in the log for each schema that has unknown fields, the first time it is met."""
+        if not decoder.unknown or schema_id in self._said:
+            return
+        self._said.add(schema_id)
+        names = [field.name for field in decoder.unknown]
+        more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
+        shown = ", ".join(names[:_SHOWN_NAMES]) + more
+        done = "kept in vendor_data" if self._keep else f"ignored, as {self._setting} says"
+        log.info("%s: schema id %d has fields that TradeV2 does not know: %s: %s", self._name, schema_id, shown, done)
+
+    def kept(self, decoder: Decoder, vendor_data: pa.MapArray, unknown: pa.RecordBatch) -> pa.MapArray:
+        """The `vendor_data` of n trades with the values of their `unknown` fields, or as it is where they are ignored.
+
+        Raises SchemaError where they are too long for one batch.
+        """
+        if not self._keep or not decoder.unknown or not len(vendor_data):
+            return vendor_data
+        names = [field.name for field in decoder.unknown]
+        try:
+            texts = [field.texts(column) for field, column in zip(decoder.unknown, unknown.columns, strict=True)]
+            size = sum(
+                text.nbytes + len(name.encode()) * (len(text) - text.null_count)
+                for name, text in zip(names, texts, strict=True)
+            )
+        except pa.ArrowInvalid:  # one of them is beyond Arrow's limit
+            size = 2 * MAX_BYTES
+        if size > MAX_BYTES:
+            raise SchemaError(
+                f"the fields that TradeV2 does not know take more than {MAX_BYTES >> 20} MiB as text in one batch: set "
+                f"{PREFIX}{self._name.upper()}_BATCH_ROWS lower, or {self._setting} to ignore"
+            )
+        return with_texts(vendor_data, names, texts)
+
+
+def with_texts(maps: pa.MapArray, names: Sequence[str], texts: Sequence[pa.StringArray]) -> pa.MapArray:
+    """n maps of texts, each with more entries: what the array of n texts has for it of each of k different `names`.
+
+    A null adds nothing. A key that a map has already stays as it is. New ones come after a map's own, in the order of
+    `names`. A null map stays null where nothing is added to it.
+    """
+    n = len(maps)
+    edges: Ints = maps.offsets.to_numpy().astype(np.int64)
+    has_map = _valid(maps)
+    own = np.where(has_map, np.diff(edges), 0)
+    given = np.column_stack([_valid(text) for text in texts])
+    _leave_out_own(given, maps.keys, edges, names)
+    added = given.sum(axis=1)
+    counts = own + added
+    offsets = np.zeros(n + 1, np.int64)
+    np.cumsum(counts, out=offsets[1:])
+    keys, items = np.empty(offsets[-1], np.int64), np.empty(offsets[-1], np.int64)
+    place, source = _places(offsets[:-1], own), _places(edges[:-1], own)
+    keys[place], items[place] = source, source
+    rows, fields = np.nonzero(given)
+    place = _places(offsets[:-1] + own, added)
+    keys[place], items[place] = len(maps.keys) + fields, len(maps.items) + fields * n + rows
+    children = [
+        pa.concat_arrays([maps.keys, pa.array(names, pa.string())]).take(pa.array(keys)),
+        pa.concat_arrays([maps.items, *texts]).take(pa.array(items)),
+    ]
+    entries = pa.StructArray.from_arrays(children, fields=[maps.type.key_field, maps.type.item_field])
+    nulls = pa.py_buffer(np.packbits(has_map | (added > 0), bitorder="little"))
+    return pa.Array.from_buffers(maps.type, n, [nulls, pa.py_buffer(offsets.astype(np.int32))], children=[entries])
+
+
+def _leave_out_own(given: Mask, keys: pa.StringArray, edges: Ints, names: Sequence[str]) -> None:
+    """Clears `given` (n, k) where one of the n maps, whose keys end at `edges`, has the key already."""
+    first, last = int(edges[0]), int(edges[-1])
+    codes = pc.index_in(keys.slice(first, last - first), value_set=pa.array(names, pa.string()))
+    if codes.null_count == len(codes):
+        return
+    entries = np.flatnonzero(_valid(codes))
+    owner = np.searchsorted(edges, entries + first, "right") - 1
+    given[owner, codes.drop_null().to_numpy()] = False
+
+
+def _places(starts: Ints, counts: Ints) -> Ints:
+    """The numbers start, start + 1, ... of each run of so many, one run after the other."""
+    ends = np.cumsum(counts)
+    places: Ints = np.arange(counts.sum()) + np.repeat(starts - (ends - counts), counts)
+    return places
+
+
+def _valid(column: pa.Array) -> Mask:
+    mask: Mask = column.is_valid().to_numpy(zero_copy_only=False)
+    return mask

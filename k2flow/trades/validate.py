@@ -1,0 +1,148 @@
+"""The rules that a decoded trade must pass: a pure function of the message, never of the clock.
+
+A rule that looked at today's time would put a replayed message into another table than the first time.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from k2flow.exchange import Exchange
+from k2flow.trades.reasons import FIRST_EXCHANGE_RULE, Reason
+
+FUTURE_US = 60 * 1_000_000
+OLD_US = 365 * 86_400 * 1_000_000
+MIN_TIME_US = -62_135_596_800_000_000
+"""0001-01-01T00:00:00Z, in microseconds since 1970."""
+MAX_TIME_US = 253_402_300_799_999_999
+"""9999-12-31T23:59:59.999999Z."""
+
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Broken:
+    """What the dead-letter row of a broken rule says: its reason and the columns whose values show why."""
+
+    reason: str
+    columns: tuple[str, ...]
+
+
+_SHOWN: dict[Reason, tuple[str, ...]] = {
+    Reason.MESSAGE_ID_REQUIRED: ("message_id",),
+    Reason.SYMBOL_REQUIRED: ("symbol",),
+    Reason.TRADE_ID_REQUIRED: ("trade_id",),
+    Reason.CURRENCY_REQUIRED: ("currency",),
+    Reason.PRICE_MUST_BE_POSITIVE: ("price",),
+    Reason.QUANTITY_MUST_BE_POSITIVE: ("quantity",),
+    Reason.INVALID_SIDE: ("side",),
+    Reason.WRONG_EXCHANGE: ("exchange",),
+    Reason.INVALID_ASSET_CLASS: ("asset_class",),
+    Reason.TIMESTAMP_OUT_OF_RANGE: ("timestamp", "ingestion_timestamp"),
+    Reason.TIMESTAMP_IN_FUTURE: ("timestamp",),
+    Reason.TIMESTAMP_TOO_OLD: ("timestamp",),
+}
+
+
+class Validator:
+    """The rules of one exchange: the common ones, then its own."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        self._broken = {int(reason): Broken(reason.code, columns) for reason, columns in _SHOWN.items()}
+        for i, rule in enumerate(exchange.rules, FIRST_EXCHANGE_RULE):
+            self._broken[i] = Broken(rule.reason, (rule.column,))
+
+    def broken(self, rule: int) -> Broken:
+        """What a number that `check` gave means. Raises KeyError for one it never gives."""
+        return self._broken[rule]
+
+    def check(self, trades: pa.RecordBatch, kafka_time: pa.TimestampArray, found: npt.NDArray[np.uint8]) -> None:
+        """Sets `found` (n, 0 = valid so far) to the number of the first rule that each of n trades breaks.
+
+        `kafka_time` (n, us UTC) may be null: the rules on the distance to it do not apply there. Rows in which
+        something was found before are left as they are.
+        """
+        for number, broken in self._rules(trades, kafka_time):
+            mask = broken()
+            if mask.any():
+                found[mask & (found == 0)] = number
+
+    def _rules(self, trades: pa.RecordBatch, kafka_time: pa.TimestampArray) -> Iterator[tuple[int, Callable[[], Mask]]]:
+        def column(name: str) -> pa.Array:
+            return trades.column(name)
+
+        time = _int64(column("timestamp"))
+        received = _int64(column("ingestion_timestamp"))
+        yield Reason.MESSAGE_ID_REQUIRED, lambda: _blank(column("message_id"))
+        yield Reason.SYMBOL_REQUIRED, lambda: _blank(column("symbol"))
+        yield Reason.TRADE_ID_REQUIRED, lambda: _blank(column("trade_id"))
+        yield Reason.CURRENCY_REQUIRED, lambda: _blank(column("currency"))
+        yield Reason.PRICE_MUST_BE_POSITIVE, lambda: _unscaled(column("price")) <= 0
+        yield Reason.QUANTITY_MUST_BE_POSITIVE, lambda: _unscaled(column("quantity")) <= 0
+        yield Reason.INVALID_SIDE, lambda: _not_in(column("side"), "BUY", "SELL")
+        yield Reason.WRONG_EXCHANGE, lambda: _not_in(column("exchange"), self._exchange.code)
+        yield Reason.INVALID_ASSET_CLASS, lambda: _not_in(column("asset_class"), "crypto")
+        yield Reason.TIMESTAMP_OUT_OF_RANGE, lambda: _outside(time) | _outside(received)
+        kafka = _int64(kafka_time)
+        apart = ~_nulls(kafka_time) & ~_outside(time)
+        with np.errstate(over="ignore"):
+            ahead = time - kafka
+        yield Reason.TIMESTAMP_IN_FUTURE, lambda: apart & (ahead > FUTURE_US)
+        yield Reason.TIMESTAMP_TOO_OLD, lambda: apart & (ahead < -OLD_US)
+        for i, rule in enumerate(self._exchange.rules, FIRST_EXCHANGE_RULE):
+            yield i, lambda rule=rule: ~rule.valid(trades).fill_null(False).to_numpy(zero_copy_only=False)  # type: ignore[misc]
+
+
+def _int64(times: pa.TimestampArray) -> npt.NDArray[np.int64]:
+    """Microseconds since 1970, null as 0."""
+    numbers = times.cast(pa.int64())
+    result: npt.NDArray[np.int64] = (numbers.fill_null(0) if numbers.null_count else numbers).to_numpy()
+    return result
+
+
+def _nulls(column: pa.Array) -> Mask:
+    if column.null_count == 0:
+        return np.zeros(len(column), bool)
+    mask: Mask = column.is_null().to_numpy(zero_copy_only=False)
+    return mask
+
+
+def _outside(time_us: npt.NDArray[np.int64]) -> Mask:
+    outside: Mask = (time_us < MIN_TIME_US) | (time_us > MAX_TIME_US)
+    return outside
+
+
+def _unscaled(amounts: pa.Decimal128Array) -> npt.NDArray[np.int64]:
+    """The integers behind decimal128(18, 8): 18 digits fit the low one of the two words; null as 0."""
+    words = np.frombuffer(amounts.buffers()[1], np.int64, 2 * (amounts.offset + len(amounts)))
+    low = words[2 * amounts.offset :: 2]
+    result: npt.NDArray[np.int64] = np.where(_nulls(amounts), 0, low) if amounts.null_count else low
+    return result
+
+
+def _not_in(column: pa.StringArray, *allowed: str) -> Mask:
+    inside = pc.is_in(column, value_set=pa.array(allowed, pa.string()))
+    mask: Mask = ~inside.to_numpy(zero_copy_only=False)
+    return mask
+
+
+def _blank(column: pa.StringArray) -> Mask:
+    """Null, empty or white space alone. The first byte settles most: if it is printable ASCII, it is not blank."""
+    n = len(column)
+    starts = np.frombuffer(column.buffers()[1], np.int32, n + 1 + column.offset)[column.offset :]
+    data = np.frombuffer(column.buffers()[2] or b"\0", np.uint8)
+    first = data[np.minimum(starts[:-1], len(data) - 1)]
+    maybe: Mask = (starts[1:] == starts[:-1]) | (first <= 0x20) | (first >= 0x7F)
+    if column.null_count:
+        maybe |= _nulls(column)
+    if not maybe.any():
+        return maybe
+    rows = np.flatnonzero(maybe)
+    trimmed = pc.utf8_trim_whitespace(column.take(pa.array(rows)).fill_null(""))
+    maybe[rows] = pc.equal(trimmed, "").to_numpy(zero_copy_only=False)
+    return maybe
