@@ -32,8 +32,8 @@ from typing import ClassVar
 class K2flowError(Exception):
     """The root of all errors that k2flow raises on purpose."""
 
-    passing: ClassVar[bool] = False
-    """Whether the cause may pass by itself, so that a flow that it stopped is worth starting again."""
+    retryable: ClassVar[bool] = False
+    """Whether the cause may disappear by itself: if so, the supervisor starts the flow again."""
 
 
 class SettingsError(K2flowError):
@@ -47,7 +47,7 @@ class UnknownExchangeError(K2flowError):
 class CatalogError(K2flowError):
     """The Iceberg catalog or its storage cannot be reached or used."""
 
-    passing = True
+    retryable = True
 
 
 class TableDiffersError(K2flowError):
@@ -77,19 +77,19 @@ class SchemaError(K2flowError):
 class RegistryError(K2flowError):
     """The schema registry cannot be reached: an outage, never a reason to reject a message."""
 
-    passing = True
+    retryable = True
 
 
 class CommitError(K2flowError):
     """A commit to a table failed for good."""
 
-    passing = True
+    retryable = True
 
 
 class FencedError(CommitError):
     """A newer copy of the flow has taken over the tables; this one must stop."""
 
-    passing = False
+    retryable = False
 
 
 class OffsetGapError(CommitError):
@@ -107,7 +107,7 @@ class DedupError(K2flowError):
 class RunError(K2flowError):
     """The processes of a flow could not be run."""
 
-    passing = True
+    retryable = True
 
 
 class ReprocessError(K2flowError):

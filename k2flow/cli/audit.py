@@ -20,9 +20,10 @@ from k2flow.cli.repeated import duration, stop_event
 from k2flow.config.settings import Settings, load_settings
 from k2flow.errors import K2flowError
 from k2flow.exchange import Exchange, all_exchanges, exchange_names, find_exchange
-from k2flow.flow.runtime import ERROR, set_up_logging
 from k2flow.iceberg.catalog import open_catalog
 from k2flow.observability.endpoint import serve
+from k2flow.observability.logs import set_up_logging
+from k2flow.process_exit import ERROR_PREFIX
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ def audit_command(
     except K2flowError as error:
         if "--debug" in sys.argv:
             raise
-        print(f"{ERROR}{NOT_CHECKED}: {error}", file=sys.stderr)
+        print(f"{ERROR_PREFIX}{NOT_CHECKED}: {error}", file=sys.stderr)
         raise typer.Exit(EXIT_UNCHECKED) from None
     _show(report, as_json)
     raise typer.Exit(report.verdict.exit_code)

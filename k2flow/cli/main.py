@@ -22,8 +22,9 @@ from k2flow.cli.tables import tables_app
 from k2flow.config.settings import PREFIX, Settings, kafka_origins, load_settings, mask, origins
 from k2flow.errors import K2flowError, SettingsError
 from k2flow.exchange import all_exchanges, exchange_names, find_exchange
-from k2flow.flow.runtime import ERROR, EXIT_FAILED, set_up_logging
 from k2flow.iceberg.catalog import configured, default_properties
+from k2flow.observability.logs import set_up_logging
+from k2flow.process_exit import ERROR_PREFIX, EXIT_FAILED
 
 app = typer.Typer(
     name="k2flow",
@@ -124,7 +125,7 @@ def main() -> None:
     except K2flowError as error:
         if "--debug" in sys.argv or _debug_set():
             raise
-        print(f"{ERROR}{error}", file=sys.stderr)
+        print(f"{ERROR_PREFIX}{error}", file=sys.stderr)
         raise SystemExit(EXIT_FAILED) from None
 
 

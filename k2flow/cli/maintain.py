@@ -16,11 +16,12 @@ from k2flow.compat.table_metadata import install_metadata_cache
 from k2flow.config.settings import load_settings
 from k2flow.errors import CatalogError, K2flowError, MaintenanceError
 from k2flow.exchange import all_exchanges, exchange_names
-from k2flow.flow.runtime import keep_freed_memory, set_up_logging
+from k2flow.flow.runtime import keep_freed_memory
 from k2flow.iceberg.catalog import NAMESPACE, catalog_errors, open_catalog
 from k2flow.iceberg.tables import TableDefinition, definitions
 from k2flow.maintain.lease import Leadership
 from k2flow.maintain.run import Action, Pass, Timing
+from k2flow.observability.logs import set_up_logging
 
 log = logging.getLogger(__name__)
 

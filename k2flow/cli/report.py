@@ -12,8 +12,9 @@ from k2flow.cli.progress import progress_bars
 from k2flow.config.settings import load_settings
 from k2flow.errors import K2flowError
 from k2flow.exchange import exchange_names, find_exchange
-from k2flow.flow.runtime import ERROR, set_up_logging
 from k2flow.iceberg.catalog import open_catalog
+from k2flow.observability.logs import set_up_logging
+from k2flow.process_exit import ERROR_PREFIX
 from k2flow.report import Problem, attempt, check_writable, gather, render, write
 
 
@@ -49,7 +50,7 @@ def report_command(
     except K2flowError as error:
         if "--debug" in sys.argv:
             raise
-        print(f"{ERROR}there is no report: {error}", file=sys.stderr)
+        print(f"{ERROR_PREFIX}there is no report: {error}", file=sys.stderr)
         raise typer.Exit(EXIT_UNCHECKED) from None
     print(f"{html}: {html.stat().st_size:,} bytes; {_said(audited)}")
     raise typer.Exit(_exit_code(audited))

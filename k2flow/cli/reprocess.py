@@ -16,8 +16,9 @@ from k2flow.compat.table_metadata import install_metadata_cache
 from k2flow.config.settings import load_settings
 from k2flow.exchange import exchange_names, find_exchange
 from k2flow.failpoints import arm
-from k2flow.flow.runtime import keep_freed_memory, set_up_logging
+from k2flow.flow.runtime import keep_freed_memory
 from k2flow.iceberg.catalog import open_catalog
+from k2flow.observability.logs import set_up_logging
 from k2flow.reprocess import Outcome, reprocess
 
 DAY = ["%Y-%m-%d"]
@@ -36,7 +37,8 @@ def reprocess_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Judge messages again, by today's schemas and rules, out of Bronze, and replace what came of them in Silver, the
-    dead letters and Gold: exactly once, whatever dies meanwhile."""
+    dead letters and Gold: exactly once, whatever dies meanwhile.
+    """
     settings = load_settings(exchange_names())
     set_up_redo(settings.log_level, settings.failpoints)
     until = last.date() if last else datetime.now(UTC).date()

@@ -20,9 +20,9 @@ from k2flow.compat.table_metadata import install_metadata_cache
 from k2flow.config.settings import Settings, load_settings
 from k2flow.errors import CatalogError, K2flowError
 from k2flow.exchange import Exchange, exchange_names, find_exchange
-from k2flow.flow.runtime import set_up_logging
 from k2flow.iceberg.catalog import open_catalog
 from k2flow.maintain.run import Action
+from k2flow.observability.logs import set_up_logging
 from k2flow.status import report
 from k2flow.status.collector import StatusCollector
 from k2flow.status.report import Level, State, Status, iso, moment

@@ -15,7 +15,6 @@ import sys
 import threading
 import time
 import traceback
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from datetime import timedelta
@@ -23,7 +22,6 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from prometheus_client import REGISTRY
-from pythonjsonlogger.json import JsonFormatter
 
 from k2flow.errors import K2flowError, RunError
 from k2flow.flow import first_error as failure
@@ -32,18 +30,14 @@ from k2flow.flow.session import FlowSession
 from k2flow.iceberg.catalog import open_catalog
 from k2flow.observability import tracing
 from k2flow.observability.endpoint import serve
+from k2flow.observability.logs import set_up_logging
 from k2flow.observability.metrics import STAGE, Stage
 from k2flow.observability.native_stderr import NativeStderr
+from k2flow.process_exit import ERROR_PREFIX, EXIT_FAILED, EXIT_TRY_AGAIN, PEER_LOST, exit_code
 
 log = logging.getLogger(__name__)
 
 EPOCH_INTERVAL = timedelta(milliseconds=1)
-EXIT_FAILED = 1
-EXIT_UNAVAILABLE = 69
-EXIT_TRY_AGAIN = 75
-"""Exit codes of a flow that an error has ended: one that stays; one that may pass, before or after the flow had begun
-to read (EX_UNAVAILABLE and EX_TEMPFAIL of BSD's sysexits)."""
-JSON_NAMES = {"levelname": "level", "name": "logger"}
 SUPERVISED = "PROMETHEUS_MULTIPROC_DIR"
 """The variable by which the supervisor tells Prometheus' client where counts go."""
 WEB_SERVER = "BYTEWAX_DATAFLOW_API_ENABLED"
@@ -51,9 +45,6 @@ M_ARENA_MAX = -8  # malloc.h
 ARENAS = 2
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
-ERROR = "k2flow: error: "
-"""What the one line begins with that a process says before it ends with EXIT_FAILED."""
-PEER_LOST = "lost touch with another process of this flow, so this one stops too: start them all again"
 
 
 def adopt(context: FlowSession) -> None:
@@ -142,7 +133,7 @@ def _run(context: FlowSession, cli_main: Callable[..., None], kwargs: dict[str, 
             raise
         if debug:
             traceback.print_exception(error)
-        _end(str(known), _exit_code(known, context.reading))
+        _end(str(known), exit_code(known, context.reading))
 
 
 def _serve_metrics(context: FlowSession, process_id: int) -> None:
@@ -216,29 +207,10 @@ def _await_signal(context: FlowSession, pipe: int) -> None:
         os._exit(0)
 
 
-def set_up_logging(level: str, log_format: str = "text") -> None:
-    """One line an event on stderr. PyIceberg's warnings about its own experimental parts are not the user's matter."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        JsonFormatter("%(levelname)s %(name)s %(message)s", rename_fields=JSON_NAMES, timestamp="time")
-        if log_format == "json"
-        else logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
-    )
-    logging.basicConfig(level=level, handlers=[handler], force=True)
-    logging.getLogger("pyiceberg").setLevel(max(logging.WARNING, logging.getLogger().level))
-    warnings.filterwarnings("ignore", module="pyiceberg")
-
-
-def _exit_code(error: K2flowError, reading: bool) -> int:
-    if not error.passing:
-        return EXIT_FAILED
-    return EXIT_TRY_AGAIN if reading else EXIT_UNAVAILABLE
-
-
 def _end(message: str, code: int = EXIT_FAILED) -> NoReturn:
     """Ends the process at once: threads of a failed dataflow may still run, and Python would wait for them or abort."""
     with suppress(OSError):  # where standard error is on a disk that is full
-        print(f"{ERROR}{message}", file=sys.stderr, flush=True)
+        print(f"{ERROR_PREFIX}{message}", file=sys.stderr, flush=True)
     _exit(code)
 
 

@@ -30,10 +30,11 @@ from k2flow.config import secret_files
 from k2flow.config.settings import PREFIX, Settings
 from k2flow.errors import RunError, SettingsError
 from k2flow.exchange import find_exchange
-from k2flow.flow.runtime import ERROR, EXIT_FAILED, EXIT_TRY_AGAIN, EXIT_UNAVAILABLE, PEER_LOST, SUPERVISED
+from k2flow.flow.runtime import SUPERVISED
 from k2flow.iceberg.catalog import open_catalog
 from k2flow.observability.endpoint import serve
 from k2flow.observability.metrics import Stage
+from k2flow.process_exit import ERROR_PREFIX, EXIT_FAILED, EXIT_TRY_AGAIN, EXIT_UNAVAILABLE, PEER_LOST
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ class Failure:
     """Why a flow ended: one line, and whether it is worth starting again."""
 
     reason: str
-    passing: bool
+    retryable: bool
 
 
 @dataclass(frozen=True)
@@ -205,7 +206,7 @@ class _Flow:
             failure = self._run_once(again=failures > 0)
             if failure is None:
                 break
-            if not failure.passing or self._stopping.is_set():
+            if not failure.retryable or self._stopping.is_set():
                 self._failure = failure.reason
                 if not self._alone:  # if it is, the command ends, and says so
                     log.error("%s: %s", exchange, failure.reason)
@@ -333,8 +334,8 @@ class _StandardError:
     def _pass_on(self) -> None:
         with open(self._read, encoding="utf-8", errors="replace") as lines:
             for line in lines:
-                if line.startswith(ERROR):
-                    self.errors.append(line.removeprefix(ERROR).strip())
+                if line.startswith(ERROR_PREFIX):
+                    self.errors.append(line.removeprefix(ERROR_PREFIX).strip())
                 else:
                     print(line, end="", file=sys.stderr, flush=True)
 

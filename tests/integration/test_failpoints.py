@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from k2flow.failpoints import Action, Point
-from k2flow.flow.runtime import EXIT_FAILED, EXIT_TRY_AGAIN
+from k2flow.process_exit import EXIT_FAILED, EXIT_TRY_AGAIN
 from tests.integration.conftest import fill
 from tests.integration.harness import (
     ROOT,

@@ -93,7 +93,7 @@ def test_a_host_that_is_cut_off_comes_back(network: Network, lake: Lake, tmp_pat
         assert cluster.stop() == [0, 0], [cluster.log(host) for host in HOSTS]
     finally:
         cluster.close()
-    assert "lost touch with another process" in cluster.log(HOSTS[0])
+    assert "another process of this flow is lost" in cluster.log(HOSTS[0])
     assert json.loads(on_hub(network, lake, "audit", "binance", "--json"))["verdict"] == "holds"
 
 

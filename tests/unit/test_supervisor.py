@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from k2flow.errors import SettingsError
-from k2flow.flow.runtime import EXIT_FAILED, EXIT_TRY_AGAIN, EXIT_UNAVAILABLE, PEER_LOST
+from k2flow.process_exit import EXIT_FAILED, EXIT_TRY_AGAIN, EXIT_UNAVAILABLE, PEER_LOST
 from k2flow.supervisor.supervise import Counts, Failure, Plan, cause_of_end, plan
 
 ADDRESSES = "a:2101;b:2101;c:2101"
