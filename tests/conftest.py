@@ -1,6 +1,8 @@
-"""What several tests need: no settings of the caller's, a catalog of one's own, a real Kafka."""
+"""Shared by all tests: their tiers, their seed, clean settings, a catalog and one real Kafka."""
 
+import fcntl
 import os
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +14,24 @@ from k2flow.exchange import exchange_names
 from k2flow.iceberg.catalog import open_catalog
 from k2flow.sandbox.kafka.local import LocalKafka, free_port
 
-SAMPLE_TRADES = Path(__file__).parent / "data" / "kraken_btcusd_trades.csv"
+TESTS = Path(__file__).parent
+SAMPLE_TRADES = TESTS / "data" / "kraken_btcusd_trades.csv"
+SEED = "TEST_SEED"
+"""Environment variable: the seed of the random tests. If it is not set, each run draws a new one."""
+SLOW_FILES = (
+    "test_bench.py",
+    "test_demo.py",
+    "test_docs.py",
+    "test_hosts.py",
+    "test_kills.py",
+    "test_local_kafka.py",
+    "test_readers.py",
+    "test_surroundings.py",
+    "test_torture.py",
+    "test_tracing.py",
+    "test_tutorial.py",
+)
+"""Files of tests/integration that only `scripts/test all` runs. Single tests elsewhere are marked `slow` in place."""
 LONGEST_FIRST = (
     "test_every_point",
     "test_torture",
@@ -26,10 +45,40 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--real-trades", type=Path, metavar="CSV", default=SAMPLE_TRADES)
 
 
+def pytest_configure() -> None:
+    """Draw the seed before the workers start: they inherit the environment."""
+    os.environ.setdefault(SEED, str(random.SystemRandom().randrange(2**32)))
+
+
+def pytest_report_header() -> str:
+    return f"seed: {os.environ[SEED]} (set {SEED} to repeat a run)"
+
+
+@pytest.hookimpl(tryfirst=True)  # the markers must be there when -m selects by them
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that take long come first, so that of two processes neither is left with a long one at the end."""
+    """Mark each test with its tier by its folder and file; put the longest first, so that no worker ends with one."""
+    for item in items:
+        if TESTS / "integration" in item.path.parents:
+            item.add_marker(pytest.mark.integration)
+            if item.path.name in SLOW_FILES:
+                item.add_marker(pytest.mark.slow)
     place = {name: i for i, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: place.get(item.name.partition("[")[0], len(place)))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Stop the Kafka that the workers shared, once all of them have ended."""
+    if not hasattr(session.config, "workerinput"):
+        folder = shared_folder(session.config)
+        if (folder / "kafka").exists():
+            LocalKafka(folder / "kafka").stop()
+
+
+@pytest.fixture(scope="session")
+def seed() -> int:
+    """The seed of this run; the header of the run shows it."""
+    return int(os.environ[SEED])
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +90,7 @@ def real_trades(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No test sees the caller's settings; K2FLOW_HOME is a folder of the test's own."""
+    """Hide the caller's settings; K2FLOW_HOME is a folder of the test's own."""
     for name in list(os.environ):
         if name.startswith(("K2FLOW_", "PYICEBERG_", "BYTEWAX_")):
             monkeypatch.delenv(name)
@@ -56,14 +105,31 @@ def catalog() -> Catalog:
 
 @pytest.fixture(scope="session", autouse=True)
 def quick_java() -> Iterator[None]:
-    """Brokers compile as little as they can: they start in half the time, and live too short for more to pay."""
+    """Let brokers compile as little as possible: they start in half the time and live too short for more to pay."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAVA_TOOL_OPTIONS", "-XX:TieredStopAtLevel=1")
         yield
 
 
 @pytest.fixture(scope="session")
-def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalKafka]:
-    """A real Kafka for the whole run, on a free port; tests make topics of their own."""
-    with LocalKafka(tmp_path_factory.mktemp("kafka"), free_port()) as broker:
-        yield broker
+def kafka(request: pytest.FixtureRequest) -> LocalKafka:
+    """One real Kafka for the whole run, shared by all workers; tests create their own topics.
+
+    The first worker that needs it starts it; `pytest_sessionfinish` stops it.
+    """
+    folder = shared_folder(request.config)
+    port = folder / "kafka.port"
+    with (folder / "kafka.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not port.exists():
+            port.write_text(str(free_port()))
+        broker = LocalKafka(folder / "kafka", int(port.read_text()))
+        broker.start()
+    return broker
+
+
+def shared_folder(config: pytest.Config) -> Path:
+    """A temporary folder that all workers of this run see."""
+    factory: pytest.TempPathFactory = config._tmp_path_factory  # type: ignore[attr-defined]
+    own = factory.getbasetemp()
+    return own.parent if hasattr(config, "workerinput") else own

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from k2flow.errors import CommitError, FencedError
-from k2flow.exchange import GOLD, Exchange, find_exchange
+from k2flow.exchange import Exchange, find_exchange
+from k2flow.layers import GOLD_TABLE
 from k2flow.iceberg.commit import STAGED_BRANCH, STAGED_KEY, Committer
 from k2flow.iceberg.staging import Staging, finish
 from k2flow.query.connection import connect_to
@@ -211,7 +212,7 @@ def test_beside_another_exchange_that_writes_to_gold(new_lake: NewLake) -> None:
     fill(binance, count=5_000, bad=0.02, duplicates=0.03, seed=13)
     binance.catch_up()
     with kraken.start(K2FLOW_KRAKEN_TRIGGER_SECONDS="0.2") as flow, filling(kraken):
-        flow.wait_for_log(f"{GOLD}: ", 3)
+        flow.wait_for_log(f"{GOLD_TABLE}: ", 3)
         assert reprocess(binance)["published"]
         assert reprocess(binance, other=False)["published"]
         flow.signal(signal.SIGTERM)
@@ -243,7 +244,7 @@ def filling(lake: Lake) -> Iterator[None]:
 
 
 def assert_tables_of_both(*lakes: Lake) -> None:
-    gold = connect_to(lakes[0].catalog()).sql(f"SELECT exchange, count(*) FROM {GOLD} GROUP BY 1").fetchall()
+    gold = connect_to(lakes[0].catalog()).sql(f"SELECT exchange, count(*) FROM {GOLD_TABLE} GROUP BY 1").fetchall()
     for lake in lakes:
         expected = expect(read_topic(lake.bootstrap, lake.topic), lake.exchange.upper())
         ids = {row[0] for row in expected.silver}
@@ -275,7 +276,7 @@ def staging_of(lake: Lake) -> Staging:
     exchange = replace(
         find_exchange(lake.exchange), declared={**find_exchange(lake.exchange).declared, "topic": lake.topic}
     )
-    return Staging(lake.catalog(), exchange, (exchange.dlq, exchange.silver, GOLD))
+    return Staging(lake.catalog(), exchange, (exchange.dlq, exchange.silver, GOLD_TABLE))
 
 
 def test_who_has_read_bronze_before_the_decision_can_fence_no_more(new_lake: NewLake) -> None:

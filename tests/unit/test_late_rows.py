@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from k2flow.flow import dedup as gold
 from k2flow.flow.dedup import FEW_ROWS, HELD_BYTES, LateRows, are_few
 from k2flow.flow.routing import worker_key
-from k2flow.iceberg.tables import SILVER_FIELDS, arrow_schema
+from k2flow.layers import SILVER
 from k2flow.trades.messages import MessageBatch
 
 NONE = np.zeros(0, np.bool_)
@@ -84,7 +84,7 @@ def test_what_is_held_is_bounded() -> None:
 
 def test_every_owner_is_told_of_a_commit() -> None:
     """Also the ones of whose ids there is none: what they hold back must be written."""
-    empty = pa.RecordBatch.from_pylist([], schema=arrow_schema(SILVER_FIELDS))
+    empty = pa.RecordBatch.from_pylist([], schema=SILVER.arrow_schema)
     nothing = MessageBatch(empty, np.zeros(0, np.int32), np.zeros(0, np.int64), [])
     told = gold.candidates(nothing, 3)
     assert [(key, one.owner, one.commit) for key, one in told] == [(worker_key(w, 3), w, True) for w in range(3)]

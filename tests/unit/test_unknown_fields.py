@@ -8,7 +8,7 @@ import fastavro
 import pyarrow as pa
 import pytest
 
-from k2flow.avro.decoder import Decoder
+from k2flow.avro.decoder import AvroDecoder
 from k2flow.errors import SchemaError, SettingsError
 from k2flow.exchange import Exchange, find_exchange
 from k2flow.trades import unknown_fields as vendor_data
@@ -30,11 +30,11 @@ def logical(kind: str, name: str, **more: Any) -> dict[str, Any]:
 
 def texts(kind: Any, *payloads: bytes) -> list[str | None]:
     """The texts of values of an unknown field, given their bytes; also as slices of a longer array."""
-    decoder = Decoder(with_unknown_field(kind), KNOWN, keep_unknown=True)
+    decoder = AvroDecoder(with_unknown_field(kind), KNOWN, keep_unknown=True)
     decoded = decoder.decode(pa.array([payload + b"\x02" for payload in payloads], pa.binary()))
     assert not decoded.defect.any(), [decoded.detail(i) for i in range(len(payloads))]
     assert decoded.batch.to_pydict() == {"known": [1] * len(payloads)}
-    (field,), column = decoder.unknown, decoded.unknown.column("extra")
+    (field,), column = decoder.unknown_fields, decoded.unknown[0]
     found = field.texts(column)
     found.validate(full=True)
     assert found.type == pa.string()
@@ -114,19 +114,19 @@ def test_names_that_a_schema_uses_again() -> None:
     side = {"type": "enum", "name": "Side", "symbols": ["BUY", "SELL"]}
     writer = {**KNOWN, "fields": [{"name": "a", "type": side}, *KNOWN["fields"], {"name": "b", "type": "Side"}]}
     reader = {**KNOWN, "fields": [*KNOWN["fields"], {"name": "a", "type": {**side, "symbols": ["SELL", "BUY"]}}]}
-    decoder = Decoder(writer, reader, keep_unknown=True)
+    decoder = AvroDecoder(writer, reader, keep_unknown=True)
     decoded = decoder.decode(pa.array([b"\x00\x02\x02"]))
-    (field,) = decoder.unknown
-    assert (field.name, field.texts(decoded.unknown.column(0)).to_pylist()) == ("b", ["SELL"])
+    (field,) = decoder.unknown_fields
+    assert (field.name, field.texts(decoded.unknown[0]).to_pylist()) == ("b", ["SELL"])
     assert decoded.batch.to_pylist() == [{"known": 1, "a": "BUY"}]
 
 
 def test_nothing_is_unknown_unless_asked_for() -> None:
-    dropping, knowing = Decoder(with_unknown_field("int"), KNOWN), Decoder(KNOWN, KNOWN, keep_unknown=True)
+    dropping, knowing = AvroDecoder(with_unknown_field("int"), KNOWN), AvroDecoder(KNOWN, KNOWN, keep_unknown=True)
     for decoder, payload in ((dropping, b"\x04\x02"), (knowing, b"\x02")):
-        assert decoder.unknown == ()
+        assert decoder.unknown_fields == ()
         decoded = decoder.decode(pa.array([payload]))
-        assert (decoded.batch.to_pylist(), decoded.unknown.num_columns) == ([{"known": 1}], 0)
+        assert (decoded.batch.to_pylist(), len(decoded.unknown)) == ([{"known": 1}], 0)
 
 
 def test_a_field_in_place_of_another_is_not_unknown() -> None:
@@ -134,7 +134,7 @@ def test_a_field_in_place_of_another_is_not_unknown() -> None:
     reader = {**KNOWN, "fields": [{"name": "known", "aliases": ["old", "older"], "type": "long"}]}
     for names, unknown in ((["old"], []), (["older", "old"], ["old"]), (["old", "known"], ["old"])):
         writer = {**KNOWN, "fields": [{"name": name, "type": "int"} for name in names]}
-        assert [field.name for field in Decoder(writer, reader, keep_unknown=True).unknown] == unknown
+        assert [field.name for field in AvroDecoder(writer, reader, keep_unknown=True).unknown_fields] == unknown
 
 
 MAPS = pa.array([[("a", "1"), ("b", "2")], None, [], [("n", "own")], None], pa.map_(pa.string(), pa.string()))
@@ -163,14 +163,14 @@ def ignoring() -> Exchange:
 
 
 def test_it_is_said_once_for_each_schema(caplog: pytest.LogCaptureFixture) -> None:
-    unknown = Decoder(with_unknown_field("int"), KNOWN, keep_unknown=True)
+    unknown = AvroDecoder(with_unknown_field("int"), KNOWN, keep_unknown=True)
     many = {**KNOWN, "fields": [*KNOWN["fields"], *({"name": f"f{i}", "type": "int"} for i in range(25))]}
     with caplog.at_level(logging.INFO):
         kept = UnknownFields(BINANCE)
-        kept.say(1, Decoder(KNOWN, KNOWN, keep_unknown=True))
+        kept.say(1, AvroDecoder(KNOWN, KNOWN, keep_unknown=True))
         for _ in range(2):
             kept.say(7, unknown)
-        kept.say(8, Decoder(many, KNOWN, keep_unknown=True))
+        kept.say(8, AvroDecoder(many, KNOWN, keep_unknown=True))
         UnknownFields(ignoring()).say(7, unknown)
     assert [record.message.partition("TradeV2")[2] for record in caplog.records] == [
         " does not know: extra: kept in vendor_data",
@@ -183,7 +183,7 @@ def test_it_is_said_once_for_each_schema(caplog: pytest.LogCaptureFixture) -> No
 def test_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("K2FLOW_BINANCE_UNKNOWN_FIELDS", "ignore")
     exchange = Exchange("binance", "BINANCE", BINANCE.declared)
-    decoder = Decoder(with_unknown_field("int"), KNOWN, keep_unknown=True)
+    decoder = AvroDecoder(with_unknown_field("int"), KNOWN, keep_unknown=True)
     decoded = decoder.decode(pa.array([b"\x02\x02"] * 5))
     assert UnknownFields(exchange).kept(decoder, MAPS, decoded.unknown) is MAPS
     assert UnknownFields(BINANCE).kept(decoder, MAPS, decoded.unknown).to_pylist()[2] == [("extra", "1")]
@@ -194,7 +194,7 @@ def test_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_too_much_for_one_batch_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vendor_data, "MAX_BYTES", 40)
-    decoder = Decoder(with_unknown_field("int"), KNOWN, keep_unknown=True)
+    decoder = AvroDecoder(with_unknown_field("int"), KNOWN, keep_unknown=True)
     decoded = decoder.decode(pa.array([b"\x02\x02"] * 5))
     with pytest.raises(SchemaError, match=r"K2FLOW_BINANCE_BATCH_ROWS lower, or K2FLOW_BINANCE_UNKNOWN_FIELDS"):
         UnknownFields(BINANCE).kept(decoder, MAPS, decoded.unknown)
