@@ -16,8 +16,8 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
-from k2flow.avro.decoder import Decoder
-from k2flow.avro.defects import Defect
+from k2flow.avro.decoder import AvroDecoder
+from k2flow.records import Defect
 from k2flow.trades.schema import trade_schema
 from tests.property.test_avro_decoder import check, damage, trade
 
@@ -34,11 +34,17 @@ BOMBS = (
 
 def main(
     payloads: Annotated[int, typer.Option(help="Payloads in all.")] = 1_000_000,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same payloads.")] = 1,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="The same seed gives the same payloads; a new one if not given.", envvar="TEST_SEED"),
+    ] = None,
 ) -> None:
     """Run until all payloads are checked, or until one is judged wrong, which is shown."""
+    if seed is None:
+        seed = random.SystemRandom().randrange(2**32)
+    print(f"seed {seed}", flush=True)
     rng = random.Random(seed)
-    schema, decoder = trade_schema(), Decoder(trade_schema())
+    schema, decoder = trade_schema(), AvroDecoder(trade_schema())
     defects: Counter[str] = Counter()
     slowest, began = 0.0, time.monotonic()
     batches = range(-(-payloads // BATCH))

@@ -1,1 +1,1 @@
-"""What `scripts/torture` does: both flows under faults of every kind, then every row compared with an oracle."""
+"""`scripts/torture`: run both flows under faults of every kind, then compare every row with an oracle."""

@@ -1,4 +1,4 @@
-"""The broker under torture: stopped, killed, started again, and what is produced into it."""
+"""The broker under torture: stopped, killed, restarted; and the producers that fill it."""
 
 import os
 import random
@@ -20,14 +20,14 @@ MOST_PARTITIONS = 8
 
 
 class Broker:
-    """One fault of it at a time."""
+    """A broker that suffers one fault at a time."""
 
     def __init__(self, kafka: LocalKafka) -> None:
         self.kafka = kafka
         self._lock = threading.Lock()
 
     def interrupt(self, cleanly: bool, seconds: float) -> None:
-        """Down for `seconds`, or longer where starting takes longer."""
+        """Take the broker down for `seconds`, or longer if the start takes longer."""
         with self._lock:
             pid = self.kafka.status().pid
             if cleanly or pid is None:
@@ -45,8 +45,8 @@ class Broker:
                 admin.create_partitions([NewPartitions(topic, count + 1)])[topic].result(60)
 
 
-class Production(threading.Thread):
-    """Produces into an exchange's topic, burst after burst, each by a seed of its own, until it is stopped."""
+class BurstProducer(threading.Thread):
+    """Produces into an exchange's topic, burst after burst, each with a new seed, until it is stopped."""
 
     def __init__(self, exchange: str, bootstrap: str, rate: int, chance: random.Random) -> None:
         super().__init__(name=f"production-{exchange}", daemon=True)
@@ -68,7 +68,7 @@ class Production(threading.Thread):
             )
             try:
                 produce(self._exchange.code, self._exchange.settings.topic, self._config, options)
-            except (KafkaError, ProduceError):  # while the broker is down; what has arrived counts all the same
+            except (KafkaError, ProduceError):  # the broker is down; the messages that arrived still count
                 self.failures += 1
                 self._ending.wait(1)
 

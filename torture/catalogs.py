@@ -1,4 +1,4 @@
-"""The catalog under torture: PostgreSQL behind a proxy where it can be had, else SQLite."""
+"""The catalog under torture: PostgreSQL behind a proxy if it is installed, else SQLite."""
 
 import contextlib
 import importlib.util
@@ -17,16 +17,16 @@ from pyiceberg.catalog import Catalog, load_catalog
 
 from k2flow.iceberg.catalog import CATALOG, default_properties
 from k2flow.sandbox.kafka.local import free_port
-from torture.plan import Fault, Kind
+from torture.plan import Fault, FaultKind
 from torture.proxy import Proxy
 
 PREFIX = "PYICEBERG_CATALOG__K2FLOW__"
 
 
 class Sqlite:
-    """The catalog that k2flow makes by itself."""
+    """The catalog that k2flow creates by default."""
 
-    kinds = (Kind.CATALOG_LOCKED,)
+    kinds = (FaultKind.CATALOG_LOCKED,)
     name = "SQLite"
 
     def __init__(self, home: Path) -> None:
@@ -38,34 +38,34 @@ class Sqlite:
     def open(self) -> Catalog:
         return load_catalog(CATALOG, **default_properties(self._path.parent))
 
-    def break_it(self, fault: Fault) -> None:
-        """Another connection holds the lock for a while."""
+    def inject(self, fault: Fault) -> None:
+        """Hold the lock by another connection for the length of the fault."""
         with contextlib.closing(sqlite3.connect(self._path, timeout=30, isolation_level=None)) as connection:
             connection.execute("BEGIN EXCLUSIVE")
             time.sleep(fault.seconds)
             connection.execute("ROLLBACK")
 
     def stop(self) -> None:
-        """Nothing runs."""
+        """Do nothing: no server runs."""
 
 
 class Postgres:
-    """A PostgreSQL of its own, in a folder of its own, as the user `postgres` where this is root."""
+    """A private PostgreSQL in a temporary folder; it runs as the user `postgres` if this process is root."""
 
     kinds = (
-        Kind.CATALOG_REFUSES,
-        Kind.CATALOG_HANGS,
-        Kind.ANSWER_LOST,
-        Kind.REQUEST_LOST,
-        Kind.CATALOG_CRASH,
-        Kind.CATALOG_FROZEN,
+        FaultKind.CATALOG_REFUSES,
+        FaultKind.CATALOG_HANGS,
+        FaultKind.ANSWER_LOST,
+        FaultKind.REQUEST_LOST,
+        FaultKind.CATALOG_CRASH,
+        FaultKind.CATALOG_FROZEN,
     )
     name = "PostgreSQL"
 
     def __init__(self, warehouse: Mapping[str, str], binaries: Path) -> None:
         self._binaries = binaries
         self._user = "postgres" if os.getuid() == 0 else None
-        self._folder = Path(tempfile.mkdtemp(prefix="k2flow-pg-"))  # short: the path of a socket has 107 bytes
+        self._folder = Path(tempfile.mkdtemp(prefix="k2flow-pg-"))  # short: a socket's path has at most 107 bytes
         self._data = self._folder / "data"
         self._warehouse = warehouse
         self._port = free_port()
@@ -90,17 +90,17 @@ class Postgres:
             **self._warehouse,
         }
 
-    def break_it(self, fault: Fault) -> None:
+    def inject(self, fault: Fault) -> None:
         match fault.kind:
-            case Kind.CATALOG_REFUSES:
+            case FaultKind.CATALOG_REFUSES:
                 with self._proxy.refusing():
                     time.sleep(fault.seconds)
-            case Kind.CATALOG_HANGS:
+            case FaultKind.CATALOG_HANGS:
                 with self._proxy.hanging():
                     time.sleep(fault.seconds)
-            case Kind.ANSWER_LOST | Kind.REQUEST_LOST:
-                self._proxy.cut_at_commit(after=fault.kind is Kind.ANSWER_LOST)
-            case Kind.CATALOG_CRASH:
+            case FaultKind.ANSWER_LOST | FaultKind.REQUEST_LOST:
+                self._proxy.cut_at_commit(after=fault.kind is FaultKind.ANSWER_LOST)
+            case FaultKind.CATALOG_CRASH:
                 self._run("pg_ctl", "-D", str(self._data), "-m", "immediate", "-w", "stop")
                 time.sleep(fault.seconds / 2)
                 self._start()
@@ -144,13 +144,13 @@ class Postgres:
 
 
 def variables(properties: Mapping[str, str]) -> dict[str, str]:
-    """The environment variables by which PyIceberg has these properties of the catalog."""
+    """Return these properties of the catalog as PyIceberg's environment variables."""
     return {PREFIX + name.upper().replace(".", "__").replace("-", "_"): value for name, value in properties.items()}
 
 
 def postgres_programs() -> Path | None:
-    """The folder of PostgreSQL's programs; None if they or the Python driver are not there."""
-    # Debian's pg_ctl on PATH is a wrapper for clusters of its own: the real one comes first.
+    """Return the folder of PostgreSQL's programs; None if they or the Python driver are not installed."""
+    # Debian's pg_ctl on PATH is a wrapper that only knows Debian's clusters: the real one comes first.
     found = [
         *sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"), reverse=True),
         Path(shutil.which("pg_ctl") or "/none"),

@@ -1,4 +1,4 @@
-"""The disk that the tables are on, which can be full: a small file system in memory where that may be mounted."""
+"""The disk of the tables, which can fill up: a small file system in memory, if this process may mount one."""
 
 import contextlib
 import resource
@@ -11,7 +11,7 @@ FILE_BYTES = 512
 
 
 class Disk:
-    """Holds the folder of the tables. Without the right to mount, single processes are kept from writing instead."""
+    """Holds the folder of the tables. Without the right to mount, a limit on file size stops the processes instead."""
 
     def __init__(self, folder: Path, seconds: float) -> None:
         self._folder = folder
@@ -24,7 +24,7 @@ class Disk:
 
     @contextlib.contextmanager
     def full(self, pids: Iterable[int]) -> Iterator[None]:
-        """No file can grow."""
+        """Stop every file from growing while the context lasts."""
         if self.mounted:
             while not self._resize(f"{shutil.disk_usage(self._folder).used}"):
                 pass  # it has grown since it was measured
@@ -49,7 +49,7 @@ class Disk:
 
 
 def _limit(pid: int, limit: tuple[int, int]) -> tuple[int, int] | None:
-    """Limits the size of files that a process may write; the limit before, or None if it has ended."""
+    """Limit the size of the files that a process writes. Return the limit before, or None if the process has ended."""
     with contextlib.suppress(ProcessLookupError):
         return resource.prlimit(pid, resource.RLIMIT_FSIZE, limit)
     return None

@@ -1,4 +1,4 @@
-"""Keeps a flow running as an operator would: started again after a pause whenever it ends."""
+"""Keeps a flow running as an operator would: it restarts after a pause whenever it ends."""
 
 import contextlib
 import os
@@ -17,12 +17,12 @@ from tests.integration.harness import ROOT, free_addresses
 
 PEERS_SECONDS = 5.0
 DRAIN_SECONDS = 30.0
-SUPPLANTED_SECONDS = 15.0
+REPLACED_SECONDS = 15.0
 ERROR = "k2flow: error: "
 
 
-class Copy:
-    """The processes of one start of a flow, and their log."""
+class FlowInstance:
+    """The processes of one start of a flow, with their log."""
 
     def __init__(self, exchange: str, processes: int, environment: Mapping[str, str], log: Path) -> None:
         self.log = log
@@ -42,13 +42,15 @@ class Copy:
                 process.send_signal(number)
 
     def ended(self) -> bool:
+        """Return whether every process has ended."""
         return all(process.poll() is not None for process in self.processes)
 
     def broken(self) -> bool:
+        """Return whether a process has ended."""
         return any(process.poll() is not None for process in self.processes)
 
     def wait(self, seconds: float) -> bool:
-        """Whether all have ended by themselves within `seconds`; those that have not are killed."""
+        """Return whether all end by themselves within `seconds`; kill the others."""
         deadline = time.monotonic() + seconds
         while not self.ended() and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -63,7 +65,7 @@ class Copy:
         return [process.returncode for process in self.processes]
 
     def reasons(self) -> list[str]:
-        """Why processes ended, with what differs from one time to the next taken out."""
+        """Return why processes ended, without the numbers, so that equal reasons can be counted."""
         text = self.log.read_text(errors="replace")
         said = re.findall(rf"^{ERROR}(.*)$", text, re.MULTILINE)
         if "Traceback" in text or "panicked at" in text:
@@ -72,11 +74,11 @@ class Copy:
         return [re.sub(r"\d+", "N", each)[:110] for each in said]
 
 
-class Keeper(threading.Thread):
-    """Keeps the flow of one exchange running until it is stopped. Counts why copies of it ended."""
+class Restarter(threading.Thread):
+    """Keeps the flow of one exchange running until `stop`. Counts why instances of it ended."""
 
     def __init__(self, exchange: str, environment: Mapping[str, str], logs: Path, chance: random.Random) -> None:
-        super().__init__(name=f"keeper-{exchange}", daemon=True)
+        super().__init__(name=f"restarter-{exchange}", daemon=True)
         self.exchange = exchange
         self.processes = 1
         self.starts = 0
@@ -87,109 +89,112 @@ class Keeper(threading.Thread):
         self._chance = chance
         self._ending = threading.Event()
         self._lock = threading.Lock()
-        self._copies: list[Copy] = []
-        self._copy: Copy | None = None
+        self._instances: list[FlowInstance] = []
+        self._instance: FlowInstance | None = None
 
     def run(self) -> None:
         while not self._ending.is_set():
-            copy = self.launch(self.processes)
+            instance = self.launch(self.processes)
             with self._lock:
-                self._copy = copy
-            while self._copy is copy and not copy.broken() and not self._ending.is_set():
+                self._instance = instance
+            while self._instance is instance and not instance.broken() and not self._ending.is_set():
                 time.sleep(0.05)
             with self._lock:
-                mine, self._copy = self._copy is copy, None if self._copy is copy else self._copy
+                mine, self._instance = (
+                    self._instance is instance,
+                    None if self._instance is instance else self._instance,
+                )
             if self._ending.is_set():
-                copy.signal(signal.SIGCONT)
-                copy.signal(signal.SIGTERM)
+                instance.signal(signal.SIGCONT)
+                instance.signal(signal.SIGTERM)
             if mine:
-                self.end(copy, DRAIN_SECONDS if self._ending.is_set() else PEERS_SECONDS)
+                self.end(instance, DRAIN_SECONDS if self._ending.is_set() else PEERS_SECONDS)
             self._ending.wait(self._chance.uniform(0.1, 1.0))
 
-    def launch(self, processes: int, **extra: str) -> Copy:
-        """A further copy of the flow."""
+    def launch(self, processes: int, **extra: str) -> FlowInstance:
+        """Start another instance of the flow."""
         self.starts += 1
         log = self._logs / f"{self.exchange}-{self.starts:03}.log"
-        copy = Copy(self.exchange, processes, {**self._environment, **extra}, log)
-        self._copies.append(copy)
-        return copy
+        instance = FlowInstance(self.exchange, processes, {**self._environment, **extra}, log)
+        self._instances.append(instance)
+        return instance
 
-    def end(self, copy: Copy, seconds: float) -> bool:
-        """Waits for a copy to end, kills it if it does not, and counts why it ended."""
-        by_itself = copy.wait(seconds)
+    def end(self, instance: FlowInstance, seconds: float) -> bool:
+        """Wait for an instance to end, kill it if it does not, and count why it ended."""
+        by_itself = instance.wait(seconds)
         self.stuck += not by_itself
-        self.reasons.update(copy.reasons())
+        self.reasons.update(instance.reasons())
         return by_itself
 
     def stop(self) -> None:
-        """Ends the flow as SIGTERM does, and the keeping of it."""
+        """Stop the flow by SIGTERM, and restart it no more."""
         self._ending.set()
         self.join()
 
     def pids(self) -> list[int]:
-        copy = self._copy
-        return [process.pid for process in copy.processes] if copy else []
+        instance = self._instance
+        return [process.pid for process in instance.processes] if instance else []
 
     def kill_everything(self) -> None:
-        """Every process of every copy there ever was."""
+        """Kill every process of every instance that was ever started."""
         self._ending.set()
-        for copy in self._copies:
-            copy.wait(0)
+        for instance in self._instances:
+            instance.wait(0)
 
-    # What follows is done to the flow, and returns whether there was one to do it to.
+    # The faults. Each returns whether a flow was running that it could hit.
 
     def kill(self, pick: float) -> bool:
-        if copy := self._copy:
-            copy.processes[int(pick * len(copy.processes))].kill()
-        return copy is not None
+        if instance := self._instance:
+            instance.processes[int(pick * len(instance.processes))].kill()
+        return instance is not None
 
     def kill_all(self) -> bool:
-        if copy := self._copy:
-            copy.signal(signal.SIGKILL)
-        return copy is not None
+        if instance := self._instance:
+            instance.signal(signal.SIGKILL)
+        return instance is not None
 
     def freeze(self, pick: float, seconds: float) -> bool:
-        """One process does not run for a while; the others wait for it."""
-        if copy := self._copy:
-            process = copy.processes[int(pick * len(copy.processes))]
+        """Stop one process for a while; the others wait for it."""
+        if instance := self._instance:
+            process = instance.processes[int(pick * len(instance.processes))]
             process.send_signal(signal.SIGSTOP)
             time.sleep(seconds)
             process.send_signal(signal.SIGCONT)
-        return copy is not None
+        return instance is not None
 
-    def supplant(self, seconds: float) -> bool:
-        """The whole copy is frozen, another one started; the frozen one goes on while that works, and must end."""
+    def replace_while_frozen(self, seconds: float) -> bool:
+        """Freeze the whole instance until another one has replaced it. The frozen one then continues, and must end."""
         with self._lock:
-            copy, self._copy = self._copy, None
-        if copy:
-            copy.signal(signal.SIGSTOP)
+            instance, self._instance = self._instance, None
+        if instance:
+            instance.signal(signal.SIGSTOP)
             time.sleep(seconds)
-            copy.signal(signal.SIGCONT)
-            deadline = time.monotonic() + SUPPLANTED_SECONDS
-            while not copy.broken() and time.monotonic() < deadline:
+            instance.signal(signal.SIGCONT)
+            deadline = time.monotonic() + REPLACED_SECONDS
+            while not instance.broken() and time.monotonic() < deadline:
                 time.sleep(0.05)
-            copy.signal(signal.SIGTERM)  # it is rightly alive where its successor came to nothing
-            self.end(copy, DRAIN_SECONDS)
-        return copy is not None
+            instance.signal(signal.SIGTERM)  # it may still run if its successor failed
+            self.end(instance, DRAIN_SECONDS)
+        return instance is not None
 
     def rescale(self, processes: int) -> bool:
         self.processes = processes
-        if copy := self._copy:
-            copy.signal(signal.SIGTERM)
-        return copy is not None
+        if instance := self._instance:
+            instance.signal(signal.SIGTERM)
+        return instance is not None
 
-    def twin(self, seconds: float, host: str | None) -> bool:
-        """A second copy beside the first for a while, on this host or on one that calls itself otherwise."""
-        copy = self.launch(1, **({"TORTURE_HOST": host} if host else {}))
+    def run_second_copy(self, seconds: float, host: str | None) -> bool:
+        """Run a second instance beside the first for a while, on this host or under another host name."""
+        instance = self.launch(1, **({"TORTURE_HOST": host} if host else {}))
         deadline = time.monotonic() + seconds + 4
-        while not copy.broken() and time.monotonic() < deadline:
+        while not instance.broken() and time.monotonic() < deadline:
             time.sleep(0.05)
-        copy.signal(signal.SIGTERM)
-        self.end(copy, PEERS_SECONDS)
+        instance.signal(signal.SIGTERM)
+        self.end(instance, PEERS_SECONDS)
         return True
 
 
 def flow_environment(extra: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a flow: `extra`, nothing else of k2flow's, and the hooks of the torture."""
+    """Return the environment of a flow: `extra`, no other setting of k2flow, and the torture's hooks."""
     outer = {k: v for k, v in os.environ.items() if not k.startswith(("K2FLOW_", "PYICEBERG_", "BYTEWAX_"))}
     return {**outer, **extra, "PYTHONPATH": os.pathsep.join([str(ROOT / "torture" / "hooks"), str(ROOT)])}

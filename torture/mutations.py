@@ -8,7 +8,7 @@ from k2flow.trades.messages import MessageBatch
 
 
 def no_guard() -> None:
-    """An attempt no longer looks whether the ledger is as it left it: its own reading is what it remembers."""
+    """An attempt no longer checks that the ledger is unchanged: it trusts the ledger in memory."""
     real = Committer._read
     Committer._read = lambda self: getattr(self, "ledger", None) or real(self)
 
@@ -27,12 +27,12 @@ def no_contiguity() -> None:
 
 
 def no_fence() -> None:
-    """A flow starts without a new epoch."""
+    """A flow starts without a new writer epoch."""
     Committer.fence = lambda self, topic_id, began_with=None: None
 
 
 def weak_fence() -> None:
-    """The fence changes the ledger alone and leaves the table's head as it was."""
+    """The fence changes only the ledger and leaves the table's current snapshot as it was."""
 
     def fence(self, topic_id, began_with=None):
         self._commit(self.ledger.fenced(self._writer, topic_id), [], append=False)
@@ -41,7 +41,7 @@ def weak_fence() -> None:
 
 
 def no_replay_filter() -> None:
-    """Rows that a table holds already are written again."""
+    """Rows that a table already holds are written again."""
     MessageBatch.beyond = lambda self, committed: self
 
 

@@ -1,4 +1,4 @@
-"""Proof that the tests notice: they must fail once a safeguard is switched off."""
+"""Proves that the tests notice: they must fail once a safeguard is switched off."""
 
 import os
 import re
@@ -12,11 +12,11 @@ from torture.report import console
 TESTS = ("tests/integration/test_commit.py", "tests/integration/test_failpoints.py", "-k", "not every_point")
 
 
-def prove(names: str) -> bool:
-    """Whether the tests fail with the safeguards in `names`, separated by commas, switched off; prints which."""
+def tests_fail_without(names: str) -> bool:
+    """Return whether tests fail with these safeguards (separated by commas) switched off; print which."""
     unknown = set(names.split(",")) - MUTATIONS.keys()
     if unknown:
-        raise SystemExit(f"unknown: {', '.join(sorted(unknown))}; known are {', '.join(MUTATIONS)}")
+        raise SystemExit(f"unknown mutation: {', '.join(sorted(unknown))}; known are {', '.join(MUTATIONS)}")
     environment = {**flow_environment({}), "TORTURE_MUTATIONS": names}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=line", *TESTS]
     result = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""A TCP proxy before a server that can refuse, hang, and cut connections around a commit or another request."""
+"""A TCP proxy that can refuse, hang, and cut connections around a commit or another request."""
 
 import contextlib
 import socket
@@ -13,16 +13,16 @@ CONTINUE = b"HTTP/1.1 100"  # the server asks for the rest of a request: no answ
 
 
 class Proxy:
-    """Listens on a port of 127.0.0.1 of its own and passes everything on to `port`."""
+    """Listens on its own port of 127.0.0.1 and forwards everything to `port`."""
 
     def __init__(self, port: int) -> None:
         self._upstream = port
         self._refusing = False
         self._open = threading.Event()
         self._open.set()
-        self._cut = ""  # "before" or "after" the next commit is passed on
+        self._cut = ""  # "before" or "after" the next commit is forwarded
         self._unanswered: tuple[bytes, ...] = ()
-        self._doomed: set[tuple[socket.socket, socket.socket]] = set()
+        self._answer_dropped: set[tuple[socket.socket, socket.socket]] = set()
         self._pairs: set[tuple[socket.socket, socket.socket]] = set()
         self._server = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._server.getsockname()[1]
@@ -30,7 +30,7 @@ class Proxy:
 
     @contextlib.contextmanager
     def refusing(self) -> Iterator[None]:
-        """Every connection is cut, and every new one at once."""
+        """Cut every connection, and every new one at once."""
         self._refusing = True
         self.cut_all()
         yield
@@ -38,19 +38,20 @@ class Proxy:
 
     @contextlib.contextmanager
     def hanging(self) -> Iterator[None]:
-        """Connections stay, and nothing goes through them; it all does afterwards."""
+        """Hold all data back on open connections; deliver it afterwards."""
         self._open.clear()
         yield
         self._open.set()
 
     def cut_at_commit(self, after: bool) -> None:
-        """The next commit that comes is passed on, or not, and its connection cut: nobody is told the outcome."""
+        """Forward the next commit, or not, and cut its connection: the client does not learn the outcome."""
         self._cut = "after" if after else "before"
 
     @contextlib.contextmanager
     def losing_answers(self, requests: tuple[bytes, ...]) -> Iterator[None]:
-        """Every HTTP request that begins with one of `requests` is passed on whole, and its connection cut instead of
-        an answer: nobody is told the outcome.
+        """Forward every HTTP request that begins with one of `requests`, and cut its connection instead of an answer.
+
+        The client does not learn the outcome.
         """
         self._unanswered = requests
         yield
@@ -90,8 +91,8 @@ class Proxy:
             while data := source.recv(BUFFER_BYTES):
                 self._open.wait()
                 if source is pair[0] and self._unanswered and data.startswith(self._unanswered):
-                    self._doomed.add(pair)
-                if source is pair[1] and pair in self._doomed and not data.startswith(CONTINUE):
+                    self._answer_dropped.add(pair)
+                if source is pair[1] and pair in self._answer_dropped and not data.startswith(CONTINUE):
                     break
                 if self._cut and source is pair[0] and COMMIT in data:
                     after, self._cut = self._cut == "after", ""
@@ -110,7 +111,7 @@ class Proxy:
 
     def _close(self, pair: tuple[socket.socket, socket.socket]) -> None:
         self._pairs.discard(pair)
-        self._doomed.discard(pair)
+        self._answer_dropped.discard(pair)
         for each in pair:
             with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)

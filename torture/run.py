@@ -1,4 +1,4 @@
-"""One torture from start to verdict."""
+"""One torture run, from start to verdict."""
 
 import contextlib
 import os
@@ -13,16 +13,16 @@ from pathlib import Path
 
 from k2flow.exchange import find_exchange
 from k2flow.sandbox.kafka.local import LocalKafka, free_port
-from torture.broker import Broker, Production
+from torture.broker import Broker, BurstProducer
 from torture.catalogs import Postgres, Sqlite, postgres_programs
 from torture.disk import Disk
-from torture.flows import Copy, Keeper, flow_environment
-from torture.plan import Fault, Kind, plan
-from torture.report import console, print_faults, print_layers, say
+from torture.flows import FlowInstance, Restarter, flow_environment
+from torture.plan import Fault, FaultKind, plan
+from torture.report import console, print_differences, print_faults, print_heading
 from torture.store import Seaweed, open_store
-from torture.verdict import judge
+from torture.verdict import TableDifference, compare_tables
 
-RATES = {"binance": 300, "kraken": 60}  # messages a second; the oracle looks at each of them, one by one
+RATES = {"binance": 300, "kraken": 60}  # messages per second; the oracle reads each of them, one at a time
 PARTITIONS = {"binance": 4, "kraken": 2}
 BATCHES = {
     "K2FLOW_BINANCE_TRIGGER_SECONDS": "1",
@@ -33,16 +33,16 @@ BATCHES = {
     "K2FLOW_KRAKEN_COMMIT_BATCHES": "2",
 }
 FLOW_KINDS = (
-    Kind.KILL,
-    Kind.KILL_ALL,
-    Kind.FREEZE,
-    Kind.SUPPLANT,
-    Kind.RESCALE,
-    Kind.TWIN_HERE,
-    Kind.TWIN_ELSEWHERE,
-    Kind.BROKER_STOP,
-    Kind.BROKER_KILL,
-    Kind.PARTITION,
+    FaultKind.KILL,
+    FaultKind.KILL_ALL,
+    FaultKind.FREEZE,
+    FaultKind.REPLACE_FROZEN,
+    FaultKind.RESCALE,
+    FaultKind.SECOND_COPY_HERE,
+    FaultKind.SECOND_COPY_ELSEWHERE,
+    FaultKind.BROKER_STOP,
+    FaultKind.BROKER_KILL,
+    FaultKind.PARTITION,
 )
 LANDED = "an attempt whose outcome was unknown had landed"
 CATCH_UP_SECONDS = 180
@@ -50,7 +50,7 @@ CATCH_UP_STARTS = 3
 
 
 class Torture:
-    """A broker, a catalog, a store, two flows, two producers, and a plan of what goes wrong; all under one folder."""
+    """A broker, a catalog, a store, two flows, two producers and a plan of faults; all files are under one folder."""
 
     def __init__(self, minutes: float, seed: int, sqlite: bool, local: bool, folder: Path) -> None:
         self._seconds = minutes * 60
@@ -59,66 +59,73 @@ class Torture:
         self._local = local
         self._folder = folder
         self._done: Counter[str] = Counter()
-        self._troubles: list[str] = []
+        self._problems: list[str] = []
         self._catalog_lock = threading.Lock()
         self._store_lock = threading.Lock()
 
     def run(self) -> bool:
-        """Whether nothing was lost or doubled, and the flows could catch up."""
-        logs = self._folder / "logs"
+        """Return whether no row is lost or duplicated, both flows catch up, and the audit agrees."""
+        logs, home = self._folder / "logs", self._folder / "home"
         logs.mkdir(parents=True)
         with contextlib.ExitStack() as cleanup:
-            self._disk = Disk(self._folder / "home", self._seconds)
+            self._disk = Disk(home, self._seconds)
             cleanup.callback(self._disk.close)
             kafka = cleanup.enter_context(LocalKafka(self._folder / "kafka", free_port()))
-            exchanges = {name: find_exchange(name) for name in RATES}
-            kafka.start({e.settings.topic: PARTITIONS[name] for name, e in exchanges.items()})
+            kafka.start({find_exchange(name).settings.topic: PARTITIONS[name] for name in RATES})
             self._broker = Broker(kafka)
-            home = self._folder / "home"
             self._open_tables(home, cleanup)
-            self._settings = {
+            settings = {
                 "K2FLOW_HOME": str(home),
                 "K2FLOW_KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap,
                 **self._catalog.environment(),
             }
-            os.environ.update(self._settings)
+            os.environ.update(settings)
             subprocess.run([sys.executable, "-m", "k2flow", "tables", "create", "all"], check=True)
-            environment = flow_environment({**self._settings, **BATCHES})
-            regular = flow_environment(self._settings)
             chance = random.Random(self._seed)
-            self._keepers = {name: Keeper(name, environment, logs, random.Random(chance.random())) for name in RATES}
-            for keeper in self._keepers.values():
-                cleanup.callback(keeper.kill_everything)
+            environment = flow_environment({**settings, **BATCHES})
+            self._restarters = {
+                name: Restarter(name, environment, logs, random.Random(chance.random())) for name in RATES
+            }
+            for restarter in self._restarters.values():
+                cleanup.callback(restarter.kill_everything)
             producers = [
-                Production(name, kafka.bootstrap, rate, random.Random(chance.random())) for name, rate in RATES.items()
+                BurstProducer(name, kafka.bootstrap, rate, random.Random(chance.random()))
+                for name, rate in RATES.items()
             ]
-            kinds = (*FLOW_KINDS, *(self._store.kinds if self._store else (Kind.DISK_FULL,)), *self._catalog.kinds)
-            faults = plan(self._seed, self._seconds, kinds)
-            where = f"catalog in {self._catalog.name}, files in {'SeaweedFS' if self._store else 'a folder'}"
-            say(f"{len(faults)} faults in {self._seconds:.0f} s, seed {self._seed}, {where}")
-            self._suffer(faults, [*producers, *self._keepers.values()])
-            say("no more faults: both flows until caught up")
-            caught_up = [self._catch_up(name, regular, logs) for name in RATES]
-            layers = [layer for name in RATES for layer in judge(name, kafka.bootstrap, self._catalog.open())]
-            starts = {name: keeper.starts for name, keeper in self._keepers.items()}
-            reasons = sum((keeper.reasons for keeper in self._keepers.values()), Counter())
-            print_faults(self._done, starts, reasons)
-            print_layers(layers)
-            lost, wrong = sum(layer.lost for layer in layers), sum(layer.wrong for layer in layers)
-            messages = sum(layer.rows for layer in layers if layer.table.startswith("bronze"))
-            broken = sum(producer.failures for producer in producers)
-            console.print(
-                f"{messages:,} messages ({broken} bursts broken off), {self._done.total()} faults, "
-                f"{sum(starts.values())} starts: [bold]{lost} lost, {wrong} doubled"
-            )
-            landed = sum(log.read_text(errors="replace").count(LANDED) for log in logs.iterdir())
-            console.print(f"commits whose answer was lost and that were found to have landed: {landed}")
-            for trouble in self._troubles:
-                console.print(f"[red]{trouble}")
-            return not lost and not wrong and all(caught_up) and self._audit() and not self._troubles
+            self._run_faults(self._plan(), [*producers, *self._restarters.values()])
+            print_heading("no more faults: both flows catch up")
+            caught_up = [self._catch_up(name, flow_environment(settings), logs) for name in RATES]
+            tables = [table for name in RATES for table in compare_tables(name, kafka.bootstrap, self._catalog.open())]
+            correct = self._report(tables, sum(producer.failures for producer in producers), logs)
+            return correct and all(caught_up) and self._audit() and not self._problems
+
+    def _plan(self) -> list[Fault]:
+        """Plan the faults that this machine's catalog and store allow."""
+        store_kinds = self._store.kinds if self._store else (FaultKind.DISK_FULL,)
+        faults = plan(self._seed, self._seconds, (*FLOW_KINDS, *store_kinds, *self._catalog.kinds))
+        where = f"catalog in {self._catalog.name}, files in {'SeaweedFS' if self._store else 'a folder'}"
+        print_heading(f"{len(faults)} faults in {self._seconds:.0f} s, seed {self._seed}, {where}")
+        return faults
+
+    def _report(self, tables: list[TableDifference], broken_bursts: int, logs: Path) -> bool:
+        """Print the results. Return whether no row is lost and none is unexpected."""
+        starts = {name: restarter.starts for name, restarter in self._restarters.items()}
+        print_faults(self._done, starts, sum((each.reasons for each in self._restarters.values()), Counter()))
+        print_differences(tables)
+        lost, unexpected = sum(table.lost for table in tables), sum(table.unexpected for table in tables)
+        messages = sum(table.rows for table in tables if table.table.startswith("bronze"))
+        console.print(
+            f"{messages:,} messages ({broken_bursts} bursts interrupted), {self._done.total()} faults, "
+            f"{sum(starts.values())} starts: [bold]{lost} lost, {unexpected} duplicated"
+        )
+        landed = sum(log.read_text(errors="replace").count(LANDED) for log in logs.iterdir())
+        console.print(f"commits that were found to have landed after their answer was lost: {landed}")
+        for problem in self._problems:
+            console.print(f"[red]{problem}")
+        return not lost and not unexpected
 
     def _open_tables(self, home: Path, cleanup: contextlib.ExitStack) -> None:
-        """The catalog and the store of files: PostgreSQL and SeaweedFS where they are there and wanted."""
+        """Open the catalog and the store of files: PostgreSQL and SeaweedFS if they are installed and wanted."""
         programs = None if self._sqlite else postgres_programs()
         self._store: Seaweed | None = None
         if programs and not self._local and (store := open_store(self._folder / "store")):
@@ -128,83 +135,84 @@ class Torture:
         self._catalog: Sqlite | Postgres = Postgres(warehouse, programs) if programs else Sqlite(home)
         cleanup.callback(self._catalog.stop)
 
-    def _suffer(self, faults: list[Fault], threads: list[Production | Keeper]) -> None:
-        """Everything runs, the faults happen at their times, and everything ends."""
+    def _run_faults(self, faults: list[Fault], threads: list[BurstProducer | Restarter]) -> None:
+        """Start all threads, apply each fault at its time, then stop all threads."""
         began = time.monotonic()
         for thread in threads:
             thread.start()
-        suffered = []
+        applied = []
         for fault in faults:
             time.sleep(max(0.0, began + fault.at - time.monotonic()))
             print(fault, flush=True)
-            thread = threading.Thread(target=self._inflict, args=(fault,), daemon=True)
+            thread = threading.Thread(target=self._apply, args=(fault,), daemon=True)
             thread.start()
-            suffered.append(thread)
-        for each in suffered:
+            applied.append(thread)
+        for each in applied:
             each.join()
         for thread in threads:
             thread.stop()
 
-    def _inflict(self, fault: Fault) -> None:
+    def _apply(self, fault: Fault) -> None:
         try:
             if self._action(fault)() is not False:
                 self._done[fault.kind] += 1
-        except Exception as error:  # noqa: BLE001 - one fault that cannot be had must not end the others
-            self._troubles.append(f"{fault}: {type(error).__name__}: {error}")
+        except Exception as error:  # noqa: BLE001 - a fault that fails must not end the others
+            self._problems.append(f"{fault}: {type(error).__name__}: {error}")
 
     def _action(self, fault: Fault) -> Callable[[], object]:
-        keeper = self._keepers[fault.exchange]
+        restarter = self._restarters[fault.exchange]
         match fault.kind:
-            case Kind.KILL:
-                return lambda: keeper.kill(fault.pick)
-            case Kind.KILL_ALL:
-                return keeper.kill_all
-            case Kind.FREEZE:
-                return lambda: keeper.freeze(fault.pick, fault.seconds)
-            case Kind.SUPPLANT:
-                return lambda: keeper.supplant(fault.seconds + 3)  # the successor needs about 3 s to take over
-            case Kind.RESCALE:
-                return lambda: keeper.rescale(fault.processes)
-            case Kind.TWIN_HERE:
-                return lambda: keeper.twin(fault.seconds, None)
-            case Kind.TWIN_ELSEWHERE:
-                return lambda: keeper.twin(fault.seconds, "elsewhere")
-            case Kind.BROKER_STOP | Kind.BROKER_KILL:
-                return lambda: self._broker.interrupt(fault.kind is Kind.BROKER_STOP, fault.seconds / 2)
-            case Kind.PARTITION:
+            case FaultKind.KILL:
+                return lambda: restarter.kill(fault.pick)
+            case FaultKind.KILL_ALL:
+                return restarter.kill_all
+            case FaultKind.FREEZE:
+                return lambda: restarter.freeze(fault.pick, fault.seconds)
+            case FaultKind.REPLACE_FROZEN:
+                seconds = fault.seconds + 3  # the successor needs about 3 s to start
+                return lambda: restarter.replace_while_frozen(seconds)
+            case FaultKind.RESCALE:
+                return lambda: restarter.rescale(fault.processes)
+            case FaultKind.SECOND_COPY_HERE:
+                return lambda: restarter.run_second_copy(fault.seconds, None)
+            case FaultKind.SECOND_COPY_ELSEWHERE:
+                return lambda: restarter.run_second_copy(fault.seconds, "elsewhere")
+            case FaultKind.BROKER_STOP | FaultKind.BROKER_KILL:
+                return lambda: self._broker.interrupt(fault.kind is FaultKind.BROKER_STOP, fault.seconds / 2)
+            case FaultKind.PARTITION:
                 return lambda: self._broker.add_partition(find_exchange(fault.exchange).settings.topic)
-            case Kind.DISK_FULL:
+            case FaultKind.DISK_FULL:
                 return lambda: self._fill_disk(fault.seconds)
-            case Kind.STORE_REFUSES | Kind.STORE_HANGS | Kind.STORE_CUTS | Kind.STORE_RESTART:
+            case FaultKind.STORE_REFUSES | FaultKind.STORE_HANGS | FaultKind.STORE_CUTS | FaultKind.STORE_RESTART:
                 return lambda: self._break_store(fault)
             case _:
                 return lambda: self._break_catalog(fault)
 
     def _fill_disk(self, seconds: float) -> None:
-        with self._disk.full([pid for keeper in self._keepers.values() for pid in keeper.pids()]):
+        with self._disk.full([pid for restarter in self._restarters.values() for pid in restarter.pids()]):
             time.sleep(seconds)
 
     def _break_catalog(self, fault: Fault) -> None:
         with self._catalog_lock:
-            self._catalog.break_it(fault)
+            self._catalog.inject(fault)
 
     def _break_store(self, fault: Fault) -> None:
         assert self._store
         with self._store_lock:
-            self._store.break_it(fault)
+            self._store.inject(fault)
 
     def _catch_up(self, exchange: str, environment: dict[str, str], logs: Path) -> bool:
-        """Whether the flow comes to the end of its topic when nothing goes wrong any more."""
+        """Return whether the flow reaches the end of its topic once the faults are over."""
         for i in range(CATCH_UP_STARTS):
             log = logs / f"{exchange}-end-{i}.log"
-            copy = Copy(exchange, 1 + i % 2, {**environment, "K2FLOW_UNTIL_CAUGHT_UP": "1"}, log)
-            if copy.wait(CATCH_UP_SECONDS) and not any(copy.codes()):
+            instance = FlowInstance(exchange, 1 + i % 2, {**environment, "K2FLOW_UNTIL_CAUGHT_UP": "1"}, log)
+            if instance.wait(CATCH_UP_SECONDS) and not any(instance.codes()):
                 return True
-            self._troubles.append(f"{exchange} did not catch up: {copy.codes()} {copy.reasons()[-1:]}")
+            self._problems.append(f"{exchange} did not catch up: {instance.codes()} {instance.reasons()[-1:]}")
         return False
 
     def _audit(self) -> bool:
-        """Whether `k2flow audit` finds that the law holds."""
+        """Return whether `k2flow audit` finds that all invariants hold."""
         command = [sys.executable, "-m", "k2flow", "audit", "--json"]
         result = subprocess.run(command, check=False, capture_output=True, text=True)
         console.print(f"k2flow audit: exit code {result.returncode}")

@@ -1,4 +1,4 @@
-"""The warehouse under torture: SeaweedFS, a real S3 store, behind a proxy; it has an Iceberg REST catalog as well."""
+"""The warehouse under torture: SeaweedFS, a real S3 store with an Iceberg REST catalog, behind a proxy."""
 
 import contextlib
 import os
@@ -10,24 +10,24 @@ import time
 import urllib.request
 from pathlib import Path
 
-from torture.plan import Fault, Kind
+from torture.plan import Fault, FaultKind
 from torture.proxy import Proxy
 
 BUCKET = "warehouse"
 KEY, SECRET = "torture", "torture-secret"
 TABLES = "tables"  # the bucket of the REST catalog
 SERVERS = ("master", "volume", "filer", "admin", "s3", "s3.port.iceberg")
-GRPC = 10_000  # each server also takes the port that is so much higher
+GRPC = 10_000  # each server also listens on the port that is higher by this
 PORTS = range(11_000, 19_000, len(SERVERS))
 START_SECONDS = 40.0
 STOP_SECONDS = 5.0
-WRITES = (b"PUT ", b"POST ")  # how S3 requests begin that change something
+WRITES = (b"PUT ", b"POST ")  # the first bytes of S3 requests that change something
 
 
 class Seaweed:
-    """One SeaweedFS process with a folder and a bucket of its own."""
+    """One SeaweedFS process with its own folder and bucket."""
 
-    kinds = (Kind.STORE_REFUSES, Kind.STORE_HANGS, Kind.STORE_CUTS, Kind.STORE_RESTART)
+    kinds = (FaultKind.STORE_REFUSES, FaultKind.STORE_HANGS, FaultKind.STORE_CUTS, FaultKind.STORE_RESTART)
 
     def __init__(self, folder: Path, program: Path) -> None:
         self._folder = folder
@@ -38,11 +38,11 @@ class Seaweed:
         self._proxy = Proxy(self._ports["s3"])
 
     def properties(self) -> dict[str, str]:
-        """PyIceberg's properties of a catalog whose warehouse this is."""
+        """Return PyIceberg's properties of a catalog whose warehouse is this store."""
         return {"warehouse": f"s3://{BUCKET}/k2flow", **self._access()}
 
     def rest_catalog(self) -> dict[str, str]:
-        """PyIceberg's properties of its own catalog."""
+        """Return PyIceberg's properties of the store's REST catalog."""
         return {
             "type": "rest",
             "uri": self._rest,
@@ -66,15 +66,15 @@ class Seaweed:
             "s3.request-timeout": "5",
         }
 
-    def break_it(self, fault: Fault) -> None:
+    def inject(self, fault: Fault) -> None:
         match fault.kind:
-            case Kind.STORE_REFUSES:
+            case FaultKind.STORE_REFUSES:
                 with self._proxy.refusing():
                     time.sleep(fault.seconds)
-            case Kind.STORE_HANGS:
+            case FaultKind.STORE_HANGS:
                 with self._proxy.hanging():
                     time.sleep(fault.seconds)
-            case Kind.STORE_CUTS:
+            case FaultKind.STORE_CUTS:
                 with self._proxy.losing_answers(WRITES):
                     time.sleep(fault.seconds)
             case _:
@@ -124,7 +124,7 @@ class Seaweed:
         return True
 
     def _end(self, gently: bool) -> None:
-        """It may take 20 s to end by itself while clients are connected: it is killed then."""
+        """End the process; kill it if it does not end in time: with clients connected that may take 20 s."""
         if gently:
             self._process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -134,16 +134,16 @@ class Seaweed:
 
 
 def open_store(folder: Path) -> Seaweed | None:
-    """A store in `folder`; None where SeaweedFS is not installed."""
+    """Open a store in `folder`; return None if SeaweedFS is not installed."""
     beside = Path(sys.executable).with_name("weed")
     program = beside if beside.exists() else shutil.which("weed")
     return Seaweed(folder, Path(program)) if program else None
 
 
 def _free_ports() -> dict[str, int]:
-    """All below the ports that the system gives out to clients, those for gRPC as well."""
+    """Find free ports below the range that the system assigns to clients, those for gRPC included."""
     for i in range(len(PORTS)):
-        first = PORTS[(os.getpid() + i) % len(PORTS)]  # two tortures that begin at once do not meet
+        first = PORTS[(os.getpid() + i) % len(PORTS)]  # two torture runs that start at once choose different ports
         ports = dict(zip(SERVERS, range(first, first + len(SERVERS)), strict=True))
         if all(_is_free(port) and _is_free(port + GRPC) for port in ports.values()):
             return ports

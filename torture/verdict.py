@@ -1,4 +1,4 @@
-"""The tables beside an independent oracle: how many rows are lost, and how many are there that should not be."""
+"""Compares the tables with an independent oracle: rows lost, and rows that should not be there."""
 
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable
@@ -8,30 +8,31 @@ from typing import Any
 
 from pyiceberg.catalog import Catalog
 
-from k2flow.exchange import GOLD, find_exchange
+from k2flow.exchange import find_exchange
 from k2flow.iceberg.catalog import load_table
+from k2flow.layers import GOLD_TABLE
 from tests.integration.harness import milliseconds, read_topic, rows_of
 from tests.oracle import Expected, expect
 
 
 @dataclass(frozen=True)
-class Layer:
-    """One table beside the oracle; `wrong` rows are doubled, or such as no message accounts for."""
+class TableDifference:
+    """One table compared with the oracle; `unexpected` rows are duplicates, or no message accounts for them."""
 
     table: str
     rows: int
     lost: int
-    wrong: int
+    unexpected: int
 
 
-def judge(exchange: str, bootstrap: str, catalog: Catalog) -> list[Layer]:
-    """The four tables of an exchange, each row compared with what the oracle makes of the topic."""
+def compare_tables(exchange: str, bootstrap: str, catalog: Catalog) -> list[TableDifference]:
+    """Compare each row of an exchange's four tables with the rows that the oracle derives from the topic."""
     found = find_exchange(exchange)
     expected = expect(read_topic(bootstrap, found.settings.topic), found.code)
     bronze = load_table(catalog, found.bronze).scan().to_arrow().to_pylist()
     dlq = load_table(catalog, found.dlq).scan().to_arrow().to_pylist()
     silver = rows_of(load_table(catalog, found.silver))
-    gold = [row for row in rows_of(load_table(catalog, GOLD)) if row[3] == found.code]
+    gold = [row for row in rows_of(load_table(catalog, GOLD_TABLE)) if row[3] == found.code]
     return [
         _compared(found.bronze, map(_bronze_row, bronze), _bronze_expected(expected)),
         _compared(
@@ -40,7 +41,7 @@ def judge(exchange: str, bootstrap: str, catalog: Catalog) -> list[Layer]:
             Counter((*at, *payload_and_reason) for at, payload_and_reason in expected.dlq.items()),
         ),
         _compared(found.silver, silver, expected.silver),
-        _gold(f"{GOLD} ({found.code})", gold, expected, found.settings.dedup_window_hours),
+        _gold(f"{GOLD_TABLE} ({found.code})", gold, expected, found.settings.dedup_window_hours),
     ]
 
 
@@ -56,23 +57,23 @@ def _bronze_expected(expected: Expected) -> Counter[tuple[Hashable, ...]]:
     )
 
 
-def _compared(table: str, rows: Iterable[tuple[Hashable, ...]], expected: Counter[Any]) -> Layer:
+def _compared(table: str, rows: Iterable[tuple[Hashable, ...]], expected: Counter[Any]) -> TableDifference:
     found = Counter(rows)
-    return Layer(table, found.total(), (expected - found).total(), (found - expected).total())
+    return TableDifference(table, found.total(), (expected - found).total(), (found - expected).total())
 
 
-def _gold(table: str, rows: list[tuple[Any, ...]], expected: Expected, window_hours: int) -> Layer:
-    """Each id once; twice only in two hours of which one is beyond the window."""
+def _gold(table: str, rows: list[tuple[Any, ...]], expected: Expected, window_hours: int) -> TableDifference:
+    """Expect each id once, or twice if the two rows' hours are further apart than the deduplication window."""
     hours = defaultdict(list)
     for row in rows:
         hours[row[0]].append(row[5].replace(minute=0, second=0, microsecond=0))
     newest = max((hour for each in hours.values() for hour in each), default=None)
-    doubled = sum(_doubled(each, newest, window_hours) for each in hours.values() if len(each) > 1)
-    strange = sum(row[:16] not in expected.silver for row in rows)
-    return Layer(table, len(rows), len(expected.gold_ids - hours.keys()), doubled + strange)
+    duplicated = sum(_duplicates(each, newest, window_hours) for each in hours.values() if len(each) > 1)
+    unaccounted = sum(row[:16] not in expected.silver for row in rows)
+    return TableDifference(table, len(rows), len(expected.gold_ids - hours.keys()), duplicated + unaccounted)
 
 
-def _doubled(hours: list[datetime], newest: datetime | None, window_hours: int) -> int:
+def _duplicates(hours: list[datetime], newest: datetime | None, window_hours: int) -> int:
     assert newest is not None
     hot = [hour for hour in hours if hour > newest - timedelta(hours=window_hours)]
     return len(hours) - len(set(hours)) if len(hot) < 2 else len(hours) - 1

@@ -1,7 +1,7 @@
-"""Python imports this at the start of every process that has this folder on PYTHONPATH, as the torture's flows have.
+"""Python imports this module at the start of every process with this folder on PYTHONPATH: the torture's flows.
 
 TORTURE_HOST       the host name that the process sees: a copy of a flow that runs "on another machine"
-TORTURE_MUTATIONS  names of MUTATIONS, separated by commas: what of k2flow's exactly-once is switched off
+TORTURE_MUTATIONS  names in MUTATIONS, separated by commas: the safeguards that are switched off
 """
 
 import os
