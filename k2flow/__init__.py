@@ -1,21 +1,94 @@
-"""k2flow: crypto trades from Kafka into Apache Iceberg, exactly once."""
+"""k2flow: crypto trades from Kafka into Apache Iceberg, exactly once.
 
+The public names load on first use, so that `import k2flow` imports neither Arrow, Iceberg, DuckDB nor Bytewax.
+"""
+
+import importlib
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from k2flow.errors import (
+    AlreadyRunningError,
+    AuditError,
+    CatalogError,
+    CommitError,
+    DedupError,
+    FencedError,
+    K2flowError,
+    KafkaError,
+    LostOffsetsError,
+    MaintenanceError,
+    NoBrokerError,
+    OffsetGapError,
+    ProduceError,
+    QueryError,
+    RegistryError,
+    ReportError,
+    ReprocessError,
+    RunError,
+    SchemaError,
+    SettingsError,
+    TableDiffersError,
+    UnknownExchangeError,
+)
 
 if TYPE_CHECKING:
-    import duckdb
+    from k2flow.exchange import Exchange, Rule
+    from k2flow.flow import build
+    from k2flow.query.connection import connect
 
-    from k2flow.query.connection import AsOf
+__all__ = [
+    "AlreadyRunningError",
+    "AuditError",
+    "CatalogError",
+    "CommitError",
+    "DedupError",
+    "Exchange",
+    "FencedError",
+    "K2flowError",
+    "KafkaError",
+    "LostOffsetsError",
+    "MaintenanceError",
+    "NoBrokerError",
+    "OffsetGapError",
+    "ProduceError",
+    "QueryError",
+    "RegistryError",
+    "ReportError",
+    "ReprocessError",
+    "Rule",
+    "RunError",
+    "SchemaError",
+    "SettingsError",
+    "TableDiffersError",
+    "UnknownExchangeError",
+    "build",
+    "connect",
+]
 
-# Before pyarrow is imported, for it looks only then: see runtime.keep_freed_memory.
-os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
+_MODULES = {
+    "Exchange": "k2flow.exchange",
+    "Rule": "k2flow.exchange",
+    "build": "k2flow.flow",
+    "connect": "k2flow.query.connection",
+}
+"""The modules of the names that load on first use."""
 
 __version__ = "0.1.0"
 
+# Arrow reads this when it is imported: see keep_freed_memory in k2flow.flow.runtime.
+os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 
-def connect(as_of: "AsOf | None" = None) -> "duckdb.DuckDBPyConnection":
-    """A DuckDB connection with a view for each table, as it is or was; see k2flow.query.connection.connect."""
-    from k2flow.query import connection as query
 
-    return query.connect(as_of)
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from k2flow.config.pyiceberg_file import check_pyiceberg_file
+
+    check_pyiceberg_file()
+    value = globals()[name] = getattr(importlib.import_module(_MODULES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

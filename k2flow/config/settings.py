@@ -6,7 +6,7 @@
 | `K2FLOW_KAFKA_<NAME>` | `Settings.kafka`: librdkafka's own properties, `_` for `.` |
 | `K2FLOW_<EXCHANGE>_<NAME>` | `ExchangeSettings`, over what flows/<exchange>.py declares |
 | files in `K2FLOW_SECRETS_DIR` | k2flow.config.secret_files, as if they stood in the environment |
-| `PYICEBERG_*`, `.pyiceberg.yaml` | PyIceberg itself, see k2flow.iceberg.catalog |
+| `PYICEBERG_*`, `.pyiceberg.yaml` | PyIceberg itself: k2flow.config.pyiceberg_file, k2flow.iceberg.catalog |
 """
 
 import difflib
@@ -18,18 +18,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import strictyaml
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from k2flow.config import secret_files
 from k2flow.errors import SettingsError
-
-try:
-    import pyiceberg.catalog  # noqa: F401 - it reads its configuration file now, and would end in a traceback
-except (strictyaml.YAMLError, UnicodeDecodeError, OSError, AttributeError, TypeError) as unreadable:
-    reason = " ".join(str(unreadable).split())
-    raise SettingsError(f"PyIceberg's .pyiceberg.yaml cannot be read: {reason}") from unreadable
 
 PREFIX = "K2FLOW_"
 KAFKA_PREFIX = "K2FLOW_KAFKA_"
@@ -117,7 +110,7 @@ class Settings(BaseSettings):
 
     @cached_property
     def kafka(self) -> dict[str, str]:
-        """librdkafka's properties, as K2FLOW_KAFKA_* gives them, over the default broker address."""
+        """Librdkafka's properties, as K2FLOW_KAFKA_* gives them, over the default broker address."""
         given = {
             name[len(KAFKA_PREFIX) :].lower().replace("_", "."): value
             for name, value in os.environ.items()
@@ -242,7 +235,7 @@ def origins(model: BaseSettings, prefix: str, declared: Mapping[str, Any], decla
 
 
 def kafka_origins(settings: Settings) -> list[Origin]:
-    """librdkafka's properties in force, each with where it came from."""
+    """Librdkafka's properties in force, each with where it came from."""
     rows = []
     for name, value in sorted(settings.kafka.items()):
         variable = KAFKA_PREFIX + name.upper().replace(".", "_")
