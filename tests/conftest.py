@@ -33,9 +33,9 @@ SLOW_FILES = (
 )
 """Files of tests/integration that only `scripts/test all` runs. Single tests elsewhere are marked `slow` in place."""
 LONGEST_FIRST = (
-    "test_every_point",
-    "test_torture",
-    "test_kills",
+    "test_every_failpoint_loses_and_duplicates_nothing",
+    "test_torture_loses_and_duplicates_nothing",
+    "test_random_kills_lose_and_duplicate_nothing",
     "test_damage_is_named",
 )
 

@@ -1,4 +1,4 @@
-"""What docker/ and kubernetes/ would start: each container of k2flow, as the engines would set it up."""
+"""Reads docker/ and kubernetes/: each container of k2flow, as Docker or Kubernetes would set it up."""
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from k2flow.cli.repeated import duration
+from k2flow.cli.repetition import parse_duration
 
 ROOT = Path(__file__).parents[1]
 DOCKER, KUBERNETES = ROOT / "docker", ROOT / "kubernetes"
@@ -22,9 +22,9 @@ IMAGE = "k2flow"
 class Container:
     """One container of the image k2flow.
 
-    `workload` is the service or object that starts it, `host` its host's name, `environment` holds the image's
-    variables as well, `secrets` the names of the files in `secrets_folder`, and `grace_seconds` is the time from
-    SIGTERM to SIGKILL.
+    `workload` is the service or object that starts it, `host` its host name. `environment` includes the image's
+    variables, `secrets` are the names of the files in `secrets_folder`, and `grace_seconds` is the time from SIGTERM
+    to SIGKILL.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Container:
 
     @property
     def exchange(self) -> str | None:
-        """The exchange whose flow it runs, if it runs one."""
+        """The exchange of the flow that it runs, if any."""
         return self.command[2] if list(self.command[:2]) == ["k2flow", "run"] else None
 
     @property
@@ -53,27 +53,27 @@ class Container:
 
 @cache
 def instructions() -> list[tuple[str, str]]:
-    """The Dockerfile's instructions, each with the rest of its lines as one; comments are left out."""
+    """Return the Dockerfile's instructions, each with its arguments on one line, without comments."""
     lines = [line for line in DOCKERFILE.read_text("utf-8").splitlines() if not line.lstrip().startswith("#")]
     joined = "\n".join(lines).replace("\\\n", " ").splitlines()
     return [(name, rest.strip()) for name, _, rest in (line.partition(" ") for line in joined if line.strip())]
 
 
 def last_stage() -> list[tuple[str, str]]:
-    """The instructions that make the image itself."""
+    """Return the instructions of the last stage, which is the image."""
     found = instructions()
     return found[max(i for i, (name, _) in enumerate(found) if name == "FROM") :]
 
 
 def image_environment() -> dict[str, str]:
-    """The variables that the image sets."""
+    """Return the environment variables that the image sets."""
     pairs = [word for name, rest in last_stage() if name == "ENV" for word in shlex.split(rest)]
     return dict(pair.split("=", 1) for pair in pairs)
 
 
 @cache
 def compose() -> dict[str, Any]:
-    """The compose file, its anchors and merges resolved."""
+    """Return the compose file with its anchors and merges resolved."""
     found: dict[str, Any] = yaml.safe_load(COMPOSE.read_text("utf-8"))
     return found
 
@@ -90,7 +90,7 @@ def compose_containers() -> Iterator[Container]:
                 {**image_environment(), **service["environment"]},
                 service["secrets"],
                 COMPOSE_SECRETS if service["secrets"] else None,
-                duration(service["stop_grace_period"]),
+                parse_duration(service["stop_grace_period"]),
             )
 
 
@@ -102,7 +102,7 @@ def kustomization() -> dict[str, Any]:
 
 @cache
 def manifests(*paths: Path) -> list[dict[str, Any]]:
-    """The objects in these files; without any, those that kustomization.yaml applies, in its namespace."""
+    """Return the objects in these files; without any, those that kustomization.yaml applies, in its namespace."""
     every = paths or tuple(KUBERNETES / name for name in kustomization()["resources"])
     found = [each for path in every for each in yaml.safe_load_all(path.read_text("utf-8"))]
     for each in found if not paths else []:
@@ -112,25 +112,25 @@ def manifests(*paths: Path) -> list[dict[str, Any]]:
 
 
 def example_secret() -> dict[str, str]:
-    """What the Secret holds, by the names of its files."""
+    """Return the contents of the Secret, by file name."""
     (secret,) = manifests(KUBERNETES / "secret.example.yaml")
     found: dict[str, str] = secret["stringData"]
     return found
 
 
 def workloads() -> list[dict[str, Any]]:
-    """The objects that start pods."""
+    """Return the objects that start pods."""
     return [each for each in manifests() if each["kind"] in {"StatefulSet", "Deployment"}]
 
 
 def pod_containers(workload: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """All containers of a workload's pod as they are written, those that run first included."""
+    """Return all containers of a workload's pod as written, init containers included."""
     pod = workload["spec"]["template"]["spec"]
     return [*pod.get("initContainers", []), *pod["containers"]]
 
 
 def kubernetes_containers() -> Iterator[Container]:
-    """Those of every pod."""
+    """Yield the containers of every pod."""
     settings = {each["metadata"]["name"]: each["data"] for each in manifests() if each["kind"] == "ConfigMap"}
     images = {each["name"]: f"{each['newName']}:{each['newTag']}" for each in kustomization()["images"]}
     for workload in workloads():

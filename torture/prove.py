@@ -9,7 +9,7 @@ from torture.flows import flow_environment
 from torture.mutations import MUTATIONS
 from torture.report import console
 
-TESTS = ("tests/integration/test_commit.py", "tests/integration/test_failpoints.py", "-k", "not every_point")
+TESTS = ("tests/integration/test_commit.py", "tests/integration/test_failpoints.py", "-k", "not every_failpoint")
 
 
 def tests_fail_without(names: str) -> bool:

@@ -1,4 +1,4 @@
-"""A topic and tables of one's own for each test."""
+"""A topic and tables for each test."""
 
 import uuid
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from tests.integration.harness import Lake
 
 @pytest.fixture
 def new_lake(kafka: LocalKafka, tmp_path: Path) -> Callable[..., Lake]:
-    """Makes a topic of a fresh name and a `Lake` for it."""
+    """Return a function that creates a new topic and a `Lake` for it."""
 
     def make(exchange: str = "binance", partitions: int = 3, home: str = "lake") -> Lake:
         topic = f"{exchange}.{uuid.uuid4().hex}"
@@ -25,6 +25,6 @@ def new_lake(kafka: LocalKafka, tmp_path: Path) -> Callable[..., Lake]:
 
 
 def fill(lake: Lake, **options: object) -> Manifest:
-    """Produces simulated trades into a lake's topic."""
+    """Produce simulated trades into a lake's topic."""
     code = find_exchange(lake.exchange).code
     return produce(code, lake.topic, {"bootstrap.servers": lake.bootstrap}, ProduceOptions(**options))  # type: ignore[arg-type]

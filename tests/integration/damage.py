@@ -1,4 +1,4 @@
-"""Damage to the tables of a lake that leaves all else as it was: the ledgers, the other rows, the other tables."""
+"""Damages the tables of a lake and leaves all else as it was: the ledgers, the other rows, the other tables."""
 
 import json
 import sqlite3
@@ -21,7 +21,7 @@ from tests.integration.harness import Lake
 
 @contextmanager
 def restored(lake: Lake) -> Iterator[None]:
-    """Puts every table back to what it was: the metadata files that the catalog pointed to are still there."""
+    """Restore every table at the end: the metadata files that the catalog pointed to still exist."""
     with sqlite3.connect(lake.home / "catalog.db", timeout=60) as catalog:
         before = catalog.execute("SELECT table_name, metadata_location FROM iceberg_tables").fetchall()
         catalog.commit()
@@ -32,7 +32,7 @@ def restored(lake: Lake) -> Iterator[None]:
 
 
 def rows(lake: Lake, layer: str) -> pa.Table:
-    """All rows of a table, in the columns that are written."""
+    """Return all rows of a table, in the columns that flows write."""
     wanted = definitions(find_exchange(lake.exchange))[lake.table(layer).name()[-1]]
     return lake.table(layer).scan().to_arrow().cast(wanted.arrow_schema)
 
@@ -46,7 +46,7 @@ def delete(lake: Lake, layer: str, row_filter: str) -> None:
 
 
 def changed(one: pa.Table, **values: Any) -> pa.Table:
-    """`one` with other values in some columns."""
+    """Return `one` with other values in some columns."""
     for name, value in values.items():
         field = one.schema.field(name)
         column = pa.array([value] * one.num_rows, field.type)
@@ -55,7 +55,7 @@ def changed(one: pa.Table, **values: Any) -> pa.Table:
 
 
 def single_trade(lake: Lake, layer: str = "silver") -> pa.Table:
-    """A trade whose id is in Silver once."""
+    """Return a trade whose id is in Silver once."""
     ids = rows(lake, "silver")["message_id"].to_pylist()
     once = next(i for i in ids if ids.count(i) == 1)
     found = rows(lake, layer)
@@ -63,7 +63,7 @@ def single_trade(lake: Lake, layer: str = "silver") -> pa.Table:
 
 
 def message_of(lake: Lake, valid: bool) -> pa.Table:
-    """The first row of Bronze that is (not) a dead letter, from the middle of its partition."""
+    """Return a row of Bronze from the middle of its partition: the first one that is (not) a dead letter."""
     bad = {(r["partition"], r["offset"]) for r in rows(lake, "dlq").select(["partition", "offset"]).to_pylist()}
     bronze = rows(lake, "bronze").sort_by("offset")
     places = zip(bronze["partition"].to_pylist(), bronze["offset"].to_pylist(), strict=True)
@@ -71,7 +71,7 @@ def message_of(lake: Lake, valid: bool) -> pa.Table:
 
 
 def dead_letter(lake: Lake, message: pa.Table) -> pa.Table:
-    """A dead-letter row for a message of Bronze."""
+    """Return a dead-letter row for a message of Bronze."""
     one = rows(lake, "dlq").slice(0, 1)
     (m,) = message.to_pylist()
     return changed(
@@ -84,13 +84,13 @@ def dead_letter(lake: Lake, message: pa.Table) -> pa.Table:
 
 
 def place(message: pa.Table) -> str:
-    """A row filter that names one message."""
+    """Return the row filter that selects one message."""
     (m,) = message.select(["partition", "offset"]).to_pylist()
     return f"partition = {m['partition']} and offset = {m['offset']}"
 
 
 def forge(lake: Lake, layer: str, key: str, by: int) -> None:
-    """Changes a number of partition 0 in a ledger."""
+    """Add `by` to a number of partition 0 in a ledger."""
     table = lake.table(layer)
     ledger = json.loads(table.properties[KEY + lake.exchange])
     ledger["partitions"]["0"][key] += by
@@ -99,7 +99,7 @@ def forge(lake: Lake, layer: str, key: str, by: int) -> None:
 
 
 def rewrite_hour(lake: Lake, change: Callable[[DataFileWriter, pa.RecordBatch], DataFile]) -> None:
-    """Replaces the files of Gold's largest hour by one that `change` writes of the same rows."""
+    """Replace the files of Gold's largest hour by one that `change` writes from the same rows."""
     table = lake.table("gold")
     largest = max(table.scan().plan_files(), key=lambda task: task.file.record_count).file
     day, hour = largest.partition[0], largest.partition[1]

@@ -1,7 +1,6 @@
-"""`python -m tests.integration.day_a_batch DAYS EXCHANGE`: a flow whose every batch is a day later than the last one.
+"""`python -m tests.integration.day_a_batch DAYS EXCHANGE`: run a flow in which each batch is a day later than the last.
 
-The last of DAYS batches is of today. What rows are stamped with moves: when they were ingested, or had failed; and when
-the tables were made.
+The last of DAYS batches is of today. The timestamps that move: ingestion, failure, and creation of the tables.
 """
 
 import runpy
@@ -16,7 +15,7 @@ import k2flow.trades.decode
 
 
 class Moved(datetime):
-    """The clock that Bronze's rows are stamped by: its day is over after each look at it."""
+    """The clock of Bronze's ingestion time: each call moves it to the next day."""
 
     days = day = 0
 
@@ -27,7 +26,7 @@ class Moved(datetime):
 
 
 class SameDay(datetime):
-    """The clock of what comes after Bronze's rows, and of what came before the first."""
+    """The clock of everything else: it shows the day of the latest Bronze batch."""
 
     @classmethod
     def now(cls, tz: tzinfo | None = UTC) -> datetime:  # type: ignore[override]

@@ -1,7 +1,7 @@
-"""Starts `python -m MODULE` in processes that have imported everything already: that is most of a short run's CPU.
+"""Starts `python -m MODULE` in processes with everything already imported: imports are most of a short run's CPU.
 
-Each is forked from a server that has done nothing but import, and gets arguments, environment and output as a new
-process does. `k2flow run` starts real ones of flows, in the tests of it.
+Each process is forked from a server that has only imported modules. It gets arguments, environment and output as a new
+process does. Tests of `k2flow run` start real processes of flows.
 """
 
 import multiprocessing
@@ -22,7 +22,7 @@ _context.set_forkserver_preload(["tests.integration.preloaded"])
 
 
 class Started(Protocol):
-    """What is done with a process, as subprocess.Popen has it."""
+    """A started process, with the methods of subprocess.Popen."""
 
     pid: int
 
@@ -35,7 +35,7 @@ class Started(Protocol):
 
 
 class Forked:
-    """One of them; `outputs` are the file descriptors of its standard output and error."""
+    """One forked process; `outputs` are the file descriptors of its standard output and error."""
 
     def __init__(
         self,
@@ -45,8 +45,14 @@ class Forked:
         folder: Path,
         outputs: tuple[int, int],
     ) -> None:
-        told = (module, list(arguments), dict(environment), str(folder), [_Output(each) for each in outputs])
-        self._process = ForkServerProcess(target=_run, args=told, daemon=True)
+        arguments_of_run = (
+            module,
+            list(arguments),
+            dict(environment),
+            str(folder),
+            [_Output(each) for each in outputs],
+        )
+        self._process = ForkServerProcess(target=_run, args=arguments_of_run, daemon=True)
         self._process.start()
         self.pid: int = self._process.pid  # type: ignore[assignment]
 
@@ -74,28 +80,28 @@ class Forked:
 def call(
     module: str, arguments: Sequence[str], environment: Mapping[str, str], folder: Path, seconds: float = 60
 ) -> subprocess.CompletedProcess[bytes]:
-    """Runs one to its end, as subprocess.run does."""
+    """Run a module to its end, as subprocess.run does."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         process = Forked(module, arguments, environment, folder, (out.fileno(), err.fileno()))
         try:
             code = process.wait(seconds)
         finally:
             process.kill()
-        said = [os.pread(each.fileno(), os.fstat(each.fileno()).st_size, 0) for each in (out, err)]
-        return subprocess.CompletedProcess([module, *arguments], code, *said)
+        outputs = [os.pread(each.fileno(), os.fstat(each.fileno()).st_size, 0) for each in (out, err)]
+        return subprocess.CompletedProcess([module, *arguments], code, *outputs)
 
 
 class _Output:
-    """A file descriptor that goes to a process when it is started."""
+    """A file descriptor that is passed to a process at its start."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
 
     def __reduce__(self) -> tuple[Any, tuple[Any]]:
-        return _taken, (DupFd(self._descriptor),)
+        return _received, (DupFd(self._descriptor),)
 
 
-def _taken(descriptor: Any) -> int:
+def _received(descriptor: Any) -> int:
     return int(descriptor.detach())
 
 

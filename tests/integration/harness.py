@@ -1,4 +1,4 @@
-"""Runs flows as users do, as processes of their own, and compares the tables they leave with the oracle."""
+"""Runs flows as users do, as separate processes, and compares their tables with the oracle."""
 
 import os
 import signal
@@ -20,10 +20,11 @@ from pyiceberg.table import Table
 
 from k2flow.config.settings import load_settings
 from k2flow.errors import CatalogError
-from k2flow.exchange import GOLD, exchange_names, find_exchange
+from k2flow.exchange import exchange_names, find_exchange
 from k2flow.iceberg.catalog import load_table, open_catalog
 from k2flow.iceberg.ledger import read
-from k2flow.supervisor.supervise import free_addresses
+from k2flow.layers import GOLD_TABLE
+from k2flow.supervisor.plan import free_addresses
 from tests.integration.forked import Forked, Started, call
 from tests.oracle import Expected, Message, frozen_map
 
@@ -32,14 +33,14 @@ DEADLINE_SECONDS = 120
 
 
 def batches(rows: int, exchange: str = "binance", together: int = 1) -> dict[str, str]:
-    """Settings: batches of so many messages, and how many of them are committed together."""
+    """Return settings: batches of `rows` messages, committed in groups of `together`."""
     prefix = f"K2FLOW_{exchange.upper()}_"
     return {f"{prefix}BATCH_ROWS": str(rows), f"{prefix}COMMIT_BATCHES": str(together)}
 
 
 @dataclass(frozen=True)
 class Lake:
-    """One exchange's topic on a broker and a folder for its tables: all that a flow process is told."""
+    """One exchange's topic on a broker and a folder for its tables: all that a flow process needs to know."""
 
     exchange: str
     topic: str
@@ -47,7 +48,7 @@ class Lake:
     bootstrap: str
 
     def environment(self, **extra: str) -> dict[str, str]:
-        """The environment of a flow process: nothing of k2flow's but what this lake and `extra` say."""
+        """Return the environment of a flow process; its only k2flow settings are this lake's and `extra`."""
         outer = {k: v for k, v in os.environ.items() if not k.startswith(("K2FLOW_", "PYICEBERG_", "BYTEWAX_"))}
         own = {
             "K2FLOW_HOME": str(self.home),
@@ -66,11 +67,11 @@ class Lake:
 
     def table(self, layer: str) -> Table:
         exchange = find_exchange(self.exchange)
-        names = {"bronze": exchange.bronze, "silver": exchange.silver, "dlq": exchange.dlq, "gold": GOLD}
+        names = {"bronze": exchange.bronze, "silver": exchange.silver, "dlq": exchange.dlq, "gold": GOLD_TABLE}
         return load_table(self.catalog(), names[layer])
 
     def start(self, processes: int = 1, arguments: Sequence[str] = (), **extra: str) -> "Flow":
-        """Starts `python -m bytewax.run flows.<exchange>`, as one process or as a cluster."""
+        """Start `python -m bytewax.run flows.<exchange>`, as one process or as a cluster."""
         command = [f"flows.{self.exchange}", *arguments]
         addresses = ";".join(free_addresses(processes))
         logs = tempfile.TemporaryFile()  # noqa: SIM115 - the Flow closes it
@@ -78,7 +79,7 @@ class Lake:
         for i in range(processes):
             cluster = ["-i", str(i), "-a", addresses] if processes > 1 else []
             line, environment = [*command, *cluster], self.environment(**extra)
-            if "PYTHONPATH" in extra:  # which only a new Python heeds
+            if "PYTHONPATH" in extra:  # only a new Python reads it
                 new = [sys.executable, "-m", "bytewax.run", *line]
                 started.append(subprocess.Popen(new, cwd=ROOT, env=environment, stdout=logs, stderr=logs))
             else:
@@ -86,12 +87,12 @@ class Lake:
         return Flow(started, logs)
 
     def command(self, *arguments: str, module: str = "k2flow", **extra: str) -> subprocess.CompletedProcess[str]:
-        """What came of `python -m k2flow`, or of another module, with these arguments."""
+        """Run `python -m k2flow`, or another module, with these arguments."""
         done = call(module, arguments, self.environment(**extra), ROOT, DEADLINE_SECONDS)
         return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
     def catch_up(self, processes: int = 1, **extra: str) -> str:
-        """Runs until caught up and returns the log; fails if the flow does."""
+        """Run the flow until it has caught up and return its log. Fail if the flow fails."""
         with self.start(processes, K2FLOW_UNTIL_CAUGHT_UP="1", **extra) as flow:
             log = flow.wait()
             assert flow.codes() == [0] * processes, log
@@ -99,7 +100,7 @@ class Lake:
 
 
 class Flow:
-    """Running processes; used as a context manager it leaves none behind."""
+    """Running processes; as a context manager it kills those that are left at the end."""
 
     def __init__(self, processes: Sequence[Started], logs: IO[bytes]) -> None:
         self.processes = processes
@@ -120,18 +121,18 @@ class Flow:
             process.send_signal(number)
 
     def log(self) -> str:
-        """What the processes have printed so far."""
+        """Return the output of all processes so far."""
         return os.pread(self._logs.fileno(), os.fstat(self._logs.fileno()).st_size, 0).decode()
 
     def wait_for_log(self, text: str, count: int = 1, seconds: float = DEADLINE_SECONDS) -> None:
-        """Waits until `text` has been printed `count` times."""
+        """Wait until the output contains `text` at least `count` times."""
         deadline = time.monotonic() + seconds
         while self.log().count(text) < count:
             assert time.monotonic() < deadline, f"{text!r} was not printed within {seconds} s:\n{self.log()}"
             time.sleep(0.05)
 
     def wait(self, seconds: float = DEADLINE_SECONDS) -> str:
-        """What the processes printed, once all have ended."""
+        """Wait until all processes have ended and return their output."""
         try:
             for process in self.processes:
                 process.wait(seconds)
@@ -144,7 +145,7 @@ class Flow:
 
 
 def read_topic(bootstrap: str, topic: str, config: Mapping[str, str] | None = None) -> list[Message]:
-    """Every message of the topic, by a plain consumer."""
+    """Read every message of the topic with a plain consumer."""
     consumer = Consumer(
         {
             "bootstrap.servers": bootstrap,
@@ -173,7 +174,7 @@ def read_topic(bootstrap: str, topic: str, config: Mapping[str, str] | None = No
 
 
 def assert_tables(lake: Lake, expected: Expected) -> None:
-    """All four tables hold exactly what the oracle says."""
+    """Assert that all four tables hold exactly the oracle's rows."""
     assert_bronze(lake, expected)
     assert_dlq(lake, expected)
     silver = rows_of(lake.table("silver"))
@@ -213,7 +214,7 @@ def assert_dlq(lake: Lake, expected: Expected) -> None:
 
 
 def assert_gold(lake: Lake, expected: Expected) -> None:
-    """Each id once, each row one that Silver has, each file of one hour and sorted by time."""
+    """Assert that each id is there once, each row is in Silver, and each file holds one hour, sorted by time."""
     table = lake.table("gold")
     rows = rows_of(table)
     ids = [row[0] for row in rows]
@@ -233,7 +234,7 @@ def assert_gold(lake: Lake, expected: Expected) -> None:
 
 
 def rows_of(table: Table) -> list[tuple[Any, ...]]:
-    """The rows of Silver or Gold as the oracle writes them."""
+    """Return the rows of Silver or Gold in the oracle's form."""
     rows = []
     for row in table.scan().to_arrow().to_pylist():
         row["trade_conditions"] = tuple(row["trade_conditions"])
@@ -243,21 +244,21 @@ def rows_of(table: Table) -> list[tuple[Any, ...]]:
 
 
 def assert_consistent(lake: Lake) -> None:
-    """Each table holds exactly the rows that its ledger speaks of, whatever of the topic that may be."""
+    """Assert that each table holds exactly the rows of the offsets in its ledger, however far it has come."""
     for layer in ("bronze", "silver", "dlq", "gold"):
         try:
             table = lake.table(layer)
         except CatalogError:
-            continue  # no flow has made it yet
+            continue  # no flow has created it yet
         ledger = read(table.properties, lake.exchange, lake.topic)
         columns = {"gold": ("message_id",), "silver": ("message_id",)}.get(layer, ("partition", "offset"))
         rows = [tuple(row.values()) for row in table.scan(selected_fields=columns).to_arrow().to_pylist()]
         if layer == "gold":
-            assert len(rows) == len(set(rows)), f"{layer}: {len(rows) - len(set(rows))} rows are doubled"
+            assert len(rows) == len(set(rows)), f"{layer}: {len(rows) - len(set(rows))} rows are duplicated"
         else:
             assert len(rows) == sum(e.rows for e in ledger.partitions.values()), layer
         if layer in ("bronze", "dlq"):
-            assert len(rows) == len(set(rows)), f"{layer}: {len(rows) - len(set(rows))} rows are doubled"
+            assert len(rows) == len(set(rows)), f"{layer}: {len(rows) - len(set(rows))} rows are duplicated"
         if layer == "bronze":
             assert set(rows) == {(p, o) for p, e in ledger.partitions.items() for o in range(e.first, e.next)}
 
@@ -267,7 +268,7 @@ def milliseconds(moment: Any) -> int | None:
 
 
 def ledger_offsets(lake: Lake) -> dict[str, dict[int, int]]:
-    """The next offset of each partition, by layer."""
+    """Return the next offset of each partition, by layer."""
     found = {}
     for layer in ("bronze", "silver", "dlq", "gold"):
         ledger = read(lake.table(layer).properties, lake.exchange, lake.topic)

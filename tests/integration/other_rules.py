@@ -1,6 +1,6 @@
-"""`python -m tests.integration.other_rules MODULE ARGUMENTS`: k2flow as another version of it might judge trades.
+"""`python -m tests.integration.other_rules MODULE ARGUMENTS`: run k2flow with the rules of another version.
 
-What differs: trades of more than LARGE are bad, those in ETH have another currency, and those in SOL are an hour older.
+In it, trades of more than LARGE are bad, those in ETH have another currency, and those in SOL are an hour older.
 """
 
 import runpy
@@ -22,7 +22,7 @@ HOUR_US = 3_600_000_000
 validator, silver_rows = Validator.__init__, TradeDecoder._silver_rows
 
 
-def with_a_rule_more(self: Validator, exchange: Exchange) -> None:
+def with_one_more_rule(self: Validator, exchange: Exchange) -> None:
     small = Rule("quantity_too_large", "quantity", lambda trades: pc.less_equal(trades.column("quantity"), LARGE))
     validator(self, replace(exchange, rules=(*exchange.rules, small)))
 
@@ -39,7 +39,7 @@ def with_other_values(self: TradeDecoder, *arguments: Any) -> pa.RecordBatch:
 
 
 if __name__ == "__main__":
-    Validator.__init__ = with_a_rule_more  # type: ignore[method-assign]
+    Validator.__init__ = with_one_more_rule  # type: ignore[method-assign]
     TradeDecoder._silver_rows = with_other_values  # type: ignore[method-assign]
     sys.argv = sys.argv[1:]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

@@ -1,4 +1,4 @@
-"""A flow, a newer version of it whose tables have other columns, and a writer that knows more than TradeV2."""
+"""Evolving tables under a running flow, and messages with more fields than TradeV2."""
 
 import json
 import signal
@@ -44,7 +44,7 @@ def registry() -> Iterator[Registry]:
 
 
 def trade(number: int) -> dict[str, Any]:
-    """What a trade's message says; each of another second of an hour that is over."""
+    """Return the fields of a trade, one for each second of a past hour."""
     at = int((HOUR + timedelta(seconds=number)).timestamp()) * 1_000_000
     return {
         **TRADE,
@@ -59,7 +59,7 @@ def trade(number: int) -> dict[str, Any]:
 
 
 def send(lake: Lake, schema_id: int, numbers: range, **more: Any) -> None:
-    """Trades in the bytes of a writer's schema, and one that is none."""
+    """Send trades in the writer schema of this id, and one broken message."""
     producer = Producer({"bootstrap.servers": lake.bootstrap})
     for number in numbers:
         schema = OLDER if schema_id == 1 else NEWER
@@ -112,20 +112,18 @@ def assert_rows(lake: Lake) -> None:
 
 
 def wait_for_offset(lake: Lake, offset: int) -> None:
-    """Waits until all tables are there and hold the messages before `offset`."""
+    """Wait until all tables exist and hold the messages before `offset`."""
     deadline = time.monotonic() + DEADLINE_SECONDS
     while True:
         with suppress(CatalogError):
             if all(found == {0: offset} for found in ledger_offsets(lake).values()):
                 return
-        assert time.monotonic() < deadline, f"the tables have not come to offset {offset}"
+        assert time.monotonic() < deadline, f"the tables have not reached offset {offset}"
         time.sleep(0.05)
 
 
-def test_tables_evolve_beside_a_flow_and_unknown_fields_are_kept(
-    new_lake: Callable[..., Lake], registry: Registry
-) -> None:
-    """An older flow goes on while its tables evolve; then the newer one, maintenance and the audit take all files."""
+def test_tables_evolve_beside_a_flow_and_keep_unknown_fields(new_lake: Callable[..., Lake], registry: Registry) -> None:
+    """An older flow runs on while its tables evolve. The newer one, maintenance and the audit then read all files."""
     lake = new_lake(partitions=1)
     extra = {"K2FLOW_SCHEMA_REGISTRY_URL": registry.url, "K2FLOW_BINANCE_TRIGGER_SECONDS": "0.3"}
     send(lake, 1, range(20))

@@ -1,4 +1,4 @@
-"""A flow that dies, fails, hangs or is stopped at each step: the tables are as if nothing had happened."""
+"""A flow that dies, fails, hangs or stops at each step: the tables end as if nothing had happened."""
 
 import os
 import signal
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.integration
 
 NewLake = Callable[..., Lake]
 
-FENCED_TABLES = 4  # each start passes the points of a commit this often before its first batch
+FENCED_TABLES = 4  # each start passes the failpoints of a commit this often before its first batch
 BATCH = batches(60)
 HITS = {
     Point.OPENED: (1,),
@@ -44,13 +44,13 @@ HITS = {
     Point.COMMIT_DONE: (1, 2, 3),  # between the commits of two tables
 }
 LATER = (1, 3)
-REPLACING = (Point.REWRITTEN, Point.STAGED, Point.DECIDED, Point.PUBLISHED)  # no flow comes by those
+REPLACING = (Point.REWRITTEN, Point.STAGED, Point.DECIDED, Point.PUBLISHED)  # no flow reaches those
 RETRIED = (Point.COMMIT_BEGUN, Point.MANIFEST_WRITTEN, Point.COMMIT_LANDED)  # an OSError there is an outage
 
 
 @dataclass(frozen=True)
-class Fault:
-    """One start of a flow, and whether it outlives what is armed in it."""
+class FaultyStart:
+    """One start of a flow with armed failpoints, and the way it ends."""
 
     armed: str
     action: Action
@@ -58,84 +58,84 @@ class Fault:
     workers: int = 1
 
 
-def faults() -> Iterator[Fault]:
-    """Every point, dying and failing, when it is first reached and later."""
-    yield Fault(f"{Point.EPOCH_COMPLETE}=die@9", Action.DIE)  # two batches, so that Gold has something to be read
+def faulty_starts() -> Iterator[FaultyStart]:
+    """Yield a start for every failpoint, to die and to fail, the first time it is reached and later."""
+    yield FaultyStart(f"{Point.EPOCH_COMPLETE}=die@9", Action.DIE)  # after two batches, so that Gold has rows to read
     for point in Point:
         if point not in (Point.SHUTDOWN, *REPLACING):
             for hit in HITS.get(point, LATER):
-                yield Fault(f"{point}=die@{hit}", Action.DIE)
+                yield FaultyStart(f"{point}=die@{hit}", Action.DIE)
                 if point not in RETRIED:
-                    yield Fault(f"{point}=raise@{hit}", Action.RAISE)
+                    yield FaultyStart(f"{point}=raise@{hit}", Action.RAISE)
     for hits in ((2, 3, 1), (FENCED_TABLES + 1, FENCED_TABLES + 2, FENCED_TABLES + 3), (9, 8, 10)):
         retried = ",".join(f"{point}=raise@{hit}" for point, hit in zip(RETRIED, hits, strict=True))
-        yield Fault(f"{retried},{Point.COMMIT_DONE}=die@10", Action.DIE)
+        yield FaultyStart(f"{retried},{Point.COMMIT_DONE}=die@10", Action.DIE)
 
 
-def shutdown_faults() -> Iterator[Fault]:
-    """At the end of a run that has caught up; with two workers the point is reached twice."""
+def shutdown_starts() -> Iterator[FaultyStart]:
+    """Yield starts that fail at the end of a run that has caught up; two workers reach the point twice."""
     for action in (Action.DIE, Action.RAISE):
-        yield Fault(f"{Point.SHUTDOWN}={action}@1", action, until_caught_up=True)
-        yield Fault(f"{Point.SHUTDOWN}={action}@2", action, until_caught_up=True, workers=2)
+        yield FaultyStart(f"{Point.SHUTDOWN}={action}@1", action, until_caught_up=True)
+        yield FaultyStart(f"{Point.SHUTDOWN}={action}@2", action, until_caught_up=True, workers=2)
 
 
 @pytest.mark.timeout(600)
-def test_every_point(new_lake: NewLake) -> None:
-    """Two lakes side by side, each a chain of starts that all end in a fault, the next one taking up what is left."""
-    every = list(faults())
+def test_every_failpoint_loses_and_duplicates_nothing(new_lake: NewLake) -> None:
+    """Run two chains of starts side by side. Each start ends in a fault, and the next one continues from there."""
+    every = list(faulty_starts())
     half = len(every) // 2
-    chains = [[*every[:half], *list(shutdown_faults())[:2]], [every[0], *every[half:], *list(shutdown_faults())[2:]]]
+    chains = [[*every[:half], *list(shutdown_starts())[:2]], [every[0], *every[half:], *list(shutdown_starts())[2:]]]
     lakes = [new_lake(home=f"lake{i}") for i in range(len(chains))]
     with ThreadPoolExecutor(len(chains)) as threads:
         list(threads.map(run_chain, lakes, chains))
 
 
-def run_chain(lake: Lake, chain: list[Fault]) -> None:
+def run_chain(lake: Lake, chain: list[FaultyStart]) -> None:
     fill(lake, count=5_000, bad=0.05, duplicates=0.1, seed=3)
-    for fault in chain:
-        run_fault(lake, fault)
+    for start in chain:
+        run_faulty(lake, start)
         assert_consistent(lake)
     log = lake.catch_up()
     assert_tables(lake, expect(read_topic(lake.bootstrap, lake.topic), "BINANCE"))
     assert "error" not in log
 
 
-def run_fault(lake: Lake, fault: Fault) -> None:
-    """Starts a flow, which must meet everything that is armed in it and end by it."""
-    extra = {"K2FLOW_UNTIL_CAUGHT_UP": "1"} if fault.until_caught_up else BATCH
-    with lake.start(1, ("-w", str(fault.workers)), K2FLOW_FAILPOINTS=fault.armed, **extra) as flow:
+def run_faulty(lake: Lake, start: FaultyStart) -> None:
+    """Start a flow, which must hit every armed failpoint and end by the last."""
+    extra = {"K2FLOW_UNTIL_CAUGHT_UP": "1"} if start.until_caught_up else BATCH
+    with lake.start(1, ("-w", str(start.workers)), K2FLOW_FAILPOINTS=start.armed, **extra) as flow:
         log = flow.wait(60)
-        for part in fault.armed.split(","):
+        for part in start.armed.split(","):
             point, _, rest = part.partition("=")
-            assert f"failpoint {point}: {rest.partition('@')[0]}" in log, f"{fault}\n{log}"
+            assert f"failpoint {point}: {rest.partition('@')[0]}" in log, f"{start}\n{log}"
         (code,) = flow.codes()
-        assert code == -signal.SIGKILL if fault.action is Action.DIE else code not in (0, None), f"{fault}\n{log}"
+        assert code == -signal.SIGKILL if start.action is Action.DIE else code not in (0, None), f"{start}\n{log}"
 
 
-def test_an_outcome_that_is_unknown_is_looked_up(new_lake: NewLake) -> None:
-    """The first commit of each table lands, and the answer is lost."""
+def test_unknown_commit_state_is_reconciled(new_lake: NewLake) -> None:
+    """The first commit of each table lands, but the answer is lost."""
     lake = new_lake()
     fill(lake, count=600, bad=0.05, duplicates=0.1, seed=3)
     for hit in range(FENCED_TABLES + 1, 2 * FENCED_TABLES + 1):
-        run_fault(lake, Fault(f"{Point.COMMIT_LANDED}=raise@{hit},{Point.COMMIT_DONE}=die@4", Action.DIE))
+        run_faulty(lake, FaultyStart(f"{Point.COMMIT_LANDED}=raise@{hit},{Point.COMMIT_DONE}=die@4", Action.DIE))
         assert_consistent(lake)
     lake.catch_up()
     assert_tables(lake, expect(read_topic(lake.bootstrap, lake.topic), "BINANCE"))
 
 
-def test_a_death_between_two_tables_commits(new_lake: NewLake) -> None:
-    """The tables are left at different offsets; the next start writes to each what it lacks."""
+def test_death_between_the_commits_of_two_tables_is_repaired(new_lake: NewLake) -> None:
+    """The tables end at different offsets; the next start writes the missing rows to each."""
     lake = new_lake()
     fill(lake, count=600, bad=0.05, duplicates=0.1, seed=3)
     for hit in (1, 2, 3):
-        run_fault(lake, Fault(f"{Point.COMMIT_DONE}=die@{hit}", Action.DIE))
+        run_faulty(lake, FaultyStart(f"{Point.COMMIT_DONE}=die@{hit}", Action.DIE))
     assert len({str(offsets) for offsets in ledger_offsets(lake).values()}) > 1
     lake.catch_up()
     assert_tables(lake, expect(read_topic(lake.bootstrap, lake.topic), "BINANCE"))
 
 
-def test_a_death_among_batches_of_one_commit(new_lake: NewLake) -> None:
-    """Those since the last commit are read again, and the late trades that were held back with them."""
+def test_death_within_a_group_commit_rereads_its_batches(new_lake: NewLake) -> None:
+    """The batches since the last commit are read again, with the late trades that were held back."""
     lake = new_lake(partitions=1)
     fill(lake, count=1_500, bad=0.05, duplicates=0.1, seed=3)
     settings = {"K2FLOW_BINANCE_TRIGGER_SECONDS": "3600", **batches(60, together=4)}
@@ -159,8 +159,8 @@ def test_a_death_among_batches_of_one_commit(new_lake: NewLake) -> None:
         f"{Point.MANIFEST_WRITTEN}=stop@{FENCED_TABLES + 5}",
     ],
 )
-def test_a_stopped_predecessor_commits_nothing_more(new_lake: NewLake, armed: str) -> None:
-    """It is stopped at a step of its commit; goes on once a successor has fenced it and committed nothing yet."""
+def test_fenced_predecessor_cannot_commit(new_lake: NewLake, armed: str) -> None:
+    """It stops at a step of its commit and continues after a successor has fenced it, before that one commits."""
     lake = new_lake()
     fill(lake, count=1_000, bad=0.05, duplicates=0.1, seed=3)
     with lake.start(K2FLOW_FAILPOINTS=armed, **BATCH) as old:
@@ -181,8 +181,8 @@ def test_a_stopped_predecessor_commits_nothing_more(new_lake: NewLake, armed: st
     assert_tables(lake, expect(read_topic(lake.bootstrap, lake.topic), "BINANCE"))
 
 
-def test_a_predecessor_that_hangs(new_lake: NewLake) -> None:
-    """A second copy on its host refuses; one on another host takes over, and the one that hung is killed later."""
+def test_hung_predecessor_blocks_its_host_and_is_fenced_from_another(new_lake: NewLake) -> None:
+    """A second copy on its host refuses to start. One on another host fences it; the hung one is killed later."""
     lake = new_lake()
     fill(lake, count=1_000, bad=0.05, duplicates=0.1, seed=3)
     armed = f"{Point.MANIFEST_WRITTEN}=hang@{FENCED_TABLES + 6}"
@@ -200,8 +200,8 @@ def test_a_predecessor_that_hangs(new_lake: NewLake) -> None:
     assert_tables(lake, expect(read_topic(lake.bootstrap, lake.topic), "BINANCE"))
 
 
-def test_a_predecessor_that_commits_until_it_is_fenced(new_lake: NewLake) -> None:
-    """The successor has read where the tables end; before it fences them, the predecessor commits once more."""
+def test_successor_stops_if_the_predecessor_commits_before_the_fence(new_lake: NewLake) -> None:
+    """The successor has read where the tables end. Before it fences them, the predecessor commits once more."""
     lake = new_lake()
     fill(lake, count=1_000, bad=0.05, duplicates=0.1, seed=3)
     armed = f"{Point.COMMIT_DONE}=stop@6,{Point.EPOCH_COMPLETE}=die@14"
@@ -222,8 +222,8 @@ def test_a_predecessor_that_commits_until_it_is_fenced(new_lake: NewLake) -> Non
     assert_tables(lake, expect(read_topic(lake.bootstrap, lake.topic), "BINANCE"))
 
 
-def test_an_unforeseen_error_in_one_of_two_processes(new_lake: NewLake) -> None:
-    """Where it went wrong it is shown, as a single process shows it; the other one only loses touch."""
+def test_unexpected_error_is_shown_by_the_process_that_had_it(new_lake: NewLake) -> None:
+    """That process shows the error as a single process does; the other one only loses its peer."""
     lake = new_lake()
     fill(lake, count=100, seed=3)
     with lake.start(2, K2FLOW_FAILPOINTS=f"{Point.SOURCE_EMITTED}=raise", **BATCH) as flow:
@@ -232,8 +232,8 @@ def test_an_unforeseen_error_in_one_of_two_processes(new_lake: NewLake) -> None:
     assert "InjectedError" in log
 
 
-def test_an_error_that_cannot_be_printed(new_lake: NewLake) -> None:
-    """Standard error is on a disk that is full: the flow ends all the same."""
+def test_error_ends_the_flow_even_if_it_cannot_be_printed(new_lake: NewLake) -> None:
+    """Standard error is on a full disk."""
     lake = new_lake()
     fill(lake, count=100, seed=3)
     command = [sys.executable, "-m", "bytewax.run", f"flows.{lake.exchange}"]
@@ -244,7 +244,7 @@ def test_an_error_that_cannot_be_printed(new_lake: NewLake) -> None:
 
 
 def await_stop(flow: Flow, seconds: float = 60) -> None:
-    """Until the one process of `flow` has stopped itself."""
+    """Wait until the one process of `flow` has stopped itself."""
     flow.wait_for_log("failpoint", seconds=seconds)
     deadline = time.monotonic() + seconds
     while psutil.Process(flow.processes[0].pid).status() != psutil.STATUS_STOPPED:
@@ -253,5 +253,5 @@ def await_stop(flow: Flow, seconds: float = 60) -> None:
 
 
 def on_another_host() -> str:
-    """PYTHONPATH by which a process heeds TORTURE_HOST."""
+    """Return the PYTHONPATH that makes a process read TORTURE_HOST."""
     return os.pathsep.join([str(ROOT / "torture" / "hooks"), str(ROOT)])

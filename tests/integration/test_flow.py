@@ -1,4 +1,4 @@
-"""The flow as users run it, on a real Kafka, against the oracle."""
+"""The flow as users run it, on a real Kafka, compared with the oracle."""
 
 import signal
 import time
@@ -11,8 +11,8 @@ import polars as pl
 import pytest
 from confluent_kafka import Producer
 
-from k2flow.exchange import GOLD
 from k2flow.flow.source import UNCOMMITTED_SECONDS
+from k2flow.layers import GOLD_TABLE
 from k2flow.query.connection import connect_to
 from k2flow.sandbox.producer import ProduceOptions
 from k2flow.sandbox.producer.send import Sender
@@ -26,8 +26,8 @@ pytestmark = pytest.mark.integration
 NewLake = Callable[..., Lake]
 
 
-def test_every_kind_of_record_at_full_size(new_lake: NewLake) -> None:
-    """100,000 messages, every kind of bad one, duplicates: every value and reason, every layer, every reader."""
+def test_every_kind_of_record_lands_in_the_right_table(new_lake: NewLake) -> None:
+    """100,000 messages with duplicates and every kind of bad one. Every value and reason in every layer is checked."""
     lake = new_lake(partitions=6)
     manifest = fill(lake, count=100_000, bad=0.04, duplicates=0.03, seed=7)
     lake.catch_up(K2FLOW_BINANCE_BATCH_ROWS="30000")
@@ -58,8 +58,8 @@ def assert_readers_agree(lake: Lake) -> None:
         assert len(set(counts.values())) == 1, counts
 
 
-def test_days_of_skewed_partitions(new_lake: NewLake) -> None:
-    """A small partition's days would be over while a large one's have just begun, were it not set aside meanwhile."""
+def test_watermark_alignment_keeps_skewed_partitions_in_the_dedup_window(new_lake: NewLake) -> None:
+    """Without alignment a small partition would finish a week of trades before a large one has begun it."""
     lake = new_lake(partitions=6)
     week = timedelta(days=7)
     count = 60_000
@@ -84,23 +84,23 @@ def test_days_of_skewed_partitions(new_lake: NewLake) -> None:
     assert_tables(lake, expect(read_topic(lake.bootstrap, lake.topic), "BINANCE"))
 
 
-def test_full_batches_are_committed_together(new_lake: NewLake) -> None:
-    """Ten batches: a commit after four, after eight, and at the end; late trades wait for it and share their files."""
+def test_group_commit_shares_commits_and_files(new_lake: NewLake) -> None:
+    """Ten batches commit after four, after eight, and at the end. Late trades wait for it and share files."""
     lake = new_lake(partitions=1)
     fill(lake, count=1_000, bad=0.05, duplicates=0.1, seed=5)
     lake.catch_up(K2FLOW_BINANCE_TRIGGER_SECONDS="3600", **batches(100, together=4))
     assert_tables(lake, expect(read_topic(lake.bootstrap, lake.topic), "BINANCE"))
     for layer in ("bronze", "silver", "gold"):
         snapshots = lake.table(layer).metadata.snapshots
-        assert len(snapshots) == 1 + 3, "the first one fences others off"
+        assert len(snapshots) == 1 + 3, "the first one fences other writers"
     hours = len({(row[-2], row[-1]) for row in rows_of(lake.table("gold"))})
     assert hours > 1
     assert len(lake.table("gold").inspect.files()) <= 3 * hours
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_full_batches_that_no_other_follows_are_committed_at_the_trigger(new_lake: NewLake, processes: int) -> None:
-    """Nothing has come since, and of two processes one has read nothing at all."""
+def test_pending_batches_are_committed_at_the_trigger(new_lake: NewLake, processes: int) -> None:
+    """No message follows them, and one of two processes has read nothing at all."""
     lake = new_lake(partitions=1)
     with lake.start(processes, K2FLOW_BINANCE_TRIGGER_SECONDS="1", **batches(100, together=100)) as flow:
         for total in (200, 400):
@@ -112,8 +112,8 @@ def test_full_batches_that_no_other_follows_are_committed_at_the_trigger(new_lak
     assert_tables(lake, expect(read_topic(lake.bootstrap, lake.topic), "BINANCE"))
 
 
-def test_full_batches_do_not_wait_for_a_trigger_that_is_far_away(new_lake: NewLake) -> None:
-    """Maintenance takes old files that nothing names for unreachable ones."""
+def test_pending_batches_do_not_wait_for_a_distant_trigger(new_lake: NewLake) -> None:
+    """Maintenance takes old files without a commit for orphan files."""
     lake = new_lake(partitions=1)
     fill(lake, count=250, seed=1)
     settings = {"K2FLOW_BINANCE_TRIGGER_SECONDS": "3600", **batches(100, together=100)}
@@ -124,7 +124,7 @@ def test_full_batches_do_not_wait_for_a_trigger_that_is_far_away(new_lake: NewLa
 
 
 @pytest.mark.parametrize("arguments", [(), ("-w", "2")])
-def test_two_starts_with_more_messages_between(new_lake: NewLake, arguments: tuple[str, ...]) -> None:
+def test_second_start_continues_where_the_first_ended(new_lake: NewLake, arguments: tuple[str, ...]) -> None:
     lake = new_lake()
     for seed in (1, 2):
         fill(lake, count=3_000, bad=0.05, duplicates=0.05, seed=seed)
@@ -140,7 +140,7 @@ def test_two_starts_with_more_messages_between(new_lake: NewLake, arguments: tup
     ("number", "processes"), [(signal.SIGTERM, 1), (signal.SIGINT, 1), (signal.SIGTERM, 2), (signal.SIGINT, 2)]
 )
 def test_signals_drain_and_commit(new_lake: NewLake, number: signal.Signals, processes: int) -> None:
-    """What was read before the signal is committed, the exit code is 0, and the next start goes on from there."""
+    """The rows read before the signal are committed, the exit code is 0, and the next start continues there."""
     lake = new_lake()
     fill(lake, count=4_000, bad=0.05, duplicates=0.05, seed=3)
     settings = {"K2FLOW_BINANCE_TRIGGER_SECONDS": "600", **batches(300, together=100)}
@@ -157,8 +157,8 @@ def test_signals_drain_and_commit(new_lake: NewLake, number: signal.Signals, pro
     assert_tables(lake, expect(read_topic(lake.bootstrap, lake.topic), "BINANCE"))
 
 
-def test_the_trigger_is_the_commit_cadence(new_lake: NewLake) -> None:
-    """Bytewax's own epoch is 10 s; a trigger of 1 s commits what is produced within moments of it."""
+def test_trigger_sets_the_commit_cadence(new_lake: NewLake) -> None:
+    """Bytewax's default epoch is 10 s; with a trigger of 1 s new messages are committed within seconds."""
     lake = new_lake()
     fill(lake, count=100, seed=1)
     with lake.start(K2FLOW_BINANCE_TRIGGER_SECONDS="1") as flow:
@@ -188,7 +188,7 @@ def bronze_rows(lake: Lake) -> int:
         return 0
 
 
-def test_keys_and_schema_ids_of_all_kinds(new_lake: NewLake) -> None:
+def test_unusual_keys_and_headers_are_kept_exactly(new_lake: NewLake) -> None:
     lake = new_lake(partitions=1)
     good = new_good_value(lake)
     producer = Producer({"bootstrap.servers": lake.bootstrap})
@@ -216,15 +216,15 @@ def test_keys_and_schema_ids_of_all_kinds(new_lake: NewLake) -> None:
 
 
 def new_good_value(lake: Lake) -> bytes:
-    """The value of a valid message, made by producing one."""
+    """Return the value of a valid message, by producing one."""
     fill(lake, count=1, seed=9)
     (message,) = read_topic(lake.bootstrap, lake.topic)
     assert message.value is not None
     return message.value
 
 
-def test_transactions(new_lake: NewLake) -> None:
-    """Only committed messages count; a log that ends in a control record is caught up, its offsets are taken."""
+def test_only_committed_transactions_are_read(new_lake: NewLake) -> None:
+    """A log that ends in a control record is caught up, and its offsets are in the ledger."""
     lake = new_lake(partitions=1)
     good = new_good_value(lake)
     producer = Producer({"bootstrap.servers": lake.bootstrap, "transactional.id": lake.topic})
@@ -246,7 +246,7 @@ def test_transactions(new_lake: NewLake) -> None:
     assert all(layer == {0: 25} for layer in offsets.values()), offsets  # 21 messages and 4 markers
 
 
-def test_a_partition_that_is_added_is_read(new_lake: NewLake) -> None:
+def test_added_partition_is_read(new_lake: NewLake) -> None:
     from confluent_kafka.admin import AdminClient, NewPartitions
 
     lake = new_lake(partitions=1)
@@ -261,8 +261,8 @@ def test_a_partition_that_is_added_is_read(new_lake: NewLake) -> None:
     assert set(ledger_offsets(lake)["gold"]) == {0, 1, 2}
 
 
-def test_gold_is_shared_by_the_exchanges(new_lake: NewLake) -> None:
-    """Both flows at once into the same tables; ids are told apart by exchange."""
+def test_exchanges_share_gold_and_deduplicate_separately(new_lake: NewLake) -> None:
+    """Both flows write at the same time; equal ids of two exchanges are different trades."""
     binance, kraken = new_lake("binance"), new_lake("kraken")
     fill(binance, count=3_000, duplicates=0.1, seed=1)
     fill(kraken, count=1_000, duplicates=0.1, seed=1)
@@ -273,7 +273,7 @@ def test_gold_is_shared_by_the_exchanges(new_lake: NewLake) -> None:
         logs = one.wait(), other.wait()
         assert one.codes() == other.codes() == [0], logs
     rows = connect_to(binance.catalog()).sql(
-        f"SELECT exchange, count(*), count(DISTINCT message_id) FROM {GOLD} GROUP BY 1"
+        f"SELECT exchange, count(*), count(DISTINCT message_id) FROM {GOLD_TABLE} GROUP BY 1"
     )
     found = {exchange: (n, distinct) for exchange, n, distinct in rows.fetchall()}
     for lake, code in ((binance, "BINANCE"), (kraken, "KRAKEN")):
@@ -281,7 +281,7 @@ def test_gold_is_shared_by_the_exchanges(new_lake: NewLake) -> None:
         assert found[code] == (len(ids), len(ids))
 
 
-def test_the_same_connection_sees_one_snapshot(new_lake: NewLake) -> None:
+def test_connection_sees_one_snapshot(new_lake: NewLake) -> None:
     lake = new_lake()
     fill(lake, count=300, seed=1)
     lake.catch_up()

@@ -1,4 +1,4 @@
-"""One exchange on two hosts, in a network of their own; one of them is cut off for a while."""
+"""One exchange on two hosts in a private network; one host is cut off for a while."""
 
 import json
 import signal
@@ -12,7 +12,7 @@ import pytest
 
 from k2flow.errors import CatalogError
 from tests.integration.harness import ROOT, Lake, ledger_offsets
-from tests.surroundings.hosts import ROUTER, Network, why_not
+from tests.surroundings.hosts import ROUTER, Network, unavailable_reason
 
 pytestmark = pytest.mark.integration
 
@@ -23,7 +23,7 @@ QUICKLY = {"K2FLOW_PEER_SECONDS": "2", "K2FLOW_START_SECONDS": "15", "K2FLOW_BIN
 
 @pytest.fixture(scope="module")
 def network() -> Iterator[Network]:
-    if reason := why_not():
+    if reason := unavailable_reason():
         pytest.skip(reason)
     with Network(HOSTS) as made:
         yield made
@@ -31,7 +31,7 @@ def network() -> Iterator[Network]:
 
 @pytest.fixture
 def lake(network: Network, tmp_path: Path) -> Iterator[Lake]:
-    """A broker on the hub, and a folder for the tables that all hosts see, as a shared disk."""
+    """A broker on the hub, and a folder for the tables that all hosts see, like a shared disk."""
     address, topic = network.address(ROUTER), "binance"
     command = [sys.executable, "-m", "tests.surroundings.hub_kafka", str(tmp_path / "kafka"), KAFKA_PORT, address]
     line = network.command(ROUTER, *command, topic, "4")
@@ -43,7 +43,7 @@ def lake(network: Network, tmp_path: Path) -> Iterator[Lake]:
 
 
 class Cluster:
-    """`k2flow run` on each host, which has the number of its name."""
+    """`k2flow run` on each host, which takes its number from its name."""
 
     def __init__(self, network: Network, lake: Lake, folder: Path) -> None:
         addresses = ";".join(f"{network.address(host)}:{PEER_PORT}" for host in HOSTS)
@@ -77,8 +77,8 @@ class Cluster:
             log.close()
 
 
-def test_a_host_that_is_cut_off_comes_back(network: Network, lake: Lake, tmp_path: Path) -> None:
-    """The others do not wait for it for ever: all begin again together, where the tables end, once it is back."""
+def test_cluster_restarts_together_when_a_lost_host_returns(network: Network, lake: Lake, tmp_path: Path) -> None:
+    """The other host does not wait forever. Once the lost one is back, both restart where the tables end."""
     on_hub(network, lake, "produce", "binance", "--count", "4000", "--bad", "0.05", "--duplicates", "0.05")
     cluster = Cluster(network, lake, tmp_path)
     try:
@@ -87,8 +87,8 @@ def test_a_host_that_is_cut_off_comes_back(network: Network, lake: Lake, tmp_pat
         on_hub(network, lake, "produce", "binance", "--count", "2000", "--bad", "0.05", "--seed", "1")
         for host in HOSTS:
             cluster.wait_for(lambda host=host: "starting binance again" in cluster.log(host))  # type: ignore[misc]
-        assert committed(lake) < 6_000  # half of the partitions are the other's
-        network.mend(HOSTS[1])
+        assert committed(lake) < 6_000  # the other host owns half of the partitions
+        network.reconnect(HOSTS[1])
         cluster.wait_for(lambda: committed(lake) == 6_000, 120)
         assert cluster.stop() == [0, 0], [cluster.log(host) for host in HOSTS]
     finally:
@@ -98,7 +98,7 @@ def test_a_host_that_is_cut_off_comes_back(network: Network, lake: Lake, tmp_pat
 
 
 def on_hub(network: Network, lake: Lake, *arguments: str) -> str:
-    """What a command of k2flow prints there."""
+    """Run a command of k2flow on the hub and return its output."""
     line = network.command(ROUTER, sys.executable, "-m", "k2flow", *arguments)
     done = subprocess.run(line, cwd=ROOT, env=lake.environment(), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -106,7 +106,7 @@ def on_hub(network: Network, lake: Lake, *arguments: str) -> str:
 
 
 def committed(lake: Lake) -> int:
-    """How many messages are in all four tables."""
+    """Return the number of messages that all four tables hold."""
     try:
         return min(sum(partitions.values()) for partitions in ledger_offsets(lake).values())
     except CatalogError:

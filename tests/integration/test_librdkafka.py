@@ -1,4 +1,4 @@
-"""The batch consumer against confluent-kafka's own, which reads the same topics one message at a time."""
+"""The batch consumer, compared with confluent-kafka's own consumer of one message at a time."""
 
 import logging
 import random
@@ -26,7 +26,7 @@ def topic(kafka: LocalKafka) -> str:
     return name
 
 
-def test_batches_hold_what_single_messages_do(kafka: LocalKafka, topic: str) -> None:
+def test_batches_equal_single_messages(kafka: LocalKafka, topic: str) -> None:
     chance = random.Random(7)
     kinds = [
         lambda: None,
@@ -54,7 +54,7 @@ def test_batches_hold_what_single_messages_do(kafka: LocalKafka, topic: str) -> 
         assert in_order(rows) == in_order(expected)
 
 
-def test_all_null_and_none_at_all(kafka: LocalKafka, topic: str) -> None:
+def test_null_messages_and_an_empty_batch(kafka: LocalKafka, topic: str) -> None:
     producer = Producer({"bootstrap.servers": kafka.bootstrap})
     for _ in range(10):
         producer.produce(topic, None, None, partition=0)
@@ -69,7 +69,7 @@ def test_all_null_and_none_at_all(kafka: LocalKafka, topic: str) -> None:
     consumer.close()
 
 
-def test_more_partitions_while_it_reads(kafka: LocalKafka, topic: str) -> None:
+def test_partitions_can_be_added_while_reading(kafka: LocalKafka, topic: str) -> None:
     producer = Producer({"bootstrap.servers": kafka.bootstrap})
     for p in range(PARTITIONS):
         for i in range(5):
@@ -89,8 +89,8 @@ def test_more_partitions_while_it_reads(kafka: LocalKafka, topic: str) -> None:
     consumer.close()
 
 
-def test_partitions_set_aside_and_taken_up_again(kafka: LocalKafka, topic: str) -> None:
-    """Whatever was fetched and not consumed when a partition was set aside comes again, and nothing comes twice."""
+def test_paused_partitions_resume_without_loss_or_duplicates(kafka: LocalKafka, topic: str) -> None:
+    """Messages fetched but not consumed before the pause come again, and none comes twice."""
     count = 30_000
     producer = Producer({"bootstrap.servers": kafka.bootstrap, "linger.ms": 20})
     for i in range(count):
@@ -119,7 +119,7 @@ def test_partitions_set_aside_and_taken_up_again(kafka: LocalKafka, topic: str) 
     consumer.close()
 
 
-def test_events_of_partitions(kafka: LocalKafka, topic: str) -> None:
+def test_partition_events_are_reported(kafka: LocalKafka, topic: str) -> None:
     """The end of a partition, and an offset that Kafka does not have."""
     consumer = open_consumer(kafka.bootstrap)
     consumer.assign(topic, {0: 0})
@@ -137,7 +137,9 @@ def test_events_of_partitions(kafka: LocalKafka, topic: str) -> None:
     assert all(event.text for event in events)
 
 
-def test_what_librdkafka_says_is_logged(caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> None:
+def test_librdkafka_logs_go_to_our_log_only(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
     """A refused connection is a line of the log, and nothing goes to standard error past it."""
     caplog.set_level(logging.ERROR, "k2flow.kafka.consumer")
     consumer = open_consumer(f"127.0.0.1:{free_port()}")
@@ -150,12 +152,12 @@ def test_what_librdkafka_says_is_logged(caplog: pytest.LogCaptureFixture, capfd:
 
 
 @pytest.mark.parametrize("properties", [{"no.such.property": "1"}, {"fetch.max.bytes": "much"}])
-def test_a_property_that_librdkafka_does_not_take(properties: Mapping[str, str]) -> None:
+def test_wrong_property_is_a_settings_error(properties: Mapping[str, str]) -> None:
     with pytest.raises(SettingsError, match=next(iter(properties))):
         BatchConsumer({"group.id": "batches", **properties})
 
 
-def test_a_consumer_that_is_closed() -> None:
+def test_closed_consumer_raises() -> None:
     consumer = open_consumer(f"127.0.0.1:{free_port()}")
     consumer.close()
     consumer.close()
@@ -164,7 +166,7 @@ def test_a_consumer_that_is_closed() -> None:
             use()
 
 
-def test_properties_that_do_not_go_together() -> None:
+def test_contradicting_properties_are_a_settings_error() -> None:
     with pytest.raises(SettingsError, match=r"max\.poll\.interval\.ms"):
         BatchConsumer({"group.id": "batches", "session.timeout.ms": "60000", "max.poll.interval.ms": "1000"})
 

@@ -1,4 +1,4 @@
-"""Messages that Kafka no longer has: a stop that says exactly what is lost, and how to accept it."""
+"""Messages that Kafka no longer has: the flow stops, names the lost offsets, and says how to accept the loss."""
 
 import time
 from collections.abc import Callable
@@ -20,7 +20,7 @@ ACCEPT = "K2FLOW_BINANCE_ACCEPT_LOST_OFFSETS"
 
 
 def refused(lake: Lake, processes: int = 1) -> str:
-    """The error line of a flow that must not start."""
+    """Run a flow that must not start, and return its error line."""
     with lake.start(processes, K2FLOW_UNTIL_CAUGHT_UP="1") as flow:
         log = flow.wait()
         assert all(flow.codes()), log
@@ -29,7 +29,7 @@ def refused(lake: Lake, processes: int = 1) -> str:
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_offsets_that_kafka_has_deleted(new_lake: NewLake, processes: int) -> None:
+def test_deleted_offsets_stop_the_flow_until_the_loss_is_accepted(new_lake: NewLake, processes: int) -> None:
     lake = new_lake(partitions=2)
     fill(lake, count=400, seed=1)
     lake.catch_up()
@@ -50,12 +50,12 @@ def test_offsets_that_kafka_has_deleted(new_lake: NewLake, processes: int) -> No
     lake.catch_up()
 
 
-def test_a_topic_that_was_made_again(new_lake: NewLake) -> None:
+def test_recreated_topic_stops_the_flow_until_the_loss_is_accepted(new_lake: NewLake) -> None:
     lake = new_lake(partitions=2)
     fill(lake, count=300, seed=1)
     lake.catch_up()
     before = ledger_offsets(lake)["gold"]
-    make_again(lake)
+    recreate_topic(lake)
     fill(lake, count=500, seed=2)
     error = refused(lake)
     assert "was deleted and made again" in error
@@ -67,7 +67,7 @@ def test_a_topic_that_was_made_again(new_lake: NewLake) -> None:
     lake.catch_up()
 
 
-def make_again(lake: Lake) -> None:
+def recreate_topic(lake: Lake) -> None:
     admin = AdminClient({"bootstrap.servers": lake.bootstrap})
     for future in admin.delete_topics([lake.topic]).values():
         future.result(30)
@@ -80,13 +80,13 @@ def make_again(lake: Lake) -> None:
         except KafkaException:  # still being deleted
             assert time.monotonic() < deadline
             time.sleep(0.2)
-    while lake.topic not in admin.list_topics(timeout=30).topics:  # it is made before every request sees it
+    while lake.topic not in admin.list_topics(timeout=30).topics:  # a new topic is not visible to every request at once
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
 
-def test_a_table_left_at_the_old_topic_begins_at_the_first_offset_of_the_new_one() -> None:
-    """A crash while the loss was being accepted: one table has begun with the new topic, another has not."""
+def test_table_of_the_old_topic_starts_where_the_new_one_begins() -> None:
+    """After a crash while the loss is accepted, one table has begun with the new topic and another has not."""
     topic = Topic("t", "new", (0,))
     ledgers = {
         "bronze": Ledger("t", "new", partitions={0: Extent(3, 90, 87)}),

@@ -1,4 +1,4 @@
-"""The broker goes away and comes back: a flow waits for it, can be ended meanwhile, and goes on afterwards."""
+"""The broker is down for a while: a flow waits for it, can be stopped meanwhile, and continues afterwards."""
 
 import os
 import signal
@@ -20,10 +20,10 @@ pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("outages")]
 
 @pytest.fixture(scope="module")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalKafka]:
-    """A broker that may be killed."""
+    """A broker that tests may kill."""
     with LocalKafka(tmp_path_factory.mktemp("broker"), free_port()) as kafka:
         yield kafka
-        kafka.start()  # however a test has left it, so that it is stopped as what was started here
+        kafka.start()  # the broker may be down; stop() only stops one that this object started
     kafka.stop()
 
 
@@ -42,8 +42,8 @@ def kill(broker: LocalKafka) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
-def test_a_flow_that_has_to_catch_up_outlives_the_broker(broker: LocalKafka, lake: Lake) -> None:
-    """It stops after its first batch, the broker is killed and started again; nothing is missing at the end."""
+def test_catching_up_survives_a_broker_restart(broker: LocalKafka, lake: Lake) -> None:
+    """The flow stops after its first batch, and the broker is killed and restarted. No row is missing at the end."""
     armed = f"{Point.COMMIT_DONE}=stop@4"
     fetch_little = {"K2FLOW_KAFKA_QUEUED_MIN_MESSAGES": "1", "K2FLOW_KAFKA_MAX_PARTITION_FETCH_BYTES": "20000"}
     batch = batches(100)
@@ -60,11 +60,11 @@ def test_a_flow_that_has_to_catch_up_outlives_the_broker(broker: LocalKafka, lak
     assert_tables(lake, expect(read_topic(lake.bootstrap, lake.topic), "BINANCE"))
 
 
-def test_a_flow_can_be_ended_while_the_broker_is_down(broker: LocalKafka, lake: Lake) -> None:
-    """SIGTERM: what was read is committed, and the exit code is 0."""
+def test_flow_drains_and_stops_while_the_broker_is_down(broker: LocalKafka, lake: Lake) -> None:
+    """On SIGTERM the rows read are committed, and the exit code is 0."""
     with lake.start(K2FLOW_BINANCE_TRIGGER_SECONDS="600", **batches(1500)) as flow:
         flow.wait_for_log("gold_crypto_trades: ")
-        time.sleep(2)  # it has read the 500 that are left, and been told that the group knows of the first batch
+        time.sleep(2)  # it has read the last 500, and the group has acknowledged the first batch
         kill(broker)
         time.sleep(1)
         flow.signal(signal.SIGTERM)
@@ -78,8 +78,8 @@ def test_a_flow_can_be_ended_while_the_broker_is_down(broker: LocalKafka, lake: 
     assert_tables(lake, expect(read_topic(lake.bootstrap, lake.topic), "BINANCE"))
 
 
-def test_a_flow_that_starts_while_the_broker_is_down_waits(broker: LocalKafka, lake: Lake) -> None:
-    """It says what it waits for; SIGTERM ends it meanwhile. So does one that has found the topic a moment before."""
+def test_flow_that_starts_while_the_broker_is_down_waits_for_it(broker: LocalKafka, lake: Lake) -> None:
+    """It says what it waits for, and SIGTERM stops it. A flow that has just found the topic waits as well."""
     with lake.start(K2FLOW_FAILPOINTS=f"{Point.OPENED}=stop", K2FLOW_UNTIL_CAUGHT_UP="1") as flow:
         await_stop(flow)
         kill(broker)

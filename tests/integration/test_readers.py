@@ -1,4 +1,4 @@
-"""Whoever reads the tables sees the same: DuckDB, PyIceberg, polars and Spark, value by value."""
+"""All readers see the same rows, value by value: DuckDB, PyIceberg, polars and Spark."""
 
 import itertools
 import json
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import pyarrow as pa
@@ -23,25 +23,24 @@ from k2flow.errors import KafkaError
 from k2flow.query.connection import connect_to
 from tests.integration.conftest import fill
 from tests.integration.harness import DEADLINE_SECONDS, Lake, batches
+from tests.integration.spark import read_by_spark, spark_jars, spark_session
 from tests.integration.test_maintain import LAYERS, definition, maintain, maintaining, send_days
 
-pytest.importorskip("pyspark", reason="pyspark is not installed: scripts/setup dev,spark installs it")
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
 
-from pyspark.sql import SparkSession
-
-from tests.integration.spark import read_by_spark, spark_jars, spark_session
-
-pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("readers")]
+pytestmark = pytest.mark.xdist_group("readers")
 
 NewLake = Callable[..., Lake]
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 LOOKS = 2
-"""How often Spark must find that a table has gone on since the snapshot that it reads."""
+"""How often each table must have a newer snapshot than the one that Spark reads."""
 
 
 @pytest.fixture(scope="module")
-def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
+def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator["SparkSession"]:
+    pytest.importorskip("pyspark", reason="pyspark is not installed: scripts/setup dev,spark installs it")
     try:
         jars = spark_jars()
     except KafkaError as error:
@@ -52,31 +51,31 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its values that are not null, the least, the greatest, and the sum of them or of their sizes."""
+    """A column: number of values that are not null, minimum, maximum, and the sum of the values or of their sizes."""
 
     values: int
-    least: Any
-    greatest: Any
+    minimum: Any
+    maximum: Any
     total: int | Decimal
 
 
 @dataclass(frozen=True)
 class Contents:
-    """A table as one reader gave it."""
+    """A table as one reader returns it."""
 
     rows: Counter[tuple[Any, ...]]
     columns: Mapping[str, Column]
 
 
 def contents(table: pa.Table) -> Contents:
-    """Every value of a table, and the figures by which a difference is seen at a glance."""
+    """Return every value of a table, and per-column figures that show a difference at a glance."""
     columns = {name: [plain(value) for value in table[name].to_pylist()] for name in table.column_names}
     rows = Counter(zip(*columns.values(), strict=True))
     return Contents(rows, {name: summary(values) for name, values in columns.items()})
 
 
 def plain(value: Any) -> Any:
-    """A value that can be compared and hashed; maps, which readers give as pairs or as structs, are sorted pairs."""
+    """Return a value that can be compared and hashed; maps, which readers return in two forms, become sorted pairs."""
     if not isinstance(value, list):
         return value
     if value and isinstance(value[0], dict):
@@ -91,7 +90,7 @@ def summary(values: list[Any]) -> Column:
 
 
 def amount(value: Any) -> Decimal:
-    """A number as it is, a time in microseconds, a date in days; of what has a length, the length."""
+    """Return a number as it is, a time in microseconds, a date in days, and the length of anything else."""
     if isinstance(value, int | Decimal):
         return Decimal(value)
     if isinstance(value, datetime):
@@ -103,7 +102,7 @@ def amount(value: Any) -> Decimal:
 
 @dataclass(frozen=True)
 class Window:
-    """The rows of a table to read: those whose `column` is in [start, end)."""
+    """A range of rows to read: those with `column` in [start, end)."""
 
     column: str
     start: datetime
@@ -117,9 +116,9 @@ class Window:
 
 
 class Readers:
-    """One snapshot of each table, and all who read it."""
+    """One snapshot of each table, and all its readers."""
 
-    def __init__(self, lake: Lake, spark: SparkSession) -> None:
+    def __init__(self, lake: Lake, spark: "SparkSession") -> None:
         self.tables = {layer: lake.table(layer) for layer in LAYERS}
         self.duckdb = connect_to(lake.catalog())
         self.spark = spark
@@ -127,7 +126,7 @@ class Readers:
             read_by_spark(spark, table.metadata_location).createOrReplaceTempView(table.name()[-1])
 
     def read(self, layer: str, window: Window | None = None) -> dict[str, pa.Table]:
-        """A table as each reader gives it; of the files with no row of the window each leaves out what it can."""
+        """Read a table, or a window of it, with each reader; each skips the files that it can rule out."""
         table = self.tables[layer]
         sql = f"SELECT * FROM {table.name()[-1]}{window.sql() if window else ''}"
         return {
@@ -152,8 +151,8 @@ def read_by_polars(table: Table, window: Window | None) -> pa.Table:
     return frame.collect().to_arrow()
 
 
-def assert_readers_agree(lake: Lake, spark: SparkSession) -> dict[str, Contents]:
-    """All see the same rows in every table, in all of it and in a part of it; they are returned by layer."""
+def assert_all_readers_agree(lake: Lake, spark: "SparkSession") -> dict[str, Contents]:
+    """Assert that all readers see the same rows in every table, in the whole and in a window. Return them by layer."""
     readers, seen = Readers(lake, spark), {}
     for layer in LAYERS:
         seen[layer] = agreed(layer, readers.read(layer))
@@ -168,7 +167,7 @@ def assert_readers_agree(lake: Lake, spark: SparkSession) -> dict[str, Contents]
 
 
 def agreed(what: str, tables: Mapping[str, pa.Table]) -> Contents:
-    """What all readers see."""
+    """Assert that all readers see the same, and return it."""
     seen = {reader: contents(table) for reader, table in tables.items()}
     first = seen.pop("pyiceberg")
     for reader, theirs in seen.items():
@@ -178,47 +177,47 @@ def agreed(what: str, tables: Mapping[str, pa.Table]) -> Contents:
 
 
 def middle(whole: Contents, column: str) -> Window:
-    """The window of the middle half of a table's rows."""
+    """Return the window that holds the middle half of a table's rows."""
     place = list(whole.columns).index(column)
     times = sorted(row[place] for row in whole.rows.elements())
     return Window(column, times[len(times) // 4], times[len(times) * 3 // 4])
 
 
 def assert_extremes(readers: Readers, layer: str, whole: Contents) -> None:
-    """SQL's count, min and max, which Spark takes from the manifests alone, are those of the rows."""
-    kept = {name: column for name, column in whole.columns.items() if isinstance(column.least, int | Decimal | date)}
+    """Assert that SQL's count, min and max, which Spark answers from manifests alone, are those of the rows."""
+    kept = {name: column for name, column in whole.columns.items() if isinstance(column.minimum, int | Decimal | date)}
     asked = ", ".join(f'count("{name}"), min("{name}"), max("{name}")' for name in kept)
     sql = f"SELECT count(*), {asked} FROM {readers.tables[layer].name()[-1]}"
     by_spark = readers.spark.sql(sql)
     assert "LocalTableScan" in by_spark._jdf.queryExecution().toString(), "Spark reads the data files"
-    wanted = [whole.rows.total(), *(v for c in kept.values() for v in (c.values, c.least, c.greatest))]
+    wanted = [whole.rows.total(), *(v for c in kept.values() for v in (c.values, c.minimum, c.maximum))]
     for answer in (readers.duckdb.sql(sql).to_arrow_table(), by_spark.toArrow()):
         assert [column[0].as_py() for column in answer.columns] == wanted
 
 
 def assert_queried(lake: Lake, seen: Mapping[str, Contents]) -> None:
-    """`k2flow query` counts the rows as everybody does."""
+    """Assert that `k2flow query` counts the same rows."""
     counts = ", ".join(f"(SELECT count(*) FROM {lake.table(layer).name()[-1]}) AS {layer}" for layer in LAYERS)
     done = lake.command("query", f"SELECT {counts}", "--format", "json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {layer: seen[layer].rows.total() for layer in LAYERS}
 
 
-def test_all_readers_see_the_same_before_and_after_maintenance(new_lake: NewLake, spark: SparkSession) -> None:
+def test_all_readers_see_the_same_rows_before_and_after_maintenance(new_lake: NewLake, spark: "SparkSession") -> None:
     lake = new_lake(partitions=3)
     send_days(lake, days=1, a_day=1_500)
     lake.catch_up(**batches(100), K2FLOW_LOG_LEVEL="WARNING")
-    before = assert_readers_agree(lake, spark)
+    before = assert_all_readers_agree(lake, spark)
     for layer in LAYERS:
         empty = [name for name, column in before[layer].columns.items() if not column.values]
-        assert not empty, f"{layer}: {empty} hold nothing that could differ"
-    assert "compaction" in maintain(lake, "--safe-age", "0s", "--reader-time", "0s")
-    assert assert_readers_agree(lake, spark) == before
+        assert not empty, f"{layer}: {empty} hold no value that could differ"
+    assert "compaction" in maintain(lake, "--orphan-older-than", "0s", "--reader-grace", "0s")
+    assert assert_all_readers_agree(lake, spark) == before
     assert_queried(lake, before)
 
 
-def test_spark_reads_a_snapshot_while_the_table_goes_on(new_lake: NewLake, spark: SparkSession) -> None:
-    """Each look is at what was newest at the look before: since then a flow has written, and files were merged."""
+def test_spark_reads_a_pinned_snapshot_while_the_table_changes(new_lake: NewLake, spark: "SparkSession") -> None:
+    """Each read is of the snapshot that was newest at the read before: since then the flow wrote and files merged."""
     lake = new_lake(partitions=3)
     send_days(lake, days=1, a_day=1_000)
     lake.catch_up(**batches(100), K2FLOW_LOG_LEVEL="WARNING")
@@ -243,7 +242,7 @@ def test_spark_reads_a_snapshot_while_the_table_goes_on(new_lake: NewLake, spark
 
 @contextmanager
 def sending(lake: Lake) -> Iterator[None]:
-    """Trades, bad ones and doubled ones among them, come in until the end."""
+    """Produce trades, bad ones and duplicates included, while the context lasts."""
     over = threading.Event()
 
     def send() -> None:

@@ -1,4 +1,4 @@
-"""k2flow between real parts: Kafka with SASL_SSL, a schema registry, PostgreSQL, a REST catalog, an S3 store."""
+"""k2flow with the real services around it: Kafka with SASL_SSL, a schema registry, PostgreSQL, REST catalog, S3."""
 
 import json
 import shutil
@@ -16,14 +16,15 @@ import pytest
 from confluent_kafka import Producer
 
 from k2flow.config.secret_files import FOLDER
-from k2flow.exchange import GOLD, find_exchange
+from k2flow.exchange import find_exchange
 from k2flow.kafka.admin import Admin
+from k2flow.layers import GOLD_TABLE
 from k2flow.sandbox.producer import ProduceOptions, produce
 from k2flow.trades.schema import trade_schema
 from tests.integration.harness import ROOT, Lake
 from tests.integration.test_run import rows_of, running
 from tests.surroundings.apicurio import Apicurio
-from tests.surroundings.secure_kafka import PASSWORD, SecureKafka, let_in, secure_kafka
+from tests.surroundings.secure_kafka import PASSWORD, SecureKafka, create_user, secure_kafka
 from tests.unit.test_decode import TRADE, evolved, written
 from torture.catalogs import Postgres, postgres_programs, variables
 from torture.store import SECRET, Seaweed, open_store
@@ -39,7 +40,7 @@ RULES = ROOT / "docker" / "prometheus" / "rules.yml"
 def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureKafka]:
     made = secure_kafka(tmp_path_factory.mktemp("kafka") / "secure")
     with made.local:
-        let_in(made)
+        create_user(made)
         yield made
 
 
@@ -48,7 +49,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Apicurio]:
     try:
         made = Apicurio(tmp_path_factory.mktemp("registry"))
     except (OSError, RuntimeError) as error:
-        pytest.skip(f"Apicurio cannot be had here: {error}")
+        pytest.skip(f"Apicurio cannot be installed here: {error}")
     with made:
         yield made
 
@@ -63,17 +64,17 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
 
 @pytest.fixture
 def database(store: Seaweed) -> Iterator[dict[str, str]]:
-    """The variables of a catalog in PostgreSQL, whose warehouse is the store."""
+    """The environment variables of a catalog in PostgreSQL, with its warehouse in the store."""
     programs = postgres_programs()
     if programs is None:
-        pytest.skip("PostgreSQL is not here (Debian: postgresql)")
+        pytest.skip("PostgreSQL is not installed (Debian: postgresql)")
     made = Postgres(store.properties(), programs)
     yield made.environment()
     made.stop()
 
 
 class Site:
-    """All of it: two topics, and what a process of k2flow is told. Secrets are in files."""
+    """Two topics, and the environment of k2flow's processes. Secrets are in files."""
 
     def __init__(self, kafka: SecureKafka, registry: Apicurio, catalog: Mapping[str, str], folder: Path) -> None:
         self.kafka = kafka
@@ -99,7 +100,7 @@ class Site:
         return Lake("binance", self.topics["binance"], self._folder / "home", self.kafka.secure)
 
     def send(self, exchange: str, schema_id: int, **options: Any) -> int:
-        """How many messages were sent, through the door that flows use."""
+        """Send messages over the connection that flows use. Return how many."""
         config = {
             name.removeprefix("K2FLOW_KAFKA_").lower().replace("_", "."): value
             for name, value in {**self.kafka.client(), "K2FLOW_KAFKA_SASL_PASSWORD": PASSWORD}.items()
@@ -114,10 +115,10 @@ class Site:
         return done.stdout
 
 
-def test_everything_at_once(
+def test_kills_and_a_registry_outage_fire_an_alert_and_lose_nothing(
     kafka: SecureKafka, registry: Apicurio, database: Mapping[str, str], tmp_path: Path
 ) -> None:
-    """Both exchanges, a process of each killed, the registry away for a while: an alert fires, and the audit holds."""
+    """Both exchanges; one process of each is killed, and the registry is down for a while. All invariants hold."""
     site = Site(kafka, registry, database, tmp_path)
     first = registry.register(f"{site.topics['binance']}-value", trade_schema())
     sent = {exchange: site.send(exchange, first, count=3_000, bad=0.05, duplicates=0.05) for exchange in BOTH}
@@ -149,13 +150,15 @@ def test_everything_at_once(
         assert run.stop() == 0, run.log()
         assert not any(secret in run.log() for secret in site.secrets)
     assert_holds(site)
-    fees = f"SELECT count(*) AS fees FROM {GOLD} WHERE vendor_data['fee'] = '0.25'"
+    fees = f"SELECT count(*) AS fees FROM {GOLD_TABLE} WHERE vendor_data['fee'] = '0.25'"
     assert site.command("query", fees, "--format", "csv").split() == ["fees", "10"]
     site.command("config")
 
 
-def test_a_rest_catalog(kafka: SecureKafka, registry: Apicurio, store: Seaweed, tmp_path: Path) -> None:
-    """A flow of one process, and of two, maintenance, queries and the audit."""
+def test_flows_maintenance_queries_and_audit_work_with_a_rest_catalog(
+    kafka: SecureKafka, registry: Apicurio, store: Seaweed, tmp_path: Path
+) -> None:
+    """The flow runs once as one process and once as two."""
     site = Site(kafka, registry, variables(store.rest_catalog()), tmp_path)
     first = registry.register(f"{site.topics['binance']}-value", trade_schema())
     for seed in (1, 2):
@@ -173,7 +176,7 @@ def assert_holds(site: Site, *exchanges: str) -> None:
 
 
 def assert_no_secrets(site: Site, process: psutil.Process) -> None:
-    """Neither its command nor its environment, which `ps` shows, tells one."""
+    """Assert that neither its command nor its environment, both visible in `ps`, shows a secret."""
     shown = [*process.cmdline(), *process.environ().values()]
     assert not [each for each in shown for secret in site.secrets if secret in each]
 
@@ -185,7 +188,7 @@ def evolved_further() -> dict[str, Any]:
 
 
 def send_evolved(site: Site, schema_id: int, count: int) -> None:
-    """Trades in the bytes of the evolved schema, which came to Kafka long ago."""
+    """Send trades in the evolved schema, with Kafka timestamps of LONG_AGO."""
     producer = Producer({"bootstrap.servers": site.kafka.local.bootstrap})
     at = datetime.now(UTC) - LONG_AGO
     microseconds = int(at.timestamp() * 1e6)
@@ -204,7 +207,7 @@ def send_evolved(site: Site, schema_id: int, count: int) -> None:
 
 
 def assert_fires(alert: str, scraped: str, labels: Mapping[str, str], folder: Path) -> None:
-    """The alert fires where what was scraped stays as it is, for `labels`, and for nothing of Kraken's."""
+    """Assert that the alert fires for `labels`, and for nothing of Kraken, if the scraped values persist."""
     if shutil.which("promtool") is None:
         return
     series = [line.rpartition(" ") for line in scraped.splitlines() if line and not line.startswith("#")]
@@ -234,9 +237,9 @@ def assert_fires(alert: str, scraped: str, labels: Mapping[str, str], folder: Pa
 
 @pytest.fixture
 def insecure(kafka: SecureKafka, tmp_path: Path) -> Callable[..., str]:
-    """What a flow says that is let in nowhere, before it is told to end; it must not end by itself in silence."""
+    """Return the log of a flow that cannot connect. It waits, says why, and ends on SIGTERM."""
 
-    def said(**extra: str) -> str:
+    def run_flow(**extra: str) -> str:
         topic = f"binance.{uuid.uuid4().hex}"
         Admin(kafka.local.bootstrap).create({topic: 1})
         lake = Lake("binance", topic, tmp_path / "home", kafka.secure)
@@ -248,21 +251,21 @@ def insecure(kafka: SecureKafka, tmp_path: Path) -> Callable[..., str]:
             flow.signal(signal.SIGTERM)
             return flow.wait(30)
 
-    return said
+    return run_flow
 
 
-def test_a_wrong_password_is_said(insecure: Callable[..., str]) -> None:
+def test_wrong_password_is_reported_without_showing_it(insecure: Callable[..., str]) -> None:
     log = insecure(K2FLOW_KAFKA_SASL_PASSWORD="guess")
     assert "Authentication failed" in log
     assert "guess" not in log
 
 
-def test_an_expired_certificate_is_said(kafka: SecureKafka, insecure: Callable[..., str]) -> None:
+def test_expired_certificate_is_reported(kafka: SecureKafka, insecure: Callable[..., str]) -> None:
     log = insecure(K2FLOW_KAFKA_BOOTSTRAP_SERVERS=kafka.expired)
     assert "certificate has expired" in log, log
 
 
-def test_an_authority_that_is_not_trusted_is_said(insecure: Callable[..., str], tmp_path: Path) -> None:
+def test_untrusted_authority_is_reported(insecure: Callable[..., str], tmp_path: Path) -> None:
     other = secure_kafka(tmp_path / "other")
     log = insecure(K2FLOW_KAFKA_SSL_CA_LOCATION=str(other.authority))
     assert "certificate is not trusted: 127.0.0.1:" in log

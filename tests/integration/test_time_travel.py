@@ -1,4 +1,4 @@
-"""The tables as they were: by time, by snapshot, and where they no longer are."""
+"""Queries of the past: by time, by snapshot, and of a time that is no longer kept."""
 
 import time
 from datetime import UTC, datetime, timedelta
@@ -9,9 +9,9 @@ import pytest
 from pyiceberg.catalog import Catalog
 
 from k2flow.errors import QueryError
-from k2flow.exchange import GOLD
 from k2flow.iceberg.catalog import load_table
 from k2flow.iceberg.tables import gold_definition
+from k2flow.layers import GOLD_TABLE
 from k2flow.maintain.run import Pass, Timing
 from k2flow.query.connection import connect_to, query_errors
 from tests.gold import Gold
@@ -21,11 +21,11 @@ HOURS = np.array([490_000])
 
 def rows(connection: duckdb.DuckDBPyConnection) -> int:
     with query_errors():
-        (count,) = connection.sql(f"SELECT count(*) FROM {GOLD}").fetchall()[0]
+        (count,) = connection.sql(f"SELECT count(*) FROM {GOLD_TABLE}").fetchall()[0]
     return int(count)
 
 
-def test_by_time_and_by_snapshot(catalog: Catalog) -> None:
+def test_query_reads_the_past_by_time_and_by_snapshot(catalog: Catalog) -> None:
     gold = Gold(catalog)
     moments = [datetime.now(UTC)]
     for _ in range(3):
@@ -35,7 +35,7 @@ def test_by_time_and_by_snapshot(catalog: Catalog) -> None:
         moments.append(datetime.now(UTC))
     assert [rows(connect_to(catalog, moment)) for moment in moments] == [0, 1, 2, 3]
     snapshots = [
-        s for s in load_table(catalog, GOLD).metadata.snapshots if s.summary and s.summary["total-records"] == "2"
+        s for s in load_table(catalog, GOLD_TABLE).metadata.snapshots if s.summary and s.summary["total-records"] == "2"
     ]
     assert rows(connect_to(catalog, snapshots[0].snapshot_id)) == 2
     assert rows(connect_to(catalog, moments[0] - timedelta(days=1))) == 0
@@ -44,7 +44,7 @@ def test_by_time_and_by_snapshot(catalog: Catalog) -> None:
         connect_to(catalog, 12345)
 
 
-def test_what_is_no_longer_kept_is_an_error_once_it_is_read(catalog: Catalog) -> None:
+def test_expired_past_is_an_error_only_for_the_tables_read(catalog: Catalog) -> None:
     gold = Gold(catalog)
     gold.add("binance", HOURS)
     early = datetime.now(UTC)

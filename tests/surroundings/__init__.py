@@ -1,1 +1,1 @@
-"""What k2flow has around it in production, each a real one on this machine: started for tests and ended by them."""
+"""The services around k2flow in production, each a real one on this machine: tests start and stop them."""

@@ -1,4 +1,4 @@
-"""A schema registry: Apicurio, which speaks Confluent's API as well."""
+"""A schema registry: Apicurio, which also serves Confluent's API."""
 
 import json
 import os
@@ -22,7 +22,7 @@ HEAP = "-Xmx384m"
 
 
 class Apicurio:
-    """One registry with its schemas in `folder`, which survive its end."""
+    """One registry; its schemas are in `folder` and survive a restart."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -50,12 +50,12 @@ class Apicurio:
         self._ask("PUT", "config", {"compatibility": "BACKWARD"})  # Confluent's default
 
     def stop(self) -> None:
-        """As it should be: killed, it would forget the schema that it has just told the id of."""
+        """Stop it by SIGTERM: a kill would lose the schema whose id it has just returned."""
         self._process.terminate()
         self._process.wait(START_SECONDS)
 
     def register(self, subject: str, schema: dict[str, Any]) -> int:
-        """The id of a writer's schema under its subject. Raises HTTPError 409 where it is not compatible."""
+        """Register a writer's schema and return its id. Raise HTTPError 409 if it is not compatible."""
         answer = self._ask("POST", f"subjects/{subject}/versions", {"schema": json.dumps(schema)})
         return int(answer["id"])
 
@@ -87,7 +87,7 @@ class Apicurio:
 
 
 def program(folder: Path) -> Path:
-    """The registry's jar, unpacked in `folder`; the first call on a machine downloads 158 MB."""
+    """Unpack the registry's jar in `folder`; the first call on a machine downloads 158 MB."""
     artifact = MavenContext().project("io.apicurio", "apicurio-registry-app").at_version(VERSION)
     archive = artifact.artifact(classifier="all", packaging="tar.gz").resolve()
     with tarfile.open(archive) as packed:

@@ -1,4 +1,4 @@
-"""Hosts of a network of their own: Linux network namespaces, joined by a bridge that leads out nowhere."""
+"""Hosts in a private network: Linux network namespaces, joined by a bridge without a way out."""
 
 import contextlib
 import os
@@ -10,15 +10,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-SUBNET = "192.0.2"  # TEST-NET-1, RFC 5737: nobody's
+SUBNET = "192.0.2"  # TEST-NET-1, RFC 5737: assigned to no host
 ROUTER, BRIDGE = "hub", "bridge"
 NAMED = 'hostname "$1" && shift && exec "$@"'
 
 
 class Network:
-    """A hub, with the bridge, and hosts; used as a context manager it leaves nothing behind.
+    """A hub with the bridge, and hosts; as a context manager it removes all of them at the end.
 
-    The hub is at `address("hub")`. What runs on a host sees its name, and reaches the others and nothing else.
+    The hub is at `address("hub")`. A process on a host sees the host's name, and reaches the other hosts only.
     """
 
     def __init__(self, hosts: Sequence[str]) -> None:
@@ -29,7 +29,7 @@ class Network:
         return f"{SUBNET}.{self._hosts.index(host) + 1}"
 
     def command(self, host: str, *command: str) -> list[str]:
-        """The command that runs another one on a host."""
+        """Return the command that runs `command` on a host."""
         return ["ip", "netns", "exec", self._space(host), "unshare", "--uts", "sh", "-c", NAMED, "sh", host, *command]
 
     def start(
@@ -38,10 +38,10 @@ class Network:
         return subprocess.Popen(self.command(host, *command), env=dict(environment), cwd=folder, stdout=log, stderr=log)
 
     def cut(self, host: str) -> None:
-        """Nothing reaches the host any more, and nobody is told."""
+        """Drop all packets to and from the host, without closing connections."""
         _ip("-n", self._space(ROUTER), "link", "set", host, "down")
 
-    def mend(self, host: str) -> None:
+    def reconnect(self, host: str) -> None:
         _ip("-n", self._space(ROUTER), "link", "set", host, "up")
 
     def __enter__(self) -> Self:
@@ -78,15 +78,15 @@ class Network:
         return f"k2flow-{self._id}-{host}"
 
 
-def why_not() -> str | None:
-    """What keeps this machine from making such hosts; None if nothing does."""
+def unavailable_reason() -> str | None:
+    """Return why this machine cannot create such hosts; None if it can."""
     if os.getuid() != 0 or shutil.which("ip") is None or shutil.which("unshare") is None:
         return "network namespaces need root, ip and unshare"
     try:
         with Network(["probe"]) as network:
             subprocess.run(network.command("probe", "true"), check=True, capture_output=True)
     except subprocess.CalledProcessError as error:
-        return f"network namespaces cannot be made here: {error.stderr}"
+        return f"network namespaces cannot be created here: {error.stderr}"
     return None
 
 

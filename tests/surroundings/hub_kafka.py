@@ -1,6 +1,6 @@
-"""`python -m tests.surroundings.hub_kafka HOME PORT ADDRESS TOPIC PARTITIONS`: a broker that hosts reach at an address.
+"""`python -m tests.surroundings.hub_kafka HOME PORT ADDRESS TOPIC PARTITIONS`: run a broker for all hosts.
 
-It runs until its standard input is closed, on the host that it is started on; `ready` is printed when it answers.
+It listens on ADDRESS, prints `ready` when it answers, and runs until its standard input is closed.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""A broker that lets nobody in without a password, over TLS; and one whose certificate is out of date."""
+"""A broker that requires a password over TLS, with a second listener whose certificate has expired."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -16,16 +16,15 @@ from cryptography.hazmat.primitives import serialization
 from k2flow.sandbox.kafka.local import LocalKafka, free_port
 
 USER, PASSWORD = "flows", "correct horse battery staple"
-ITERATIONS = 4096  # Kafka's least
-SHORT_OF_TODAY = timedelta(days=1)
+ITERATIONS = 4096  # Kafka's minimum
 
 
 @dataclass(frozen=True)
 class SecureKafka:
     """A real Kafka with SASL_SSL (SCRAM-SHA-512) at `secure`, and at `expired` with a certificate of last year.
 
-    `local` is the same broker without either, as the administrator of its own machine reaches it. `authority` is the
-    file of the certificate that both others are signed with.
+    `local` is the same broker without either, as an administrator on its machine reaches it. `authority` is the file
+    with the certificate of the authority that signed both others.
     """
 
     local: LocalKafka
@@ -34,7 +33,7 @@ class SecureKafka:
     authority: Path
 
     def client(self, bootstrap: str | None = None) -> dict[str, str]:
-        """The variables that a flow needs to get in, all but the password."""
+        """Return the variables that a flow needs to connect, except the password."""
         return {
             "K2FLOW_KAFKA_BOOTSTRAP_SERVERS": bootstrap or self.secure,
             "K2FLOW_KAFKA_SECURITY_PROTOCOL": "SASL_SSL",
@@ -45,7 +44,7 @@ class SecureKafka:
 
 
 def secure_kafka(folder: Path) -> SecureKafka:
-    """It is not started yet; `folder` gets its data and certificates."""
+    """Prepare the broker, without starting it; `folder` gets its data and certificates."""
     folder.mkdir(parents=True)
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(folder / "authority.pem"))
@@ -53,7 +52,7 @@ def secure_kafka(folder: Path) -> SecureKafka:
     certificates = {
         "secure": authority.issue_cert("127.0.0.1"),
         "expired": authority.issue_cert(
-            "127.0.0.1", not_before=now - timedelta(days=365), not_after=now - SHORT_OF_TODAY
+            "127.0.0.1", not_before=now - timedelta(days=365), not_after=now - timedelta(days=1)
         ),
     }
     addresses = {name: f"127.0.0.1:{free_port()}" for name in certificates}
@@ -79,8 +78,8 @@ def secure_kafka(folder: Path) -> SecureKafka:
     return SecureKafka(local, addresses["secure"], addresses["expired"], folder / "authority.pem")
 
 
-def let_in(kafka: SecureKafka) -> None:
-    """Makes the user and the password that flows have; the broker must run."""
+def create_user(kafka: SecureKafka) -> None:
+    """Create the user of the flows, with its password; the broker must run."""
     admin = AdminClient({"bootstrap.servers": kafka.local.bootstrap})
     how = ScramCredentialInfo(ScramMechanism.SCRAM_SHA_512, ITERATIONS)
     wanted = UserScramCredentialUpsertion(USER, how, PASSWORD.encode())
@@ -89,7 +88,7 @@ def let_in(kafka: SecureKafka) -> None:
 
 
 def _pkcs8(key: bytes) -> bytes:
-    """A private key as Java reads it."""
+    """Convert a private key to the form that Java reads."""
     private = serialization.load_pem_private_key(key, None)
     return private.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()

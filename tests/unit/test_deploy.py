@@ -25,7 +25,7 @@ import yaml
 from prometheus_client import CollectorRegistry
 
 import k2flow
-from k2flow.cli.repeated import duration
+from k2flow.cli.repetition import parse_duration
 from k2flow.config.settings import Settings, load_exchange_settings, load_settings
 from k2flow.errors import SettingsError
 from k2flow.exchange import all_exchanges, exchange_names, find_exchange
@@ -33,7 +33,7 @@ from k2flow.iceberg.catalog import configured
 from k2flow.kafka.topic import checked
 from k2flow.observability.endpoint import serve
 from k2flow.sandbox.kafka.local import free_port
-from k2flow.supervisor import supervise as supervisor
+from k2flow.supervisor.plan import plan_processes
 from k2flow.trades.schema import trade_schema
 from tests.deployment import (
     COMPOSE,
@@ -124,7 +124,7 @@ def test_each_service_is_pinned_limited_and_locked_up(name: str) -> None:
     service = SERVICES[name]
     assert PINNED.fullmatch(service["image"]), service["image"]
     assert re.fullmatch(r"\d+[mg]", service["mem_limit"])
-    assert duration(service["stop_grace_period"]) >= 10
+    assert parse_duration(service["stop_grace_period"]) >= 10
     assert service["cap_drop"] == ["ALL"]
     assert "no-new-privileges:true" in service["security_opt"]
     assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
@@ -143,7 +143,7 @@ def test_each_service_can_be_seen_to_be_healthy_or_ends(name: str) -> None:
     if "healthcheck" in service:
         check = service["healthcheck"]
         assert check["test"][0] in {"CMD", "CMD-SHELL"}
-        assert duration(check.get("start_interval", check["interval"])) <= 15  # others wait for the first one
+        assert parse_duration(check.get("start_interval", check["interval"])) <= 15  # others wait for the first one
     else:  # the image's own asks what is served
         assert [each.serves for each in ON_DOCKER if each.workload == name] == [True]
 
@@ -225,7 +225,7 @@ def test_secrets_are_made_once_and_for_nobody_else(made_secrets: Path) -> None:
         [made_secrets.parents[1] / "scripts" / "secrets"], capture_output=True, text=True, timeout=30
     )
     assert again.returncode == 1
-    assert "is left as it is" in again.stderr
+    assert "stays as it is" in again.stderr
     assert {path.name: path.read_text() for path in made_secrets.iterdir()} == before
     assert made_secrets.stat().st_mode & 0o777 == 0o700
     assert {path.stat().st_mode & 0o777 for path in made_secrets.iterdir()} == {0o444}
@@ -349,7 +349,7 @@ def test_commands_are_ones_that_there_are(container: Container) -> None:
     if container.command[1] in {"run", "produce"}:
         find_exchange(container.command[2])
     if "--every" in container.command:
-        assert duration(container.command[container.command.index("--every") + 1]) >= 300
+        assert parse_duration(container.command[container.command.index("--every") + 1]) >= 300
 
 
 def test_health_checks_by_commands_are_ones_that_there_are() -> None:
@@ -392,7 +392,7 @@ def test_cluster_addresses_are_those_of_the_hosts(monkeypatch: pytest.MonkeyPatc
         for host in hosts:
             told = host.environment.get("K2FLOW_PROCESS_ID")
             monkeypatch.setattr("socket.gethostname", lambda name=host.host: name)
-            plan = supervisor.plan(str(host.exchange), 1, cluster, int(told) if told else None)
+            plan = plan_processes(str(host.exchange), 1, cluster, int(told) if told else None)
             (number,) = plan.numbers
             numbers.append(number)
             assert plan.addresses is not None
