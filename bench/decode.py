@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from bench.lake import slices
 from bench.report import Report, report
 from bench.stages import Stopwatch
-from k2flow.avro.decoder import Decoder
+from k2flow.avro.decoder import AvroDecoder
 from k2flow.sandbox.producer import ProduceOptions
 from k2flow.trades.decode import HEADER
 from k2flow.trades.schema import trade_schema
@@ -33,7 +33,7 @@ def decode(
     options = ProduceOptions(count=records, seed=1)
     payloads = pa.concat_arrays([one.rows.column("value") for one in slices(options, records)])
     values = payloads.to_pylist()
-    decoder = Decoder(trade_schema())
+    decoder = AvroDecoder(trade_schema())
     schema = fastavro.parse_schema(trade_schema())
     check_equal(decoder, payloads.slice(0, SAMPLE), [read_one(value, schema) for value in values[:SAMPLE]])
     ours, theirs = [], []
@@ -55,7 +55,7 @@ def read_one(value: bytes, schema: Any) -> Any:
     return fastavro.schemaless_reader(stream, schema, None)
 
 
-def check_equal(decoder: Decoder, payloads: pa.BinaryArray, wanted: Sequence[Any]) -> None:
+def check_equal(decoder: AvroDecoder, payloads: pa.BinaryArray, wanted: Sequence[Any]) -> None:
     """Raises ValueError where a record has a defect or is not as wanted."""
     decoded = decoder.decode(payloads, HEADER)
     for i, (found, record) in enumerate(zip(decoded.batch.to_pylist(maps_as_pydicts="strict"), wanted, strict=True)):

@@ -16,5 +16,5 @@
     defects    what can be wrong with a record
     decoder    all of it, for a batch of payloads
 
-Start at `decoder.Decoder`.
+Start at `decoder.AvroDecoder`.
 """

@@ -13,7 +13,7 @@ import numpy as np
 
 from k2flow.avro.columns import Column, join
 from k2flow.avro.cursor import Ints, Lanes
-from k2flow.avro.defects import Defect
+from k2flow.records import Defect
 
 MAX_EMPTY_ITEMS = 1024
 """How many items that take no bytes (null, a record without fields) an array may hold; more are malformed."""

@@ -14,9 +14,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from k2flow.avro.cursor import Block, Ints, Mask
-from k2flow.avro.defects import Defect
 from k2flow.avro.maps import last_of_each_key
 from k2flow.avro.utf8 import invalid_texts
+from k2flow.records import Defect
 
 _UUID_LENGTH = 36
 _UUID_DASHES = [8, 13, 18, 23]

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from k2flow.avro.defects import Defect, Faults, IgnoredFaults
+from k2flow.avro.defects import Faults, IgnoredFaults
+from k2flow.records import Defect
 
 Ints = npt.NDArray[np.int64]
 Words = npt.NDArray[np.uint64]
@@ -50,7 +51,7 @@ class Block:
         return np.ndarray((len(self.data) - kind.itemsize + 1,), kind, self.data, strides=(1,))[at]
 
     def parked(self, n: int) -> "Lanes":
-        """n lanes that belong to no record and read zeros."""
+        """N lanes that belong to no record and read zeros."""
         return Lanes(self, np.full(n, self.first), np.full(n, self.park), np.full(n, _FAR))
 
     @contextmanager

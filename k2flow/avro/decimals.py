@@ -14,7 +14,7 @@ _WORD = 8
 
 
 def read_decimals(block: Block, start: Ints, length: npt.NDArray[Any], precision: int, words: int) -> tuple[Ints, Mask]:
-    """n unscaled values, shape (n, words), least significant word first; and which of them have too many digits (0)."""
+    """N unscaled values, shape (n, words), least significant word first; and which of them have too many digits (0)."""
     size = length.astype(np.int64)
     longest = int(size.max(initial=0))
     limit = 10**precision

@@ -11,7 +11,6 @@ leaves room, or a decoder may be lax, this one
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -19,37 +18,19 @@ import pyarrow as pa
 
 from k2flow.avro.columns import Struct
 from k2flow.avro.cursor import FRONT, SLACK, Block, Ints, Lanes
-from k2flow.avro.defects import Defect, Faults
+from k2flow.avro.defects import Faults
 from k2flow.avro.plan import Record
 from k2flow.avro.resolve import resolve
 from k2flow.avro.schemas import Json, parse
 from k2flow.avro.unknown import UnknownField, with_unknown
+from k2flow.records import DecodedRecords, Defect
 
 _BLOCK_ROWS = 1 << 14
 _BLOCK_BYTES = 1 << 22
 _MAX_RECORD_BYTES = 1 << 30
 
 
-@dataclass(frozen=True)
-class Decoded:
-    """What came of n payloads, in their order."""
-
-    batch: pa.RecordBatch
-    """n rows; those with a defect hold values that mean nothing."""
-    unknown: pa.RecordBatch
-    """n rows: a column for each of the decoder's `unknown` fields."""
-    defect: npt.NDArray[np.uint8]
-    """The number of each row's Defect, 0 for a good row."""
-    position: Ints
-    """The byte of the payload where the defect was met, counted from its first byte; -1 for a good row."""
-    faults: Faults
-
-    def detail(self, row: int) -> str:
-        """What is wrong with a row, in words, with the field and the byte; empty for a good row."""
-        return self.faults.detail(row)
-
-
-class Decoder:
+class AvroDecoder:
     """Decodes records of one writer's schema, as the reader's schema wants them.
 
     Each is JSON text or what JSON text holds. `schema` is that of the batches: a column for each field of the record,
@@ -61,17 +42,17 @@ class Decoder:
 
     def __init__(self, writer_schema: Json, reader_schema: Json | None = None, keep_unknown: bool = False) -> None:
         self.writer_schema = writer_schema
-        self.unknown: tuple[UnknownField, ...] = ()
+        self.unknown_fields: tuple[UnknownField, ...] = ()
         writer = parse(writer_schema)
         self._plan = resolve(writer, writer if reader_schema is None else parse(reader_schema))
         self._reach = self._plan.reach
         kind = self._plan.type
         self.schema = pa.schema(list(kind) if isinstance(self._plan, Record) else [("value", kind)])
         if keep_unknown and isinstance(self._plan, Record):
-            self._plan, self.unknown = with_unknown(self._plan, writer)
-        self._unknown_schema = pa.schema(list(self._plan.type)[len(kind) :] if self.unknown else [])
+            self._plan, self.unknown_fields = with_unknown(self._plan, writer)
+        self._unknown_schema = pa.schema(list(self._plan.type)[len(kind) :] if self.unknown_fields else [])
 
-    def decode(self, payloads: pa.BinaryArray | pa.LargeBinaryArray, skip: int = 0) -> Decoded:
+    def decode(self, payloads: pa.BinaryArray | pa.LargeBinaryArray, skip: int = 0) -> DecodedRecords:
         """Decodes n payloads without nulls; `skip` is how many bytes before each record to pass over.
 
         Raises ValueError for a payload of more than 1 GiB.
@@ -88,8 +69,9 @@ class Decoder:
             arrays = [pa.concat_arrays(pieces) for pieces in zip(*parts, strict=True)]
         known = len(self.schema)
         batch = _batch(self.schema, n, arrays[:known])
-        unknown = _batch(self._unknown_schema, n, arrays[known:])
-        return Decoded(batch, unknown, faults.defect, faults.position, faults)
+        return DecodedRecords(
+            batch=batch, unknown=arrays[known:], defect=faults.defect, position=faults.position, detail=faults.detail
+        )
 
     def _blocks(
         self, edges: Ints, data: npt.NDArray[np.uint8], skip: int, faults: Faults

@@ -2,28 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-
-class Defect(IntEnum):
-    """The first defect met in the bytes of a record; 0 is none."""
-
-    GOOD = 0
-    TRUNCATED = 1
-    """A field would pass the end of the record."""
-    MALFORMED = 2
-    """Bytes that no value of the schema has, other than the cases below."""
-    INVALID_ENUM = 3
-    """The index of no symbol, or a symbol that the reader's schema does not know."""
-    INVALID_UTF8 = 4
-    """A text that is not UTF-8."""
-    TRAILING_BYTES = 5
-    """Bytes left over after the last field."""
+from k2flow.records import Defect
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +49,7 @@ class Faults:
         order = np.argsort(position, kind="stable")
         unique, first = np.unique(rows[order], return_index=True)
         chosen = order[first]
-        wins = (self.defect[unique] == Defect.GOOD) | (position[chosen] < self.position[unique])
+        wins = (self.defect[unique] == Defect.NONE) | (position[chosen] < self.position[unique])
         unique, chosen = unique[wins], chosen[wins]
         self.defect[unique] = defect
         self.position[unique] = position[chosen]

@@ -16,7 +16,7 @@ from k2flow.avro.blocks import read_items
 from k2flow.avro.columns import Built, Column, Items, Spans, Struct, Symbols, Values
 from k2flow.avro.cursor import Ints, Lanes
 from k2flow.avro.decimals import read_decimals
-from k2flow.avro.defects import Defect
+from k2flow.records import Defect
 
 
 @dataclass(frozen=True)

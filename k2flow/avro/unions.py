@@ -12,8 +12,8 @@ import pyarrow as pa
 
 from k2flow.avro.columns import Built, Column, Struct
 from k2flow.avro.cursor import Ints, Lanes, Mask
-from k2flow.avro.defects import Defect
 from k2flow.avro.plan import Node
+from k2flow.records import Defect
 
 UNRESOLVED = -1
 

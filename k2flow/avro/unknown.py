@@ -18,7 +18,7 @@ class UnknownField:
     names: Parsed
 
     def texts(self, column: pa.Array) -> pa.StringArray:
-        """n values of this field as text, null where they are null, see texts.py. Raises pyarrow's ArrowInvalid."""
+        """N values of this field as text, null where they are null, see texts.py. Raises pyarrow's ArrowInvalid."""
         return texts(self.schema, self.names, column)
 
 

@@ -13,6 +13,7 @@ import fastavro
 import numpy as np
 import pyarrow as pa
 
+from k2flow.avro.decoder import AvroDecoder
 from k2flow.errors import QueryError
 from k2flow.exchange import Exchange
 from k2flow.query.connection import query_errors
@@ -102,9 +103,8 @@ def explain(letter: Letter, exchange: Exchange, schemas: Schemas) -> Explained:
         return Explained([], None, now, why)
     position = int(decoder.decode(pa.array([letter.payload], pa.binary()), HEADER).position[0])
     end = len(letter.payload) if position < 0 else position
-    return Explained(
-        _readable(letter.payload, decoder.writer_schema, end), None if position < 0 else position, now, why
-    )
+    schema = decoder.writer_schema if isinstance(decoder, AvroDecoder) else None
+    return Explained(_readable(letter.payload, schema, end), None if position < 0 else position, now, why)
 
 
 def _judged(letter: Letter, exchange: Exchange, schemas: Schemas) -> tuple[str | None, str]:

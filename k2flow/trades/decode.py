@@ -11,13 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from k2flow.avro.decoder import Decoded as AvroDecoded
-from k2flow.avro.decoder import Decoder
-from k2flow.avro.defects import Defect
 from k2flow.exchange import Exchange
-from k2flow.iceberg.tables import DLQ_FIELDS, SILVER_FIELDS, arrow_schema
+from k2flow.layers import DLQ, SILVER
 from k2flow.trades.messages import MessageBatch
 from k2flow.trades.reasons import Reason
+from k2flow.trades.record_decoder import DecodedRecords, Defect, RecordDecoder
 from k2flow.trades.registry import Schemas, UnknownSchemaError
 from k2flow.trades.unknown_fields import UnknownFields
 from k2flow.trades.validate import Validator
@@ -49,8 +47,8 @@ class _Part:
     """
 
     rows: npt.NDArray[np.int64]
-    decoder: Decoder
-    decoded: AvroDecoded
+    decoder: RecordDecoder
+    decoded: DecodedRecords
     own: npt.NDArray[np.bool_]
 
 
@@ -62,11 +60,11 @@ class TradeDecoder:
         self._validator = Validator(exchange)
         self._unknown = UnknownFields(exchange)
         self._topic = exchange.settings.topic
-        self._silver = arrow_schema(SILVER_FIELDS)
-        self._dlq = arrow_schema(DLQ_FIELDS)
+        self._silver = SILVER.arrow_schema
+        self._dlq = DLQ.arrow_schema
 
     def decode(self, messages: MessageBatch) -> Decoded:
-        """n messages (rows of MESSAGE_SCHEMA) into trades, by their time, and failures, in the order of the messages.
+        """N messages (rows of MESSAGE_SCHEMA) into trades, by their time, and failures, in the order of the messages.
 
         Where the registry is out of reach it waits; raises RegistryError if the flow is stopped meanwhile.
         """
@@ -159,7 +157,7 @@ class TradeDecoder:
         batch = part.decoded.batch.take(rows)
         found = {name: batch.column(name) for name in batch.schema.names}
         found["exchange_date"] = found["timestamp"].cast(pa.date32())
-        unknown = part.decoded.unknown.take(rows)
+        unknown = [column.take(rows) for column in part.decoded.unknown]
         found["vendor_data"] = self._unknown.kept(part.decoder, found["vendor_data"], unknown)
         columns = [found[field.name].cast(field.type) for field in self._silver]
         return pa.RecordBatch.from_arrays(columns, schema=self._silver)
@@ -198,7 +196,7 @@ class TradeDecoder:
         return known.code if isinstance(known, Reason) else self._validator.broken(number).reason
 
 
-def _part(decoder: Decoder, payloads: pa.BinaryArray, rows: npt.NDArray[np.int64]) -> _Part:
+def _part(decoder: RecordDecoder, payloads: pa.BinaryArray, rows: npt.NDArray[np.int64]) -> _Part:
     n = len(payloads)
     if len(rows) < n * _MOSTLY:
         return _Part(rows, decoder, decoder.decode(payloads.take(pa.array(rows)), HEADER), np.ones(len(rows), np.bool_))
@@ -253,7 +251,7 @@ def _shown(
 
 
 def _texts(values: pa.Array) -> list[str]:
-    """m values as a dead-letter row shows them."""
+    """M values as a dead-letter row shows them."""
     if pa.types.is_timestamp(values.type):
         return [f"{us} us since 1970" for us in values.cast(pa.int64()).to_pylist()]
     show = repr if pa.types.is_string(values.type) else str

@@ -14,9 +14,10 @@ from tenacity import (
     wait_exponential_jitter,
 )
 
-from k2flow.avro.decoder import Decoder
+from k2flow.avro.decoder import AvroDecoder
 from k2flow.config.settings import Settings, mask
 from k2flow.errors import RegistryError, SchemaError
+from k2flow.trades.record_decoder import RecordDecoder
 from k2flow.trades.schema import trade_schema
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ class UnknownSchemaError(Exception):
 class Schemas(Protocol):
     """Gives the decoder of a schema id."""
 
-    def decoder(self, schema_id: int) -> Decoder:
+    def decoder(self, schema_id: int) -> RecordDecoder:
         """The decoder into TradeV2 of messages written with `schema_id`. Raises UnknownSchemaError."""
 
 
@@ -49,9 +50,9 @@ class FixedSchemas:
 
     def __init__(self, ids: tuple[int, ...]) -> None:
         self._ids = ids
-        self._decoder = Decoder(trade_schema())
+        self._decoder = AvroDecoder(trade_schema())
 
-    def decoder(self, schema_id: int) -> Decoder:
+    def decoder(self, schema_id: int) -> RecordDecoder:
         if schema_id not in self._ids:
             raise UnknownSchemaError(f"schema id {schema_id} is not one of {', '.join(map(str, self._ids))}")
         return self._decoder
@@ -67,9 +68,9 @@ class RegistrySchemas:
     def __init__(self, url: str, stop: threading.Event) -> None:
         self._url = url.rstrip("/")
         self._stop = stop
-        self._decoders: dict[int, Decoder | UnknownSchemaError] = {}
+        self._decoders: dict[int, RecordDecoder | UnknownSchemaError] = {}
 
-    def decoder(self, schema_id: int) -> Decoder:
+    def decoder(self, schema_id: int) -> RecordDecoder:
         if schema_id not in self._decoders:
             self._decoders[schema_id] = self._fetch(schema_id)
         found = self._decoders[schema_id]
@@ -77,7 +78,7 @@ class RegistrySchemas:
             raise found
         return found
 
-    def _fetch(self, schema_id: int) -> Decoder | UnknownSchemaError:
+    def _fetch(self, schema_id: int) -> RecordDecoder | UnknownSchemaError:
         waiting = Retrying(
             retry=retry_if_exception_type(RegistryError),
             wait=wait_exponential_jitter(initial=0.5, max=15),
@@ -90,7 +91,7 @@ class RegistrySchemas:
         if isinstance(schema, UnknownSchemaError):
             return schema
         try:
-            decoder = Decoder(schema, trade_schema(), keep_unknown=True)
+            decoder = AvroDecoder(schema, trade_schema(), keep_unknown=True)
             if "message_id" not in decoder.schema.names:
                 raise SchemaError("it is a union, not a record")
             return decoder

@@ -12,10 +12,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from k2flow.avro.decoder import Decoder
 from k2flow.config.settings import PREFIX
 from k2flow.errors import SchemaError
 from k2flow.exchange import Exchange
+from k2flow.trades.record_decoder import RecordDecoder
 
 log = logging.getLogger(__name__)
 
@@ -36,27 +36,27 @@ class UnknownFields:
         self._setting = f"{PREFIX}{exchange.name.upper()}_UNKNOWN_FIELDS"
         self._said: set[int] = set()
 
-    def say(self, schema_id: int, decoder: Decoder) -> None:
+    def say(self, schema_id: int, decoder: RecordDecoder) -> None:
         """One line in the log for each schema that has unknown fields, the first time it is met."""
-        if not decoder.unknown or schema_id in self._said:
+        if not decoder.unknown_fields or schema_id in self._said:
             return
         self._said.add(schema_id)
-        names = [field.name for field in decoder.unknown]
+        names = [field.name for field in decoder.unknown_fields]
         more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
         shown = ", ".join(names[:_SHOWN_NAMES]) + more
         done = "kept in vendor_data" if self._keep else f"ignored, as {self._setting} says"
         log.info("%s: schema id %d has fields that TradeV2 does not know: %s: %s", self._name, schema_id, shown, done)
 
-    def kept(self, decoder: Decoder, vendor_data: pa.MapArray, unknown: pa.RecordBatch) -> pa.MapArray:
+    def kept(self, decoder: RecordDecoder, vendor_data: pa.MapArray, unknown: Sequence[pa.Array]) -> pa.MapArray:
         """The `vendor_data` of n trades with the values of their `unknown` fields, or as it is where they are ignored.
 
         Raises SchemaError where they are too long for one batch.
         """
-        if not self._keep or not decoder.unknown or not len(vendor_data):
+        if not self._keep or not decoder.unknown_fields or not len(vendor_data):
             return vendor_data
-        names = [field.name for field in decoder.unknown]
+        names = [field.name for field in decoder.unknown_fields]
         try:
-            texts = [field.texts(column) for field, column in zip(decoder.unknown, unknown.columns, strict=True)]
+            texts = [field.texts(column) for field, column in zip(decoder.unknown_fields, unknown, strict=True)]
             size = sum(
                 text.nbytes + len(name.encode()) * (len(text) - text.null_count)
                 for name, text in zip(names, texts, strict=True)
@@ -72,7 +72,7 @@ class UnknownFields:
 
 
 def with_texts(maps: pa.MapArray, names: Sequence[str], texts: Sequence[pa.StringArray]) -> pa.MapArray:
-    """n maps of texts, each with more entries: what the array of n texts has for it of each of k different `names`.
+    """N maps of texts, each with more entries: what the array of n texts has for it of each of k different `names`.
 
     A null adds nothing. A key that a map has already stays as it is. New ones come after a map's own, in the order of
     `names`. A null map stays null where nothing is added to it.

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from k2flow.avro import blocks, decoder
 from k2flow.avro.blocks import MAX_EMPTY_ITEMS
-from k2flow.avro.decoder import Decoder
-from k2flow.avro.defects import Defect
+from k2flow.avro.decoder import AvroDecoder
+from k2flow.records import Defect
 from k2flow.trades.schema import trade_schema
 
 PROFILE = settings(deadline=None, suppress_health_check=list(HealthCheck))
@@ -417,7 +417,7 @@ def as_payloads(payloads: list[bytes], rng: random.Random) -> pa.Array:
 
 
 def check(schema: Any, payloads: list[bytes], skip: int, rng: random.Random) -> None:
-    own = Decoder(schema)
+    own = AvroDecoder(schema)
     with small_blocks(rng.choice((2, 7, 1 << 14)), rng.choice((0, 2, 64))):
         decoded = own.decode(as_payloads(payloads, rng), skip)
     assert decoded.batch.num_rows == len(payloads)
@@ -528,7 +528,7 @@ def test_random_trades_and_damage(seed: int) -> None:
 def test_trades_are_what_fastavro_reads_with_all_logical_types(seed: int) -> None:
     rng = random.Random(seed)
     payloads = [trade(rng) for _ in range(50)]
-    rows = Decoder(trade_schema()).decode(pa.array(payloads), 5).batch.to_pylist(maps_as_pydicts="strict")
+    rows = AvroDecoder(trade_schema()).decode(pa.array(payloads), 5).batch.to_pylist(maps_as_pydicts="strict")
     assert rows == [fastavro.schemaless_reader(io.BytesIO(one[5:]), TRADE) for one in payloads]
 
 
@@ -539,10 +539,10 @@ def test_a_trade_cut_at_every_byte_leaves_its_neighbours_alone(seed: int) -> Non
     whole, neighbour = trade(rng), trade(rng)
     cuts = [whole[:size] for size in range(len(whole))]
     payloads = [payload for cut in cuts for payload in (cut, neighbour)]
-    decoded = Decoder(trade_schema()).decode(pa.array(payloads), 5)
+    decoded = AvroDecoder(trade_schema()).decode(pa.array(payloads), 5)
     assert set(decoded.defect[0::2].tolist()) == {Defect.TRUNCATED}
     assert not decoded.defect[1::2].any()
-    alone = Decoder(trade_schema()).decode(pa.array([neighbour]), 5).batch
+    alone = AvroDecoder(trade_schema()).decode(pa.array([neighbour]), 5).batch
     assert (
         decoded.batch.take(pa.array(range(1, len(payloads), 2)))
         == pa.Table.from_batches([alone] * len(cuts)).combine_chunks().to_batches()[0]
@@ -571,8 +571,8 @@ def test_resolution_changes_no_defect_and_no_value(schema: Any, seed: int) -> No
     rng.shuffle(fields)
     valid = [write_random(schema, rng) for _ in range(10)]
     payloads = pa.array([damage(one, rng.choice(valid), rng) if rng.random() < 0.3 else one for one in valid])
-    alone = Decoder(schema).decode(payloads)
-    resolved = Decoder(schema, {**schema, "fields": fields}).decode(payloads)
+    alone = AvroDecoder(schema).decode(payloads)
+    resolved = AvroDecoder(schema, {**schema, "fields": fields}).decode(payloads)
     np.testing.assert_array_equal(resolved.defect, alone.defect)
     np.testing.assert_array_equal(resolved.position, alone.position)
     good = pa.array(np.flatnonzero(alone.defect == 0))

@@ -14,7 +14,7 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from k2flow.avro.decoder import Decoder
+from k2flow.avro.decoder import AvroDecoder
 from k2flow.exchange import Exchange, find_exchange
 from k2flow.trades.decode import TradeDecoder
 from k2flow.trades.schema import trade_schema
@@ -40,10 +40,10 @@ TRADE_FIELDS = trade_schema()["fields"]
 class OneSchema:
     """All ids mean one schema."""
 
-    def __init__(self, decoder: Decoder) -> None:
+    def __init__(self, decoder: AvroDecoder) -> None:
         self._decoder = decoder
 
-    def decoder(self, schema_id: int) -> Decoder:
+    def decoder(self, schema_id: int) -> AvroDecoder:
         return self._decoder
 
 
@@ -150,9 +150,9 @@ def test_unknown_fields_are_kept_as_text(extra: Any, seed: int) -> None:
     rng = random.Random(seed)
     schema = with_fields(extra["fields"], rng)
     payloads = [message(schema, rng) for _ in range(9)]
-    decoder = Decoder(schema, trade_schema(), keep_unknown=True)
+    decoder = AvroDecoder(schema, trade_schema(), keep_unknown=True)
     unknown = [field for field in schema["fields"] if field not in TRADE_FIELDS]
-    assert [field.name for field in decoder.unknown] == [field["name"] for field in unknown]
+    assert [field.name for field in decoder.unknown_fields] == [field["name"] for field in unknown]
     with small_blocks(rng.choice((2, 100)), 64):
         kept = TradeDecoder(KEEP, OneSchema(decoder)).decode(messages(payloads, [None] * 9)).trades
         ignored = TradeDecoder(IGNORE, OneSchema(decoder)).decode(messages(payloads, [None] * 9)).trades
@@ -180,11 +180,12 @@ def test_keeping_them_changes_no_verdict(extra: Any, seed: int) -> None:
     schema = with_fields(extra["fields"], rng)
     valid = [message(schema, rng) for _ in range(12)]
     payloads = pa.array([damage(one, rng.choice(valid), rng) if rng.random() < 0.5 else one for one in valid])
-    dropped = Decoder(schema, trade_schema()).decode(payloads, 5)
-    kept = Decoder(schema, trade_schema(), keep_unknown=True).decode(payloads, 5)
+    dropped = AvroDecoder(schema, trade_schema()).decode(payloads, 5)
+    kept = AvroDecoder(schema, trade_schema(), keep_unknown=True).decode(payloads, 5)
     assert kept.defect.tolist() == dropped.defect.tolist()
     assert kept.position.tolist() == dropped.position.tolist()
     assert [kept.detail(i) for i in range(12)] == [dropped.detail(i) for i in range(12)]
     good = pa.array([i for i in range(12) if not kept.defect[i]], pa.int64())
     assert kept.batch.take(good) == dropped.batch.take(good)
-    kept.unknown.validate(full=True)
+    for column in kept.unknown:
+        column.validate(full=True)

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pytest
 
 from k2flow.avro.blocks import MAX_EMPTY_ITEMS
-from k2flow.avro.decoder import Decoded, Decoder
-from k2flow.avro.defects import Defect
+from k2flow.avro.decoder import AvroDecoder
 from k2flow.errors import SchemaError
+from k2flow.records import DecodedRecords, Defect
 from k2flow.trades.schema import trade_schema
 
 SIDE = {"type": "enum", "name": "Side", "symbols": ["BUY", "SELL", "SELL_SHORT", "UNKNOWN"]}
@@ -30,8 +30,8 @@ def logical(kind: str, name: str, **more: Any) -> dict[str, Any]:
     return {"type": kind, "logicalType": name, **more}
 
 
-def decode(schema: Any, *payloads: bytes, reader: Any = None, skip: int = 0) -> Decoded:
-    decoded = Decoder(schema, reader).decode(pa.array(payloads, pa.binary()), skip)
+def decode(schema: Any, *payloads: bytes, reader: Any = None, skip: int = 0) -> DecodedRecords:
+    decoded = AvroDecoder(schema, reader).decode(pa.array(payloads, pa.binary()), skip)
     decoded.batch.validate(full=True)
     assert decoded.batch.num_rows == len(payloads)
     return decoded
@@ -57,7 +57,7 @@ def fastavro_reads(schema: Any, payload: bytes, reader: Any = None) -> Any:
     return fastavro.schemaless_reader(io.BytesIO(payload), schema, reader)
 
 
-def first_defect(decoded: Decoded, row: int = 0) -> tuple[Defect, int, str]:
+def first_defect(decoded: DecodedRecords, row: int = 0) -> tuple[Defect, int, str]:
     return Defect(decoded.defect[row]), int(decoded.position[row]), decoded.detail(row)
 
 
@@ -103,7 +103,7 @@ def first_defect(decoded: Decoded, row: int = 0) -> tuple[Defect, int, str]:
     ],
 )  # fmt: skip
 def test_types(schema: Any, payload: bytes, value: Any, kind: pa.DataType) -> None:
-    assert Decoder(schema).schema == pa.schema([("value", kind)])
+    assert AvroDecoder(schema).schema == pa.schema([("value", kind)])
     assert values(schema, payload, payload) == [value, value]
 
 
@@ -156,7 +156,7 @@ def test_fixed_decimals() -> None:
 
 def test_unions_of_several_types_are_structs() -> None:
     schema = ["null", "int", {"type": "array", "items": "string"}]
-    assert Decoder(schema).schema.field(0).type == pa.struct(
+    assert AvroDecoder(schema).schema.field(0).type == pa.struct(
         [("member0", pa.int32()), ("member1", pa.list_(pa.string()))]
     )
     assert values(schema, b"\x02\x04", b"\x00", b"\x04\x02\x02x\x00") == [
@@ -187,22 +187,22 @@ def test_nested_records_and_names_used_again() -> None:
 def test_a_record_without_fields() -> None:
     decoded = decode(record(), b"", b"\x00", b"")
     assert decoded.batch.num_columns == 0
-    assert decoded.defect.tolist() == [Defect.GOOD, Defect.TRAILING_BYTES, Defect.GOOD]
+    assert decoded.defect.tolist() == [Defect.NONE, Defect.TRAILING_BYTES, Defect.NONE]
 
 
 def test_payloads_of_any_layout() -> None:
     payloads = [b"zz\x02a", b"zz\x04bc", b"zz\x06def"]
     for kind in (pa.binary(), pa.large_binary()):
         whole = pa.array([b"junk", *payloads, b"junk"], kind)
-        assert Decoder("string").decode(whole.slice(1, 3), skip=2).batch.column(0).to_pylist() == ["a", "bc", "def"]
-        empty = Decoder(record("string", ["null", "int"])).decode(whole.slice(2, 0))
+        assert AvroDecoder("string").decode(whole.slice(1, 3), skip=2).batch.column(0).to_pylist() == ["a", "bc", "def"]
+        empty = AvroDecoder(record("string", ["null", "int"])).decode(whole.slice(2, 0))
         assert (empty.batch.num_rows, len(empty.defect)) == (0, 0)
     chunk = pa.array([], pa.binary())
-    assert Decoder(trade_schema()).decode(chunk, 5).batch.schema == Decoder(trade_schema()).schema
+    assert AvroDecoder(trade_schema()).decode(chunk, 5).batch.schema == AvroDecoder(trade_schema()).schema
 
 
 def test_canonical_types_of_a_trade() -> None:
-    schema = Decoder(trade_schema()).schema
+    schema = AvroDecoder(trade_schema()).schema
     assert schema.field("price").type == pa.decimal128(18, 8)
     assert schema.field("timestamp").type == pa.timestamp("us", "UTC")
     assert schema.field("side").type == pa.string()
@@ -451,7 +451,7 @@ def test_fields_are_matched_by_name_or_alias_and_dropped_or_added() -> None:
 
 def test_dropped_fields_are_checked() -> None:
     decoded = decode(record("int", "string"), b"\x02\x02\xff", b"\x02\x08ab", b"\x02\x02x", reader=record("int"))
-    assert decoded.defect.tolist() == [Defect.INVALID_UTF8, Defect.TRUNCATED, Defect.GOOD]
+    assert decoded.defect.tolist() == [Defect.INVALID_UTF8, Defect.TRUNCATED, Defect.NONE]
     assert decoded.detail(0) == "field `b`: no UTF-8 at byte 2"
     assert decoded.batch.column("a")[2].as_py() == 1
 
@@ -476,7 +476,7 @@ def test_dropped_fields_are_checked() -> None:
 def test_defaults(schema: Any, default: Any, value: Any) -> None:
     reader = with_fields(("a", "int", {}), ("added", schema, {"default": default}))
     decoded = decode(record("int"), b"\x02", b"\x04", reader=reader)
-    assert decoded.batch.schema == Decoder(reader).schema
+    assert decoded.batch.schema == AvroDecoder(reader).schema
     assert decoded.batch.column("added").to_pylist() == [value, value]
 
 
@@ -501,7 +501,7 @@ def test_defaults(schema: Any, default: Any, value: Any) -> None:
     ],
 )
 def test_promotions(writer: Any, reader: Any, payload: bytes, value: Any) -> None:
-    assert Decoder(writer, reader).schema == Decoder(reader).schema
+    assert AvroDecoder(writer, reader).schema == AvroDecoder(reader).schema
     assert values(writer, payload, payload, reader=reader) == [value, value]
     assert fastavro_reads(writer, payload, reader) == value
 
@@ -593,7 +593,7 @@ def test_everything_at_once_at_every_depth() -> None:
 
 
 def test_reading_a_schema_as_itself_is_the_same_plan() -> None:
-    alone, both = Decoder(trade_schema()), Decoder(trade_schema(), trade_schema())
+    alone, both = AvroDecoder(trade_schema()), AvroDecoder(trade_schema(), trade_schema())
     plans = [re.sub(r" at 0x\w+", "", repr(one._plan)) for one in (alone, both)]
     assert plans[0] == plans[1]
 
@@ -622,7 +622,7 @@ def test_reading_a_schema_as_itself_is_the_same_plan() -> None:
 )  # fmt: skip
 def test_incompatible_schemas(writer: Any, reader: Any, message: str) -> None:
     with pytest.raises(SchemaError) as caught:
-        Decoder(writer, reader)
+        AvroDecoder(writer, reader)
     assert str(caught.value) == message
 
 
@@ -636,8 +636,8 @@ def test_a_schema_read_without_its_logical_type_and_the_other_way() -> None:
 
 
 def test_schemas_may_be_json_text() -> None:
-    assert Decoder('{"type": "array", "items": "int"}').schema.field(0).type == pa.list_(pa.int32())
-    assert Decoder('"string"').schema == Decoder("string").schema
+    assert AvroDecoder('{"type": "array", "items": "int"}').schema.field(0).type == pa.list_(pa.int32())
+    assert AvroDecoder('"string"').schema == AvroDecoder("string").schema
 
 
 def doubling(levels: int) -> dict[str, Any]:
@@ -674,7 +674,7 @@ def nested(levels: int) -> Any:
 )
 def test_schemas_that_cannot_be_used(schema: Any, message: str) -> None:
     with pytest.raises(SchemaError) as caught:
-        Decoder(schema)
+        AvroDecoder(schema)
     assert message in str(caught.value)
 
 

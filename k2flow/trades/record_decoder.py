@@ -1,0 +1,47 @@
+"""The interface between record formats and the flow: payloads in, Arrow columns and at most one defect per row out.
+
+Avro is one format (`avro.decoder.AvroDecoder`). To read another, implement `RecordDecoder` and return it from
+`Schemas.decoder`.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import pyarrow as pa
+
+from k2flow.records import DecodedRecords, Defect
+
+__all__ = ["DecodedRecords", "Defect", "RecordDecoder", "UnknownField"]
+
+
+class UnknownField(Protocol):
+    """A field of the writer's schema that TradeV2 lacks."""
+
+    @property
+    def name(self) -> str: ...
+
+    def texts(self, column: pa.Array) -> pa.StringArray:
+        """Convert n values of this field to text, null to null.
+
+        Raises:
+            pyarrow.ArrowInvalid: The texts exceed 2 GiB in total.
+        """
+
+
+class RecordDecoder(Protocol):
+    """Decodes the payloads of one schema id into the columns of TradeV2.
+
+    A pure function of the payloads and the schema: the same payload always gives the same row.
+    """
+
+    @property
+    def unknown_fields(self) -> Sequence[UnknownField]:
+        """The fields to keep in `vendor_data`; usually none."""
+
+    def decode(self, payloads: pa.BinaryArray, skip: int) -> DecodedRecords:
+        """Decode n payloads into n rows; `skip` is the size of the header before each record, in bytes.
+
+        Never raise for bad bytes: report a defect for that row. A batch may contain nulls, payloads shorter than
+        `skip` and records of other schemas; their rows are discarded. `batch` has at least the fields of TradeV2, in
+        Silver's Arrow types. Times may be outside years 1-9999: validation rejects them later.
+        """
