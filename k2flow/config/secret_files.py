@@ -37,7 +37,7 @@ def adopted(name: str) -> bool:
     return name in _adopted
 
 
-def inherited() -> dict[str, str]:
+def inheritable_environment() -> dict[str, str]:
     """The environment for processes that are started: they read the files themselves."""
     return {name: value for name, value in os.environ.items() if not adopted(name)}
 

@@ -31,15 +31,13 @@ from k2flow.iceberg.catalog import open_catalog
 from k2flow.observability import tracing
 from k2flow.observability.endpoint import serve
 from k2flow.observability.logs import set_up_logging
-from k2flow.observability.metrics import STAGE, Stage
+from k2flow.observability.metrics import STAGE, SUPERVISED, Stage
 from k2flow.observability.native_stderr import NativeStderr
 from k2flow.process_exit import ERROR_PREFIX, EXIT_FAILED, EXIT_TRY_AGAIN, PEER_LOST, exit_code
 
 log = logging.getLogger(__name__)
 
 EPOCH_INTERVAL = timedelta(milliseconds=1)
-SUPERVISED = "PROMETHEUS_MULTIPROC_DIR"
-"""The variable by which the supervisor tells Prometheus' client where counts go."""
 WEB_SERVER = "BYTEWAX_DATAFLOW_API_ENABLED"
 M_ARENA_MAX = -8  # malloc.h
 ARENAS = 2
@@ -151,7 +149,7 @@ def _serve_metrics(context: FlowSession, process_id: int) -> None:
         from k2flow.status.metrics import StatusMetrics
 
         observer = StatusCollector(open_catalog(context.settings), context.settings, [context.exchange])
-        status = StatusMetrics(observer.look)
+        status = StatusMetrics(observer.collect)
         REGISTRY.register(status)
         status.start()
 

@@ -14,6 +14,9 @@ import psutil
 from prometheus_client import Counter, Gauge, Histogram
 from pyiceberg.manifest import DataFile
 
+SUPERVISED = "PROMETHEUS_MULTIPROC_DIR"
+"""Variable that the supervisor sets: the folder into which Prometheus' client writes the counts of each process."""
+
 LABELS = ("exchange", "layer")
 
 ROWS = Counter("k2flow_rows", "Rows committed.", LABELS)

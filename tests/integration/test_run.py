@@ -177,7 +177,7 @@ def test_a_cluster_whose_peer_does_not_come_is_tried_again(new_lake: NewLake, tm
     cluster = ";".join(f"127.0.0.1:{free_port()}" for _ in range(2))
     common = {"K2FLOW_CLUSTER": cluster, "K2FLOW_START_SECONDS": "6", "K2FLOW_UNTIL_CAUGHT_UP": "1"}
     with running(lake, tmp_path / "0", "binance", "--process-id", "0", **common) as first:
-        first.wait_for(lambda: "have not found each other for 6 s" in first.log())
+        first.wait_for(lambda: "did not connect to each other within 6 s" in first.log())
         with running(lake, tmp_path / "1", "binance", "--process-id", "1", **common) as second:
             for each in (first, second):
                 assert each.process.wait(90) == 0, each.log()
@@ -192,7 +192,7 @@ def test_who_does_not_drain_in_time_is_killed(new_lake: NewLake, tmp_path: Path)
         run.wait_for(lambda: "failpoint epoch.complete" in run.log())
         assert run.get("/metrics")[0] == 200
         run.stop()
-        assert "not drained 2 s after it was told to stop: killed" in run.log()
+        assert "not drained 2 s after the signal to stop: killed" in run.log()
     lake.catch_up()
     assert_tables(lake, expect(read_topic(lake.bootstrap, lake.topic), "BINANCE"))
 

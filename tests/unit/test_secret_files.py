@@ -42,8 +42,8 @@ def test_they_are_read_once_more_but_not_inherited(folder: Path) -> None:
     (folder / PASSWORD).write_text("new")
     assert load_settings(NAMES).kafka["sasl.password"] == "new"
     assert PASSWORD in os.environ
-    assert PASSWORD not in secret_files.inherited()
-    assert secret_files.FOLDER in secret_files.inherited()
+    assert PASSWORD not in secret_files.inheritable_environment()
+    assert secret_files.FOLDER in secret_files.inheritable_environment()
 
 
 def test_kubernetes_versions_of_the_folder_are_passed_over(folder: Path) -> None:
