@@ -18,7 +18,8 @@ class UnknownField(Protocol):
     """A field of the writer's schema that TradeV2 lacks."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The field's name, the key of its entries in `vendor_data`."""
 
     def texts(self, column: pa.Array) -> pa.StringArray:
         """Convert n values of this field to text, null to null.
@@ -43,5 +44,6 @@ class RecordDecoder(Protocol):
 
         Never raise for bad bytes: report a defect for that row. A batch may contain nulls, payloads shorter than
         `skip` and records of other schemas; their rows are discarded. `batch` has at least the fields of TradeV2, in
-        Silver's Arrow types. Times may be outside years 1-9999: validation rejects them later.
+        Silver's Arrow types. A good row has a value in each field that TradeV2 requires, a row with a defect may be
+        null anywhere. Times may be outside years 1-9999: validation rejects them later.
         """
