@@ -260,7 +260,8 @@ def _texts(values: pa.Array) -> list[str]:
 
 
 def _times(trades: pa.RecordBatch) -> npt.NDArray[np.int64]:
-    times: npt.NDArray[np.int64] = trades.column("timestamp").cast(pa.int64()).fill_null(0).to_numpy()
+    numbers = trades.column("timestamp").cast(pa.int64())
+    times: npt.NDArray[np.int64] = (numbers.fill_null(0) if numbers.null_count else numbers).to_numpy()
     return times
 
 
