@@ -1,4 +1,4 @@
-"""The code blocks of README.md and docs/*.md, and how the commands in them are run, or checked without a run."""
+"""Parse the code blocks of the documents, and run or check the commands in them."""
 
 import logging
 import os
@@ -20,7 +20,7 @@ from typing import Any
 import typer
 from typer.testing import CliRunner
 
-from k2flow.cli.main import app
+from k2flow.cli.commands import app
 from k2flow.config.settings import KAFKA_PREFIX, PREFIX, ExchangeSettings, Settings
 from k2flow.exchange import all_exchanges, exchange_names
 
@@ -28,16 +28,16 @@ ROOT = Path(__file__).parents[1]
 FENCE = re.compile(r"^( *)```(\S*) ?([^\n]*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 ASSIGNMENT = re.compile(r"([A-Z][A-Z0-9_]+)=(.*)", re.DOTALL)
 OTHER_TOOLS = {"cd", "cp", "curl", "docker", "git", "helm", "install", "kubectl", "mkdir", "pg_dump", "pip", "sudo"}
-"""Commands that documents may show and nobody runs here."""
+"""Commands that documents may show and no test runs."""
 OTHER_LANGUAGES = {"", "text", "yaml", "json", "ini", "toml", "dockerfile"}
-"""Of blocks that are not there to be run."""
+"""Languages of blocks that no test runs."""
 FOREIGN = ("PYICEBERG_", "AWS_", "PG", "OTEL_", "PYTHON")
-"""What the names of variables begin with that are not k2flow's own."""
+"""Prefixes of variables that belong to other software."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """One fenced block: in what language, what stands beside that, its text, and where it is."""
+    """One fenced block: its place, its language, the rest of the opening line, its text."""
 
     path: Path
     line: int
@@ -49,30 +49,31 @@ class Block:
         return f"{self.path.name}:{self.line}"
 
     def commands(self) -> list[list[str]]:
-        """The words of each command of a block of shell; comments are left out."""
+        """Return the words of each shell command, without comments."""
         lines = self.text.replace("\\\n", " ").splitlines()
         return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
 class Kind(Enum):
-    """What is done with a command."""
+    """How a test treats a command."""
 
     RUN = auto()
-    """Of k2flow's: run in this process."""
+    """Run it in this process: it is a command of k2flow."""
     PROCESS = auto()
-    """Run in a process of its own: a flow, until it has caught up, or what a flow must not take for one that runs."""
+    """Run it in its own process: a flow until it has caught up, or a command that must not look like a running flow."""
     PARSE = auto()
-    """Of k2flow's: it would run for ever, or needs what no document can know."""
+    """Parse its arguments only: it would run forever, or needs values that a document cannot know."""
     OTHER = auto()
-    """Of others, which are known."""
+    """Do nothing: it is a known command of other software."""
 
 
 def documents() -> list[Path]:
-    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    """Return the pages whose code blocks are tested."""
+    return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def blocks(path: Path) -> list[Block]:
-    """All fenced blocks of a document, in order."""
+    """Return all fenced blocks of a document, in order."""
     text = path.read_text("utf-8")
     return [
         Block(path, text.count("\n", 0, found.start()) + 1, found[2], found[3].strip(), dedent(found[4]))
@@ -81,11 +82,11 @@ def blocks(path: Path) -> list[Block]:
 
 
 def settings_of(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """The variables that a command line sets, for itself or by `export`, whose names must be known; and the rest."""
+    """Split a command line into the variables that it sets or exports, which must be known, and the command."""
     rest = list(words[1:] if words[0] == "export" else words)
     found = {}
     while rest and (setting := ASSIGNMENT.fullmatch(rest[0])):
-        assert is_known(setting[1]), f"{setting[1]} is no setting"
+        assert is_known(setting[1]), f"{setting[1]} is not a setting"
         found[setting[1]] = setting[2]
         rest.pop(0)
     assert not rest or words[0] != "export", words
@@ -93,7 +94,7 @@ def settings_of(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def is_known(variable: str) -> bool:
-    """Whether a variable is a setting of k2flow or of what it is made of. K2FLOW_COINBASE_* is the tutorial's."""
+    """Return whether a variable is a setting of k2flow or its libraries. K2FLOW_COINBASE_* is the tutorial's."""
     if not variable.startswith(PREFIX):
         return variable.startswith(FOREIGN)
     names = {*exchange_names(), "coinbase"}
@@ -103,7 +104,7 @@ def is_known(variable: str) -> bool:
 
 
 def kind(command: Sequence[str]) -> Kind:
-    """What a command is. Fails for one that is unknown."""
+    """Return how to treat a command. Fails if it is unknown."""
     match command:
         case ["k2flow", "dlq", "show", *_]:
             return Kind.PARSE
@@ -117,15 +118,15 @@ def kind(command: Sequence[str]) -> Kind:
             assert flow.removeprefix("flows.") in {*exchange_names(), "coinbase"}, flow
             return Kind.PROCESS
         case [script, *_] if script.startswith("scripts/"):
-            assert os.access(ROOT / script, os.X_OK), f"{script} is not there"
+            assert os.access(ROOT / script, os.X_OK), f"{script} does not exist"
             return Kind.OTHER
         case [tool, *_] if tool in OTHER_TOOLS:
             return Kind.OTHER
-    raise AssertionError(f"{shlex.join(command)!r} is no command that is known here: see tests/documents.py")
+    raise AssertionError(f"unknown command {shlex.join(command)!r}: add it to tests/documents.py")
 
 
 def parse(command: Sequence[str]) -> None:
-    """Fails where the command line would not take a command of k2flow's: unknown options, missing arguments."""
+    """Fail if k2flow's command line rejects the command: unknown options, missing arguments."""
     here: Any = typer.main.get_command(app)
     context, name, rest = None, command[0], list(command[1:])
     while True:
@@ -136,7 +137,7 @@ def parse(command: Sequence[str]) -> None:
 
 
 def run(command: Sequence[str], settings: Mapping[str, str] = MappingProxyType({})) -> str:
-    """What a command of k2flow's prints, run in this process, with more `settings`. Fails if it does."""
+    """Run a command of k2flow in this process, with additional `settings`, and return its output. Fail if it fails."""
     with as_a_process():
         os.environ.update(settings)
         done = CliRunner().invoke(app, list(command[1:]))
@@ -145,7 +146,7 @@ def run(command: Sequence[str], settings: Mapping[str, str] = MappingProxyType({
 
 
 def run_process(command: Sequence[str], settings: Mapping[str, str] = MappingProxyType({})) -> None:
-    """Runs `k2flow` or `python -m bytewax.run` in a process of its own; a flow until it has caught up."""
+    """Run `k2flow` or `python -m bytewax.run` in its own process; a flow runs until it has caught up."""
     arguments = ["-m", *command] if command[0] == "k2flow" else command[1:]
     environment = {**os.environ, **settings, "K2FLOW_UNTIL_CAUGHT_UP": "1"}
     done = subprocess.run(
@@ -156,7 +157,7 @@ def run_process(command: Sequence[str], settings: Mapping[str, str] = MappingPro
 
 @contextmanager
 def as_a_process() -> Iterator[None]:
-    """What a command does to its process, this one is without afterwards; and settings are read anew."""
+    """Undo afterwards what a command does to its process, and read settings again."""
     environment, root = dict(os.environ), logging.getLogger()
     handlers, level, iceberg = root.handlers[:], root.level, logging.getLogger("pyiceberg").level
     handling = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}

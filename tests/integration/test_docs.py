@@ -1,4 +1,4 @@
-"""What the documents show is done: their commands, Python and SQL, in order, on a lake with both exchanges' trades."""
+"""Run the commands, Python and SQL of the documents in order, on tables with trades of both exchanges."""
 
 import shutil
 from pathlib import Path
@@ -8,7 +8,7 @@ import duckdb
 import pytest
 
 import k2flow
-from k2flow.exchange import GOLD
+from k2flow.layers import GOLD_TABLE
 from k2flow.sandbox.kafka.local import LocalKafka
 from tests.documents import (
     OTHER_LANGUAGES,
@@ -26,12 +26,12 @@ from tests.documents import (
 
 pytestmark = pytest.mark.integration
 
-TUTORIAL = ROOT / "docs" / "adding-an-exchange.md"  # test_tutorial.py does what it says
-DEPLOYMENT = ROOT / "docs" / "deploy.md"  # of machines that are not here
+TUTORIAL = ROOT / "docs" / "adding-an-exchange.md"  # test_tutorial.py runs it
+DEPLOYMENT = ROOT / "docs" / "deploy.md"  # needs machines that a test does not have
 ELSEWHERE = "s3://"
-"""In SQL that reads tables that are not here."""
-OLD = {"old_silver": "silver_binance_trades", "old_gold": GOLD}
-"""The tables of the former system, for which k2flow's own stand."""
+"""In SQL that reads tables which do not exist here."""
+OLD = {"old_silver": "silver_binance_trades", "old_gold": GOLD_TABLE}
+"""The tables of the former system, and those of k2flow that replace them here."""
 FILL = (
     "kafka start",
     "produce binance --count 4000 --bad 0.05 --duplicates 0.05",
@@ -41,7 +41,7 @@ FILL = (
 
 
 class Lake:
-    """What the documents are tried on: its catalog, a copy of that, and the commands that were run on it so far."""
+    """The tables of this test: their catalog, a copy of it, and the commands run so far."""
 
     def __init__(self, home: Path) -> None:
         self.catalog, self.copy = home / "catalog.db", home / "copy.db"
@@ -50,20 +50,20 @@ class Lake:
 
 @pytest.fixture
 def lake(kafka: LocalKafka, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lake:
-    """With some thousand trades of each exchange, all of them caught up."""
+    """Return tables with some thousand trades of each exchange, caught up."""
     monkeypatch.setenv("K2FLOW_HOME", str(tmp_path))
     monkeypatch.setenv("K2FLOW_KAFKA_BOOTSTRAP_SERVERS", kafka.bootstrap)
     monkeypatch.setenv("K2FLOW_BINANCE_PROCESSES", "1")
-    made = Lake(tmp_path)
+    filled = Lake(tmp_path)
     for command in FILL:
         run(["k2flow", *command.split()])
-        made.done.add(f"k2flow {command}")
-    shutil.copy(made.catalog, made.copy)
-    return made
+        filled.done.add(f"k2flow {command}")
+    shutil.copy(filled.catalog, filled.copy)
+    return filled
 
 
-def test_what_the_documents_show(lake: Lake, subtests: pytest.Subtests) -> None:
-    """One after the other, since each goes on with the lake as the one before has left it."""
+def test_blocks_of_the_documents_run(lake: Lake, subtests: pytest.Subtests) -> None:
+    """Run them in order, since each block finds the tables as the one before has left them."""
     for path in documents():
         if path == TUTORIAL:
             continue
@@ -74,14 +74,14 @@ def test_what_the_documents_show(lake: Lake, subtests: pytest.Subtests) -> None:
     assert "k2flow audit" in lake.done  # after the catalog was lost
     assert bronze_rows("binance") >= 24_000
     assert bronze_rows("kraken") >= 4_000
-    with subtests.test("a catalog of former times"):
+    with subtests.test("restored catalog"):
         check_restored(lake)
-    with subtests.test("what the queries of the migration find"):
+    with subtests.test("queries of the migration"):
         check_migration()
 
 
 class Reader:
-    """Does what one document says, block by block. What was done to the lake's catalog before is not done again."""
+    """Runs one document, block by block. A command already run on this catalog is not repeated."""
 
     def __init__(self, lake: Lake, only_parse: bool) -> None:
         self._lake = lake
@@ -93,12 +93,14 @@ class Reader:
             case "sh":
                 for words in block.commands():
                     self._command(words)
+            case "python" if block.info:
+                return  # the file of an exchange: test_tutorial.py runs it
             case "python":
                 self._python(block)
             case "sql":
                 self._sql(block.text)
             case language:
-                assert language in OTHER_LANGUAGES, f"{block}: {language!r} is no language that is known here"
+                assert language in OTHER_LANGUAGES, f"{block}: {language!r} is not a known language"
 
     def _command(self, words: list[str]) -> None:
         settings, command = settings_of(words)
@@ -119,7 +121,7 @@ class Reader:
         exec(compile(block.text, str(block), "exec"), {})
 
     def _sql(self, text: str) -> None:
-        """One document's SQL goes on one connection, since later blocks use the views of earlier ones."""
+        """Run all SQL of a document on one connection, since later blocks use the views of earlier ones."""
         if self._tables is None:
             self._tables = k2flow.connect()
             for view, table in OLD.items():
@@ -130,7 +132,7 @@ class Reader:
 
 
 def check_restored(lake: Lake) -> None:
-    """As docs/operations.md says of backups: the storage has newer files too, and Kafka all that came since."""
+    """Restore an older catalog as docs/operations.md says: storage has newer files, Kafka the messages since."""
     before = bronze_rows("binance")
     shutil.copy(lake.copy, lake.catalog)
     assert bronze_rows("binance") < before
@@ -144,7 +146,7 @@ def bronze_rows(exchange: str) -> int:
 
 
 def check_migration() -> None:
-    """Nothing between equal tables; and each finds what it is for."""
+    """Check that each query finds nothing in equal tables, and finds a planted difference."""
     texts = [b.text for b in blocks(ROOT / "docs" / "migration.md") if b.language == "sql" and ELSEWHERE not in b.text]
     days, duplicates, ids, values, letters = texts[:5]
     connection = k2flow.connect()
@@ -165,14 +167,14 @@ def check_migration() -> None:
     old("old_silver", f"SELECT * FROM {OLD['old_silver']} UNION ALL (SELECT * FROM {OLD['old_silver']} LIMIT 3)")
     assert {new - before for _, new, before, _, _ in found(days)} <= {1, 2, 3}
     assert found(days)
-    old("old_gold", f"SELECT * FROM {GOLD} UNION ALL (SELECT * FROM {GOLD} LIMIT 3)")
+    old("old_gold", f"SELECT * FROM {GOLD_TABLE} UNION ALL (SELECT * FROM {GOLD_TABLE} LIMIT 3)")
     assert found(duplicates) == [("old", 3), ("new", 0)]
     others = "today() - 1 AS exchange_date, 'other ' || message_id AS message_id"
-    old("old_gold", f"SELECT * REPLACE ({others}) FROM {GOLD} LIMIT 2")
+    old("old_gold", f"SELECT * REPLACE ({others}) FROM {GOLD_TABLE} LIMIT 2")
     assert [only_in_new for _, _, only_in_new in found(ids)].count(False) == 2
 
-    ((changed,),) = found(f"SELECT message_id FROM {GOLD} LIMIT 1")
-    old("old_gold", f"SELECT * REPLACE (if(message_id = '{changed}', price + 1, price) AS price) FROM {GOLD}")
+    ((changed,),) = found(f"SELECT message_id FROM {GOLD_TABLE} LIMIT 1")
+    old("old_gold", f"SELECT * REPLACE (if(message_id = '{changed}', price + 1, price) AS price) FROM {GOLD_TABLE}")
     assert [message_id for _, message_id, *_ in found(values)] == [changed]
 
     ((payload,),) = found("SELECT payload FROM dlq_binance_trades WHERE reason = 'invalid_side' LIMIT 1")

@@ -1,9 +1,10 @@
-"""docs/adding-an-exchange.md, done as it stands: a third exchange out of one new file, audited."""
+"""Add a third exchange by one file, as docs/adding-an-exchange.md and README.md show it."""
 
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 import k2flow
@@ -14,11 +15,12 @@ from tests.documents import ROOT, Kind, blocks, kind, run
 pytestmark = pytest.mark.integration
 
 TUTORIAL = ROOT / "docs" / "adding-an-exchange.md"
+README = ROOT / "README.md"
 
 
 @pytest.fixture
 def folder(kafka: LocalKafka, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder on the path of this process and of those that it starts, for files of flows that are not k2flow's."""
+    """Return a folder for foreign flows, on the path of this process and its children."""
     folder = tmp_path / "path"
     (folder / "flows").mkdir(parents=True)
     monkeypatch.setenv("K2FLOW_KAFKA_BOOTSTRAP_SERVERS", kafka.bootstrap)
@@ -30,7 +32,7 @@ def folder(kafka: LocalKafka, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert exchange_names() == ["binance", "kraken"]
 
 
-def test_the_tutorial(folder: Path) -> None:
+def test_tutorial_ends_in_audited_tables(folder: Path) -> None:
     printed: dict[str, str] = {}
     for block in blocks(TUTORIAL):
         if block.language == "python":
@@ -41,7 +43,7 @@ def test_the_tutorial(folder: Path) -> None:
             assert kind(command) == Kind.RUN, command
             printed[" ".join(command[:2])] = run(command)
     assert not (ROOT / "flows" / "coinbase.py").exists()
-    assert printed["k2flow tables"].count(": made") == 4
+    assert printed["k2flow tables"].count(": created") == 4
     assert "20,000 messages to market.crypto.trades.coinbase" in printed["k2flow produce"]
     connection = k2flow.connect()
 
@@ -56,3 +58,18 @@ def test_the_tutorial(folder: Path) -> None:
     assert count("gold_crypto_trades WHERE exchange = 'COINBASE'") > 15_000
     assert find_exchange("coinbase").rules[0].reason == "symbol_not_wanted"
     assert "holds" in printed["k2flow audit"]
+
+
+def test_exchange_of_the_readme_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("K2FLOW_COINBASE_TOPIC", "market.crypto.trades.coinbase.readme")
+    (block,) = [each for each in blocks(README) if each.info]
+    (folder / block.info).write_text(block.text)
+    (rule,) = find_exchange("coinbase").rules
+    trades = pa.record_batch({"currency": ["USD", "EUR", "USDT", None]})
+    assert rule.valid(trades).to_pylist() == [True, True, False, False]
+    run(["k2flow", "kafka", "start"])
+    run(["k2flow", "produce", "coinbase", "--count", "2000", "--bad", "0.05", "--seed", "1"])
+    run(["k2flow", "run", "coinbase", "--until-caught-up"])
+    run(["k2flow", "audit", "coinbase"])
+    rows = k2flow.connect().sql("SELECT DISTINCT currency FROM silver_coinbase_trades").fetchall()
+    assert rows == [("USD",)]
