@@ -1,7 +1,8 @@
-"""Settings as files: a folder of them, each named as a variable, as Docker and Kubernetes mount secrets.
+"""Settings in files: a folder with one file per variable, as Docker and Kubernetes mount secrets.
 
-What a file holds is as if it stood in the environment, but no list of processes shows it, and no process that is
-started inherits it.
+A file counts as if its variable was in the environment. But no process list shows its value, and no child process
+inherits it. pydantic-settings' own `secrets_dir` is not enough: PyIceberg and librdkafka's properties need the files
+too, and it ignores unknown files and variables that are set twice.
 """
 
 import os
@@ -11,54 +12,60 @@ from pathlib import Path
 
 from k2flow.errors import SettingsError
 
-FOLDER = "K2FLOW_SECRETS_DIR"
+VARIABLE = "K2FLOW_SECRETS_DIR"
 NAME = re.compile(r"(K2FLOW|PYICEBERG|AWS|PG)[A-Z0-9_]+")
-"""What k2flow and the libraries that it reaches catalogs and storage with read from the environment."""
+"""Variables that k2flow reads, and the libraries that connect it to catalogs and storage."""
 
-_adopted: dict[str, str] = {}
+_from_files: dict[str, str] = {}
 
 
-def adopt() -> None:
-    """Puts the folder's files into this process's environment, where all settings are read from; once.
+def load_into_environment() -> None:
+    """Put the values of the files into this process's environment, where all settings are read.
 
-    Raises SettingsError for a folder or file that cannot be read, or means nothing, or is set in the environment too.
+    Repeated calls read the files again.
+
+    Raises:
+        SettingsError: the folder or a file is unreadable, is no setting, or is in the environment too.
     """
-    folder = os.environ.get(FOLDER)
+    folder = os.environ.get(VARIABLE)
     if folder is None:
         return
-    for name, value in read(Path(folder)).items():
-        if os.environ.get(name) not in (None, _adopted.get(name)):
-            raise SettingsError(f"{name} is set twice, in the environment and in {FOLDER}={folder}: keep one of them")
-        os.environ[name] = _adopted[name] = value
+    for name, value in read_files(Path(folder)).items():
+        if os.environ.get(name) not in (None, _from_files.get(name)):
+            raise SettingsError(f"{name} is set twice, in the environment and in {VARIABLE}={folder}: keep one of them")
+        os.environ[name] = _from_files[name] = value
 
 
-def adopted(name: str) -> bool:
-    """Whether the variable came from a file."""
-    return name in _adopted
+def is_from_file(name: str) -> bool:
+    """Return whether the value of a variable came from a file."""
+    return name in _from_files
 
 
 def inheritable_environment() -> dict[str, str]:
-    """The environment for processes that are started: they read the files themselves."""
-    return {name: value for name, value in os.environ.items() if not adopted(name)}
+    """Return the environment for child processes, without the values from files: they read the files themselves."""
+    return {name: value for name, value in os.environ.items() if not is_from_file(name)}
 
 
-def read(folder: Path) -> Mapping[str, str]:
-    """What the files of `folder` hold, by name; one line end at the end of each is left out. Raises SettingsError.
+def read_files(folder: Path) -> Mapping[str, str]:
+    """Return the contents of the files in `folder`, by name, without one line end at the end of each.
 
-    Names that begin with a dot are passed over: Kubernetes keeps its versions of a mounted folder under such ones.
+    Names that begin with a dot are skipped: Kubernetes keeps versions of a mounted folder under such names.
+
+    Raises:
+        SettingsError: the folder or a file is unreadable, or is no setting.
     """
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     try:
         for path in sorted(folder.iterdir()):
             if path.name.startswith("."):
                 continue
-            if not NAME.fullmatch(path.name) or path.name == FOLDER:
-                raise SettingsError(f"{path} is no setting: files in {FOLDER} are named as variables, K2FLOW_... or so")
-            found[path.name] = path.read_text(encoding="utf-8").removesuffix("\n").removesuffix("\r")
+            if not NAME.fullmatch(path.name) or path.name == VARIABLE:
+                raise SettingsError(f"{path} is no setting: name files in {VARIABLE} as variables, such as K2FLOW_HOME")
+            values[path.name] = path.read_text(encoding="utf-8").removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError:
-        raise SettingsError(f"{path} is not text in UTF-8") from None
+        raise SettingsError(f"{path} is not UTF-8 text: write the value as UTF-8") from None
     except OSError as error:
-        raise SettingsError(f"{FOLDER}={folder} cannot be read: {error.strerror}: {error.filename}") from error
-    if nul := next((name for name, value in found.items() if "\0" in value), None):
-        raise SettingsError(f"{folder / nul} holds a zero byte, which no setting may")
-    return found
+        raise SettingsError(f"{VARIABLE}={folder} cannot be read: {error.strerror}: {error.filename}") from error
+    if nul := next((name for name, value in values.items() if "\0" in value), None):
+        raise SettingsError(f"{folder / nul} has a zero byte, which no setting may have: remove it")
+    return values

@@ -1,11 +1,11 @@
-"""All settings, read from the environment in this one place.
+"""All settings: the only place that reads them from the environment.
 
-| variable | read by |
+| variable | where it is read |
 |---|---|
 | `K2FLOW_<NAME>` | `Settings` |
 | `K2FLOW_KAFKA_<NAME>` | `Settings.kafka`: librdkafka's own properties, `_` for `.` |
-| `K2FLOW_<EXCHANGE>_<NAME>` | `ExchangeSettings`, over what flows/<exchange>.py declares |
-| files in `K2FLOW_SECRETS_DIR` | k2flow.config.secret_files, as if they stood in the environment |
+| `K2FLOW_<EXCHANGE>_<NAME>` | `ExchangeSettings`, over the values that flows/<exchange>.py declares |
+| files in `K2FLOW_SECRETS_DIR` | k2flow.config.secret_files, which puts them into the environment |
 | `PYICEBERG_*`, `.pyiceberg.yaml` | PyIceberg itself: k2flow.config.pyiceberg_file, k2flow.iceberg.catalog |
 """
 
@@ -20,13 +20,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+from typing_extensions import override
 
 from k2flow.config import secret_files
 from k2flow.errors import SettingsError
 
 PREFIX = "K2FLOW_"
 KAFKA_PREFIX = "K2FLOW_KAFKA_"
+SERVERS = f"{KAFKA_PREFIX}BOOTSTRAP_SERVERS"
 DEFAULT_SERVERS = "127.0.0.1:9092"
+MIN_SIMILARITY = 0.75
+"""Of a misspelt setting to the one that an error suggests; 1 is the same."""
 SECRET = re.compile(
     r"passw|passphrase|secret(?!s[_.]dir)|token|credential|jaas|key\.pem|(access|account|api)[-_.]key|connection[-_.]string"
     r"|userinfo|header|auth$|sas$",
@@ -37,57 +41,66 @@ PASSWORD_IN_QUERY = re.compile(r"([?&;](?:password|passwd|pwd|token|secret)=)[^&
 
 
 class Settings(BaseSettings):
-    """What holds for all exchanges. Raises pydantic's ValidationError; use `load_settings`."""
+    """Settings for all exchanges. Use `load_settings`: the constructor raises pydantic's ValidationError."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
 
     home: Path = Field(
         default=Path(".k2flow"),
-        description="Folder of everything k2flow keeps on this machine: the local Kafka, the default catalog.",
+        description="Folder for all files of k2flow on this machine: the local Kafka and the default catalog.",
     )
     secrets_dir: Path | None = Field(
-        default=None, description="Folder of files that are each named as a variable and hold its value: secrets."
+        default=None, description="Folder of secrets: each file has the name of a variable and holds its value."
     )
     schema_ids: Annotated[tuple[int, ...], NoDecode] = Field(
-        default=(1,), description="Without a registry: the schema ids that mean TradeV2, separated by commas."
+        default=(1,), description="Without a registry: the schema ids of TradeV2, separated by commas."
     )
     schema_registry_url: str | None = Field(
-        default=None, description="Schema registry (Confluent API) that gives writer schemas by id."
+        default=None, description="Schema registry (Confluent API) for writer schemas."
     )
     until_caught_up: bool = Field(
-        default=False, description="Stop, drained and committed, at the offsets that were the end at the start."
+        default=False, description="Drain, commit and stop at the offsets that end the topic at start-up."
     )
     log_level: str = Field(default="INFO", description="DEBUG, INFO, WARNING or ERROR.")
     log_format: Literal["text", "json"] = Field(
-        default="text", description="text: a line for people; json: one object a line, for log collectors."
+        default="text", description="text: lines for people; json: one object per line, for log collectors."
     )
     metrics_port: int | None = Field(
         default=None,
         ge=1,
         le=65535,
-        description="Serve /metrics, /healthz and /readyz; under bytewax.run each process on this port + its number.",
+        description="Port for /metrics, /healthz and /readyz. Under bytewax.run each process adds its number.",
     )
-    metrics_host: str = Field(default="127.0.0.1", description="Address that the metrics are served on.")
+    metrics_host: str = Field(default="127.0.0.1", description="Address for the metrics port.")
     traces: bool = Field(
-        default=False, description="Send OpenTelemetry traces of each batch, where OTEL_* variables say; extra: traces."
+        default=False,
+        description="Send an OpenTelemetry trace per batch, to the collector in OTEL_*. Needs the extra `traces`.",
     )
     start_seconds: float = Field(
-        default=60, gt=0, description="`k2flow run`: how long the processes of an exchange may take to find each other."
+        default=60, gt=0, description="`k2flow run`: seconds that the processes of an exchange may take to connect."
     )
     stop_seconds: float = Field(
-        default=60, gt=0, description="`k2flow run`: how long a flow may take to drain and commit before it is killed."
+        default=60,
+        gt=0,
+        description="`k2flow run`: seconds that a flow may take to drain and commit before it is killed.",
     )
     peer_seconds: float = Field(
-        default=30, ge=1, description="How long another process of a flow may be silent before it counts as lost."
+        default=30,
+        ge=1,
+        description="Seconds without a sign of life after which another process of a flow counts as lost.",
     )
     cluster: str | None = Field(
-        default=None, description="Addresses (host:port;host:port) of a flow's processes on several hosts, all of them."
+        default=None, description="Cluster: the addresses of a flow's processes on all hosts, as host:port;host:port."
     )
     process_id: int | None = Field(
-        default=None, ge=0, description="Which of the cluster's addresses is this host's; else its name's last digits."
+        default=None,
+        ge=0,
+        description="Cluster: this host's index in the addresses. Without it: the digits at the end of its name.",
     )
-    debug: bool = Field(default=False, description="Show tracebacks.")
-    failpoints: str = Field(default="", description="For tests: where the process dies, fails or hangs.")
+    debug: bool = Field(default=False, description="Show tracebacks of errors.")
+    failpoints: str = Field(
+        default="", description="For tests: points at which the process dies, fails, hangs or stops."
+    )
 
     @field_validator("schema_ids", mode="before")
     @classmethod
@@ -98,7 +111,7 @@ class Settings(BaseSettings):
     @classmethod
     def _at_least_one(cls, value: tuple[int, ...]) -> tuple[int, ...]:
         if not value or any(not 0 <= i < 2**32 for i in value):
-            raise ValueError("needs one or more ids from 0 to 4294967295")
+            raise ValueError("must be one or more ids from 0 to 4294967295")
         return value
 
     @field_validator("log_level")
@@ -110,7 +123,7 @@ class Settings(BaseSettings):
 
     @cached_property
     def kafka(self) -> dict[str, str]:
-        """Librdkafka's properties, as K2FLOW_KAFKA_* gives them, over the default broker address."""
+        """Properties for librdkafka: those in K2FLOW_KAFKA_*, over the default broker address."""
         given = {
             name[len(KAFKA_PREFIX) :].lower().replace("_", "."): value
             for name, value in os.environ.items()
@@ -120,39 +133,42 @@ class Settings(BaseSettings):
 
 
 class ExchangeSettings(BaseSettings):
-    """What one exchange's flow is set to: declared in flows/<exchange>.py, overridden by K2FLOW_<EXCHANGE>_*."""
+    """Settings of one exchange: declared in flows/<exchange>.py, overridden by K2FLOW_<EXCHANGE>_*."""
 
     model_config = SettingsConfigDict(extra="forbid", frozen=True)
 
     topic: str = Field(min_length=1, description="Kafka topic.")
-    partitions: int = Field(default=1, ge=1, description="Partitions the local Kafka makes the topic with.")
-    trigger_seconds: float = Field(default=10, ge=0.1, le=3600, description="Seconds between two commits.")
-    processes: int = Field(default=1, ge=1, le=64, description="Processes that `k2flow run` starts.")
-    bronze_retention_days: int = Field(ge=1, description="Days that Bronze keeps.")
+    partitions: int = Field(default=1, ge=1, description="Partitions of the topic on the local Kafka.")
+    trigger_seconds: float = Field(default=10, ge=0.1, le=3600, description="Seconds between commits.")
+    processes: int = Field(default=1, ge=1, le=64, description="Number of processes under `k2flow run`.")
+    bronze_retention_days: int = Field(ge=1, description="Days that Bronze keeps rows.")
     bronze_file_size_mb: int = Field(ge=1, description="Target size of a Bronze file, in MiB.")
-    silver_retention_days: int = Field(default=30, ge=1, description="Days that Silver keeps.")
+    silver_retention_days: int = Field(default=30, ge=1, description="Days that Silver keeps rows.")
     silver_file_size_mb: int = Field(default=128, ge=1, description="Target size of a Silver file, in MiB.")
-    dlq_retention_days: int = Field(default=30, ge=1, description="Days that the dead-letter table keeps.")
+    dlq_retention_days: int = Field(default=30, ge=1, description="Days that the dead-letter table keeps rows.")
     dlq_file_size_mb: int = Field(default=32, ge=1, description="Target size of a dead-letter file, in MiB.")
     dedup_window_hours: int = Field(
-        default=24, ge=1, description="Hours back from Gold's newest in which a message_id is unique."
+        default=24, ge=1, description="Hours, back from the newest trade in Gold, in which a message_id is unique."
     )
-    batch_rows: int = Field(default=100_000, ge=1, description="Messages in one batch at the most.")
-    batch_mb: int = Field(default=64, ge=1, description="MiB of payload in one batch at the most, or one message.")
+    batch_rows: int = Field(default=100_000, ge=1, description="Messages per batch, at most.")
+    batch_mb: int = Field(
+        default=64, ge=1, description="MiB of payload per batch, at most; a larger message is a batch of its own."
+    )
     commit_batches: int = Field(
         default=10,
         ge=1,
         le=100,
-        description="Full batches that are committed together, where they come before the trigger.",
+        description="Full batches per commit (group commit) during catch-up, when they arrive faster than the trigger.",
     )
     unknown_fields: Literal["keep", "ignore"] = Field(
-        default="keep", description="Fields that TradeV2 does not know: keep them in vendor_data, or ignore them."
+        default="keep", description="Fields that TradeV2 does not have: keep them in vendor_data, or ignore them."
     )
     accept_lost_offsets: bool = Field(
-        default=False, description="Go on although Kafka no longer has messages that were never committed."
+        default=False, description="Continue although Kafka no longer has messages that were never committed."
     )
 
     @classmethod
+    @override
     def settings_customise_sources(
         cls,
         settings_cls: type[BaseSettings],
@@ -165,26 +181,31 @@ class ExchangeSettings(BaseSettings):
 
 
 def load_settings(exchanges: Iterable[str] = ()) -> Settings:
-    """Reads `Settings`; `exchanges` are the names whose variables are known beside them.
+    """Read the settings for all exchanges; variables of the exchanges named in `exchanges` are known too.
 
-    Raises SettingsError for an unknown or wrong variable.
+    Raises:
+        SettingsError: a variable is unknown or wrong.
     """
-    secret_files.adopt()
+    secret_files.load_into_environment()
     _refuse_unknown(exchanges)
     try:
         return Settings()
     except ValidationError as error:
-        raise _explained(error, PREFIX) from None
+        raise _settings_error(error, PREFIX) from None
 
 
 def load_exchange_settings(exchange: str, declared: Mapping[str, Any]) -> ExchangeSettings:
-    """What flows/<exchange>.py declares, overridden by the environment. Raises SettingsError."""
-    secret_files.adopt()
+    """Return the values that flows/<exchange>.py declares, overridden by the environment.
+
+    Raises:
+        SettingsError: a value is wrong or missing.
+    """
+    secret_files.load_into_environment()
     prefix = f"{PREFIX}{exchange.upper()}_"
     try:
         return ExchangeSettings(_env_prefix=prefix, **declared)  # type: ignore[call-arg]
     except ValidationError as error:
-        raise _explained(error, prefix) from None
+        raise _settings_error(error, prefix) from None
 
 
 def _refuse_unknown(exchanges: Iterable[str]) -> None:
@@ -195,12 +216,32 @@ def _refuse_unknown(exchanges: Iterable[str]) -> None:
     known = {f"{prefix}{field.upper()}" for prefix, model in prefixes.items() for field in model.model_fields}
     for name in sorted(os.environ):
         if name.startswith(PREFIX) and name not in known and not name.startswith(KAFKA_PREFIX):
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {near[0]}?" if near else "`k2flow config` lists the known ones"
+            meant = _closest_setting(name, prefixes, known | {SERVERS})
+            hint = f"did you mean {meant}?" if meant else "`k2flow config` lists the known ones"
             raise SettingsError(f"unknown setting {name}: {hint}")
 
 
-def _explained(error: ValidationError, prefix: str) -> SettingsError:
+def _closest_setting(name: str, prefixes: Iterable[str], known: Iterable[str]) -> str | None:
+    """Return the known setting that a misspelt one most likely means, or None.
+
+    Only settings with the same prefix compete, so that the name of the exchange does not count as similarity.
+    """
+    prefix = max((each for each in prefixes if name.startswith(each)), key=len)
+    typed = name.removeprefix(prefix)
+    scores = {each: _similarity(typed, each.removeprefix(prefix)) for each in known if each.startswith(prefix)}
+    best = max(sorted(scores), key=scores.__getitem__)
+    return best if scores[best] >= MIN_SIMILARITY else None
+
+
+def _similarity(typed: str, field: str) -> float:
+    """Compare a typed name with a field: with its first words, its last words, and all of it."""
+    words = field.split("_")
+    count = typed.count("_") + 1
+    parts = {"_".join(words[:count]): 1.0, "_".join(words[-count:]): 0.95, field: 0.95}  # first words count most
+    return max(weight * difflib.SequenceMatcher(None, typed, part).ratio() for part, weight in parts.items())
+
+
+def _settings_error(error: ValidationError, prefix: str) -> SettingsError:
     first = error.errors()[0]
     name = f"{prefix}{'_'.join(str(part) for part in first['loc'][:1]).upper()}"
     value = mask(name, str(first.get("input")))
@@ -208,7 +249,7 @@ def _explained(error: ValidationError, prefix: str) -> SettingsError:
 
 
 def mask(name: str, value: str) -> str:
-    """`value` as it may be printed: whole secrets and passwords inside URLs are replaced by `****`."""
+    """Return `value` as it may be printed: whole secrets, and passwords inside URLs, become `****`."""
     if SECRET.search(name.replace("_", ".")) or SECRET.search(name):
         return "****"
     return PASSWORD_IN_QUERY.sub(r"\1****", PASSWORD_IN_URL.sub(r"\1:****@", value))
@@ -216,7 +257,7 @@ def mask(name: str, value: str) -> str:
 
 @dataclass(frozen=True)
 class Origin:
-    """One setting in force: its name, its value as it may be printed, and where it came from."""
+    """One setting: its name, its value as it may be printed, and the source of the value."""
 
     name: str
     value: str
@@ -224,7 +265,7 @@ class Origin:
 
 
 def origins(model: BaseSettings, prefix: str, declared: Mapping[str, Any], declared_in: str) -> list[Origin]:
-    """The fields of a settings model, each with where its value came from."""
+    """Return the settings of a model, each with the source of its value."""
     rows = []
     for field in type(model).model_fields:
         name = f"{prefix}{field.upper()}"
@@ -235,7 +276,7 @@ def origins(model: BaseSettings, prefix: str, declared: Mapping[str, Any], decla
 
 
 def kafka_origins(settings: Settings) -> list[Origin]:
-    """Librdkafka's properties in force, each with where it came from."""
+    """Return the properties for librdkafka, each with the source of its value."""
     rows = []
     for name, value in sorted(settings.kafka.items()):
         variable = KAFKA_PREFIX + name.upper().replace(".", "_")
@@ -243,8 +284,7 @@ def kafka_origins(settings: Settings) -> list[Origin]:
     return rows
 
 
-def _source(variable: str, otherwise: str) -> str:
-    """Where a variable's value came from; `otherwise` if it is not set."""
-    if secret_files.adopted(variable):
+def _source(variable: str, unset: str) -> str:
+    if secret_files.is_from_file(variable):
         return "file"
-    return "environment" if variable in os.environ else otherwise
+    return "environment" if variable in os.environ else unset

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from confluent_kafka import Producer
 
-from k2flow.config.secret_files import FOLDER
+from k2flow.config.secret_files import VARIABLE as SECRETS_DIR
 from k2flow.exchange import find_exchange
 from k2flow.kafka.admin import Admin
 from k2flow.layers import GOLD_TABLE
@@ -89,7 +89,7 @@ class Site:
             (folder / "secrets" / name).write_text(f"{value}\n")
         self.secrets = [PASSWORD, SECRET]
         self.variables = {
-            FOLDER: str(folder / "secrets"),
+            SECRETS_DIR: str(folder / "secrets"),
             "K2FLOW_SCHEMA_REGISTRY_URL": registry.url,
             **{name: value for name, value in catalog.items() if name not in secrets},
             **kafka.client(),

@@ -261,7 +261,7 @@ def inside(
     container: Container, files: Mapping[str, str], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[None]:
     """A container's variables and secrets in this process, the files laid as Kubernetes lays them."""
-    monkeypatch.setattr("k2flow.config.secret_files._adopted", {})
+    monkeypatch.setattr("k2flow.config.secret_files._from_files", {})
     version = folder / "..2026_01_31"
     version.mkdir()
     (folder / "..data").symlink_to(version.name)

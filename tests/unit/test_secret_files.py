@@ -1,4 +1,4 @@
-"""Settings as files: what is read, what is refused, and that nobody else gets to see them."""
+"""Settings in files: how they are read and refused, and that no other process sees them."""
 
 import os
 from pathlib import Path
@@ -16,11 +16,11 @@ PASSWORD = "K2FLOW_KAFKA_SASL_PASSWORD"
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """K2FLOW_SECRETS_DIR, an empty one; what is adopted from it is gone from the environment afterwards."""
+    """Set K2FLOW_SECRETS_DIR to an empty folder. The environment is restored after the test."""
     folder = tmp_path / "secrets"
     folder.mkdir()
-    monkeypatch.setenv(secret_files.FOLDER, str(folder))
-    monkeypatch.setattr(secret_files, "_adopted", {})
+    monkeypatch.setenv(secret_files.VARIABLE, str(folder))
+    monkeypatch.setattr(secret_files, "_from_files", {})
     monkeypatch.setattr(os, "environ", os.environ.copy())
     return folder
 
@@ -36,38 +36,38 @@ def test_files_are_settings(folder: Path) -> None:
     assert [(o.value, o.source) for o in kafka_origins(settings) if o.name == PASSWORD] == [("****", "file")]
 
 
-def test_they_are_read_once_more_but_not_inherited(folder: Path) -> None:
+def test_files_are_read_again_and_not_inherited(folder: Path) -> None:
     (folder / PASSWORD).write_text("old")
     load_settings(NAMES)
     (folder / PASSWORD).write_text("new")
     assert load_settings(NAMES).kafka["sasl.password"] == "new"
     assert PASSWORD in os.environ
     assert PASSWORD not in secret_files.inheritable_environment()
-    assert secret_files.FOLDER in secret_files.inheritable_environment()
+    assert secret_files.VARIABLE in secret_files.inheritable_environment()
 
 
-def test_kubernetes_versions_of_the_folder_are_passed_over(folder: Path) -> None:
+def test_kubernetes_versions_of_the_folder_are_skipped(folder: Path) -> None:
     (folder / "..2026_01_31").mkdir()
     (folder / "..2026_01_31" / PASSWORD).write_text("x")
     (folder / "..data").symlink_to("..2026_01_31")
     (folder / PASSWORD).symlink_to(f"..data/{PASSWORD}")
-    assert secret_files.read(folder) == {PASSWORD: "x"}
+    assert secret_files.read_files(folder) == {PASSWORD: "x"}
 
 
-@pytest.mark.parametrize("name", ["password", "HOME", "K2FLOW", secret_files.FOLDER, "k2flow_home"])
-def test_a_file_that_means_nothing_is_named(folder: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["password", "HOME", "K2FLOW", secret_files.VARIABLE, "k2flow_home"])
+def test_file_without_a_setting_is_named(folder: Path, name: str) -> None:
     (folder / name).write_text("x")
     with pytest.raises(SettingsError, match=f"{name} is no setting"):
         load_settings(NAMES)
 
 
-def test_an_unknown_setting_is_named(folder: Path) -> None:
+def test_unknown_setting_is_named(folder: Path) -> None:
     (folder / "K2FLOW_HOMEE").write_text("x")
     with pytest.raises(SettingsError, match="unknown setting K2FLOW_HOMEE"):
         load_settings(NAMES)
 
 
-def test_a_setting_in_both_places_is_named(folder: Path) -> None:
+def test_setting_in_both_places_is_named(folder: Path) -> None:
     os.environ[PASSWORD] = "x"
     (folder / PASSWORD).write_text("y")
     with pytest.raises(SettingsError, match=f"{PASSWORD} is set twice"):
@@ -75,16 +75,16 @@ def test_a_setting_in_both_places_is_named(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("held", [b"\xff", b"a\0b"])
-def test_what_is_no_text_is_named_and_not_shown(folder: Path, held: bytes) -> None:
+def test_file_without_text_is_named_and_not_shown(folder: Path, held: bytes) -> None:
     (folder / PASSWORD).write_bytes(held)
     with pytest.raises(SettingsError, match=PASSWORD):
         load_settings(NAMES)
 
 
-def test_what_cannot_be_read_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_file_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / PASSWORD).mkdir()
     with pytest.raises(SettingsError, match=f"Is a directory: .*{PASSWORD}"):
         load_settings(NAMES)
-    monkeypatch.setitem(os.environ, secret_files.FOLDER, str(folder / "nowhere"))
+    monkeypatch.setitem(os.environ, secret_files.VARIABLE, str(folder / "nowhere"))
     with pytest.raises(SettingsError, match=r"No such file or directory: .*nowhere"):
         load_settings(NAMES)

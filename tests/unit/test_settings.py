@@ -1,4 +1,4 @@
-"""Settings: what is read, what is refused, what is shown."""
+"""Settings: how they are read, refused and shown."""
 
 import subprocess
 import sys
@@ -53,13 +53,42 @@ def test_unknown_setting_is_named(monkeypatch: pytest.MonkeyPatch, name: str) ->
         load_settings(NAMES)
 
 
-def test_unknown_setting_names_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("K2FLOW_BINANCE_TRIGER_SECONDS", "1")
-    with pytest.raises(SettingsError, match="did you mean K2FLOW_BINANCE_TRIGGER_SECONDS"):
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("HOMEE", "HOME"),
+        ("SECRETS", "SECRETS_DIR"),
+        ("LOGLEVEL", "LOG_LEVEL"),
+        ("SCHEMA_ID", "SCHEMA_IDS"),
+        ("REGISTRY_URL", "SCHEMA_REGISTRY_URL"),
+        ("PORT", "METRICS_PORT"),
+        ("UNTIL_CAUGHTUP", "UNTIL_CAUGHT_UP"),
+        ("KAFA_BOOTSTRAP_SERVERS", "KAFKA_BOOTSTRAP_SERVERS"),
+        ("BINANCE_TRIGER", "BINANCE_TRIGGER_SECONDS"),
+        ("BINANCE_TRIGGER", "BINANCE_TRIGGER_SECONDS"),
+        ("BINANCE_TRIGER_SECONDS", "BINANCE_TRIGGER_SECONDS"),
+        ("KRAKEN_TOPC", "KRAKEN_TOPIC"),
+        ("KRAKEN_DEDUP_WINDOW", "KRAKEN_DEDUP_WINDOW_HOURS"),
+        ("KRAKEN_SILVER_RETENTION", "KRAKEN_SILVER_RETENTION_DAYS"),
+        ("KRAKEN_COMMIT_BATCH", "KRAKEN_COMMIT_BATCHES"),
+        ("BINACE_TOPIC", "BINANCE_TOPIC"),
+        ("TRIGGER_SECONDS", "BINANCE_TRIGGER_SECONDS"),
+    ],
+)
+def test_misspelt_setting_suggests_the_closest(monkeypatch: pytest.MonkeyPatch, typed: str, meant: str) -> None:
+    monkeypatch.setenv(f"K2FLOW_{typed}", "1")
+    with pytest.raises(SettingsError, match=rf"unknown setting K2FLOW_{typed}: did you mean K2FLOW_{meant}\?$"):
         load_settings(NAMES)
 
 
-def test_environment_overrides_what_the_exchange_declares(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("typed", ["COINBASE_TOPIC", "BINANCE_WORKERS", "BINANCE_HOME", "BINANCE_", "X"])
+def test_setting_like_no_other_suggests_the_list(monkeypatch: pytest.MonkeyPatch, typed: str) -> None:
+    monkeypatch.setenv(f"K2FLOW_{typed}", "1")
+    with pytest.raises(SettingsError, match=f"unknown setting K2FLOW_{typed}: `k2flow config` lists the known ones"):
+        load_settings(NAMES)
+
+
+def test_environment_overrides_the_declaration(monkeypatch: pytest.MonkeyPatch) -> None:
     declared = find_exchange("binance").declared
     assert load_exchange_settings("binance", declared).trigger_seconds == 10
     monkeypatch.setenv("K2FLOW_BINANCE_TRIGGER_SECONDS", "1")
@@ -80,7 +109,7 @@ def test_wrong_exchange_setting(monkeypatch: pytest.MonkeyPatch, name: str, valu
         ("kraken", "market.crypto.trades.kraken", 2, 14, 64, 30, 1),
     ],
 )
-def test_what_the_exchanges_declare(
+def test_declarations_of_the_exchanges(
     exchange: str, topic: str, partitions: int, retention: int, size: int, trigger: int, processes: int
 ) -> None:
     s = load_exchange_settings(exchange, find_exchange(exchange).declared)
@@ -109,7 +138,7 @@ def test_origins(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("held", [b"catalog:\n  k2flow: [\n", b"\xff\xfe"])
-def test_a_catalog_file_that_cannot_be_read_is_named(tmp_path: Path, held: bytes) -> None:
+def test_unreadable_catalog_file_is_one_line(tmp_path: Path, held: bytes) -> None:
     (tmp_path / ".pyiceberg.yaml").write_bytes(held)
     line = [sys.executable, "-m", "k2flow", "tables", "list"]
     done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=60)
