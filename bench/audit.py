@@ -1,4 +1,4 @@
-"""How fast `k2flow audit` is, and how much memory it takes, on tables that are as a flow leaves them."""
+"""Speed and memory of `k2flow audit`, on tables as a flow writes them."""
 
 import sys
 import tempfile
@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 from matplotlib.axes import Axes
 
-from bench.lake import Lake, slices
+from bench.lake import LakeWriter, message_batches
 from bench.measure import run
-from bench.report import Report, report
+from bench.report import BenchResult, report
 from k2flow.sandbox.kafka.local import LocalKafka, free_port
 from k2flow.sandbox.producer import ProduceOptions
 
@@ -20,14 +20,14 @@ BATCH = 200_000
 
 
 def audit(
-    messages: Annotated[int, typer.Option(help="Messages, each one a row of Bronze.")] = 10_000_000,
+    messages: Annotated[int, typer.Option(help="Messages; each is one row of Bronze.")] = 10_000_000,
     partitions: Annotated[int, typer.Option(help="Partitions of the topic.")] = 6,
     folder: Annotated[Path | None, typer.Option(help="Folder to keep the tables in, to measure again.")] = None,
 ) -> None:
-    """The audit of one exchange, as a process of its own: wall clock, CPU and peak resident memory.
+    """Audit one exchange in a separate process: wall clock, CPU and peak resident memory.
 
-    The tables are written by the flow's own parts, without Kafka in between: 2 % bad messages, 3 % duplicates. The
-    audit asks a real broker that no longer has the topic, so everything is proved by the tables.
+    The flow's own steps write the tables, without Kafka: 2 % bad messages, 3 % duplicates. The audit asks a real
+    broker that no longer has the topic, so the tables alone prove everything.
     """
     with tempfile.TemporaryDirectory() as made:
         home = folder or Path(made)
@@ -38,7 +38,7 @@ def audit(
                 write_tables(home, messages, partitions)
             written = time.perf_counter() - began
             settings = {"K2FLOW_HOME": str(home), "K2FLOW_KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap}
-            imports = run([sys.executable, "-c", "import k2flow.cli.main, k2flow.audit.run"], {})
+            imports = run([sys.executable, "-c", "import k2flow.cli.audit"], {})
             used = run([sys.executable, "-m", "k2flow", "audit", EXCHANGE, "--json"], settings)
     figures = {
         "messages": messages,
@@ -54,11 +54,12 @@ def audit(
     def plot(axes: Axes) -> None:
         axes.barh(["seconds", "MB / 10"], [used.wall, used.peak / 1e7])
 
-    report(Report("audit", ["messages", "seconds", "us CPU/message", "peak MB"], [row], figures, plot))
+    report(BenchResult("audit", ["messages", "seconds", "us CPU/message", "peak MB"], [row], figures, plot))
 
 
 def write_tables(home: Path, messages: int, partitions: int) -> None:
-    """Tables under `home` as a flow leaves them that has read `messages` messages, a commit for each BATCH."""
-    lake = Lake(home, EXCHANGE)
-    for messages_read in slices(ProduceOptions(count=messages, bad=0.02, duplicates=0.03, seed=1), BATCH, partitions):
-        lake.write(messages_read)
+    """Write tables under `home` as a flow does that reads `messages` messages and commits each BATCH."""
+    lake = LakeWriter(home, EXCHANGE)
+    options = ProduceOptions(count=messages, bad=0.02, duplicates=0.03, seed=1)
+    for batch in message_batches(options, BATCH, partitions):
+        lake.write(batch)

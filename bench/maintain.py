@@ -1,4 +1,4 @@
-"""What maintenance costs: compaction, expiry with unreachable files, and what a flow beside it feels."""
+"""The cost of maintenance: compaction, snapshot expiry with orphan files, and its effect on a running flow."""
 
 import os
 import subprocess
@@ -15,58 +15,59 @@ import typer
 from matplotlib.axes import Axes
 
 from bench.commits import gold_of_hour, timed
-from bench.dedup import Ids, uuid_texts
-from bench.freshness import Landed, Stream, measure
-from bench.lake import Lake
+from bench.dedup import IdSource, uuid_texts
+from bench.freshness import FreshnessStream, StreamResult, measure
+from bench.lake import LakeWriter
 from bench.measure import Usage, run
-from bench.report import Report, report
+from bench.report import BenchResult, report
 from k2flow.config.settings import load_settings
-from k2flow.exchange import GOLD, exchange_names, find_exchange
+from k2flow.exchange import exchange_names, find_exchange
 from k2flow.flow.dedup import HOUR_US
 from k2flow.iceberg.catalog import load_table, open_catalog
 from k2flow.iceberg.ledger import Range
 from k2flow.iceberg.tables import create, definitions
+from k2flow.layers import GOLD_TABLE
 from k2flow.maintain.entries import live_files
 from k2flow.sandbox.kafka.local import LocalKafka, free_port
 
 HOUR = 490_000
-"""Hours since 1970: long closed."""
+"""The hour of all trades, in hours since 1970: closed long ago."""
 EVERY = "2s"
 RATE = 10_000
 TRIGGER_SECONDS = 1.0
-CLEAN = ("--safe-age", "0s", "--reader-time", "0s")
+CLEAN = ("--orphan-older-than", "0s", "--reader-grace", "0s")
 
 
 def maintain(
     files: Annotated[int, typer.Option(help="Small files of the one hour that is compacted.")] = 1_000,
-    rows: Annotated[int, typer.Option(help="Rows of them all.")] = 10_000_000,
-    commits: Annotated[int, typer.Option(help="Commits of the table whose snapshots' files are removed.")] = 10_000,
-    seconds: Annotated[int, typer.Option(help="How long a flow runs, without maintenance and beside it.")] = 90,
+    rows: Annotated[int, typer.Option(help="Rows of all these files together.")] = 10_000_000,
+    commits: Annotated[int, typer.Option(help="Commits of the table whose orphan files are removed.")] = 10_000,
+    seconds: Annotated[int, typer.Option(help="Seconds that a flow runs, without maintenance and beside it.")] = 90,
 ) -> None:
-    """`k2flow maintain` as a process of its own: on an hour of small files, after many commits, beside a flow.
+    """Measure `k2flow maintain` as a separate process: on an hour of small files, after many commits, beside a flow.
 
-    A pass that finds nothing to do is measured too: its time is start-up and imports, and is left out of rates.
+    A run with nothing to do is measured too, and subtracted: its time is start-up and imports.
     """
     with tempfile.TemporaryDirectory() as folder:
         write_hour(Path(folder), files, rows)
-        compaction = passed(Path(folder), GOLD)
-        idle = passed(Path(folder), GOLD)
-        left = len(live_files(load_table(Lake(Path(folder)).catalog, GOLD), "timestamp"))
+        compaction = maintain_once(Path(folder), GOLD_TABLE)
+        idle = maintain_once(Path(folder), GOLD_TABLE)
+        left = len(live_files(load_table(LakeWriter(Path(folder)).catalog, GOLD_TABLE), "timestamp"))
     with tempfile.TemporaryDirectory() as folder:
         timed(Path(folder), commits, rows=10)
         before = count_files(Path(folder))
-        removal = passed(Path(folder), GOLD, *CLEAN)
+        removal = maintain_once(Path(folder), GOLD_TABLE, *CLEAN)
         after = count_files(Path(folder))
     with tempfile.TemporaryDirectory() as folder, LocalKafka(Path(folder) / "kafka", free_port()) as kafka:
         alone = flow(Path(folder) / "alone", kafka, seconds)
         with maintaining(Path(folder) / "beside"):
             beside = flow(Path(folder) / "beside", kafka, seconds)
-    _report(files, rows, commits, compaction.beyond(idle), left, removal.beyond(idle), (before, after), alone, beside)
+    _report(files, rows, commits, compaction.minus(idle), left, removal.minus(idle), (before, after), alone, beside)
 
 
 def write_hour(home: Path, files: int, rows: int) -> None:
-    """An hour of Gold in so many files, one after the other in time, each a commit's; a few rows come late."""
-    lake, source, n = Lake(home), Ids(), rows // files
+    """Write an hour of Gold in `files` files, in order of time, one commit each; a few rows come late."""
+    lake, source, n = LakeWriter(home), IdSource(), rows // files
     base, step = gold_of_hour(lake, n, HOUR), HOUR_US // files
     chance = np.random.default_rng(1)
     for i in range(files):
@@ -78,11 +79,11 @@ def write_hour(home: Path, files: int, rows: int) -> None:
         for name, value in values.items():
             field = base.schema.field(name)
             batch = batch.set_column(base.schema.get_field_index(name), field, value.cast(field.type))
-        lake.committers[GOLD].commit(lake.writers[GOLD].write(batch), [Range(0, i * n, (i + 1) * n, n)])
+        lake.committers[GOLD_TABLE].commit(lake.writers[GOLD_TABLE].write(batch), [Range(0, i * n, (i + 1) * n, n)])
 
 
-def passed(home: Path, *arguments: str) -> Usage:
-    """One pass."""
+def maintain_once(home: Path, *arguments: str) -> Usage:
+    """Run maintenance once."""
     return run([sys.executable, "-m", "k2flow", "maintain", *arguments], {"K2FLOW_HOME": str(home)})
 
 
@@ -90,10 +91,10 @@ def count_files(home: Path) -> int:
     return sum(path.is_file() for path in (home / "warehouse").rglob("*"))
 
 
-def flow(home: Path, kafka: LocalKafka, seconds: int) -> Landed:
-    """Binance's flow at RATE messages a second, a commit each second."""
+def flow(home: Path, kafka: LocalKafka, seconds: int) -> StreamResult:
+    """Measure Binance's flow at RATE messages per second, with a commit each second."""
     exchange = find_exchange("binance")
-    stream = Stream(exchange, TRIGGER_SECONDS, RATE, home.name)
+    stream = FreshnessStream(exchange, TRIGGER_SECONDS, RATE, home.name)
     kafka.start({stream.topic: exchange.settings.partitions})
     (found,) = measure([stream], seconds, home, kafka.bootstrap)
     return found
@@ -101,9 +102,9 @@ def flow(home: Path, kafka: LocalKafka, seconds: int) -> Landed:
 
 @contextmanager
 def maintaining(home: Path) -> Iterator[None]:
-    """Maintenance of all tables under `home`, pass after pass. Raises RuntimeError if it ended badly."""
+    """Run maintenance of all tables under `home` in a loop. Raise RuntimeError if it fails."""
     settings = load_settings(exchange_names()).model_copy(update={"home": home})
-    create(open_catalog(settings), definitions(find_exchange("binance")).values())  # there from the first pass on
+    create(open_catalog(settings), definitions(find_exchange("binance")).values())  # they exist from the first run on
     command = [sys.executable, "-m", "k2flow", "maintain", "--every", EVERY, *CLEAN[2:]]
     with (home / "maintain.log").open("wb") as log:
         process = subprocess.Popen(command, env={**os.environ, "K2FLOW_HOME": str(home)}, stdout=log, stderr=log)
@@ -111,7 +112,7 @@ def maintaining(home: Path) -> Iterator[None]:
         yield
         process.terminate()
         if process.wait(60):
-            raise RuntimeError(f"maintenance ended badly: {(home / 'maintain.log').read_text()[-4000:]}")
+            raise RuntimeError(f"maintenance failed: {(home / 'maintain.log').read_text()[-4000:]}")
     finally:
         process.kill()
         process.wait()
@@ -125,15 +126,15 @@ def _report(
     left: int,
     removal: Usage,
     counts: tuple[int, int],
-    alone: Landed,
-    beside: Landed,
+    alone: StreamResult,
+    beside: StreamResult,
 ) -> None:
     rate = rows / compaction.wall
     before, after = counts
     table = [
         ["compaction", f"{files:,} files of an hour, {rows:,} rows, into {left}", f"{compaction.wall:.1f}",
          f"{compaction.cpu:.1f}", f"{compaction.peak / 1e6:.0f}", f"{rate:,.0f} rows/s"],
-        ["expiry, unreachable files", f"{commits:,} commits: {before:,} files, {after:,} afterwards",
+        ["expiry, orphan files", f"{commits:,} commits: {before:,} files, {after:,} afterwards",
          f"{removal.wall:.1f}", f"{removal.cpu:.1f}", f"{removal.peak / 1e6:.0f}", ""],
     ]  # fmt: skip
     p99 = {"alone": percentile(alone.delays), "beside": percentile(beside.delays)}
@@ -162,7 +163,7 @@ def _report(
         axes.set(xlabel="seconds from trigger to commit", ylabel="share of commits")
         axes.legend()
 
-    report(Report("maintain", ["step", "of", "s", "CPU s", "peak MB", "rate"], table, figures, plot, notes))
+    report(BenchResult("maintain", ["step", "of", "s", "CPU s", "peak MB", "rate"], table, figures, plot, notes))
 
 
 def percentile(delays: Sequence[float] | np.ndarray) -> float:

@@ -2,16 +2,15 @@
 
 import logging
 import threading
-import time
-from typing import Annotated
+from collections.abc import Sequence
 
 import typer
+from humanize import naturalsize
 from pyiceberg.catalog import Catalog
-from rich.console import Console
-from rich.filesize import decimal
-from rich.table import Table as RichTable
+from rich.table import Table
 
-from k2flow.cli.repeated import duration, stop_event
+from k2flow.cli.output import console
+from k2flow.cli.repetition import every, stop_event
 from k2flow.compat.table_metadata import install_metadata_cache
 from k2flow.config.settings import load_settings
 from k2flow.errors import CatalogError, K2flowError, MaintenanceError
@@ -26,77 +25,64 @@ from k2flow.observability.logs import set_up_logging
 log = logging.getLogger(__name__)
 
 
-def maintain_command(
-    tables: Annotated[list[str] | None, typer.Argument(help="Tables; all if none is named.")] = None,
-    every: Annotated[str | None, typer.Option(help="Go on, with a pass so often: 5m, 1h.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what a pass would do now.")] = False,
-    safe_age: Annotated[
-        str, typer.Option(help="Files that nothing reaches go once they are so old; younger ones may be in flight.")
-    ] = "1h",
-    reader_time: Annotated[
-        str, typer.Option(help="Files that were replaced stay so long, for queries that are still reading them.")
-    ] = "1h",
+def run_maintenance(
+    tables: Sequence[str], interval: float | None, dry_run: bool, orphan_seconds: float, reader_seconds: float
 ) -> None:
-    """Retention, compaction, snapshot expiry, files that nothing reaches: beside the flows, which never wait for it."""
+    """Maintain tables once and show the result; or every `interval` seconds, until a signal, and log it."""
+    if interval is not None and dry_run:
+        raise typer.BadParameter("--dry-run shows one run: omit --every")
     settings = load_settings(exchange_names())
-    set_up_logging(settings.log_level if every else "WARNING")
-    pause = duration(every) if every else None
-    timing = Timing(duration(safe_age), duration(reader_time))
-    if every and dry_run:
-        raise typer.BadParameter("--dry-run is of one pass: leave out --every")
+    set_up_logging("WARNING" if interval is None else settings.log_level)
     keep_freed_memory()
     install_metadata_cache()
-    catalog = open_catalog(settings)
-    wanted = _chosen(catalog, tables or [])
-    leadership = Leadership(catalog)
-    stop = stop_event()
+    catalog, timing, stop = open_catalog(settings), Timing(orphan_seconds, reader_seconds), stop_event()
+    chosen, leadership = _chosen(catalog, tables), Leadership(catalog)
     try:
-        while True:
-            began = time.monotonic()
-            actions, failed = _pass(catalog, wanted, timing, leadership, dry_run, stop)
-            if pause is None or stop.wait(max(0.0, pause - (time.monotonic() - began))):
-                break
+        if interval is None:
+            actions, errors = _maintain(catalog, chosen, timing, leadership, dry_run, stop)
+            _show(actions, dry_run)
+            if errors:
+                raise MaintenanceError(f"not done: {'; '.join(errors)}")
+            return
+        for _ in every(interval, stop):
             try:
-                wanted = _chosen(catalog, tables or [])  # there may be new ones
+                chosen = _chosen(catalog, tables)  # tables may be new
             except CatalogError as error:
                 log.error("%s", error)
+            _maintain(catalog, chosen, timing, leadership, dry_run, stop)
     finally:
         leadership.release()
-    if every is None:
-        _show(actions, dry_run)
-        if failed:
-            raise MaintenanceError(f"not done: {'; '.join(failed)}")
 
 
-def _pass(
+def _maintain(
     catalog: Catalog,
-    wanted: list[TableDefinition],
+    chosen: Sequence[TableDefinition],
     timing: Timing,
     leadership: Leadership,
     dry_run: bool,
     stop: threading.Event,
 ) -> tuple[list[Action], list[str]]:
-    """What was done to each table, and what went wrong, which keeps no other table from its turn."""
+    """Return the actions and the errors of one run over all tables. An error of one table does not stop the others."""
     actions: list[Action] = []
-    failed: list[str] = []
-    for definition in wanted:
+    errors: list[str] = []
+    for definition in chosen:
         try:
             leader = None if dry_run else leadership.take(definition.name)
             if leader:
-                log.warning("%s: %s maintains it: left to that one", definition.name, leader)
+                log.warning("%s: skipped, since %s maintains it", definition.name, leader)
                 continue
             for action in Pass(catalog, definition, timing, dry_run).run():
                 actions.append(action)
                 if stop.is_set():
-                    return actions, failed
+                    return actions, errors
         except K2flowError as error:
             log.error("%s: %s", definition.name, error)
-            failed.append(f"{definition.name}: {error}")
-    return actions, failed
+            errors.append(f"{definition.name}: {error}")
+    return actions, errors
 
 
-def _chosen(catalog: Catalog, names: list[str]) -> list[TableDefinition]:
-    """The definitions of the tables that are named, or of all that there are. Raises MaintenanceError."""
+def _chosen(catalog: Catalog, names: Sequence[str]) -> list[TableDefinition]:
+    """Return the definitions of the named tables, or of all that exist. Raises MaintenanceError, CatalogError."""
     known = {name: each for exchange in all_exchanges() for name, each in definitions(exchange).items()}
     unknown = [name for name in names if name not in known]
     if unknown:
@@ -109,13 +95,12 @@ def _chosen(catalog: Catalog, names: list[str]) -> list[TableDefinition]:
         ]
 
 
-def _show(actions: list[Action], dry_run: bool) -> None:
-    table = RichTable("table", "would do" if dry_run else "did", "gone", "come", "rows", "bytes", "s", "")
-    for a in actions:
-        table.add_row(
-            a.table, a.what, f"{a.gone:,}", f"{a.come:,}", f"{a.rows:,}", decimal(a.bytes), f"{a.seconds:.1f}", a.detail
-        )
-    if actions:
-        Console(width=160).print(table)
-    else:
+def _show(actions: Sequence[Action], dry_run: bool) -> None:
+    if not actions:
         print("nothing to do")
+        return
+    table = Table("table", "due" if dry_run else "done", "removed", "added", "rows", "bytes", "s", "")
+    for a in actions:
+        numbers = (f"{a.gone:,}", f"{a.come:,}", f"{a.rows:,}", naturalsize(a.bytes), f"{a.seconds:.1f}")
+        table.add_row(a.table, a.what, *numbers, a.detail)
+    console().print(table)

@@ -1,6 +1,6 @@
-"""The settings as a page of documentation: docs/configuration.md, which `k2flow config --markdown` prints.
+"""The reference of all settings: docs/configuration.md, which `k2flow config --markdown` prints.
 
-It follows from the settings' definitions and from what the exchanges declare alone, never from the environment.
+It depends on the definitions of the settings and the declarations of the exchanges, never on the environment.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,8 +12,8 @@ from pydantic.fields import FieldInfo
 
 from k2flow.config.settings import DEFAULT_SERVERS, KAFKA_PREFIX, PREFIX, ExchangeSettings, Settings
 from k2flow.exchange import Exchange
-from k2flow.flow.source import DEFAULTS, FORCED
 from k2flow.iceberg.catalog import CATALOG, SQLITE_BUSY_SECONDS
+from k2flow.kafka.properties import DEFAULTS, FORCED
 
 TYPES = {str: "text", int: "whole number", float: "number", bool: "0 or 1", Path: "path"}
 BOUNDS = {"gt": "more than {}", "ge": "from {}", "le": "to {}", "min_length": "not empty"}
@@ -23,11 +23,11 @@ VARIABLE = f"PYICEBERG_CATALOG__{CATALOG.upper()}__"
 INTRODUCTION = f"""\
 # Configuration
 
-Every setting is an environment variable, or a file of its name in `{PREFIX}SECRETS_DIR` ([security.md](security.md)).
-`k2flow config` prints what each one is now and where that came from, secrets masked. An unknown or wrong one is an
+A setting is an environment variable, or a file of that name in `{PREFIX}SECRETS_DIR` ([security.md](security.md)).
+`k2flow config` shows the value and the source of each setting, with secrets masked. An unknown or wrong setting is an
 error that names it.
 
-This page is what `k2flow config --markdown` prints: change the descriptions in `k2flow/settings.py`.
+`k2flow config --markdown` prints this page. To change a description, edit `k2flow/config/settings.py`.
 
 ## For all exchanges
 """
@@ -35,38 +35,42 @@ This page is what `k2flow config --markdown` prints: change the descriptions in 
 FOR_EACH = f"""\
 ## For each exchange
 
-`{PREFIX}<EXCHANGE>_<NAME>`, over what `flows/<exchange>.py` declares, over these defaults. What has no default must be
-declared or set.
+The variable is `{PREFIX}<EXCHANGE>_<NAME>`. It overrides the value that `flows/<exchange>.py` declares, which overrides
+the default. A setting without a default must be declared or set.
 """
 
 KAFKA = f"""\
 ## Kafka
 
-`{KAFKA_PREFIX}<NAME>` is librdkafka's own property, in lower case and with `.` for `_`: `security.protocol` is
-`{KAFKA_PREFIX}SECURITY_PROTOCOL`. Flows, the producer, `status` and `audit` use them all. A property that librdkafka
-does not know is an error. The defaults that differ from its own are those of flows; the first one is everyone's:
+`{KAFKA_PREFIX}<NAME>` sets the librdkafka property of that name, in lower case and with `.` instead of `_`.
+`{KAFKA_PREFIX}SECURITY_PROTOCOL` sets `security.protocol`. Flows, `produce`, `status` and `audit` use all of these
+properties. An unknown property is an error.
+
+These defaults differ from librdkafka's. All commands use the first one, and flows use all of them:
 """
 
 CATALOG_TEXT = f"""\
 ## The catalog
 
-PyIceberg configures it, as the catalog `{CATALOG}`: by `{VARIABLE}<NAME>`, where `__` is `.` and `_` is
-`-`, or by `.pyiceberg.yaml` in `PYICEBERG_HOME`, the home folder or the working folder. With neither: SQLite (waits
-{SQLITE_BUSY_SECONDS} s for other processes) and a warehouse folder, both under `{PREFIX}HOME`. What most people need:
+PyIceberg configures the catalog `{CATALOG}`. It reads `{VARIABLE}<NAME>`, where `__` means `.` and `_`
+means `-`, or `.pyiceberg.yaml` in `PYICEBERG_HOME`, the home folder or the working folder.
+
+Without either, the catalog is SQLite and the warehouse is a folder, both under `{PREFIX}HOME`. SQLite waits
+{SQLITE_BUSY_SECONDS} s for other processes. The most common variables:
 
 | variable | meaning |
 | --- | --- |
-| `{VARIABLE}TYPE` | `sql`, `rest`, or another one that PyIceberg knows |
-| `{VARIABLE}URI` | where it is; for PostgreSQL install the extra `postgres` |
-| `{VARIABLE}WAREHOUSE` | where the tables go: a folder, a bucket, or what a REST catalog calls it |
-| `{VARIABLE}CREDENTIAL`, `{VARIABLE}TOKEN` | for a REST catalog |
-| `{VARIABLE}S3__ENDPOINT`, `{VARIABLE}S3__REGION` | an S3 store |
-| `{VARIABLE}S3__ACCESS_KEY_ID`, `{VARIABLE}S3__SECRET_ACCESS_KEY` | its keys |
+| `{VARIABLE}TYPE` | `sql`, `rest`, or another type of PyIceberg |
+| `{VARIABLE}URI` | address of the catalog; for PostgreSQL install the extra `postgres` |
+| `{VARIABLE}WAREHOUSE` | location of the tables: a folder, a bucket, or the warehouse name of a REST catalog |
+| `{VARIABLE}CREDENTIAL`, `{VARIABLE}TOKEN` | credentials of a REST catalog |
+| `{VARIABLE}S3__ENDPOINT`, `{VARIABLE}S3__REGION` | endpoint and region of an S3 store |
+| `{VARIABLE}S3__ACCESS_KEY_ID`, `{VARIABLE}S3__SECRET_ACCESS_KEY` | keys of the S3 store |
 """
 
 
 def markdown(exchanges: Sequence[Exchange]) -> str:
-    """The whole page, with what these exchanges declare."""
+    """Return the whole page, with the declarations of `exchanges`."""
     parts = [
         INTRODUCTION,
         _table(("variable", "type", "default", "meaning"), _rows(PREFIX, Settings.model_fields)),
@@ -75,7 +79,7 @@ def markdown(exchanges: Sequence[Exchange]) -> str:
         *(part for exchange in exchanges for part in _declared(exchange)),
         KAFKA,
         _table(("variable", "default"), _kafka(KAFKA_DEFAULTS)),
-        "What exactly-once needs; another value is an error:\n",
+        "Exactly-once delivery requires these values; any other value is an error:\n",
         _table(("variable", "must be"), _kafka(FORCED)),
         CATALOG_TEXT,
     ]
@@ -88,7 +92,7 @@ def _rows(prefix: str, fields: Mapping[str, FieldInfo]) -> Iterable[tuple[str, .
 
 
 def _type(field: FieldInfo) -> str:
-    """A field's type and bounds, in words."""
+    """Return the type and bounds of a field, in words."""
     given = get_args(field.annotation) if NoneType in get_args(field.annotation) else (field.annotation,)
     (kind,) = (each for each in given if each is not NoneType)
     if get_origin(kind) is Literal:
@@ -109,7 +113,7 @@ def _default(field: FieldInfo) -> str:
 
 
 def _value(value: Any) -> str:
-    """As it is written in an environment variable."""
+    """Return a value as it is written in an environment variable."""
     if value is None or value == "":
         return ""
     if isinstance(value, tuple):
@@ -118,7 +122,7 @@ def _value(value: Any) -> str:
 
 
 def _declared(exchange: Exchange) -> Iterable[str]:
-    yield f"### What `flows/{exchange.name}.py` declares\n"
+    yield f"### Declared by `flows/{exchange.name}.py`\n"
     prefix = f"{PREFIX}{exchange.name.upper()}_"
     rows = ((f"`{prefix}{name.upper()}`", _value(value)) for name, value in exchange.declared.items())
     yield _table(("variable", "declared"), rows)

@@ -1,19 +1,18 @@
-"""`k2flow reprocess`, and how it and `k2flow dlq replay` show what they did."""
+"""`k2flow reprocess`, and the output that it shares with `k2flow dlq replay`."""
 
-import json
 import signal
-import sys
 from datetime import UTC, date, datetime
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 from rich.console import Console
-from rich.table import Table as RichTable
+from rich.table import Table
 from rich.text import Text
 
+from k2flow.cli.output import console, print_json
 from k2flow.cli.progress import progress_bars
 from k2flow.compat.table_metadata import install_metadata_cache
-from k2flow.config.settings import load_settings
+from k2flow.config.settings import Settings, load_settings
 from k2flow.exchange import exchange_names, find_exchange
 from k2flow.failpoints import arm
 from k2flow.flow.runtime import keep_freed_memory
@@ -21,83 +20,86 @@ from k2flow.iceberg.catalog import open_catalog
 from k2flow.observability.logs import set_up_logging
 from k2flow.reprocess import Outcome, reprocess
 
-DAY = ["%Y-%m-%d"]
-PIPE_WIDTH = 200
+AMBIGUOUS = (
+    "{:,} message ids are left unchanged: Silver has rows that messages of other days may have written, or no longer "
+    "keeps some. Include more days, if Bronze has them"
+)
 
 
-def reprocess_command(
-    exchange: Annotated[str, typer.Argument(help="Exchange, whose flow is stopped.")],
-    first: Annotated[
-        datetime, typer.Option("--from", formats=DAY, help="First day (UTC) of those on which Bronze took messages in.")
-    ],
-    last: Annotated[datetime | None, typer.Option("--to", formats=DAY, help="Last day; default: today.")] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only show what would be replaced; the flow may run.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
-    """Judge messages again, by today's schemas and rules, out of Bronze, and replace what came of them in Silver, the
-    dead letters and Gold: exactly once, whatever dies meanwhile.
-    """
+def reprocess_days(exchange: str, first: date, last: date | None, dry_run: bool, as_json: bool) -> None:
+    """Reprocess the messages that Bronze ingested from `first` to `last` (default: today), and show the result."""
     settings = load_settings(exchange_names())
-    set_up_redo(settings.log_level, settings.failpoints)
-    until = last.date() if last else datetime.now(UTC).date()
-    if until < first.date():
-        raise typer.BadParameter(f"--to {until} is before --from {first.date()}")
-    with progress_bars() as told:
-        outcome = reprocess(
-            open_catalog(settings), settings, find_exchange(exchange), first.date(), until, dry_run, told
-        )
+    set_up_process(settings)
+    last = last or datetime.now(UTC).date()
+    if last < first:
+        raise typer.BadParameter(f"--to {last} is before --from {first}")
+    with progress_bars() as progress:
+        outcome = reprocess(open_catalog(settings), settings, find_exchange(exchange), first, last, dry_run, progress)
     show_outcome(outcome, dry_run, as_json)
 
 
-def set_up_redo(log_level: str, failpoints: str) -> None:
-    """What a process that replaces rows needs first."""
-    set_up_logging(log_level)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was begun is given up first
+def set_up_process(settings: Settings) -> None:
+    """Set up logging, signals, memory and failpoints of a process that replaces rows."""
+    set_up_logging(settings.log_level)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the replacement is rolled back first
     keep_freed_memory()
     install_metadata_cache()
-    arm(failpoints)
+    arm(settings.failpoints)
 
 
 def show_outcome(outcome: Outcome, dry_run: bool, as_json: bool) -> None:
-    """Prints it: what becomes of what, the rows of each table, and some trades of which values change."""
+    """Print the changes by reason, the rows replaced in each table, and some trades whose values changed."""
     if as_json:
-        print(json.dumps(_as_json(outcome), default=str))
+        print_json(_as_json(outcome))
         return
-    console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
-    if outcome.finished:
-        console.print(f"finished first, what an earlier run had decided: {outcome.finished}", highlight=False)
-    if outcome.left_alone:
-        text = f"{outcome.left_alone:,} messages are left alone: of a topic that was deleted, or not yet in all tables"
-        console.print(text, highlight=False)
-    if outcome.unclear:
-        text = (
-            f"{outcome.unclear:,} message ids are left as they are: Silver has rows of theirs that messages of other "
-            "days may have given, or lacks some that it no longer keeps, and nothing tells which are whose. Take in "
-            "more days, if Bronze has them"
-        )
-        console.print(text, highlight=False)
-    judged = f"{outcome.judged:,} messages, since {outcome.since}" if outcome.judged else "no messages"
+    out = console()
+    for text in _notes(outcome):
+        out.print(text, highlight=False)
+    messages = f"{outcome.judged:,} messages, since {outcome.since}" if outcome.judged else "no messages"
     if not outcome.moved:
-        console.print(f"{judged}: nothing would be different", highlight=False)
+        out.print(f"{messages}: nothing {'would change' if dry_run else 'changed'}", highlight=False)
         return
-    moved = RichTable("was", "is today", "messages", title=f"of {judged}", title_justify="left")
+    _show_moved(out, outcome, messages)
+    _show_tables(out, outcome, dry_run)
+    if outcome.changes:
+        _show_changes(out, outcome)
+
+
+def _notes(outcome: Outcome) -> list[str]:
+    notes = []
+    if outcome.finished:
+        notes.append(f"finished an earlier replacement first: {outcome.finished}")
+    if outcome.left_alone:
+        reason = "their topic was deleted, or they are not in all tables yet"
+        notes.append(f"{outcome.left_alone:,} messages are skipped: {reason}")
+    if outcome.unclear:
+        notes.append(AMBIGUOUS.format(outcome.unclear))
+    return notes
+
+
+def _show_moved(out: Console, outcome: Outcome, messages: str) -> None:
+    table = Table("before", "today", "messages", title=f"of {messages}", title_justify="left")
     for (was, now), count in outcome.moved.items():
-        moved.add_row(was, now if was != now else f"{now}, with other values", f"{count:,}")
-    console.print(moved)
-    tables = RichTable("table", "rows that would go" if dry_run else "rows gone", "come", "files gone", "come")
+        table.add_row(was, now if was != now else f"{now}, with other values", f"{count:,}")
+    out.print(table)
+
+
+def _show_tables(out: Console, outcome: Outcome, dry_run: bool) -> None:
+    would = "would be " if dry_run else ""
+    table = Table("table", f"rows {would}removed", f"rows {would}added", "files removed", "files added")
     for layer, replaced in outcome.tables.items():
         files = ("", "") if dry_run else (f"{len(replaced.removed):,}", f"{len(replaced.added):,}")
-        tables.add_row(layer, f"{replaced.rows_gone:,}", f"{replaced.rows_come:,}", *files)
-    console.print(tables)
-    if outcome.changes:
-        changed = RichTable("message", "trade", "column", "before", "after", title="for example", title_justify="left")
-        for change in outcome.changes:
-            for column, (before, after) in change.values.items():
-                place = f"[{change.partition}] {change.offset}"
-                changed.add_row(Text(place), Text(change.message_id), column, Text(str(before)), Text(str(after)))
-        console.print(changed)
+        table.add_row(layer, f"{replaced.rows_gone:,}", f"{replaced.rows_come:,}", *files)
+    out.print(table)
+
+
+def _show_changes(out: Console, outcome: Outcome) -> None:
+    table = Table("message", "trade", "column", "before", "after", title="examples", title_justify="left")
+    for change in outcome.changes:
+        place = f"[{change.partition}] {change.offset}"
+        for column, (before, after) in change.values.items():
+            table.add_row(Text(place), Text(change.message_id), column, Text(str(before)), Text(str(after)))
+    out.print(table)
 
 
 def _as_json(outcome: Outcome) -> dict[str, Any]:
@@ -124,7 +126,3 @@ def _as_json(outcome: Outcome) -> dict[str, Any]:
             for change in outcome.changes
         ],
     }
-
-
-def day_of(moment: datetime | None) -> date | None:
-    return moment.date() if moment else None

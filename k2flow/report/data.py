@@ -41,7 +41,7 @@ def gather(catalog: Catalog, settings: Settings, exchanges: Sequence[Exchange], 
     layers = {table_name(exchange, layer): layer for exchange in exchanges for layer in LAYERS}
     looked = {name: attempt(partial(find_table, catalog, name)) for name in layers}
     found = {name: table for name, table in looked.items() if isinstance(table, Table)}
-    status = attempt(lambda: StatusCollector(catalog, settings, exchanges).look())
+    status = attempt(lambda: StatusCollector(catalog, settings, exchanges).collect())
     with _connection(found) as db:
 
         def told(query: Callable[..., T], *more: object) -> T | Problem:

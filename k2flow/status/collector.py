@@ -68,7 +68,7 @@ class StatusCollector:
         self._manifests: dict[str, dict[str, list[LiveFile]]] = defaultdict(dict)
         self._reasons: dict[str, dict[str, Counter[str]]] = defaultdict(dict)
 
-    def look(self) -> Status:
+    def collect(self) -> Status:
         """All there is to see now. A broker that does not answer, missing tables and unreadable ledgers are part of it.
 
         Raises CatalogError, TableDiffersError, AuditError (a file of dead letters that cannot be read), SettingsError

@@ -271,10 +271,10 @@ def test_it_is_repeated_and_tells_its_verdict(new_lake: NewLake) -> None:
     ) as repeated:
         assert repeated.stderr is not None
         log = iter(repeated.stderr.readline, "")
-        assert any("the law: holds" in each for each in log)
+        assert any("audit verdict: holds" in each for each in log)
         assert "k2flow_audit_verdict 0.0" in scraped(port)
         lake.table("silver").delete("side = 'BUY'")
-        assert any("the law: broken" in each for each in log)
+        assert any("audit verdict: broken" in each for each in log)
         assert "k2flow_audit_verdict 1.0" in scraped(port)
         assert re.search(r'k2flow_audit_findings\{severity="broken"\} [1-9]', scraped(port))
         repeated.terminate()

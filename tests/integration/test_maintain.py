@@ -23,9 +23,10 @@ import pytest
 from pyiceberg.catalog import Catalog
 from pyiceberg.table import Table
 
-from k2flow.exchange import GOLD, find_exchange
+from k2flow.exchange import find_exchange
+from k2flow.layers import GOLD_TABLE
 from k2flow.iceberg.catalog import load_table
-from k2flow.iceberg.commit import KEEP_SNAPSHOTS
+from k2flow.iceberg.snapshots import KEEP_SNAPSHOTS
 from k2flow.iceberg.tables import TableDefinition, definitions, gold_definition
 from k2flow.iceberg.writer import DataFileWriter
 from k2flow.maintain.compaction import Compactor
@@ -103,21 +104,21 @@ def test_three_weeks_of_days(new_lake: NewLake, monkeypatch: pytest.MonkeyPatch)
     before = {layer: by_day(lake.table(layer)) for layer in LAYERS}
     today = datetime.now(UTC).date()
     assert sorted(before["bronze"]) == [today - timedelta(days=n) for n in range(20, -1, -1)]
-    gold = connect_to(lake.catalog()).sql(f"SELECT * FROM {GOLD} ORDER BY message_id, timestamp").fetchall()
+    gold = connect_to(lake.catalog()).sql(f"SELECT * FROM {GOLD_TABLE} ORDER BY message_id, timestamp").fetchall()
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
-    done = lake.command("maintain", "--safe-age", "0s", "--reader-time", "0s", **settings)
+    done = lake.command("maintain", "--orphan-older-than", "0s", "--reader-grace", "0s", **settings)
     assert done.returncode == 0, done.stderr
     for layer, days in kept.items():
         first = today - timedelta(days=days)
         assert by_day(lake.table(layer)) == Counter({d: n for d, n in before[layer].items() if d >= first}), layer
-    assert connect_to(lake.catalog()).sql(f"SELECT * FROM {GOLD} ORDER BY message_id, timestamp").fetchall() == gold
+    assert connect_to(lake.catalog()).sql(f"SELECT * FROM {GOLD_TABLE} ORDER BY message_id, timestamp").fetchall() == gold
     assert audited(lake, **settings)["verdict"] == "holds"
     assert maintain_again(lake, settings) == "nothing to do\n"
 
 
 def maintain_again(lake: Lake, settings: dict[str, str]) -> str:
-    return lake.command("maintain", "--safe-age", "1h", **settings).stdout
+    return lake.command("maintain", "--orphan-older-than", "1h", **settings).stdout
 
 
 def test_what_is_promised_of_a_table(new_lake: NewLake) -> None:
@@ -152,14 +153,14 @@ def test_a_dry_run_changes_nothing_and_says_what_would_be_done(new_lake: NewLake
     lake.catch_up(**batches(50))
     before = {layer: lake.table(layer).metadata_location for layer in LAYERS}
     listed = sorted(lake.home.rglob("*"))
-    shown = maintain(lake, "--dry-run", "--safe-age", "0s")
-    assert "would do" in shown
+    shown = maintain(lake, "--dry-run", "--orphan-older-than", "0s")
+    assert "due" in shown
     assert "compaction" in shown
     assert before == {layer: lake.table(layer).metadata_location for layer in LAYERS}
     assert [path for path in sorted(lake.home.rglob("*")) if "catalog.db" not in path.name] == [
         path for path in listed if "catalog.db" not in path.name
     ]
-    did = maintain(lake, GOLD)
+    did = maintain(lake, GOLD_TABLE)
     assert "compaction" in did
     assert "unknown table" in maintain(lake, "nonsense", code=1)
 
@@ -194,7 +195,7 @@ def test_more_files_than_may_be_open(catalog: Catalog) -> None:
     for _ in range(3):
         gold.add("binance", np.full(5, 490_000))
     list(Pass(catalog, gold_definition(), NOW).run())
-    table = load_table(catalog, GOLD)
+    table = load_table(catalog, GOLD_TABLE)
     writer = DataFileWriter(table, gold_definition())
     (one,) = live_files(table, "timestamp")
     rows = pq.read_table(one.file.file_path.removeprefix("file://")).cast(gold_definition().arrow_schema)
@@ -223,12 +224,12 @@ def test_one_leader_for_each_table(new_lake: NewLake) -> None:
     catalog, now = lake.catalog(), [1_000.0]
     first, second = Leadership(catalog, lambda: now[0]), Leadership(catalog, lambda: now[0])
     second._me = type(second._me)("another-host", 1, 1.0)
-    assert first.take(GOLD) is None
-    assert second.take(GOLD) == first._me
+    assert first.take(GOLD_TABLE) is None
+    assert second.take(GOLD_TABLE) == first._me
     now[0] += LEASE_SECONDS + 1
-    assert second.take(GOLD) is None
-    assert first.take(GOLD) == second._me
-    assert "process 1 on another-host maintains it" not in maintain(lake, GOLD)  # its lease is long over by the clock
+    assert second.take(GOLD_TABLE) is None
+    assert first.take(GOLD_TABLE) == second._me
+    assert "process 1 on another-host maintains it" not in maintain(lake, GOLD_TABLE)  # its lease is long over by the clock
     assert LEASE not in lake.table("gold").properties
 
 
@@ -237,14 +238,14 @@ def test_killed_midway_again_and_again(new_lake: NewLake) -> None:
     lake = new_lake(partitions=1)
     send_days(lake, days=1, a_day=3_000)
     lake.catch_up(**batches(60), K2FLOW_LOG_LEVEL="WARNING")
-    arguments = ["maintain", "--safe-age", "0s", "--reader-time", "0s"]
+    arguments = ["maintain", "--orphan-older-than", "0s", "--reader-grace", "0s"]
     with Path(os.devnull).open("wb") as nowhere:
         for i in range(3):
             process = Forked("k2flow", arguments, lake.environment(), ROOT, (nowhere.fileno(), nowhere.fileno()))
             time.sleep(0.5 + 0.4 * i)
             process.kill()
             process.wait()
-    maintain(lake, "--safe-age", "0s", "--reader-time", "0s")
+    maintain(lake, "--orphan-older-than", "0s", "--reader-grace", "0s")
     assert_tables(lake, expect(read_topic(lake.bootstrap, lake.topic), "BINANCE"))
     assert audited(lake)["verdict"] == "holds"
 
@@ -252,7 +253,7 @@ def test_killed_midway_again_and_again(new_lake: NewLake) -> None:
 @contextmanager
 def maintaining(lake: Lake) -> Any:
     """Maintenance, pass after pass; it must end well."""
-    command = [sys.executable, "-m", "k2flow", "maintain", "--every", "1s", "--reader-time", "20s", "--safe-age", "20s"]
+    command = [sys.executable, "-m", "k2flow", "maintain", "--every", "1s", "--reader-grace", "20s", "--orphan-older-than", "20s"]
     with (lake.home / "maintain.log").open("w+") as log:
         process = subprocess.Popen(command, cwd=ROOT, env=lake.environment(), stdout=log, stderr=log)
         try:
@@ -316,17 +317,17 @@ def keep_reading(lake: Lake, name: str, over: threading.Event, looks: Counter[st
 
 def count_by_duckdb(catalog: Any) -> tuple[int, int]:
     connection: duckdb.DuckDBPyConnection = connect_to(catalog)
-    rows, ids = connection.sql(f"SELECT count(*), count(DISTINCT message_id) FROM {GOLD}").fetchall()[0]
+    rows, ids = connection.sql(f"SELECT count(*), count(DISTINCT message_id) FROM {GOLD_TABLE}").fetchall()[0]
     return rows, ids
 
 
 def count_by_pyiceberg(catalog: Any) -> tuple[int, int]:
-    ids = catalog.load_table(f"market_data.{GOLD}").scan(selected_fields=("message_id",)).to_arrow()["message_id"]
+    ids = catalog.load_table(f"market_data.{GOLD_TABLE}").scan(selected_fields=("message_id",)).to_arrow()["message_id"]
     return len(ids), len(ids.unique())
 
 
 def count_by_polars(catalog: Any) -> tuple[int, int]:
-    frame = pl.scan_iceberg(catalog.load_table(f"market_data.{GOLD}")).select("message_id").collect()
+    frame = pl.scan_iceberg(catalog.load_table(f"market_data.{GOLD_TABLE}")).select("message_id").collect()
     return frame.height, frame["message_id"].n_unique()
 
 

@@ -21,10 +21,11 @@ from confluent_kafka import Producer
 from PIL import Image
 from typer.testing import CliRunner
 
-from k2flow.audit import snapshots
+from k2flow.inspection import pinned as snapshots
 from k2flow.cli import report as command
-from k2flow.cli.main import app
-from k2flow.exchange import GOLD, find_exchange
+from k2flow.cli.commands import app
+from k2flow.exchange import find_exchange
+from k2flow.layers import GOLD_TABLE
 from k2flow.iceberg.ledger import KEY
 from k2flow.query.connection import connect_to
 from k2flow.report import words
@@ -166,7 +167,7 @@ def count(db: duckdb.DuckDBPyConnection, table: str) -> int:
 
 
 def assert_rows(page: Page, db: duckdb.DuckDBPyConnection) -> None:
-    tables = ("bronze_binance_trades", "silver_binance_trades", "dlq_binance_trades", GOLD)
+    tables = ("bronze_binance_trades", "silver_binance_trades", "dlq_binance_trades", GOLD_TABLE)
     bronze, silver, dlq, gold = rows = [count(db, name) for name in tables]
     assert (bronze, silver + dlq) == (3_004, 3_004)
     assert [row[1] for row in page.body("layers-binance")] == [f"{n:,}" for n in rows]
@@ -187,8 +188,8 @@ def assert_throughput(page: Page, db: duckdb.DuckDBPyConnection) -> None:
     shown = sum(int(tip.rpartition(" ")[2].replace(",", "")) for tip in page.tips["chart-traded"])
     left_out = re.search(r"([\d,]+) of them are from before or after", page.sections["throughput"])
     assert left_out
-    assert shown + int(left_out[1].replace(",", "")) == count(db, GOLD)
-    assert shown > 0.9 * count(db, GOLD)  # the simulated market has stragglers, of hours and days
+    assert shown + int(left_out[1].replace(",", "")) == count(db, GOLD_TABLE)
+    assert shown > 0.9 * count(db, GOLD_TABLE)  # the simulated market has stragglers, of hours and days
 
 
 def assert_freshness(page: Page, lake: Lake) -> None:
@@ -244,14 +245,14 @@ def assert_candles(page: Page, db: duckdb.DuckDBPyConnection, chart: str, symbol
     )
     end = last + timedelta(microseconds=step_us)
     shown = f"symbol = '{symbol}' AND timestamp >= '{begin.isoformat()}' AND timestamp < '{end.isoformat()}'"
-    ((left_out,),) = fetch(db, f"SELECT count(*) FROM {GOLD} WHERE symbol = '{symbol}' AND NOT ({shown})")
+    ((left_out,),) = fetch(db, f"SELECT count(*) FROM {GOLD_TABLE} WHERE symbol = '{symbol}' AND NOT ({shown})")
     assert not left_out or f"{left_out:,} trades are from before or after" in page.sections["candles"]
     candles = fetch(
         db,
         f"""
         SELECT epoch_us(timestamp) // {step_us} AS step, first(price ORDER BY timestamp, trade_id), max(price),
                min(price), last(price ORDER BY timestamp, trade_id), sum(quantity), count(*)
-        FROM {GOLD} WHERE {shown} GROUP BY step ORDER BY step""",
+        FROM {GOLD_TABLE} WHERE {shown} GROUP BY step ORDER BY step""",
     )
     expected = []
     for at, *values in candles:
@@ -311,14 +312,14 @@ def test_what_is_wrong_is_told_and_the_exit_code_is_the_audits(
     assert "broken" in page.sections[""]
     assert "bad_magic" not in [row[0] for row in page.body("reasons")]
     monkeypatch.setenv("K2FLOW_KAFKA_BOOTSTRAP_SERVERS", NOWHERE)
-    lake.catalog().rename_table(f"market_data.{GOLD}", "market_data.elsewhere")
+    lake.catalog().rename_table(f"market_data.{GOLD_TABLE}", "market_data.elsewhere")
     code, page = report("binance")
-    lake.catalog().rename_table("market_data.elsewhere", f"market_data.{GOLD}")
-    assert (code, f"{GOLD} cannot be audited: there is no such table" in page.sections["audit"]) == (2, True)
+    lake.catalog().rename_table("market_data.elsewhere", f"market_data.{GOLD_TABLE}")
+    assert (code, f"{GOLD_TABLE} cannot be audited: there is no such table" in page.sections["audit"]) == (2, True)
     assert f"Kafka could not be asked: no Kafka broker answers at {NOWHERE}" in page.sections["flows"]
     assert [row[2:4] for row in page.body("layers-binance")] == [["unknown", "unknown"]] * 4
     for section in ("throughput", "freshness", "candles"):
-        assert f"There is no table {GOLD}." in page.sections[section]
+        assert f"There is no table {GOLD_TABLE}." in page.sections[section]
     assert page.body("layers-binance")[3][1] == "no table"
     assert [row[1] for row in page.body("delays")] == ["bronze"]
 

@@ -20,7 +20,8 @@ from pyiceberg.manifest import DataFile, ManifestEntry, ManifestFile
 from pyiceberg.table.snapshots import Operation
 
 from k2flow.config.settings import load_settings
-from k2flow.exchange import GOLD, find_exchange
+from k2flow.exchange import find_exchange
+from k2flow.layers import GOLD_TABLE
 from k2flow.iceberg.catalog import load_table
 from k2flow.iceberg.commit import STAGED_KEY
 from k2flow.iceberg.rewrite import Rewrite, apply, set_property
@@ -28,7 +29,7 @@ from k2flow.iceberg.tables import gold_definition
 from k2flow.maintain.entries import data_manifests
 from k2flow.maintain.lease import Leadership
 from k2flow.maintain.run import Pass, Timing
-from k2flow.status import observe
+from k2flow.status import collector as observe
 from k2flow.status.collector import StatusCollector
 from k2flow.status.report import Level, State
 from tests.gold import Gold
@@ -62,11 +63,11 @@ def test_from_the_first_table_to_a_broker_that_is_gone(new_lake: NewLake, monkey
     lake = new_lake(partitions=3)
     looking = observer(lake.catalog(), lake.topic, lake.bootstrap, monkeypatch)
     fill(lake, count=1_000, bad=0.05, duplicates=0.03, seed=3)
-    (before,) = looking.look().exchanges
+    (before,) = looking.collect().exchanges
     assert before.flow.state is State.NEVER
     assert before.troubles == ("there are no tables yet: start the flow, or run `k2flow tables create binance`",)
     lake.catch_up()
-    (caught_up,) = (found := looking.look()).exchanges
+    (caught_up,) = (found := looking.collect()).exchanges
     layers, letters = caught_up.layers, caught_up.dead_letters
     assert (caught_up.flow.state, caught_up.troubles) == (State.STOPPED, ())
     for layer in LAYERS:
@@ -84,7 +85,7 @@ def test_from_the_first_table_to_a_broker_that_is_gone(new_lake: NewLake, monkey
     assert table
     assert table.totals.rows == 1_000
     fill(lake, count=500, seed=4)
-    waiting = looking.look().to_dict()["exchanges"]["binance"]["layers"]
+    waiting = looking.collect().to_dict()["exchanges"]["binance"]["layers"]
     for layer in LAYERS:
         partitions = waiting[layer]["partitions"]
         assert waiting[layer]["lag"] == 500
@@ -158,8 +159,8 @@ def test_maintenance_and_replacement(catalog: Catalog, monkeypatch: pytest.Monke
     gold, looking = Gold(catalog), without_broker(catalog, monkeypatch)
     for _ in range(3):
         gold.add("binance", np.full(5, 490_000))
-    (exchange,) = (first := looking.look()).exchanges
-    table = first.tables[GOLD]
+    (exchange,) = (first := looking.collect()).exchanges
+    table = first.tables[GOLD_TABLE]
     assert table is not None
     assert [(each.what, each.gone, each.come) for each in table.due] == [("compaction", 3, 1)]
     assert (table.totals.rows, table.totals.files, table.small_files) == (15, 3, 3)
@@ -167,10 +168,10 @@ def test_maintenance_and_replacement(catalog: Catalog, monkeypatch: pytest.Monke
     assert exchange.layers["bronze"] is not None
     assert exchange.layers["bronze"].committed_at is None
     list(Pass(catalog, gold_definition(), Timing()).run())
-    assert Leadership(catalog).take(GOLD) is None
+    assert Leadership(catalog).take(GOLD_TABLE) is None
     set_property(catalog, "bronze_binance_trades", f"{STAGED_KEY}binance", json.dumps({"what": "it", "tables": {}}))
-    (exchange,) = (second := looking.look()).exchanges
-    table = second.tables[GOLD]
+    (exchange,) = (second := looking.collect()).exchanges
+    table = second.tables[GOLD_TABLE]
     assert table is not None
     assert table.due == ()
     assert {each.what for each in table.maintained} == {"compaction", "manifests"}
@@ -179,8 +180,8 @@ def test_maintenance_and_replacement(catalog: Catalog, monkeypatch: pytest.Monke
     assert exchange.replacing is not None
     assert (exchange.replacing.what, exchange.replacing.decided) == ("it", True)
     catalog.drop_table("market_data.dlq_binance_trades")
-    set_property(catalog, GOLD, "k2flow.ledger.binance", "{")
-    (exchange,) = looking.look().exchanges
+    set_property(catalog, GOLD_TABLE, "k2flow.ledger.binance", "{")
+    (exchange,) = looking.collect().exchanges
     assert exchange.layers["dlq"] is None
     assert "there is no table market_data.dlq_binance_trades: start the flow" in exchange.troubles[0]
     assert "table property k2flow.ledger.binance is not a ledger" in exchange.troubles[1]
@@ -190,9 +191,9 @@ def test_each_manifest_is_read_once(catalog: Catalog, monkeypatch: pytest.Monkey
     """Of a table of many files metadata alone is read, and each manifest once, however often one looks."""
     gold, looking = Gold(catalog), without_broker(catalog, monkeypatch)
     gold.add("binance", np.full(100, 490_000))
-    (entry,) = data_manifests(load_table(catalog, GOLD))[0].fetch_manifest_entry(load_table(catalog, GOLD).io)
+    (entry,) = data_manifests(load_table(catalog, GOLD_TABLE))[0].fetch_manifest_entry(load_table(catalog, GOLD_TABLE).io)
     many = [copied(entry.data_file, n) for n in range(2_000)]
-    assert apply(catalog, GOLD, lambda table: Rewrite(table, Operation.OVERWRITE, (), many)._commit())
+    assert apply(catalog, GOLD_TABLE, lambda table: Rewrite(table, Operation.OVERWRITE, (), many)._commit())
     read: list[str] = []
     fetch = ManifestFile.fetch_manifest_entry
 
@@ -202,10 +203,10 @@ def test_each_manifest_is_read_once(catalog: Catalog, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(ManifestFile, "fetch_manifest_entry", counted)
     for _ in range(2):
-        table = looking.look().tables[GOLD]
+        table = looking.collect().tables[GOLD_TABLE]
         assert table is not None
         assert table.small_files == table.totals.files == 2_001
-    assert sorted(read) == sorted(each.manifest_path for each in data_manifests(load_table(catalog, GOLD)))
+    assert sorted(read) == sorted(each.manifest_path for each in data_manifests(load_table(catalog, GOLD_TABLE)))
 
 
 def copied(file: DataFile, n: int) -> DataFile:

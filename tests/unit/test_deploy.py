@@ -1,4 +1,4 @@
-"""What docker/ and kubernetes/ tell the engines is right: none runs here, so what they would start is checked."""
+"""The files of docker/ and kubernetes/ are consistent with k2flow. No engine runs here: the tests check the files."""
 
 import json
 import os
@@ -64,7 +64,7 @@ EVERY = [*ON_DOCKER, *ON_KUBERNETES]
 FLOWS = [each for each in EVERY if each.exchange]
 DIGEST = r"@sha256:[0-9a-f]{64}"
 PINNED = re.compile(rf"[a-z0-9./-]+(:v?\d+\.\d+\.\d+[a-z0-9.-]*({DIGEST})?|{DIGEST})|chrislusf/seaweedfs:\d\.\d\d")
-"""Images that are exactly one. SeaweedFS' versions are of two numbers, all others' of three."""
+"""Exactly one version of an image. SeaweedFS uses two numbers, all others three."""
 PORT = int(image_environment()["K2FLOW_METRICS_PORT"])
 CLUSTER_PORT = 2101
 KUBERNETES_VERSION = "1.34"
@@ -77,11 +77,11 @@ PYICEBERG_PROPERTIES = {
 }
 
 
-# What docker/compose.yml says of services
+# Services of docker/compose.yml
 
 
 def docker_compose(file: Path, *profiles: str, config: Sequence[str] = ("-q",)) -> subprocess.CompletedProcess[str]:
-    """What the real Docker Compose says of a file. Skips the test where it is not there or cannot be run."""
+    """Run the real `docker compose config` on a file. Skip the test if Docker Compose is missing or does not run."""
     options = [word for profile in profiles for word in ("--profile", profile)]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("COMPOSE_")}
     command = [str(DOCKER_COMPOSE), "-f", str(file), *options, "config", *config]
@@ -92,13 +92,13 @@ def docker_compose(file: Path, *profiles: str, config: Sequence[str] = ("-q",)) 
 
 
 @pytest.mark.parametrize("profiles", [(), ("demo",), ("cluster",), ("demo", "cluster")])
-def test_docker_compose_takes_the_file(profiles: tuple[str, ...]) -> None:
+def test_docker_compose_accepts_the_file(profiles: tuple[str, ...]) -> None:
     done = docker_compose(COMPOSE, *profiles)
     assert done.returncode == 0, done.stderr
     assert not done.stderr
 
 
-def test_docker_compose_reads_it_as_these_tests_do() -> None:
+def test_docker_compose_and_these_tests_read_the_same_services() -> None:
     done = docker_compose(COMPOSE, "demo", "cluster", config=("--format", "json"))
     read = json.loads(done.stdout)["services"]
     assert read.keys() == SERVICES.keys()
@@ -109,18 +109,18 @@ def test_docker_compose_reads_it_as_these_tests_do() -> None:
         assert read[name].get("depends_on", {}).keys() == service.get("depends_on", {}).keys(), name
 
 
-def test_docker_compose_refuses_a_wrong_file(tmp_path: Path) -> None:
+def test_docker_compose_rejects_an_invalid_file(tmp_path: Path) -> None:
     wrong = tmp_path / "compose.yml"
     wrong.write_text(COMPOSE.read_text("utf-8").replace("depends_on", "depends_upon", 1))
     assert docker_compose(wrong).returncode != 0
 
 
-def test_all_profiles_are_those_that_are_tested() -> None:
+def test_all_profiles_are_tested() -> None:
     assert {profile for service in SERVICES.values() for profile in service.get("profiles", [])} == {"demo", "cluster"}
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_each_service_is_pinned_limited_and_locked_up(name: str) -> None:
+def test_service_is_pinned_limited_and_confined(name: str) -> None:
     service = SERVICES[name]
     assert PINNED.fullmatch(service["image"]), service["image"]
     assert re.fullmatch(r"\d+[mg]", service["mem_limit"])
@@ -132,7 +132,7 @@ def test_each_service_is_pinned_limited_and_locked_up(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_each_service_can_be_seen_to_be_healthy_or_ends(name: str) -> None:
+def test_service_has_a_health_check_or_ends(name: str) -> None:
     service = SERVICES[name]
     if name in JOBS:
         assert service["healthcheck"] == {"disable": True}
@@ -149,12 +149,12 @@ def test_each_service_can_be_seen_to_be_healthy_or_ends(name: str) -> None:
 
 
 def conditions_on(name: str) -> set[str]:
-    """What others want of a service before they start."""
+    """Return the conditions that other services require of a service before they start."""
     wanted = (service.get("depends_on", {}).get(name) for service in SERVICES.values())
     return {each["condition"] for each in wanted if each}
 
 
-def test_what_is_mounted_is_there_and_read_only() -> None:
+def test_mounted_files_exist_and_are_read_only() -> None:
     volumes = set(compose()["volumes"])
     used = set()
     for service in SERVICES.values():
@@ -168,15 +168,15 @@ def test_what_is_mounted_is_there_and_read_only() -> None:
     assert used == volumes
 
 
-def test_topics_are_made_as_the_exchanges_declare_them() -> None:
+def test_topics_match_the_declared_exchanges() -> None:
     (script,) = SERVICES["topics"]["command"]
-    made = dict(re.findall(r"^topic (\S+) (\d+)$", script, re.MULTILINE))
-    assert made == {each.declared["topic"]: str(each.declared["partitions"]) for each in all_exchanges()}
+    topics = dict(re.findall(r"^topic (\S+) (\d+)$", script, re.MULTILINE))
+    assert topics == {each.declared["topic"]: str(each.declared["partitions"]) for each in all_exchanges()}
     subjects = SERVICES["schema"]["command"][4:]
-    assert subjects == [f"{topic}-value" for topic in made]
+    assert subjects == [f"{topic}-value" for topic in topics]
 
 
-def test_prometheus_asks_all_that_serve_once() -> None:
+def test_prometheus_scrapes_each_server_once() -> None:
     (job,) = yaml.safe_load((DOCKER / "prometheus" / "prometheus.yml").read_text())["scrape_configs"]
     targets = [target for each in job["static_configs"] for target in each["targets"]]
     targets += [f"{name}:{each['port']}" for each in job["dns_sd_configs"] for name in each["names"]]
@@ -190,7 +190,7 @@ def test_prometheus_asks_all_that_serve_once() -> None:
     assert {frozenset(names) for names in served.values() if len(names) > 1} == {frozenset({"binance", "binance-0"})}
 
 
-def test_grafana_finds_its_dashboards_and_prometheus() -> None:
+def test_grafana_has_its_dashboards_and_prometheus() -> None:
     mounts = dict(mount.split(":")[:2] for mount in SERVICES["grafana"]["volumes"])
     places = {target: DOCKER / source for source, target in mounts.items()}
     provisioning = places["/etc/grafana/provisioning"]
@@ -209,8 +209,8 @@ def test_grafana_finds_its_dashboards_and_prometheus() -> None:
 
 
 @pytest.fixture(scope="module")
-def made_secrets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that scripts/secrets makes."""
+def created_secrets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder that scripts/secrets creates."""
     project = tmp_path_factory.mktemp("project")
     (project / "scripts").mkdir()
     (project / "docker").mkdir()
@@ -219,36 +219,36 @@ def made_secrets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return project / "docker" / "secrets"
 
 
-def test_secrets_are_made_once_and_for_nobody_else(made_secrets: Path) -> None:
-    before = {path.name: path.read_text() for path in made_secrets.iterdir()}
+def test_secrets_are_created_once_and_private(created_secrets: Path) -> None:
+    before = {path.name: path.read_text() for path in created_secrets.iterdir()}
     again = subprocess.run(
-        [made_secrets.parents[1] / "scripts" / "secrets"], capture_output=True, text=True, timeout=30
+        [created_secrets.parents[1] / "scripts" / "secrets"], capture_output=True, text=True, timeout=30
     )
     assert again.returncode == 1
     assert "stays as it is" in again.stderr
-    assert {path.name: path.read_text() for path in made_secrets.iterdir()} == before
-    assert made_secrets.stat().st_mode & 0o777 == 0o700
-    assert {path.stat().st_mode & 0o777 for path in made_secrets.iterdir()} == {0o444}
+    assert {path.name: path.read_text() for path in created_secrets.iterdir()} == before
+    assert created_secrets.stat().st_mode & 0o777 == 0o700
+    assert {path.stat().st_mode & 0o777 for path in created_secrets.iterdir()} == {0o444}
     assert "secrets/" in (DOCKER / ".gitignore").read_text().split()
 
 
-def test_services_get_the_secrets_that_are_made(made_secrets: Path) -> None:
+def test_services_use_the_created_secrets(created_secrets: Path) -> None:
     declared = {name: secret["file"] for name, secret in compose()["secrets"].items()}
-    assert declared == {path.name: f"secrets/{path.name}" for path in made_secrets.iterdir()}
+    assert declared == {path.name: f"secrets/{path.name}" for path in created_secrets.iterdir()}
     assert {name for service in SERVICES.values() for name in service.get("secrets", [])} == set(declared)
-    identity = json.loads((made_secrets / "s3.json").read_text())["identities"][0]
+    identity = json.loads((created_secrets / "s3.json").read_text())["identities"][0]
     key, secret = identity["credentials"][0]["accessKey"], identity["credentials"][0]["secretKey"]
     catalog = "PYICEBERG_CATALOG__K2FLOW__"
-    assert (made_secrets / f"{catalog}S3__ACCESS_KEY_ID").read_text() == key
-    assert (made_secrets / f"{catalog}S3__SECRET_ACCESS_KEY").read_text() == secret
-    assert (made_secrets / f"{catalog}CREDENTIAL").read_text() == f"{key}:{secret}"
+    assert (created_secrets / f"{catalog}S3__ACCESS_KEY_ID").read_text() == key
+    assert (created_secrets / f"{catalog}S3__SECRET_ACCESS_KEY").read_text() == secret
+    assert (created_secrets / f"{catalog}CREDENTIAL").read_text() == f"{key}:{secret}"
     assert f"-s3.config={COMPOSE_SECRETS}/s3.json" in SERVICES["store"]["command"]
     assert (
         SERVICES["grafana"]["environment"]["GF_SECURITY_ADMIN_PASSWORD__FILE"] == f"{COMPOSE_SECRETS}/grafana_password"
     )
 
 
-def test_the_example_of_a_secret_is_no_secret_and_is_not_applied() -> None:
+def test_example_secret_is_a_placeholder_and_not_applied() -> None:
     assert all(re.fullmatch(r"REPLACE-ME(:REPLACE-ME)?", value) for value in example_secret().values())
     assert "secret.example.yaml" not in kustomization()["resources"]
 
@@ -260,7 +260,7 @@ def test_the_example_of_a_secret_is_no_secret_and_is_not_applied() -> None:
 def inside(
     container: Container, files: Mapping[str, str], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[None]:
-    """A container's variables and secrets in this process, the files laid as Kubernetes lays them."""
+    """Give this process the variables and secrets of a container, with files in the layout of Kubernetes."""
     monkeypatch.setattr("k2flow.config.secret_files._from_files", {})
     version = folder / "..2026_01_31"
     version.mkdir()
@@ -279,8 +279,8 @@ def inside(
         yield
 
 
-def everything_is_accepted() -> Settings:
-    """The settings as the environment gives them. Raises SettingsError for those that nobody knows."""
+def load_all_settings() -> Settings:
+    """Load all settings from the environment. Raise SettingsError for an unknown one."""
     settings = load_settings(exchange_names())
     for exchange in all_exchanges():
         load_exchange_settings(exchange.name, exchange.declared)
@@ -293,11 +293,11 @@ def everything_is_accepted() -> Settings:
 
 @pytest.mark.parametrize("container", EVERY, ids=str)
 def test_settings_are_known_and_accepted(
-    container: Container, made_secrets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    container: Container, created_secrets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files = {**{path.name: path.read_text() for path in made_secrets.iterdir()}, **example_secret()}
+    files = {**{path.name: path.read_text() for path in created_secrets.iterdir()}, **example_secret()}
     with inside(container, files, tmp_path, monkeypatch):
-        settings = everything_is_accepted()
+        settings = load_all_settings()
         assert settings.metrics_port == PORT
         assert settings.metrics_host == "0.0.0.0"
         assert str(settings.home) == "/var/lib/k2flow"
@@ -328,17 +328,15 @@ def test_settings_are_known_and_accepted(
         ("K2FLOW_METRICS_SERVICE_HOST", "10.0.0.1"),
     ],
 )
-def test_settings_that_are_wrong_are_found(
-    name: str, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_invalid_setting_fails(name: str, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flow = FLOWS[0]
     wrong = Container(**{**vars(flow), "environment": {**flow.environment, name: value}, "secrets": []})
     with inside(wrong, {}, tmp_path, monkeypatch), pytest.raises(SettingsError):
-        everything_is_accepted()
+        load_all_settings()
 
 
 @pytest.mark.parametrize("container", EVERY, ids=str)
-def test_commands_are_ones_that_there_are(container: Container) -> None:
+def test_commands_exist(container: Container) -> None:
     if container.command[0] == "python":
         script = container.command[1]
         sources = [mount.split(":") for service in SERVICES.values() for mount in service.get("volumes", [])]
@@ -352,7 +350,7 @@ def test_commands_are_ones_that_there_are(container: Container) -> None:
         assert parse_duration(container.command[container.command.index("--every") + 1]) >= 300
 
 
-def test_health_checks_by_commands_are_ones_that_there_are() -> None:
+def test_health_check_commands_exist() -> None:
     compose_checks = [
         service["healthcheck"].get("test", []) for service in SERVICES.values() if "healthcheck" in service
     ]
@@ -371,17 +369,17 @@ def test_health_checks_by_commands_are_ones_that_there_are() -> None:
 @pytest.mark.parametrize(
     "command", [["k2flow", "rum", "binance"], ["k2flow", "run"], ["k2flow", "maintain", "--evry", "5m"]], ids=" ".join
 )
-def test_commands_that_there_are_not_are_found(command: list[str]) -> None:
+def test_unknown_command_fails(command: list[str]) -> None:
     with pytest.raises(Exception, match=r"No such command|Missing parameter|No such option"):
         parse(command)
 
 
-def test_every_exchange_has_a_flow_on_both() -> None:
+def test_every_exchange_has_a_flow_on_docker_and_kubernetes() -> None:
     for started in (ON_DOCKER, ON_KUBERNETES):
         assert {each.exchange for each in started} - {None} == set(exchange_names())
 
 
-def test_cluster_addresses_are_those_of_the_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cluster_addresses_match_the_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
     clusters: dict[str, list[Container]] = {}
     for each in FLOWS:
         if cluster := each.environment.get("K2FLOW_CLUSTER"):
@@ -390,13 +388,13 @@ def test_cluster_addresses_are_those_of_the_hosts(monkeypatch: pytest.MonkeyPatc
     for cluster, hosts in clusters.items():
         numbers = []
         for host in hosts:
-            told = host.environment.get("K2FLOW_PROCESS_ID")
+            number = host.environment.get("K2FLOW_PROCESS_ID")
             monkeypatch.setattr("socket.gethostname", lambda name=host.host: name)
-            plan = plan_processes(str(host.exchange), 1, cluster, int(told) if told else None)
-            (number,) = plan.numbers
-            numbers.append(number)
+            plan = plan_processes(str(host.exchange), 1, cluster, int(number) if number else None)
+            (found,) = plan.numbers
+            numbers.append(found)
             assert plan.addresses is not None
-            name, port = plan.addresses.split(";")[number].split(":")
+            name, port = plan.addresses.split(";")[found].split(":")
             assert name.split(".")[0] == host.host
             assert int(port) == CLUSTER_PORT
         assert numbers == list(range(len(hosts)))
@@ -406,7 +404,7 @@ def test_cluster_addresses_are_those_of_the_hosts(monkeypatch: pytest.MonkeyPatc
 # The image
 
 
-def test_the_image_is_built_in_two_stages_from_pinned_bases() -> None:
+def test_image_has_two_stages_and_pinned_bases() -> None:
     stages: list[str] = []
     for name, rest in instructions():
         assert name not in {"ADD", "MAINTAINER"}, rest
@@ -418,7 +416,7 @@ def test_the_image_is_built_in_two_stages_from_pinned_bases() -> None:
     assert not any(name == "RUN" and "pip" in rest for name, rest in last_stage())
 
 
-def test_what_is_copied_is_there_and_nothing_else_is_sent() -> None:
+def test_build_context_is_exactly_the_copied_files() -> None:
     sources = [
         source
         for name, rest in instructions()
@@ -438,7 +436,7 @@ def test_what_is_copied_is_there_and_nothing_else_is_sent() -> None:
 
 
 def ignored_by_docker(name: str) -> bool:
-    """Whether .dockerignore leaves a path out; its last line that speaks of the path or of a folder above it counts."""
+    """Return whether .dockerignore excludes a path. The last line that matches it or a parent folder decides."""
     ignored = False
     paths = [Path(name), *list(Path(name).parents)[:-1]]
     for line in (ROOT / ".dockerignore").read_text().splitlines():
@@ -448,7 +446,7 @@ def ignored_by_docker(name: str) -> bool:
     return ignored
 
 
-def test_the_image_runs_as_nobody_and_holds_no_secret() -> None:
+def test_image_runs_unprivileged_and_holds_no_secret() -> None:
     stage = last_stage()
     (user,) = [rest for name, rest in stage if name == "USER"]
     (groups,) = [re.findall(r"--[ug]id (\d+)", rest) for name, rest in stage if name == "RUN"]
@@ -465,7 +463,7 @@ def test_the_image_runs_as_nobody_and_holds_no_secret() -> None:
     assert ("VOLUME", image_environment()["K2FLOW_HOME"]) in stage
 
 
-def test_the_image_installs_pinned_versions_and_extras_that_there_are() -> None:
+def test_image_installs_pinned_versions_and_existing_extras() -> None:
     (install,) = [rest for name, rest in instructions() if name == "RUN" and " install -c constraints.txt " in rest]
     (extras,) = re.findall(r"\.whl\)\[([\w,]+)\]", install)
     known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
@@ -473,7 +471,7 @@ def test_the_image_installs_pinned_versions_and_extras_that_there_are() -> None:
     assert set(extras.split(",")) <= known.keys()
 
 
-def test_all_name_the_same_version() -> None:
+def test_all_files_name_one_version() -> None:
     version = k2flow.__version__
     assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == version
     assert ("ARG", f"VERSION={version}") in instructions()
@@ -482,7 +480,7 @@ def test_all_name_the_same_version() -> None:
 
 
 @pytest.mark.parametrize(("wrong", "code"), [(None, 0), ("binance: the supervisor failed", 1)])
-def test_the_health_check_asks_what_is_served(wrong: str | None, code: int) -> None:
+def test_health_check_follows_the_served_health(wrong: str | None, code: int) -> None:
     (line,) = [rest for name, rest in last_stage() if name == "HEALTHCHECK"]
     python, *arguments = json.loads(line[line.index("[") :])
     assert python == "python"
@@ -493,7 +491,7 @@ def test_the_health_check_asks_what_is_served(wrong: str | None, code: int) -> N
     assert done.returncode == code
 
 
-def test_schemas_are_registered_and_another_id_is_an_error() -> None:
+def test_schemas_are_registered_and_a_different_id_fails() -> None:
     asked: list[tuple[str, Any]] = []
 
     class Registry(BaseHTTPRequestHandler):
@@ -507,7 +505,7 @@ def test_schemas_are_registered_and_another_id_is_an_error() -> None:
             self.wfile.write(answer)
 
         def log_message(self, format: str, *args: Any) -> None:
-            """Not a test's matter."""
+            """Keep the test's output quiet."""
 
     with HTTPServer(("127.0.0.1", 0), Registry) as server:
         Thread(target=server.serve_forever, daemon=True).start()
@@ -522,31 +520,31 @@ def test_schemas_are_registered_and_another_id_is_an_error() -> None:
     assert asked == [("/apis/ccompat/v7/subjects/a-value/versions", trade_schema())] * 2
 
 
-# What kubernetes/ says
+# The objects of kubernetes/
 
 
 @pytest.mark.parametrize(
     "manifest", [*manifests(), *manifests(KUBERNETES / "secret.example.yaml")], ids=lambda m: m["kind"]
 )
-def test_kubernetes_knows_the_objects(manifest: dict[str, Any]) -> None:
+def test_kubernetes_schemas_accept_the_objects(manifest: dict[str, Any]) -> None:
     kubernetes_validate.validate(manifest, KUBERNETES_VERSION, strict=True)
 
 
-def test_kubernetes_does_not_know_wrong_objects() -> None:
+def test_kubernetes_schemas_reject_an_invalid_object() -> None:
     wrong = deepcopy(workloads()[0])
     wrong["spec"]["template"]["spec"]["containers"][0]["readynessProbe"] = {}
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(wrong, KUBERNETES_VERSION, strict=True)
 
 
-def test_kustomization_has_every_file() -> None:
+def test_kustomization_lists_every_file() -> None:
     others = {"kustomization.yaml", "secret.example.yaml", "prometheus.yml"}
     assert {path.name for path in KUBERNETES.iterdir()} - others == set(kustomization()["resources"])
     assert {each.image for each in ON_KUBERNETES if not PINNED.fullmatch(each.image)} == set()
 
 
 @pytest.mark.parametrize("workload", workloads(), ids=lambda workload: workload["metadata"]["name"])
-def test_pods_are_locked_up_limited_and_seen(workload: dict[str, Any]) -> None:
+def test_pods_are_confined_limited_and_probed(workload: dict[str, Any]) -> None:
     template = workload["spec"]["template"]
     pod = template["spec"]
     user = int(next(rest for name, rest in last_stage() if name == "USER").split(":")[0])
@@ -594,7 +592,7 @@ def services() -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize(
     "workload", [each for each in workloads() if each["kind"] == "StatefulSet"], ids=lambda w: w["metadata"]["name"]
 )
-def test_pods_of_an_exchange_find_each_other(workload: dict[str, Any]) -> None:
+def test_pods_of_a_cluster_resolve_each_other(workload: dict[str, Any]) -> None:
     spec, name, namespace = workload["spec"], workload["metadata"]["name"], kustomization()["namespace"]
     service = services()[spec["serviceName"]]["spec"]
     assert service["clusterIP"] == "None"
@@ -614,13 +612,13 @@ def test_pods_of_an_exchange_find_each_other(workload: dict[str, Any]) -> None:
     assert spec["updateStrategy"] == {"type": "OnDelete"}
 
 
-def test_links_of_a_cluster_are_for_its_pods_alone() -> None:
+def test_cluster_links_admit_only_its_pods() -> None:
     policies = [each["spec"] for each in manifests() if each["kind"] == "NetworkPolicy"]
     assert all(policy["policyTypes"] == ["Ingress"] for policy in policies)
     for workload in workloads():
         name, labels = workload["metadata"]["name"], workload["spec"]["template"]["metadata"]["labels"].items()
         mine = [each for each in policies if each["podSelector"]["matchLabels"].items() <= labels]
-        assert mine, "whoever is in no policy takes connections from everywhere"
+        assert mine, "a pod without a policy accepts connections from everywhere"
         opened = {port["port"]: rule["from"] for each in mine for rule in each["ingress"] for port in rule["ports"]}
         pods = [{"podSelector": {"matchLabels": dict(labels)}}]
         clustered = any("K2FLOW_CLUSTER" in each.environment for each in ON_KUBERNETES if each.workload == name)
@@ -628,7 +626,7 @@ def test_links_of_a_cluster_are_for_its_pods_alone() -> None:
         assert opened.keys() == {PORT}
 
 
-def test_prometheus_finds_the_pods() -> None:
+def test_prometheus_discovers_the_pods() -> None:
     (job,) = yaml.safe_load((KUBERNETES / "prometheus.yml").read_text())["scrape_configs"]
     (local,) = yaml.safe_load((DOCKER / "prometheus" / "prometheus.yml").read_text())["scrape_configs"]
     assert job["job_name"] == local["job_name"]

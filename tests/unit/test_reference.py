@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from k2flow.cli.main import app
+from k2flow.cli.commands import app
 from k2flow.config.settings import ExchangeSettings, Settings
 from k2flow.exchange import exchange_names
 

@@ -1,0 +1,132 @@
+"""The tables of `k2flow status`."""
+
+from datetime import timedelta
+
+from humanize import naturalsize, naturaltime, precisedelta
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from k2flow.maintain.run import Action
+from k2flow.status import report
+from k2flow.status.report import Level, State, Status, moment
+
+TOP_REASONS = 5
+SHORT_LAG_SECONDS = 120
+STYLES = {Level.OK: "", Level.LATE: "yellow", Level.STALE: "bold red", Level.UNKNOWN: "dim"}
+ERROR_STYLE = STYLES[Level.STALE]
+STATES = {
+    State.NEVER: "no flow has started yet",
+    State.RUNS: "runs: {}",
+    State.PARTLY: "runs only in part: {}",
+    State.STOPPED: "stopped: was {}",
+    State.ELSEWHERE: "started as {}; this machine cannot see whether it runs",
+}
+
+
+def render(status: Status) -> RenderableType:
+    """Return the status of all exchanges and tables."""
+    parts: list[RenderableType] = []
+    for exchange in status.exchanges:
+        parts += [*_exchange(exchange, status.at), ""]
+    parts.append(_tables(status))
+    parts.append(Text(f"as of {moment(status.at)} UTC, collected in {status.took_seconds:.1f} s", "dim"))
+    return Group(*parts)
+
+
+def _exchange(exchange: report.Exchange, now: int) -> list[RenderableType]:
+    flow = exchange.flow
+    state = STATES[flow.state].format(" and ".join(map(str, flow.writers)))
+    epoch = f", epoch {flow.epoch}" if flow.epoch else ""
+    parts: list[RenderableType] = [Text.assemble((exchange.name, "bold"), f": {state}{epoch}; topic {exchange.topic}")]
+    if any(exchange.layers.values()):
+        parts.append(_layers(exchange, now))
+    if exchange.dead_letters:
+        parts.append(_dead_letters(exchange.dead_letters))
+    if exchange.replacing:
+        how = "committed, not yet published to all tables" if exchange.replacing.decided else "staged, or aborted"
+        parts.append(Text(f"rows are being replaced ({how}): {exchange.replacing.what}", "yellow"))
+    problems = [exchange.kafka.trouble, *exchange.troubles]
+    parts += [Text(f"problem: {problem}", "bold red") for problem in problems if problem]
+    return parts
+
+
+def _layers(exchange: report.Exchange, now: int) -> Table:
+    table = Table("layer")
+    for column in ("lag", "behind", "messages", "messages/s", "rows/s", "last commit"):
+        table.add_column(column, justify="right")
+    for name, layer in exchange.layers.items():
+        if layer is None:
+            table.add_row(name, Text("no table", "dim"))
+            continue
+        style = STYLES[layer.level]
+        rates = (layer.rate.messages_per_second, layer.rate.rows_per_second) if layer.rate else (None, None)
+        table.add_row(
+            name,
+            Text("unknown" if layer.lag is None else f"{layer.lag:,}", style),
+            Text(_behind(layer), style),
+            f"{layer.messages:,}",
+            *("unknown" if rate is None else f"{rate:,.1f}" for rate in rates),
+            _when(layer.committed_at, now),
+        )
+    return table
+
+
+def _behind(layer: report.Layer) -> str:
+    """Return the age of the oldest missing message, to 0.1 s while it is short, then to the minute; and the level."""
+    if layer.seconds is None:
+        return "unknown"
+    if layer.seconds < SHORT_LAG_SECONDS:
+        age = f"{layer.seconds:.1f} s"
+    else:
+        age = precisedelta(timedelta(seconds=layer.seconds), minimum_unit="minutes", format="%.0f")
+    return age if layer.level is Level.OK else f"{age}, {layer.level}"
+
+
+def _dead_letters(letters: report.DeadLetters) -> Text:
+    text = f"dead letters: {_share(letters.share)} of all messages, {_share(letters.hour_share)} in the last hour"
+    if letters.reasons:
+        top = ", ".join(f"{reason} {count:,}" for reason, count in letters.reasons[:TOP_REASONS])
+        text += f"; reasons of the newest {letters.looked_at:,} of the last day: {top}"
+    return Text(text)
+
+
+def _tables(status: Status) -> Table:
+    table = Table("table")
+    for column in ("rows", "files", "small", "bytes", "last commit"):
+        table.add_column(column, justify="right")
+    table.add_column("maintenance")
+    for name, each in status.tables.items():
+        if each is None:
+            table.add_row(name, Text("no table", "dim"))
+            continue
+        totals = each.totals
+        numbers = (f"{totals.rows:,}", f"{totals.files:,}", f"{each.small_files:,}", naturalsize(totals.bytes))
+        table.add_row(name, *numbers, _when(totals.committed_at, status.at), _maintenance(each, status.at))
+    return table
+
+
+def _maintenance(table: report.Table, now: int) -> str:
+    parts = [f"due: {', '.join(map(_due, table.due)) or 'nothing'}"]
+    if table.maintained:
+        parts.append(f"done: {', '.join(f'{each.what} {_ago(each.at, now)}' for each in table.maintained)}")
+    if table.leader:
+        parts.append(f"lease: {table.leader}")
+    return "; ".join(parts)
+
+
+def _due(action: Action) -> str:
+    into = f" into {action.come:,}" if action.come else ""
+    return f"{action.what} of {action.gone:,}{into}"
+
+
+def _share(share: float | None) -> str:
+    return "none" if share is None else f"{share:.2%}"
+
+
+def _when(at: int | None, now: int) -> str:
+    return "never" if at is None else f"{moment(at)}, {_ago(at, now)}"
+
+
+def _ago(at: int, now: int) -> str:
+    return naturaltime(timedelta(milliseconds=max(0, now - at)))
