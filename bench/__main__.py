@@ -40,9 +40,9 @@ app.command("stages")(stages)
 
 @app.callback()
 def _bench() -> None:
-    """Measure k2flow on this machine, with a Kafka and tables of its own."""
+    """Measure k2flow on this machine, with a private Kafka and private tables."""
     for name in list(os.environ):
-        if name.startswith(("K2FLOW_", "PYICEBERG_")):  # or simulated trades would end in the caller's own tables
+        if name.startswith(("K2FLOW_", "PYICEBERG_")):  # or simulated trades would end in the caller's tables
             del os.environ[name]
 
 

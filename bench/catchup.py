@@ -1,4 +1,4 @@
-"""How fast a flow catches up: a topic into all four layers, beside what it takes to drain the topic and do nothing."""
+"""Speed of catch-up: a topic into all four layers, compared with draining the topic and doing nothing."""
 
 import sys
 import tempfile
@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 
 from bench.drain import measured
 from bench.measure import Usage, run
-from bench.report import Report, report
+from bench.report import BenchResult, report
 from k2flow.exchange import find_exchange
 from k2flow.sandbox.kafka.local import LocalKafka, free_port
 from k2flow.sandbox.producer import ProduceOptions, produce
@@ -22,12 +22,12 @@ EXCHANGE = "binance"
 
 def catchup(
     messages: Annotated[int, typer.Option(help="Messages in the topic.")] = 1_000_000,
-    runs: Annotated[int, typer.Option(help="Counted runs of each, in turn.")] = 3,
+    runs: Annotated[int, typer.Option(help="Counted runs of each, alternating.")] = 3,
     partitions: Annotated[int, typer.Option(help="Partitions of the topic.")] = 6,
 ) -> None:
-    """Catch-up of one process into Bronze, Silver, DLQ and Gold, against the plain drain of the same topic.
+    """Catch up by one process into Bronze, Silver, DLQ and Gold, compared with a plain drain of the same topic.
 
-    A run that finds nothing to do is measured too: its time is start-up and imports, and is left out of the figures.
+    A run with nothing to do is measured too, and subtracted: its time is start-up and imports.
     """
     exchange = find_exchange(EXCHANGE)
     topic = exchange.settings.topic
@@ -48,7 +48,7 @@ def catchup(
             nothing = run(flow, settings)
             if i:
                 drains.append(drained)
-                flows.append(caught_up.beyond(nothing))
+                flows.append(caught_up.minus(nothing))
     _report(messages, drains, flows)
 
 
@@ -78,7 +78,7 @@ def _report(messages: int, drains: list[Usage], flows: list[Usage]) -> None:
 
     def plot(axes: Axes) -> None:
         axes.bar(["drain", "flow"], [figures["drain_messages_per_second"], figures["flow_messages_per_second"]])
-        axes.set_ylabel("messages a second")
+        axes.set_ylabel("messages per second")
 
     columns = ["run", "drain msg/s", "drain us CPU/msg", "flow msg/s", "flow us CPU/msg", "flow peak MB", "rate ratio"]
-    report(Report("catchup", columns, rows, figures, plot))
+    report(BenchResult("catchup", columns, rows, figures, plot))

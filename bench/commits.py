@@ -1,4 +1,4 @@
-"""Whether commits get slower as a table gets older: the latency of each of many commits into one table."""
+"""Whether commits slow down as a table ages: the latency of each of many commits to one table."""
 
 import tempfile
 from collections.abc import Callable
@@ -13,28 +13,28 @@ from matplotlib.axes import Axes
 from rich.console import Console
 from rich.progress import track
 
-from bench.lake import Lake, slices
+from bench.lake import LakeWriter, message_batches
 from bench.measure import Stopwatch
-from bench.report import Report, report
-from k2flow.exchange import GOLD
+from bench.report import BenchResult, report
 from k2flow.flow.dedup import HOUR_US, gold_rows
 from k2flow.iceberg.ledger import Range
+from k2flow.layers import GOLD_TABLE
 from k2flow.sandbox.producer import ProduceOptions
 
 POINTS = (1, 100, 1_000, 10_000)
 BASE = 100
-"""The commit that the last point is compared with: the first ones have less to carry."""
+"""The commit that the last one is compared with: metadata is still smaller at the first ones."""
 HOUR = 490_000
-"""Hours since 1970, of all the trades."""
+"""Hour of all trades, in hours since 1970."""
 
 
 def commits(
-    commits: Annotated[int, typer.Option(help="Commits into the table, one after the other.")] = 10_000,
+    commits: Annotated[int, typer.Option(help="Commits to the table, one after the other.")] = 10_000,
     rows: Annotated[int, typer.Option(help="Rows of the one data file of each commit.")] = 1_000,
 ) -> None:
-    """Latency of the 1st, 100th, 1,000th and 10,000th commit into Gold, in a SQLite catalog and a local folder.
+    """Measure the 1st, 100th, 1,000th and 10,000th commit to Gold, in a SQLite catalog and a local folder.
 
-    Around each the commits of a tenth to both sides count. Writing the data files is not in it.
+    Each figure covers the commits within a tenth on both sides. Writing the data files is not included.
     """
     with tempfile.TemporaryDirectory() as home:
         watches = timed(Path(home), commits, rows)
@@ -56,8 +56,8 @@ def commits(
     if last > BASE:
         ratios = {name: of[last] / of[BASE] for name, of in found.items()}
         figures["ratios"] = {_key(name): round(ratio, 3) for name, ratio in ratios.items()}
-        told = ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items())
-        notes = [f"Commit {last:,} / commit {BASE}: {told}. The mean includes the merges of manifests."]
+        ratios_text = ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items())
+        notes = [f"Commit {last:,} / commit {BASE}: {ratios_text}. The mean includes the merges of manifests."]
 
     def plot(axes: Axes) -> None:
         axes.scatter(range(1, len(ms) + 1), ms, s=4, alpha=0.3, linewidths=0, label="one commit", rasterized=True)
@@ -66,27 +66,26 @@ def commits(
         axes.set(xlabel="commit", ylabel="ms", ylim=(0, float(np.quantile(ms, 0.999)) * 1.1))
         axes.legend()
 
-    report(Report("commits", ["commit", "counted around it", *columns], table, figures, plot, notes))
+    report(BenchResult("commits", ["commit", "counted around it", *columns], table, figures, plot, notes))
 
 
 def timed(home: Path, commits: int, rows: int) -> list[Stopwatch]:
-    """What each commit into Gold under `home` takes."""
-    lake = Lake(home)
+    """Measure each commit to Gold under `home`."""
+    lake = LakeWriter(home)
     content = gold_of_hour(lake, rows, HOUR)
     watches = []
     for i in track(range(commits), "commits", console=Console(stderr=True)):
-        files = lake.writers[GOLD].write(content)
+        files = lake.writers[GOLD_TABLE].write(content)
         with Stopwatch() as watch:
-            lake.committers[GOLD].commit(files, [Range(0, i * rows, (i + 1) * rows, rows)])
+            lake.committers[GOLD_TABLE].commit(files, [Range(0, i * rows, (i + 1) * rows, rows)])
         watches.append(watch)
     return watches
 
 
-def gold_of_hour(lake: Lake, rows: int, hour: int) -> pa.RecordBatch:
-    """`rows` rows of Gold, by time, all of one exchange hour (since 1970): the market's trades, moved into it."""
-    trades = [
-        lake.decoder.decode(messages).trades.rows for messages in slices(ProduceOptions(count=rows, seed=1), rows)
-    ]
+def gold_of_hour(lake: LakeWriter, rows: int, hour: int) -> pa.RecordBatch:
+    """Return `rows` rows of Gold sorted by time: the market's trades, moved into one hour (since 1970)."""
+    batches = message_batches(ProduceOptions(count=rows, seed=1), rows)
+    trades = [lake.decoder.decode(batch).trades.rows for batch in batches]
     gold = gold_rows(pa.concat_batches(trades))
     n = gold.num_rows
     times = hour * HOUR_US + np.arange(n) * HOUR_US // n
@@ -95,8 +94,8 @@ def gold_of_hour(lake: Lake, rows: int, hour: int) -> pa.RecordBatch:
         "exchange_date": pa.repeat(pa.scalar(hour // 24, pa.int32()).cast(pa.date32()), n),
         "exchange_hour": pa.repeat(pa.scalar(hour % 24, pa.int32()), n),
     }
-    made = [columns.get(field.name, gold.column(field.name)) for field in gold.schema]
-    return pa.RecordBatch.from_arrays(made, schema=gold.schema)
+    arrays = [columns.get(field.name, gold.column(field.name)) for field in gold.schema]
+    return pa.RecordBatch.from_arrays(arrays, schema=gold.schema)
 
 
 def _key(name: str) -> str:

@@ -1,4 +1,4 @@
-"""How fast records are decoded: k2flow's decoder, a batch at once, beside fastavro, one record after the other."""
+"""Speed of decoding: k2flow's decoder, a batch at a time, compared with fastavro, a record at a time."""
 
 from collections.abc import Sequence
 from io import BytesIO
@@ -10,8 +10,8 @@ import pyarrow as pa
 import typer
 from matplotlib.axes import Axes
 
-from bench.lake import slices
-from bench.report import Report, report
+from bench.lake import message_batches
+from bench.report import BenchResult, report
 from bench.stages import Stopwatch
 from k2flow.avro.decoder import AvroDecoder
 from k2flow.sandbox.producer import ProduceOptions
@@ -23,15 +23,15 @@ SAMPLE = 10_000
 
 def decode(
     records: Annotated[int, typer.Option(help="Valid TradeV2 records, decoded as one batch.")] = 200_000,
-    runs: Annotated[int, typer.Option(help="Counted runs of both, in turn.")] = 3,
+    runs: Annotated[int, typer.Option(help="Counted runs of both, alternating.")] = 3,
 ) -> None:
-    """CPU a record of k2flow's decoder, into Arrow columns, and of fastavro, into Python objects.
+    """Measure CPU per record of k2flow's decoder, into Arrow columns, and of fastavro, into Python objects.
 
-    fastavro's records are dropped at once, which spares it what it costs to keep them. Before the runs a sample is
-    decoded by both, which warms them; it is an error if a value differs.
+    fastavro's records are dropped at once, which saves it the cost of keeping them. Before the runs both decode a
+    sample, as a warm-up; it is an error if a value differs.
     """
     options = ProduceOptions(count=records, seed=1)
-    payloads = pa.concat_arrays([one.rows.column("value") for one in slices(options, records)])
+    payloads = pa.concat_arrays([one.rows.column("value") for one in message_batches(options, records)])
     values = payloads.to_pylist()
     decoder = AvroDecoder(trade_schema())
     schema = fastavro.parse_schema(trade_schema())
@@ -49,14 +49,14 @@ def decode(
 
 
 def read_one(value: bytes, schema: Any) -> Any:
-    """The record of one message, by fastavro."""
+    """Decode the record of one message with fastavro."""
     stream = BytesIO(value)
     stream.seek(HEADER)
     return fastavro.schemaless_reader(stream, schema, None)
 
 
 def check_equal(decoder: AvroDecoder, payloads: pa.BinaryArray, wanted: Sequence[Any]) -> None:
-    """Raises ValueError where a record has a defect or is not as wanted."""
+    """Raise ValueError if a record has a defect or differs from the wanted one."""
     decoded = decoder.decode(payloads, HEADER)
     for i, (found, record) in enumerate(zip(decoded.batch.to_pylist(maps_as_pydicts="strict"), wanted, strict=True)):
         if decoded.defect[i] or found != record:
@@ -82,11 +82,11 @@ def _report(records: int, runs: int, ours: Sequence[float], theirs: Sequence[flo
             ends = [[middle - min(values)], [max(values) - middle]]
             axes.bar_label(axes.bar([name], [middle], yerr=ends, capsize=6), fmt="%.2f", padding=2)
         axes.margins(y=0.12)
-        axes.set(xlabel="decoder", ylabel="us of CPU a record")
+        axes.set(xlabel="decoder", ylabel="us of CPU per record")
 
     columns = ["", "median", "min-max"]
-    notes = [f"fastavro {fastavro.__version__}; its ratio is worked out for each run."]
-    report(Report("decode", columns, rows, figures, plot, notes))
+    notes = [f"fastavro {fastavro.__version__}; the ratio is computed for each run."]
+    report(BenchResult("decode", columns, rows, figures, plot, notes))
 
 
 def _spread(values: Sequence[float]) -> dict[str, float]:

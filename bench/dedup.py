@@ -1,4 +1,4 @@
-"""What it takes to know every message id: memory an id, look-ups a second, and the time to read an hour back."""
+"""The cost of deduplication: memory per id, look-ups per second, and the time to read an hour of ids back."""
 
 import ctypes
 import gc
@@ -20,37 +20,38 @@ import typer
 from matplotlib.axes import Axes
 
 from bench.commits import HOUR, gold_of_hour
-from bench.lake import Lake
+from bench.lake import LakeWriter
 from bench.measure import Stopwatch, peak_resident
-from bench.report import Report, report
+from bench.report import BenchResult, report
 from k2flow.dedup.index import SeenIds
-from k2flow.exchange import GOLD, find_exchange
+from k2flow.exchange import find_exchange
 from k2flow.flow.dedup import GoldIds
 from k2flow.flow.session import FlowSession
 from k2flow.iceberg.ledger import Range
+from k2flow.layers import GOLD_TABLE
 
 EXCHANGE = "binance"
 SIZES = (1_000_000, 10_000_000, 50_000_000)
 BATCHES = (100_000, 2_000)
 FILL = 100_000
-SHARE = 8
-"""The rate is measured while a set grows by a part in so many: about as often its largest run is merged, once."""
-AT_LEAST = 5
-"""But over so many batches at least."""
+GROWTH = 8
+"""The rate is measured while a set grows by one part in GROWTH; its largest run is merged about once in that time."""
+MIN_BATCHES = 5
+"""The rate is measured over at least this number of batches."""
 DUPLICATES = 0.03
 DISTANCE = 2_000
-"""A copy comes at most so many ids after the original, as in the market."""
+"""A duplicate comes at most this number of ids after the original, as in the market."""
 WINDOW_HOURS = 24
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Held:
-    """A set of `ids` ids: the bytes it takes, and what it takes to look rows up in it, by the size of the batches.
+class SetCost:
+    """The cost of a set of `ids` ids: its bytes, and the time of look-ups by batch size.
 
-    `resident` and `peak` are by how much the process grew, and `trimmed` is without the freed memory that the C library
-    keeps; `own` is what the set itself reports.
+    `resident` and `peak` are the growth of the process, and `trimmed` is the growth without freed memory that the C
+    library keeps; `own` is the size that the set itself reports.
     """
 
     ids: int
@@ -62,27 +63,27 @@ class Held:
     rows: dict[int, int]
 
     def rate(self, batch: int) -> float:
-        """Rows looked up, and inserted where new, a second of wall clock."""
+        """Rows looked up, and inserted if new, per second of wall clock."""
         return self.rows[batch] / self.watches[batch].wall
 
     def cpu_us(self, batch: int) -> float:
-        """Microseconds of CPU a row."""
+        """Microseconds of CPU per row."""
         return self.watches[batch].cpu / self.rows[batch] * 1e6
 
 
 def dedup(
     ids: Annotated[
-        list[int] | None, typer.Option(help="Ids in the set, may be given again: 1, 10 and 50 million if never.")
+        list[int] | None, typer.Option(help="Ids in the set; repeatable; 1, 10 and 50 million if not given.")
     ] = None,
-    hour_ids: Annotated[int, typer.Option(help="Ids of the hour that is loaded from Gold.")] = 10_000_000,
+    hour_ids: Annotated[int, typer.Option(help="Ids in the hour that is loaded from Gold.")] = 10_000_000,
 ) -> None:
-    """SeenIds at several sizes, each in a process of its own: bytes an id, and ids a second at that size.
+    """Measure SeenIds at several sizes, each in a separate process: bytes per id, and ids per second at that size.
 
-    The rates are those at the size, not on the way there: of the last ninth up to it in batches of 100,000, and of an
-    eighth more in batches of 2,000. 3 % of the ids come twice, and it is an error if not exactly these are refused.
-    Then the time in which a flow that starts reads one hour of ids back from Gold: a file for each trigger.
+    The rates are those at full size: the last ninth is filled in batches of 100,000, and an eighth more in batches of
+    2,000. 3 % of the ids come twice; it is an error unless exactly these are refused. Then measure how long a starting
+    flow takes to read one hour of ids back from Gold, with one file per trigger.
     """
-    results = [in_child(hold, size) for size in ids or SIZES]
+    results = [in_child(measure_set, size) for size in ids or SIZES]
     with tempfile.TemporaryDirectory() as home:
         files = in_child(write_hour, Path(home), hour_ids)
         loaded = in_child(load_hour, Path(home), hour_ids)
@@ -116,7 +117,7 @@ def dedup(
         for batch in BATCHES:
             us = [held.cpu_us(batch) for held in results]
             axes.plot([held.ids for held in results], us, "o-", label=f"{batch:,}")
-        axes.set(xlabel="ids in the set", ylabel="us of CPU an id", xscale="log")
+        axes.set(xlabel="ids in the set", ylabel="us of CPU per id", xscale="log")
         axes.set_ylim(bottom=0)
         axes.legend(title="batches of")
 
@@ -125,25 +126,27 @@ def dedup(
     notes = [
         f"One hour of {hour_ids:,} ids in {files} files of Gold, from start to the first answer: {loaded.wall:.1f} s, "
         f"{loaded.cpu:.1f} s of CPU.",
-        "ids/s is by wall clock, of one thread: whatever else runs on the machine shows in it, and in CPU hardly.",
+        "ids/s is by wall clock, of one thread: other load on the machine lowers it, and hardly changes CPU.",
     ]
-    report(Report("dedup", columns, rows, figures, plot, notes))
+    report(BenchResult("dedup", columns, rows, figures, plot, notes))
 
 
 def in_child(function: Callable[..., T], *arguments: object) -> T:
-    """What `function` returns in a fresh process, whose memory is its own."""
+    """Call `function` in a fresh process, so that memory can be measured, and return its result."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 
 
-def hold(ids: int) -> Held:
-    """A set is filled with `ids` ids over the hours of the window, and judged."""
-    _judge(SeenIds(lambda hour: [], None), Ids().batch(FILL), HOUR, Stopwatch())  # whatever is made only once
+def measure_set(ids: int) -> SetCost:
+    """Fill a set with `ids` ids over the hours of the window, and measure it."""
+    _look_up(
+        SeenIds(lambda hour: [], None), IdSource().batch(FILL), HOUR, Stopwatch()
+    )  # warm-up: allocations that happen only once
     before = _trimmed()
-    seen, source = SeenIds(lambda hour: [], None, WINDOW_HOURS), Ids()
+    seen, source = SeenIds(lambda hour: [], None, WINDOW_HOURS), IdSource()
     watches = {batch: Stopwatch() for batch in BATCHES}
     counted = dict.fromkeys(BATCHES, 0)
-    from_ids = max(0, ids - max(ids // (SHARE + 1), AT_LEAST * FILL))
+    from_ids = max(0, ids - max(ids // (GROWTH + 1), MIN_BATCHES * FILL))
     filling = Stopwatch()
     while seen.ids < ids:
         hour = HOUR + seen.ids * WINDOW_HOURS // ids
@@ -152,55 +155,55 @@ def hold(ids: int) -> Held:
         if seen.ids >= from_ids:
             watch = watches[FILL]
             counted[FILL] += FILL
-        _judge(seen, batch, hour, watch)
+        _look_up(seen, batch, hour, watch)
     del batch
     held, resident, peak, own = seen.ids, _resident() - before, peak_resident(os.getpid()) - before, seen.nbytes
     trimmed = _trimmed() - before
     small = BATCHES[-1]
-    for _ in range(max(AT_LEAST, ids // SHARE // small)):
-        _judge(seen, source.batch(small), HOUR + WINDOW_HOURS - 1, watches[small])
+    for _ in range(max(MIN_BATCHES, ids // GROWTH // small)):
+        _look_up(seen, source.batch(small), HOUR + WINDOW_HOURS - 1, watches[small])
         counted[small] += small
-    return Held(held, resident, trimmed, own, peak, watches, counted)
+    return SetCost(held, resident, trimmed, own, peak, watches, counted)
 
 
-def _judge(seen: SeenIds, batch: "Batch", hour: int, watch: Stopwatch) -> None:
+def _look_up(seen: SeenIds, batch: "IdBatch", hour: int, watch: Stopwatch) -> None:
     hours = np.full(len(batch.ids), hour, np.int64)
     with watch:
-        first = seen.first_seen(batch.ids, hours)
-        seen.commit()
+        first = seen.accept_new(batch.ids, hours)
+        seen.on_commit()
     if int(first.sum()) != batch.new:
-        raise ValueError(f"{int(first.sum())} of {len(first)} ids were taken for new ones, but {batch.new} are")
+        raise ValueError(f"{int(first.sum())} of {len(first)} ids were taken for new ones, but {batch.new} are new")
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Ids as text, `new` of which have never come before."""
+class IdBatch:
+    """Ids as text; `new` of them have never come before."""
 
     ids: pa.StringArray
     new: int
 
 
-class Ids:
-    """Message ids like the market's: version 4 UUIDs, with copies of earlier ones among them."""
+class IdSource:
+    """Message ids like the market's: version 4 UUIDs with duplicates of earlier ones."""
 
     def __init__(self) -> None:
         self._rng = np.random.default_rng(1)
         self._latest = np.zeros((0, 16), np.uint8)
 
-    def batch(self, n: int) -> Batch:
-        """The next n ids, n > 0."""
+    def batch(self, n: int) -> IdBatch:
+        """Return the next n ids, n > 0."""
         copy = self._rng.random(n) < DUPLICATES
         if not len(self._latest):
-            copy[0] = False  # there is nothing before it to be a copy of
+            copy[0] = False  # no id comes before it
         new = int(n - copy.sum())
         pool = np.concatenate([self._latest, self.fresh(new)])
         source = len(self._latest) + np.cumsum(~copy) - 1
         source[copy] -= self._rng.integers(0, DISTANCE, int(copy.sum()))
         self._latest = pool[-DISTANCE:]
-        return Batch(uuid_texts(pool[np.maximum(source, 0)]), new)
+        return IdBatch(uuid_texts(pool[np.maximum(source, 0)]), new)
 
     def fresh(self, n: int) -> npt.NDArray[np.uint8]:
-        """n ids that have never come before, as bytes (n, 16)."""
+        """Return n new ids as bytes, shape (n, 16)."""
         ids = self._rng.integers(0, 256, (n, 16), np.uint8)
         ids[:, 6] = ids[:, 6] & 0x0F | 0x40
         ids[:, 8] = ids[:, 8] & 0x3F | 0x80
@@ -208,7 +211,7 @@ class Ids:
 
 
 def uuid_texts(ids: npt.NDArray[np.uint8]) -> pa.StringArray:
-    """n UUIDs of 16 bytes (n, 16) as text."""
+    """Format n UUIDs, shape (n, 16), as text."""
     digits = np.frombuffer(ids.tobytes().hex().encode(), np.uint8).reshape(-1, 32)
     text = np.insert(digits, [8, 12, 16, 20], ord("-"), axis=1)
     edges = np.arange(0, text.size + 1, text.shape[1], dtype=np.int32)
@@ -216,43 +219,43 @@ def uuid_texts(ids: npt.NDArray[np.uint8]) -> pa.StringArray:
 
 
 def write_hour(home: Path, ids: int) -> int:
-    """An hour of Gold with `ids` ids under `home`, as a flow leaves it that commits at each trigger: how many files."""
-    lake = Lake(home, EXCHANGE)
+    """Write an hour of Gold with `ids` ids under `home`, one commit per trigger. Return the number of files."""
+    lake = LakeWriter(home, EXCHANGE)
     count = math.ceil(3600 / lake.exchange.settings.trigger_seconds)
     step = math.ceil(ids / count)
-    rows, source = gold_of_hour(lake, step, HOUR), Ids()
+    rows, source = gold_of_hour(lake, step, HOUR), IdSource()
     column = rows.schema.get_field_index("message_id")
     files = 0
     for first in range(0, ids, step):
         n = min(step, ids - first)
         new = uuid_texts(source.fresh(n))
-        written = lake.writers[GOLD].write(rows.slice(0, n).set_column(column, rows.schema.field(column), new))
-        lake.committers[GOLD].commit(written, [Range(0, first, first + n, n)])
+        written = lake.writers[GOLD_TABLE].write(rows.slice(0, n).set_column(column, rows.schema.field(column), new))
+        lake.committers[GOLD_TABLE].commit(written, [Range(0, first, first + n, n)])
         files += len(written)
     return files
 
 
 def load_hour(home: Path, ids: int) -> Stopwatch:
-    """What it takes, from nothing, to judge a first row with the hour that `write_hour` wrote."""
+    """Measure the time from a start to the first look-up, with the hour that `write_hour` wrote."""
     os.environ["K2FLOW_HOME"] = str(home)
     context = FlowSession(find_exchange(EXCHANGE))
-    one = Ids().batch(1)
+    one = IdSource().batch(1)
     with Stopwatch() as watch:
         gold = GoldIds(context.catalog, context.exchange.code)
         seen = SeenIds(gold.load, gold.newest_hour(), WINDOW_HOURS)
-        seen.first_seen(one.ids, np.array([HOUR]))
+        seen.accept_new(one.ids, np.array([HOUR]))
     if seen.ids != ids + 1:
-        raise ValueError(f"{seen.ids} ids are held, not {ids} and the new one")
+        raise ValueError(f"{seen.ids} ids are in the set, not {ids} and the new one")
     return watch
 
 
 def _resident() -> int:
-    """Resident bytes now."""
+    """Return the resident bytes of this process."""
     return int(psutil.Process().memory_info().rss)
 
 
 def _trimmed() -> int:
-    """Resident bytes, after freed memory has gone back to the kernel."""
+    """Return freed memory to the kernel, then return the resident bytes of this process."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     return _resident()

@@ -1,4 +1,4 @@
-"""The limit of this machine: a topic drained by confluent-kafka alone, which looks at no message.
+"""The limit of this machine: drain a topic with confluent-kafka alone, without reading the messages.
 
 Usage: python -m bench.drain BOOTSTRAP TOPIC
 """
@@ -15,15 +15,14 @@ PROPERTIES = {"queued.min.messages": "1000000", "fetch.queue.backoff.ms": "5", "
 
 
 def measured(bootstrap: str, topic: str) -> Usage:
-    """A drain in a process of its own: `wall` from the first request for messages to the last message, CPU without
-    start-up and imports."""
+    """Drain in a separate process: `wall` from the first request to the last message, CPU without start-up."""
     imports = run([sys.executable, "-c", "import bench.drain"], {})
     used = run([sys.executable, "-m", "bench.drain", bootstrap, topic], {})
-    return Usage(float(used.said.split()[-1]), used.cpu - imports.cpu, used.peak)
+    return Usage(float(used.output.split()[-1]), used.cpu - imports.cpu, used.peak)
 
 
 def drain(bootstrap: str, topic: str) -> float:
-    """The seconds that it took to consume every message that `topic` holds now."""
+    """Consume every message that `topic` holds now. Return the seconds it took."""
     consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": "drain", **PROPERTIES})
     partitions = [TopicPartition(topic, p) for p in consumer.list_topics(topic, timeout=10).topics[topic].partitions]
     bounds = [consumer.get_watermark_offsets(p, timeout=10) for p in partitions]

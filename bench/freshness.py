@@ -1,4 +1,4 @@
-"""How long it takes from Kafka to Gold, message by message, with the flows of both exchanges at work."""
+"""Time from Kafka to Gold of every message, with the flows of both exchanges running."""
 
 import os
 import subprocess
@@ -18,17 +18,18 @@ from confluent_kafka import Consumer, TopicPartition
 from matplotlib.axes import Axes
 from pyiceberg.catalog import Catalog
 
-from bench.measure import Flow, logged_commits, running
-from bench.report import Report, report
+from bench.measure import FlowProcess, logged_commits, running
+from bench.report import BenchResult, report
 from k2flow.config.settings import load_settings
-from k2flow.exchange import GOLD, Exchange, exchange_names, find_exchange
+from k2flow.exchange import Exchange, exchange_names, find_exchange
 from k2flow.iceberg.catalog import load_table, open_catalog
 from k2flow.iceberg.ledger import KEY, Ledger, read
+from k2flow.layers import GOLD_TABLE
 from k2flow.sandbox.kafka.local import LocalKafka, free_port
 
 SHORT_TRIGGER_SECONDS = 1.0
 HISTORY_SECONDS = 2.0
-"""How often Gold's snapshots are read: a table keeps its newest hundred only."""
+"""How often Gold's snapshots are read: a table keeps only its newest hundred."""
 SETTLE_SECONDS = 30.0
 ANSWER_SECONDS = 60.0
 CONSUME_MESSAGES = 50_000
@@ -37,8 +38,8 @@ Seconds = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Stream:
-    """One exchange at one trigger and one rate (messages a second), with a topic of its own."""
+class FreshnessStream:
+    """One exchange at one trigger and one rate (messages per second), with its own topic."""
 
     exchange: Exchange
     trigger: float
@@ -55,11 +56,11 @@ class Stream:
 
 
 @dataclass(frozen=True)
-class Landed:
-    """What came of one stream, in seconds.
+class StreamResult:
+    """The results of one stream, in seconds.
 
-    `ages`: of each message, from Kafka's time to the commit that brought it into Gold; `delays`: of each commit, from
-    its trigger; `behind`: messages that never came.
+    `ages`: of each message, from its Kafka timestamp to its commit to Gold; `delays`: of each commit, from its trigger;
+    `behind`: messages that never arrived.
     """
 
     ages: Seconds
@@ -69,38 +70,41 @@ class Landed:
 
 def freshness(
     seconds: Annotated[int, typer.Option(help="Length of each run.")] = 120,
-    binance_rate: Annotated[int, typer.Option(help="Binance's messages a second.")] = 10_000,
-    kraken_rate: Annotated[int, typer.Option(help="Kraken's messages a second.")] = 500,
+    binance_rate: Annotated[int, typer.Option(help="Binance's messages per second.")] = 10_000,
+    kraken_rate: Annotated[int, typer.Option(help="Kraken's messages per second.")] = 500,
     trigger: Annotated[
         list[float] | None,
-        typer.Option(help="Seconds between commits, a run for each; if not given: as the exchanges declare, and 1."),
+        typer.Option(
+            help="Seconds between commits; repeatable, one run each; if not given: the exchanges' defaults, and 1."
+        ),
     ] = None,
 ) -> None:
-    """From produced to queryable in Gold: the age of every message, at the default triggers and at 1 s.
+    """Measure the age of every message, from produced to queryable in Gold, at the default triggers and at 1 s.
 
-    Both flows run at once, and two producers; 2 % bad messages, 3 % duplicates, which count too. A message's time is
-    Kafka's, which is when it was due to be sent: some ms before it was, so ages err on the long side. A commit's time
-    is when the flow knows that it has landed.
+    Both flows and two producers run at the same time; 2 % bad messages and 3 % duplicates count too. A message's time
+    is its Kafka timestamp: when it was due to be sent, some ms before it was, so ages err on the long side. A
+    commit's time is when the flow knows that it has landed.
     """
     exchanges = [(find_exchange("binance"), binance_rate), (find_exchange("kraken"), kraken_rate)]
-    results: list[tuple[Stream, Landed]] = []
+    results: list[tuple[FreshnessStream, StreamResult]] = []
     with tempfile.TemporaryDirectory() as folder, LocalKafka(Path(folder) / "kafka", free_port()) as kafka:
         for i, seconds_between in enumerate(trigger or (None, SHORT_TRIGGER_SECONDS)):
             streams = [
-                Stream(e, seconds_between or e.settings.trigger_seconds, rate, f"{e.name}.{i}") for e, rate in exchanges
+                FreshnessStream(e, seconds_between or e.settings.trigger_seconds, rate, f"{e.name}.{i}")
+                for e, rate in exchanges
             ]
             kafka.start({stream.topic: stream.exchange.settings.partitions for stream in streams})
             results += zip(streams, measure(streams, seconds, Path(folder) / f"run-{i}", kafka.bootstrap), strict=True)
     _report(seconds, results)
 
 
-def measure(streams: Sequence[Stream], seconds: int, home: Path, bootstrap: str) -> list[Landed]:
-    """All streams at once for so long, in tables under `home`."""
+def measure(streams: Sequence[FreshnessStream], seconds: int, home: Path, bootstrap: str) -> list[StreamResult]:
+    """Run all streams at the same time for `seconds`, with tables under `home`."""
     environment = {"K2FLOW_HOME": str(home), "K2FLOW_KAFKA_BOOTSTRAP_SERVERS": bootstrap}
     for stream in streams:
         environment |= stream.environment()
     history = History(open_catalog(load_settings(exchange_names()).model_copy(update={"home": home})), streams)
-    topics = [Topic(bootstrap, stream) for stream in streams]
+    topics = [StreamTopic(bootstrap, stream) for stream in streams]
     with ExitStack() as stack:
         flows = [stack.enter_context(running(stream.exchange.name, environment)) for stream in streams]
         for flow in flows:
@@ -108,13 +112,13 @@ def measure(streams: Sequence[Stream], seconds: int, home: Path, bootstrap: str)
         producers = []
         for stream in streams:
             producers.append(stack.enter_context(producing(stream, seconds, environment)))
-            stack.callback(producers[-1].kill)  # which does nothing to one that has ended
+            stack.callback(producers[-1].kill)  # no effect on one that has ended
         while any(producer.poll() is None for producer in producers):
             time.sleep(HISTORY_SECONDS)
             history.gather()
         failed = [producer.args for producer in producers if producer.returncode]
         if failed:
-            raise RuntimeError(f"these ended badly: {failed}")
+            raise RuntimeError(f"these producers failed: {failed}")
         deadline = time.monotonic() + SETTLE_SECONDS + max(stream.trigger for stream in streams)
         while time.monotonic() < deadline and not all(
             history.holds(stream, topic.ends()) for stream, topic in zip(streams, topics, strict=True)
@@ -124,13 +128,13 @@ def measure(streams: Sequence[Stream], seconds: int, home: Path, bootstrap: str)
         for flow in flows:
             flow.end()
     return [
-        landed(stream, topic.times(), history.of(stream), flow)
+        match_commits(stream, topic.times(), history.of(stream), flow)
         for stream, topic, flow in zip(streams, topics, flows, strict=True)
     ]
 
 
-def producing(stream: Stream, seconds: int, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """A producer as a process of its own, which this one does not slow down."""
+def producing(stream: FreshnessStream, seconds: int, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start a producer in a separate process, so that this one does not slow it down."""
     options = {"count": seconds * stream.rate, "rate": stream.rate, "bad": 0.02, "duplicates": 0.03, "seed": 1}
     given = [part for name, value in options.items() for part in (f"--{name}", str(value))]
     command = [sys.executable, "-m", "k2flow", "produce", stream.exchange.name, *given]
@@ -139,46 +143,46 @@ def producing(stream: Stream, seconds: int, environment: Mapping[str, str]) -> s
 
 
 class History:
-    """The ledgers of `streams` in Gold's snapshots, by their sequence numbers."""
+    """The ledgers of `streams` in Gold's snapshots, by sequence number."""
 
-    def __init__(self, catalog: Catalog, streams: Sequence[Stream]) -> None:
+    def __init__(self, catalog: Catalog, streams: Sequence[FreshnessStream]) -> None:
         self._catalog = catalog
         self._found: dict[str, dict[int, Ledger]] = {stream.topic: {} for stream in streams}
         self._exchanges = {stream.exchange.name: stream.topic for stream in streams}
 
     def gather(self) -> None:
-        """Takes in the snapshots that Gold has now."""
-        for snapshot in load_table(self._catalog, GOLD).metadata.snapshots:
+        """Add the ledgers of the snapshots that Gold has now."""
+        for snapshot in load_table(self._catalog, GOLD_TABLE).metadata.snapshots:
             for exchange, topic in self._exchanges.items():
                 if snapshot.summary is not None and KEY + exchange in snapshot.summary:
                     ledger = read(snapshot.summary, exchange, topic)
                     self._found[topic][ledger.sequence] = ledger
 
-    def of(self, stream: Stream) -> dict[int, Ledger]:
+    def of(self, stream: FreshnessStream) -> dict[int, Ledger]:
         return self._found[stream.topic]
 
-    def holds(self, stream: Stream, ends: Mapping[int, int]) -> bool:
-        """Whether the newest of these ledgers reaches `ends`, the next offset of each partition."""
+    def holds(self, stream: FreshnessStream, ends: Mapping[int, int]) -> bool:
+        """Return whether the newest ledger reaches `ends`, the next offset of each partition."""
         ledgers = self.of(stream)
         newest = ledgers[max(ledgers)].partitions if ledgers else {}
         return all(end == 0 or (p in newest and newest[p].next == end) for p, end in ends.items())
 
 
-class Topic:
-    """The topic of a stream, which was empty at first."""
+class StreamTopic:
+    """The topic of a stream, empty at the start of the run."""
 
-    def __init__(self, bootstrap: str, stream: Stream) -> None:
+    def __init__(self, bootstrap: str, stream: FreshnessStream) -> None:
         config = {"bootstrap.servers": bootstrap, "group.id": "freshness", "enable.auto.commit": "false"}
         self._consumer = Consumer(config)
         self._partitions = [TopicPartition(stream.topic, p, 0) for p in range(stream.exchange.settings.partitions)]
 
     def ends(self) -> dict[int, int]:
-        """The next offset of each partition."""
+        """Return the next offset of each partition."""
         bounds = [self._consumer.get_watermark_offsets(p, timeout=ANSWER_SECONDS) for p in self._partitions]
         return {p.partition: end for p, (_, end) in zip(self._partitions, bounds, strict=True)}
 
     def times(self) -> dict[int, Seconds]:
-        """Kafka's time of each message, in seconds since 1970, by partition and offset. May be called once."""
+        """Return the Kafka timestamp of each message, in seconds since 1970, by partition and offset. Call it once."""
         times = {partition: np.zeros(end) for partition, end in self.ends().items()}
         self._consumer.assign(self._partitions)
         left = sum(map(len, times.values()))
@@ -191,11 +195,13 @@ class Topic:
         return times
 
 
-def landed(stream: Stream, times: Mapping[int, Seconds], ledgers: Mapping[int, Ledger], flow: Flow) -> Landed:
-    """Each message of the stream with the commit that brought it: the first one that goes beyond its offset."""
-    told = {commit.sequence: commit.at for commit in logged_commits(flow.log) if commit.table == GOLD}
-    sequences = sorted(told.keys() & ledgers.keys())
-    at = np.array([told[sequence] for sequence in sequences])
+def match_commits(
+    stream: FreshnessStream, times: Mapping[int, Seconds], ledgers: Mapping[int, Ledger], flow: FlowProcess
+) -> StreamResult:
+    """Match each message of the stream with its commit: the first one whose ledger ends after its offset."""
+    landed = {commit.sequence: commit.at for commit in logged_commits(flow.log) if commit.table == GOLD_TABLE}
+    sequences = sorted(landed.keys() & ledgers.keys())
+    at = np.array([landed[sequence] for sequence in sequences])
     commit, produced = [], []
     for partition, sent in times.items():
         ends = [ledgers[sequence].next_offset(partition) or 0 for sequence in sequences]
@@ -205,18 +211,18 @@ def landed(stream: Stream, times: Mapping[int, Seconds], ledgers: Mapping[int, L
     came = of < len(sequences)
     of, sent = of[came], sent[came]
     delays = [at[i] - due(sent[of == i], stream.trigger) for i in np.unique(of)]
-    return Landed(at[of] - sent, np.array(delays), int(np.sum(~came)))
+    return StreamResult(at[of] - sent, np.array(delays), int(np.sum(~came)))
 
 
 def due(sent: Seconds, trigger: float) -> float:
-    """The trigger that a batch of messages was emitted at: the first one after most of them were sent.
+    """Return the trigger that emitted a batch of messages: the first one after most of them were sent.
 
-    Not after the very first: some are sent just before a trigger and fetched just after it.
+    The very first message does not decide: some are sent just before a trigger and fetched just after it.
     """
     return float(np.floor(np.quantile(sent, 0.25) / trigger) + 1) * trigger
 
 
-def _report(seconds: int, results: Sequence[tuple[Stream, Landed]]) -> None:
+def _report(seconds: int, results: Sequence[tuple[FreshnessStream, StreamResult]]) -> None:
     rows: list[list[str]] = []
     figures: dict[str, Any] = {"seconds": seconds, "streams": []}
     for stream, found in results:
@@ -246,4 +252,4 @@ def _report(seconds: int, results: Sequence[tuple[Stream, Landed]]) -> None:
 
     ages_of, delays_of = [f"p{p} s" for p in (50, 95, 99)], [f"trigger to commit p{p} s" for p in (50, 99)]
     columns = ["exchange", "trigger s", "msg/s", "messages", "commits", *ages_of, *delays_of, "left behind"]
-    report(Report("freshness", columns, rows, figures, plot))
+    report(BenchResult("freshness", columns, rows, figures, plot))

@@ -1,4 +1,4 @@
-"""How long it takes from Kafka to Gold: the topic and Gold's ledger, watched from outside the flow."""
+"""Time from Kafka to Gold, observed from outside the flow: the topic, and Gold's ledger."""
 
 import time
 from collections.abc import Callable
@@ -8,17 +8,18 @@ from confluent_kafka import Consumer, TopicPartition
 
 from k2flow.config.settings import load_settings
 from k2flow.errors import CatalogError
-from k2flow.exchange import GOLD, Exchange, exchange_names
+from k2flow.exchange import Exchange, exchange_names
 from k2flow.iceberg.catalog import load_table, open_catalog
 from k2flow.iceberg.ledger import read
+from k2flow.layers import GOLD_TABLE
 
 SAMPLE_SECONDS = 0.05
 SETTLE_SECONDS = 20.0
 ANSWER_SECONDS = 60.0
-"""How long the broker may take for an answer: on a busy machine it has little of it."""
+"""How long the broker may take to answer on a busy machine."""
 
 
-class Freshness:
+class GoldWatch:
     """`ages`: seconds from the oldest message of each commit to the commit; `behind`: messages never seen in Gold.
 
     Ages are as exact as the samples are dense (50 ms), and err on the long side.
@@ -35,7 +36,7 @@ class Freshness:
         self.behind = 0
 
     def watch(self, producing: Callable[[], bool]) -> None:
-        """Samples until `producing` is over and Gold has all, or no longer moves."""
+        """Sample until `producing` returns False and Gold holds all messages, or no longer changes."""
         seen, deadline = 0, float("inf")
         while time.monotonic() < deadline:
             if deadline == float("inf") and not producing():
@@ -54,7 +55,7 @@ class Freshness:
         self._consumer.close()
 
     def _time_of(self, offset: int) -> float:
-        """When the message after `offset` others was not yet in Kafka, as far as the samples tell."""
+        """Return the last sampled time at which the topic held at most `offset` messages."""
         return max((t for t, end in self._ends if end <= offset), default=self._ends[0][0])
 
     def _end(self) -> int:
@@ -66,7 +67,7 @@ class Freshness:
 
     def _held(self) -> int:
         try:
-            properties = load_table(self._catalog, GOLD).properties
+            properties = load_table(self._catalog, GOLD_TABLE).properties
         except CatalogError:
             return 0
         return sum(e.next for e in read(properties, self._exchange.name, self._topic).partitions.values())

@@ -1,4 +1,4 @@
-"""Whether one exchange's trouble reaches another: Kraken's freshness beside a quiet and beside a burning Binance."""
+"""Whether one exchange's failure affects another: Kraken's freshness beside a quiet and a failing Binance."""
 
 import tempfile
 import threading
@@ -13,9 +13,9 @@ import typer
 from confluent_kafka import Producer
 from matplotlib.axes import Axes
 
-from bench.gold_age import Freshness
+from bench.gold_age import GoldWatch
 from bench.measure import running
-from bench.report import Report, report
+from bench.report import BenchResult, report
 from k2flow.exchange import find_exchange
 from k2flow.sandbox.kafka.local import LocalKafka, free_port
 from k2flow.sandbox.producer import ProduceOptions, produce
@@ -25,12 +25,11 @@ GARBAGE_PER_SECOND = 2_000
 
 def isolation(
     seconds: Annotated[int, typer.Option(help="Length of each of the two runs.")] = 40,
-    rate: Annotated[int, typer.Option(help="Kraken's messages a second.")] = 500,
+    rate: Annotated[int, typer.Option(help="Kraken's messages per second.")] = 500,
 ) -> None:
-    """Kraken's freshness (produced to queryable in Gold) at a 1 s trigger, beside a quiet Binance and a burning one.
+    """Measure Kraken's freshness (produced to queryable in Gold) at a 1 s trigger, with Binance quiet and burning.
 
-    Burning: Binance's topic gets nothing but garbage, and its flow is killed with -9 as soon as it has started, over
-    and over.
+    Burning: Binance's topic gets only garbage, and its flow is killed with -9 again and again, soon after each start.
     """
     results = {
         "quiet": measure(seconds, rate, quiet),
@@ -50,13 +49,13 @@ def isolation(
         axes.legend(title="Binance")
 
     columns = ["Binance", "commits", "p50 s", "p95 s", "p99 s", "max s", "messages left behind"]
-    report(Report("isolation", columns, rows, figures, plot))
+    report(BenchResult("isolation", columns, rows, figures, plot))
 
 
 def measure(
     seconds: int, rate: int, binance: Callable[[dict[str, str], str], AbstractContextManager[None]]
-) -> Freshness:
-    """Kraken's freshness over one run, in a world of its own."""
+) -> GoldWatch:
+    """Measure Kraken's freshness over one run, with its own broker and tables."""
     kraken, other = find_exchange("kraken"), find_exchange("binance")
     with tempfile.TemporaryDirectory() as folder, LocalKafka(Path(folder) / "kafka", free_port()) as kafka:
         kafka.start({e.settings.topic: e.settings.partitions for e in (kraken, other)})
@@ -69,10 +68,12 @@ def measure(
         config = {"bootstrap.servers": kafka.bootstrap}
         with running("kraken", environment) as flow, binance(environment, kafka.bootstrap):
             flow.wait_until_reading()
-            fresh = Freshness(kraken, Path(folder), kafka.bootstrap)
+            fresh = GoldWatch(kraken, Path(folder), kafka.bootstrap)
             options = ProduceOptions(count=seconds * rate, rate=rate, seed=1)
             sending = (kraken.code, kraken.settings.topic, config, options)
-            sender = threading.Thread(target=produce, args=sending, daemon=True)  # it must not outlive a failed watch
+            sender = threading.Thread(
+                target=produce, args=sending, daemon=True
+            )  # it must not outlive a failed measurement
             sender.start()
             fresh.watch(sender.is_alive)
             sender.join()
@@ -81,14 +82,14 @@ def measure(
 
 @contextmanager
 def quiet(environment: dict[str, str], bootstrap: str) -> Iterator[None]:
-    """Binance's flow runs, and its topic is empty."""
+    """Run Binance's flow on an empty topic."""
     with running("binance", environment):
         yield
 
 
 @contextmanager
 def burning(environment: dict[str, str], bootstrap: str) -> Iterator[None]:
-    """Binance's topic fills with garbage, and its flow dies whenever it has started."""
+    """Fill Binance's topic with garbage, and kill its flow after each start."""
     stop = threading.Event()
     threads = [
         threading.Thread(target=pour_garbage, args=(bootstrap, stop)),

@@ -1,4 +1,4 @@
-"""Tables as a flow leaves them, written by the flow's own parts without Kafka or Bytewax in between."""
+"""Writes tables as a flow does, by the flow's own steps, without Kafka or Bytewax."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -11,7 +11,7 @@ from pyiceberg.manifest import DataFile
 from k2flow.compat.table_metadata import install_metadata_cache
 from k2flow.config.settings import load_settings
 from k2flow.dedup.index import SeenIds
-from k2flow.exchange import GOLD, exchange_names, find_exchange
+from k2flow.exchange import exchange_names, find_exchange
 from k2flow.flow.dataflow import bronze_rows
 from k2flow.flow.dedup import LateRows, gold_rows, hours_of
 from k2flow.iceberg.catalog import load_table, open_catalog
@@ -19,6 +19,7 @@ from k2flow.iceberg.commit import Committer
 from k2flow.iceberg.ledger import Range
 from k2flow.iceberg.tables import create, definitions
 from k2flow.iceberg.writer import DataFileWriter
+from k2flow.layers import GOLD_TABLE
 from k2flow.sandbox.producer import ProduceOptions
 from k2flow.sandbox.producer.stream import Messages, Stream
 from k2flow.trades.decode import TradeDecoder
@@ -35,11 +36,11 @@ STAGES = (
     "Gold's files",
     "commits",
 )
-"""What `Lake.write` does, in its order."""
+"""The steps of `LakeWriter.write`, in order."""
 
 
-class Lake:
-    """The tables of one exchange under `home`, and what writes them. `write` takes slices in the order of offsets."""
+class LakeWriter:
+    """Writes the tables of one exchange under `home`. `write` takes batches in the order of their offsets."""
 
     def __init__(self, home: Path, exchange: str = "binance") -> None:
         install_metadata_cache()
@@ -61,9 +62,9 @@ class Lake:
     def write(
         self, messages: MessageBatch, stage: Callable[[str], AbstractContextManager[object]] = nullcontext
     ) -> None:
-        """One batch of messages into all four tables, and if it says so a commit.
+        """Write one batch of messages into all four tables, and commit if the batch ends a checkpoint.
 
-        Each of STAGES is done under what `stage` gives for it.
+        Each of STAGES runs inside the context manager that `stage` returns for it.
         """
         exchange = self.exchange
 
@@ -84,35 +85,35 @@ class Lake:
         with stage("gold rows, dedup"):
             gold = gold_rows(decoded.trades.rows)
             hours = hours_of(gold)
-            first = self._seen.first_seen(gold.column("message_id"), hours)
+            first = self._seen.accept_new(gold.column("message_id"), hours)
             ready = self._late.ready(gold, first, hours, messages.commit)
         with stage("Gold's files"):
-            write(GOLD, ready, decoded.trades)
+            write(GOLD_TABLE, ready, decoded.trades)
         if messages.commit:
             with stage("commits"):
                 for name, committer in self.committers.items():
                     committer.commit(self._files[name], self._ranges[name])
                     self._files[name], self._ranges[name] = [], []
-                self._seen.commit()
+                self._seen.on_commit()
 
 
-def slices(
+def message_batches(
     options: ProduceOptions, batch: int, partitions: int = 6, exchange: str = "BINANCE"
 ) -> Iterator[MessageBatch]:
-    """The producer's messages as the source emits them, about `batch` at a time."""
+    """Yield the producer's messages as the source emits them, about `batch` at a time."""
     reached = np.zeros(partitions, np.int64)
     gathered: list[Messages] = []
     for chunk in Stream(exchange, options, options.start_us()).chunks():
         gathered.append(chunk)
         if sum(len(each.values) for each in gathered) >= batch:
-            yield _slice(gathered, reached)
+            yield _message_batch(gathered, reached)
             gathered = []
     if gathered:
-        yield _slice(gathered, reached)
+        yield _message_batch(gathered, reached)
 
 
-def _slice(gathered: list[Messages], reached: np.ndarray) -> MessageBatch:
-    """The messages as a consumer gives them; `reached`, the next offset of each partition, goes on."""
+def _message_batch(gathered: list[Messages], reached: np.ndarray) -> MessageBatch:
+    """Return the messages as a consumer delivers them; advance `reached`, the next offset of each partition."""
     values = [value for chunk in gathered for value in chunk.values]
     keys = [key for chunk in gathered for key in chunk.keys]
     times = np.concatenate([chunk.time_us for chunk in gathered])

@@ -1,4 +1,4 @@
-"""Runs commands as processes of their own and says what they took: by the kernel, by samples, by their log."""
+"""Runs commands as separate processes and measures them: by the kernel, by samples, and by their log."""
 
 import contextlib
 import os
@@ -19,7 +19,7 @@ import psutil
 SAMPLE_SECONDS = 0.25
 POLL_SECONDS = 0.02
 STARTED = ": trigger "
-"""What a flow's log says once it is about to read."""
+"""A flow logs this when it is about to read."""
 START_SECONDS = 60.0
 STOP_SECONDS = 60.0
 LOG_END = 4_000
@@ -33,24 +33,23 @@ _COMMIT = re.compile(
 
 @dataclass(frozen=True)
 class Usage:
-    """One finished process and those it has started and waited for.
+    """One finished process, with the processes that it started and waited for.
 
-    `wall` and `cpu` (user and system, all threads) in seconds, `peak` resident bytes of the largest, and what it
-    `said`.
+    `wall` and `cpu` (user and system, all threads) are in seconds; `peak` is the resident bytes of the largest process.
     """
 
     wall: float
     cpu: float
     peak: int
-    said: str = ""
+    output: str = ""
 
-    def beyond(self, baseline: "Usage") -> "Usage":
-        """Without what `baseline` took: start-up and imports."""
-        return Usage(self.wall - baseline.wall, self.cpu - baseline.cpu, self.peak, self.said)
+    def minus(self, baseline: "Usage") -> "Usage":
+        """Subtract the time of `baseline`: start-up and imports."""
+        return Usage(self.wall - baseline.wall, self.cpu - baseline.cpu, self.peak, self.output)
 
 
 class Stopwatch:
-    """Adds up what the blocks under `with` take: `wall` and `cpu` (all threads of this process) in seconds."""
+    """Sums the time of its `with` blocks: `wall` and `cpu` (all threads of this process), in seconds."""
 
     def __init__(self) -> None:
         self.wall = self.cpu = 0.0
@@ -66,7 +65,7 @@ class Stopwatch:
 
 
 def run(command: Sequence[str], environment: Mapping[str, str]) -> Usage:
-    """Runs `command` to its end. Raises subprocess.CalledProcessError, with its output, where it fails."""
+    """Run `command` to its end. Raise subprocess.CalledProcessError, with its output, if it fails."""
     began = time.perf_counter()
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(command, env={**os.environ, **environment}, stdout=output, stderr=subprocess.STDOUT)
@@ -78,16 +77,16 @@ def run(command: Sequence[str], environment: Mapping[str, str]) -> Usage:
         wall = time.perf_counter() - began
         process.returncode = os.waitstatus_to_exitcode(status)
         output.seek(0)
-        said = output.read().decode(errors="replace")
+        text = output.read().decode(errors="replace")
     if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, command, said)
-    return Usage(wall, used.ru_utime + used.ru_stime, peak, said)
+        raise subprocess.CalledProcessError(process.returncode, command, text)
+    return Usage(wall, used.ru_utime + used.ru_stime, peak, text)
 
 
 def peak_resident(pid: int) -> int:
-    """The most that a process, or one that any thread of it has started, has been resident, in bytes.
+    """Return the peak resident bytes of a process or of one of its descendants, whichever is largest.
 
-    (Their rusage would begin at the peak of this process.)
+    (Their rusage would start at the peak of this process.)
     """
     try:
         found = re.search(r"^VmHWM:\s+(\d+) kB$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
@@ -99,8 +98,8 @@ def peak_resident(pid: int) -> int:
     return max([own, *(peak_resident(int(child)) for child in children)])
 
 
-class Flow:
-    """The flow of one exchange as a process of its own, whose `log` is a file under K2FLOW_HOME."""
+class FlowProcess:
+    """The flow of one exchange as a separate process; its `log` is a file under K2FLOW_HOME."""
 
     def __init__(self, exchange: str, environment: Mapping[str, str]) -> None:
         home = Path(environment["K2FLOW_HOME"])
@@ -111,7 +110,7 @@ class Flow:
             self.process = subprocess.Popen(command, env={**os.environ, **environment}, stdout=out, stderr=out)
 
     def wait_until_reading(self) -> None:
-        """Raises RuntimeError, with the end of the log, where the flow does not come up."""
+        """Wait until the flow reads. Raise RuntimeError, with the end of the log, if it does not start."""
         deadline = time.monotonic() + START_SECONDS
         while STARTED not in self.log.read_text(errors="replace"):
             if self.process.poll() is not None or time.monotonic() > deadline:
@@ -119,12 +118,12 @@ class Flow:
             time.sleep(0.05)
 
     def end(self) -> None:
-        """Lets the flow drain and commit. Raises RuntimeError, with the end of the log, where that goes wrong."""
+        """Let the flow drain and commit. Raise RuntimeError, with the end of the log, if it fails."""
         self.process.terminate()
         self.check()
 
     def check(self) -> None:
-        """Waits until the flow has ended. Raises RuntimeError, with the end of the log, if it was not a good end."""
+        """Wait until the flow has ended. Raise RuntimeError, with the end of the log, if it failed."""
         if self.process.wait(STOP_SECONDS):
             raise RuntimeError(f"the flow ended with exit code {self.process.returncode}: {self._last_words()}")
 
@@ -137,9 +136,9 @@ class Flow:
 
 
 @contextlib.contextmanager
-def running(exchange: str, environment: Mapping[str, str]) -> Iterator[Flow]:
-    """The flow of one exchange. It is killed at the end if it has not ended."""
-    flow = Flow(exchange, environment)
+def running(exchange: str, environment: Mapping[str, str]) -> Iterator[FlowProcess]:
+    """Run the flow of one exchange, and kill it at the end if it still runs."""
+    flow = FlowProcess(exchange, environment)
     try:
         yield flow
     finally:
@@ -148,7 +147,7 @@ def running(exchange: str, environment: Mapping[str, str]) -> Iterator[Flow]:
 
 @dataclass(frozen=True)
 class LoggedCommit:
-    """One commit, as a flow's log tells of it once it has landed: `at` is in seconds since 1970."""
+    """One commit in the log of a flow, logged once it has landed; `at` is in seconds since 1970."""
 
     table: str
     sequence: int
@@ -158,7 +157,7 @@ class LoggedCommit:
 
 
 def logged_commits(log: Path) -> list[LoggedCommit]:
-    """The commits that the log of a flow tells of, in their order."""
+    """Return the commits in the log of a flow, in order."""
     return [
         LoggedCommit(table, int(sequence), _seconds(at), int(ms) / 1000, int(offsets))
         for at, table, offsets, sequence, ms in _COMMIT.findall(log.read_text(errors="replace"))
@@ -166,7 +165,7 @@ def logged_commits(log: Path) -> list[LoggedCommit]:
 
 
 def started_at(log: Path) -> float:
-    """When the flow of this log began to read, in seconds since 1970."""
+    """Return when the flow of this log began to read, in seconds since 1970."""
     found = _STARTED.search(log.read_text(errors="replace"))
     if found is None:
         raise ValueError(f"{log} does not say when the flow started")
@@ -187,12 +186,12 @@ class Sample:
     threads: int
 
 
-def samples(process: subprocess.Popen[bytes], goes_on: Callable[[], bool] = lambda: True) -> list[Sample]:
-    """A sample each SAMPLE_SECONDS until `process` has ended, or `goes_on` is over."""
+def samples(process: subprocess.Popen[bytes], active: Callable[[], bool] = lambda: True) -> list[Sample]:
+    """Sample every SAMPLE_SECONDS until `process` has ended, or `active` returns False."""
     seen = psutil.Process(process.pid)
     taken = []
     with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
-        while process.poll() is None and goes_on():
+        while process.poll() is None and active():
             with seen.oneshot():
                 taken.append(Sample(time.time(), seen.memory_info().rss, seen.num_fds(), seen.num_threads()))
             time.sleep(SAMPLE_SECONDS)
@@ -200,7 +199,7 @@ def samples(process: subprocess.Popen[bytes], goes_on: Callable[[], bool] = lamb
 
 
 def machine() -> str:
-    """The machine and the versions that figures depend on."""
+    """Describe the machine and the versions that the figures depend on."""
     packages = ("bytewax", "confluent-kafka", "numpy", "pyarrow", "pyiceberg")
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
     return f"{os.cpu_count()} cores ({platform.machine()}), Python {platform.python_version()}, {versions}"

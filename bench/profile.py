@@ -1,4 +1,4 @@
-"""Where the CPU of a catch-up goes, library by library, as perf samples it: the floor under a message's cost."""
+"""CPU of a catch-up by library, sampled with perf: the lower bound of a message's cost."""
 
 import re
 import shutil
@@ -12,8 +12,8 @@ import typer
 from matplotlib.axes import Axes
 
 from bench.measure import run
-from bench.report import Report, report
-from bench.scale import PROCESSES, flow, missing, produced
+from bench.report import BenchResult, report
+from bench.scale import PROCESSES, filled_topic, flow, missing
 from torture.catalogs import postgres_programs
 
 LIBRARIES = {
@@ -25,18 +25,18 @@ LIBRARIES = {
     "C library": r"libc\.|libstdc|ld-linux|libm\.|\[vdso\]",
     "kernel": r"^\[",
 }
-"""What perf calls the libraries; what none of them matches is "others"."""
+"""Patterns of the names in perf's report; a name that none of them matches counts as "others"."""
 HERTZ = 499
 _LINE = re.compile(r"^\s*([\d.]+)%\s+(.+?)\s*$")
 
 
 def profile(
     messages: Annotated[int, typer.Option(help="Messages in the topic.")] = 4_000_000,
-    processes: Annotated[list[int], typer.Option(help="Processes of the flow, may be given again.")] = PROCESSES,
+    processes: Annotated[list[int], typer.Option(help="Processes of the flow; repeatable.")] = PROCESSES,
 ) -> None:
-    """CPU a message by library, of a catch-up by one, two and three processes: needs perf, and PostgreSQL.
+    """Measure CPU per message by library, of a catch-up by one, two and three processes. Needs perf and PostgreSQL.
 
-    Start-up and imports are left out: a run that finds nothing to do is sampled after each and taken off.
+    A run with nothing to do is sampled after each, and subtracted: its time is start-up and imports.
     """
     programs = postgres_programs()
     if programs is None:
@@ -46,7 +46,7 @@ def profile(
         typer.echo("perf is not on PATH: install it (Debian: linux-perf)", err=True)
         raise typer.Exit(1)
     spent: dict[int, dict[str, float]] = {}
-    with produced(messages, programs) as at:
+    with filled_topic(messages, programs) as at:
         for n in processes:
             caught_up = sampled(flow(n), at.settings)
             idle = sampled(flow(n), at.settings)
@@ -56,21 +56,21 @@ def profile(
 
 
 def sampled(command: list[str], environment: Mapping[str, str]) -> dict[str, float]:
-    """CPU seconds of `command`, with those it starts, by library. Raises subprocess.CalledProcessError."""
+    """Return the CPU seconds of `command` and its children, by library. Raise subprocess.CalledProcessError."""
     with tempfile.TemporaryDirectory() as folder:
         samples = str(Path(folder) / "perf.data")
         used = run(["perf", "record", "-F", str(HERTZ), "-o", samples, "--", *command], environment)
-        told = subprocess.run(
+        printed = subprocess.run(
             ["perf", "report", "-i", samples, "--sort", "dso", "--stdio"], capture_output=True, text=True, check=True
         )
-    shares = by_library(told.stdout)
+    shares = by_library(printed.stdout)
     return {name: share * used.cpu for name, share in shares.items()}
 
 
-def by_library(told: str) -> dict[str, float]:
-    """Shares of 1 by library, of what `perf report --sort dso` has `told`."""
+def by_library(printed: str) -> dict[str, float]:
+    """Return the share of each library, 0 to 1, from the output of `perf report --sort dso`."""
     shares = dict.fromkeys([*LIBRARIES, "others"], 0.0)
-    for line in told.splitlines():
+    for line in printed.splitlines():
         if found := _LINE.match(line):
             name = next((name for name, names in LIBRARIES.items() if re.search(names, found[2])), "others")
             shares[name] += float(found[1]) / 100
@@ -90,9 +90,9 @@ def _report(messages: int, spent: Mapping[int, Mapping[str, float]]) -> None:
             axes.bar([str(n) for n in spent], heights, bottom=bottom, label=name)
             bottom = [below + height for below, height in zip(bottom, heights, strict=True)]
         axes.set_xlabel("processes")
-        axes.set_ylabel("us CPU a message")
+        axes.set_ylabel("us CPU per message")
         axes.legend(fontsize="small")
 
     columns = ["us CPU/message in", *(f"{n} process{'es' * (n > 1)}" for n in spent)]
     figures = {"messages": messages, "cpu_us_per_message": {n: dict(of) for n, of in spent.items()}}
-    report(Report("profile", columns, rows, figures, plot))
+    report(BenchResult("profile", columns, rows, figures, plot))

@@ -1,4 +1,4 @@
-"""How a benchmark tells its result: a table for people, a line of JSON for machines and, for the docs, a plot."""
+"""Reports the result of a benchmark: a table for people, a line of JSON for programs and, for the docs, a plot."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from rich.table import Table
 
 from bench.measure import machine
 
-matplotlib.use("Agg")  # a file, whatever display there is
+matplotlib.use("Agg")  # draw into files only
 
 DOCS = Path(__file__).parents[1] / "docs"
 PERFORMANCE = DOCS / "performance.md"
@@ -26,8 +26,8 @@ WRITE_DOCS = "BENCH_WRITE_DOCS"
 
 
 @dataclass(frozen=True)
-class Report:
-    """One benchmark's result. `figures` are what JSON gets, `plot` draws them."""
+class BenchResult:
+    """One benchmark's result. `figures` go into the JSON line; `plot` draws them."""
 
     benchmark: str
     columns: Sequence[str]
@@ -37,8 +37,8 @@ class Report:
     notes: Sequence[str] = field(default=())
 
 
-def report(result: Report) -> None:
-    """Prints `result`; where the environment asks for it, writes it into the docs too."""
+def report(result: BenchResult) -> None:
+    """Print `result`; if WRITE_DOCS is set, write it into the docs too."""
     table = Table(*result.columns)
     for row in result.rows:
         table.add_row(*row)
@@ -53,15 +53,15 @@ def report(result: Report) -> None:
         PERFORMANCE.write_text(with_section(PERFORMANCE.read_text(), result.benchmark, markdown(result)))
 
 
-def save_plot(result: Report, path: Path) -> None:
+def save_plot(result: BenchResult, path: Path) -> None:
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     result.plot(figure.add_subplot())
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 
 
-def markdown(result: Report) -> str:
-    """The command, the table, the notes, the machine and the plot."""
+def markdown(result: BenchResult) -> str:
+    """Return the section of the docs: command, machine, table, notes and plot."""
     command = f"`scripts/bench {shlex.join([result.benchmark, *sys.argv[2:]])}`"
     lines = [_cells(result.columns), _cells(["---"] * len(result.columns)), *map(_cells, result.rows)]
     notes = [f"{note}\n" for note in result.notes]
@@ -70,7 +70,7 @@ def markdown(result: Report) -> str:
 
 
 def with_section(text: str, name: str, content: str) -> str:
-    """`text` with what stands between the two marks of `name` replaced. Raises ValueError where it has none."""
+    """Replace the content between the two marks of `name` in `text`. Raise ValueError if it has none."""
     begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
     if begin not in text or end not in text:
         raise ValueError(f"{PERFORMANCE.name} has no marks {begin.strip()} and {end}")

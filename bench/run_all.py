@@ -1,4 +1,4 @@
-"""Every benchmark at full size, for the figures and plots of the docs."""
+"""Runs every benchmark at full size, for the figures and plots of the docs."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ from bench.smoke import names
 def all_() -> None:
     """Run every benchmark at full size, one after the other; renew docs/performance.md and its plots. Takes hours."""
     for name in names():
-        with_section(PERFORMANCE.read_text(), name, "")  # fails now where it would fail after the measurement
+        with_section(PERFORMANCE.read_text(), name, "")  # fail now, not after the measurement
     failed = []
     for name in names():
         typer.echo(f"--- {name}")

@@ -1,4 +1,4 @@
-"""What a further process of a flow brings, and costs: a catch-up by one, two and three of them."""
+"""Gain and cost of each further process of a flow: a catch-up by one, two and three of them."""
 
 import importlib.util
 import shutil
@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 
 from bench.drain import measured
 from bench.measure import Usage, run
-from bench.report import Report, report
+from bench.report import BenchResult, report
 from k2flow.exchange import find_exchange
 from k2flow.iceberg.catalog import NAMESPACE
 from k2flow.sandbox.kafka.local import LocalKafka, free_port
@@ -30,13 +30,13 @@ PROCESSES = [1, 2, 3]
 
 def scale(
     messages: Annotated[int, typer.Option(help="Messages in the topic.")] = 4_000_000,
-    processes: Annotated[list[int], typer.Option(help="Processes of the flow, may be given again.")] = PROCESSES,
-    runs: Annotated[int, typer.Option(help="Runs of each, in turn.")] = 3,
+    processes: Annotated[list[int], typer.Option(help="Processes of the flow; repeatable.")] = PROCESSES,
+    runs: Annotated[int, typer.Option(help="Runs of each, alternating.")] = 3,
 ) -> None:
-    """Catch-up by several processes, `k2flow run --processes N`, in a PostgreSQL of its own; beside the plain drain.
+    """Catch up by several processes, `k2flow run --processes N`, with a private PostgreSQL, and drain the topic.
 
-    2 % bad messages, 3 % duplicates. A run that finds nothing to do is measured after each: its time is start-up and
-    imports, and is left out of the figures. CPU is that of all processes together, without Kafka and PostgreSQL.
+    2 % bad messages, 3 % duplicates. A run with nothing to do is measured after each, and subtracted: its time is
+    start-up and imports. CPU is that of all processes together, without Kafka and PostgreSQL.
     """
     programs = postgres_programs()
     if programs is None:
@@ -44,19 +44,19 @@ def scale(
         raise typer.Exit(1)
     drains: list[Usage] = []
     flows: dict[int, list[Usage]] = {n: [] for n in processes}
-    with produced(messages, programs) as at:
+    with filled_topic(messages, programs) as at:
         for _ in range(runs):
             drains.append(measured(at.bootstrap, at.topic))
             for n in processes:
                 caught_up = run(flow(n), at.settings)
-                flows[n].append(caught_up.beyond(run(flow(n), at.settings)))
+                flows[n].append(caught_up.minus(run(flow(n), at.settings)))
                 at.drop_tables()
     _report(messages, drains, flows)
 
 
 @dataclass(frozen=True)
-class Produced:
-    """A topic full of trades and a catalog, both there to be used again and again."""
+class FilledTopic:
+    """A topic full of trades and a catalog, for several runs."""
 
     bootstrap: str
     topic: str
@@ -65,13 +65,13 @@ class Produced:
     warehouse: Path
 
     def drop_tables(self) -> None:
-        """All tables and their files: the next flow begins with nothing."""
+        """Drop all tables and their files, so that the next flow starts from nothing."""
         drop_tables(self.catalog, self.warehouse)
 
 
 @contextmanager
-def produced(messages: int, programs: Path) -> Iterator[Produced]:
-    """`messages` trades of EXCHANGE in a Kafka of its own, read once, so that the page cache has them."""
+def filled_topic(messages: int, programs: Path) -> Iterator[FilledTopic]:
+    """Produce `messages` trades of EXCHANGE into a private Kafka, and read them once to warm the page cache."""
     exchange = find_exchange(EXCHANGE)
     topic = exchange.settings.topic
     with tempfile.TemporaryDirectory() as folder, LocalKafka(Path(folder) / "kafka", free_port()) as kafka:
@@ -86,16 +86,16 @@ def produced(messages: int, programs: Path) -> Iterator[Produced]:
                 "K2FLOW_KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap,
                 **catalog.environment(),
             }
-            yield Produced(kafka.bootstrap, topic, settings, catalog, warehouse)
+            yield FilledTopic(kafka.bootstrap, topic, settings, catalog, warehouse)
 
 
 def flow(processes: int) -> list[str]:
-    """The command of a catch-up by so many processes."""
+    """Return the command of a catch-up by `processes` processes."""
     return [PYTHON, "-m", "k2flow", "run", EXCHANGE, "--processes", str(processes), "--until-caught-up"]
 
 
 def missing() -> str:
-    """What of PostgreSQL is not on this machine, and how to get it."""
+    """Return which part of PostgreSQL this machine lacks, and how to install it."""
     if importlib.util.find_spec("psycopg2") is None:
         return "its Python driver is missing, which `scripts/setup postgres` installs"
     return "pg_ctl is neither in /usr/lib/postgresql/*/bin nor on PATH: install the server (Debian: postgresql)"
@@ -103,7 +103,7 @@ def missing() -> str:
 
 @contextmanager
 def postgres(warehouse: Path, programs: Path) -> Iterator[Postgres]:
-    """A catalog in a PostgreSQL of its own, stopped and removed at the end."""
+    """Run a catalog in a private PostgreSQL, and remove it at the end."""
     catalog = Postgres({"warehouse": f"file://{warehouse}"}, programs)
     try:
         yield catalog
@@ -112,7 +112,7 @@ def postgres(warehouse: Path, programs: Path) -> Iterator[Postgres]:
 
 
 def drop_tables(catalog: Postgres, warehouse: Path) -> None:
-    """All tables and their files: the next flow begins with nothing."""
+    """Drop all tables and their files, so that the next flow starts from nothing."""
     opened = catalog.open()
     for table in opened.list_tables(NAMESPACE):
         opened.drop_table(table)
@@ -129,14 +129,14 @@ def _report(messages: int, drains: Sequence[Usage], flows: Mapping[int, Sequence
     def plot(axes: Axes) -> None:
         names = ["drain", *(f"{n} process{'es' * (n > 1)}" for n in flowed)]
         axes.bar(names, [of["messages_per_second"] for of in (drained, *flowed.values())])
-        axes.set_ylabel("messages a second")
+        axes.set_ylabel("messages per second")
 
     columns = ["processes", "messages/s", "us CPU/message", "peak MB of the largest", "rate / drain's rate"]
-    report(Report("scale", columns, rows, figures, plot))
+    report(BenchResult("scale", columns, rows, figures, plot))
 
 
 def figures_of(messages: int, used: Sequence[Usage]) -> dict[str, float]:
-    """Medians of all runs; of memory the most."""
+    """Return the medians of all runs, and the maximum of memory."""
     return {
         "messages_per_second": round(median(messages / each.wall for each in used)),
         "cpu_us_per_message": round(median(each.cpu / messages * 1e6 for each in used), 2),

@@ -1,4 +1,4 @@
-"""Every benchmark, once, as small as it can be and still go through all of its code."""
+"""Runs every benchmark once, as small as possible while all of its code runs."""
 
 import os
 import shutil
@@ -6,7 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from unittest.mock import patch
 
 import typer
@@ -45,8 +45,12 @@ BENCHMARKS: tuple[tuple[Callable[..., None], dict[str, Any]], ...] = (
 """Each benchmark with its smallest arguments."""
 
 
-def smoke() -> None:
-    """Run every benchmark at its smallest, for its code alone: the figures mean nothing, the docs stay as they are."""
+def smoke(
+    only: Annotated[list[str] | None, typer.Argument(help="Benchmarks to run; all if none is named.")] = None,
+) -> None:
+    """Run every benchmark at its smallest, to test its code: the figures mean nothing, the docs stay as they are."""
+    if unknown := sorted({*(only or ())} - {*names()}):
+        raise typer.BadParameter(f"unknown: {', '.join(unknown)}; known are {', '.join(names())}")
     took: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as docs:
         performance = Path(docs) / report.PERFORMANCE.name
@@ -56,17 +60,19 @@ def smoke() -> None:
             patch.multiple(report, DOCS=Path(docs), PERFORMANCE=performance),
         ):
             for benchmark, small in BENCHMARKS:
+                if only and benchmark.__name__ not in only:
+                    continue
                 if lacks := _lacks(benchmark):
-                    typer.echo(f"{benchmark.__name__} is left out: no {lacks} here", err=True)
+                    typer.echo(f"{benchmark.__name__} skipped: {lacks} is not installed", err=True)
                     continue
                 began = time.monotonic()
                 benchmark(**small)
                 took[benchmark.__name__] = time.monotonic() - began
-    typer.echo(f"all went through: {', '.join(f'{name} {seconds:.0f} s' for name, seconds in took.items())}")
+    typer.echo(f"passed: {', '.join(f'{name} {seconds:.0f} s' for name, seconds in took.items())}")
 
 
 def _lacks(benchmark: Callable[..., None]) -> str | None:
-    """What of this machine's programs `benchmark` needs and does not find."""
+    """Return a program that `benchmark` needs and this machine lacks."""
     if benchmark in (scale, profile) and postgres_programs() is None:
         return "PostgreSQL"
     if benchmark is profile and shutil.which("perf") is None:
@@ -75,5 +81,5 @@ def _lacks(benchmark: Callable[..., None]) -> str | None:
 
 
 def names() -> list[str]:
-    """The benchmarks, as their commands are called."""
+    """Return the names of the benchmarks, which are their commands."""
     return [benchmark.__name__ for benchmark, _ in BENCHMARKS]

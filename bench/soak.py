@@ -1,4 +1,4 @@
-"""Whether a flow that runs and runs stays as it is: memory, open files, threads and commits, quarter by quarter."""
+"""Whether a long run stays stable: memory, open files, threads and commits, quarter by quarter."""
 
 import itertools
 import multiprocessing
@@ -16,8 +16,8 @@ from typing import Annotated, Any
 import typer
 from matplotlib.axes import Axes
 
-from bench.measure import Flow, LoggedCommit, Sample, logged_commits, running, samples, started_at
-from bench.report import Report, report
+from bench.measure import FlowProcess, LoggedCommit, Sample, logged_commits, running, samples, started_at
+from bench.report import BenchResult, report
 from k2flow.exchange import find_exchange
 from k2flow.sandbox.kafka.local import LocalKafka, free_port
 from k2flow.sandbox.producer import ProduceOptions
@@ -31,7 +31,7 @@ QUARTERS = 4
 
 
 class Variant(StrEnum):
-    """Which trades: all within one dedup window, or of so many hours that most are forgotten on the way."""
+    """Which trades: all within one dedup window, or of many hours, so that most ids are forgotten during the run."""
 
     WITHIN = "within"
     PAST = "past"
@@ -40,7 +40,7 @@ class Variant(StrEnum):
 
 @dataclass(frozen=True)
 class Quarter:
-    """A part of a run: resident MB, the most open files and threads, ms of a commit (None without one)."""
+    """A quarter of a run: resident MB, maxima of open files and threads, ms per commit (None without commits)."""
 
     mean_mb: float
     peak_mb: float
@@ -51,8 +51,8 @@ class Quarter:
 
 
 @dataclass(frozen=True)
-class Run:
-    """One run of a flow, from when it began to read to its last commit."""
+class SoakRun:
+    """One run of a flow, from its first read to its last commit."""
 
     began: float
     ended: float
@@ -62,22 +62,22 @@ class Run:
 
 def soak(
     messages: Annotated[int, typer.Option(help="Messages to catch up with.")] = 10_000_000,
-    minutes: Annotated[float, typer.Option(help="A steady run of so many minutes instead of a catch-up.")] = 0.0,
-    rate: Annotated[float, typer.Option(help="Messages a second of the steady run.")] = 0.0,
-    variant: Annotated[Variant, typer.Option(help="Trades within one dedup window, past it, or both in turn.")] = (
+    minutes: Annotated[float, typer.Option(help="Minutes of a steady run instead of a catch-up.")] = 0.0,
+    rate: Annotated[float, typer.Option(help="Messages per second of the steady run.")] = 0.0,
+    variant: Annotated[Variant, typer.Option(help="Trades within one dedup window, past it, or one run of each.")] = (
         Variant.BOTH
     ),
 ) -> None:
-    """One process of Binance's flow, looked at every 0.25 s: a catch-up, or a steady run with --minutes and --rate.
+    """Sample one process of Binance's flow every 0.25 s: a catch-up, or a steady run with --minutes and --rate.
 
-    2 % bad messages, 3 % duplicates. `within`: all trades are of one dedup window, so every id has to be kept, about
-    20 bytes each. `past`: a window of one hour and trades of a week, so nearly all ids are forgotten on the way.
+    2 % bad messages, 3 % duplicates. `within`: all trades are in one dedup window, so every id is kept, about 20 bytes
+    each. `past`: the window is one hour and the trades span a week, so nearly all ids are forgotten during the run.
     """
     if (minutes > 0) != (rate > 0):
         raise typer.BadParameter("a steady run needs both --minutes and --rate")
     count = round(minutes * 60 * rate) if minutes else messages
     variants = (Variant.WITHIN, Variant.PAST) if variant is Variant.BOTH else (variant,)
-    runs: dict[Variant, Run] = {}
+    runs: dict[Variant, SoakRun] = {}
     with tempfile.TemporaryDirectory() as folder, LocalKafka(Path(folder) / "kafka", free_port()) as kafka:
         for one in variants:
             kafka.start({one: find_exchange(EXCHANGE).settings.partitions})
@@ -85,8 +85,8 @@ def soak(
     _report(count, minutes, rate, runs)
 
 
-def run(variant: Variant, home: Path, bootstrap: str, count: int, rate: float) -> Run:
-    """One run: until the flow has caught up with what was sent before or, at `rate`, until all is sent."""
+def run(variant: Variant, home: Path, bootstrap: str, count: int, rate: float) -> SoakRun:
+    """Run until the flow has caught up with messages sent before or, at `rate`, until all messages are sent."""
     environment = {
         "K2FLOW_HOME": str(home),
         "K2FLOW_KAFKA_BOOTSTRAP_SERVERS": bootstrap,
@@ -111,7 +111,7 @@ def run(variant: Variant, home: Path, bootstrap: str, count: int, rate: float) -
 
 
 def fill(bootstrap: str, variant: Variant, count: int, rate: float = 0.0) -> None:
-    """Sends `count` messages, at `rate` a second or as fast as possible, whatever pace their own times have."""
+    """Send `count` messages, at `rate` per second or as fast as possible, whatever their timestamps are."""
     options = ProduceOptions(count=count, rate=rate, bad=0.02, duplicates=0.03, seed=1)
     if variant is Variant.PAST:
         week = timedelta(hours=PAST_HOURS)
@@ -130,7 +130,7 @@ def fill(bootstrap: str, variant: Variant, count: int, rate: float = 0.0) -> Non
 def filling(
     bootstrap: str, variant: Variant, count: int, rate: float
 ) -> Iterator[multiprocessing.context.SpawnProcess]:
-    """`fill` as a process of its own, killed at the end if it has not ended."""
+    """Run `fill` in a separate process, and kill it at the end if it still runs."""
     process = multiprocessing.get_context("spawn").Process(target=fill, args=(bootstrap, variant, count, rate))
     process.start()
     try:
@@ -140,8 +140,8 @@ def filling(
         process.join()
 
 
-def quartered(flow: Flow, taken: Sequence[Sample]) -> Run:
-    """The run in parts of equal time."""
+def quartered(flow: FlowProcess, taken: Sequence[Sample]) -> SoakRun:
+    """Split the run into parts of equal time."""
     commits = logged_commits(flow.log)
     began, ended = started_at(flow.log), commits[-1].at
     edges = [began + (ended - began) * i / QUARTERS for i in range(QUARTERS + 1)]
@@ -149,12 +149,14 @@ def quartered(flow: Flow, taken: Sequence[Sample]) -> Run:
         quarter(taken, [c for c in commits if begin < c.at <= end], begin, end)
         for begin, end in itertools.pairwise(edges)
     ]
-    return Run(began, ended, taken, quarters)
+    return SoakRun(began, ended, taken, quarters)
 
 
 def quarter(taken: Sequence[Sample], commits: Sequence[LoggedCommit], begin: float, end: float) -> Quarter:
     before = [sample for sample in taken if sample.at <= end]
-    within = [sample for sample in before if sample.at > begin] or before[-1:]  # it may be shorter than a sample
+    within = [sample for sample in before if sample.at > begin] or before[
+        -1:
+    ]  # a quarter may be shorter than the sampling interval
     read = sum(commit.offsets for commit in commits if commit.table == find_exchange(EXCHANGE).bronze)
     return Quarter(
         mean(sample.resident for sample in within) / 1e6,
@@ -166,7 +168,7 @@ def quarter(taken: Sequence[Sample], commits: Sequence[LoggedCommit], begin: flo
     )
 
 
-def _report(count: int, minutes: float, rate: float, runs: dict[Variant, Run]) -> None:
+def _report(count: int, minutes: float, rate: float, runs: dict[Variant, SoakRun]) -> None:
     rows: list[list[str]] = []
     figures: dict[str, Any] = {"messages": count, "minutes": minutes, "rate": rate}
     notes = []
@@ -203,4 +205,4 @@ def _report(count: int, minutes: float, rate: float, runs: dict[Variant, Run]) -
         axes.legend(title="the dedup window")
 
     columns = ["trades", "quarter", "mean MB", "peak MB", "open files", "threads", "median commit ms", "messages/s"]
-    report(Report("soak", columns, rows, figures, plot, notes))
+    report(BenchResult("soak", columns, rows, figures, plot, notes))

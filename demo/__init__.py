@@ -1,1 +1,1 @@
-"""What `scripts/demo` shows."""
+"""`scripts/demo`: k2flow at work on one machine."""

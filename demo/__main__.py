@@ -1,5 +1,6 @@
-"""`scripts/demo`: both flows over simulated trades, one killed midway; exit code 1 if any count is wrong."""
+"""`scripts/demo`: run both flows on simulated trades and kill one midway. Exit code 1 if any count is wrong."""
 
+import logging
 import os
 import shutil
 import subprocess
@@ -16,13 +17,14 @@ from rich.table import Table
 import k2flow
 from k2flow.audit import Report, audit
 from k2flow.audit.report import Verdict
-from k2flow.cli.audit import PIPE_WIDTH
+from k2flow.cli.output import console as output_console
 from k2flow.cli.progress import progress_bars
 from k2flow.config.settings import load_settings
 from k2flow.errors import CatalogError
-from k2flow.exchange import GOLD, Exchange, find_exchange
+from k2flow.exchange import Exchange, find_exchange
 from k2flow.iceberg.catalog import load_table, open_catalog
 from k2flow.iceberg.ledger import read
+from k2flow.layers import GOLD_TABLE
 from k2flow.report import Problem, attempt, gather, render, write
 from k2flow.sandbox.kafka.local import LocalKafka, free_port
 from k2flow.sandbox.producer import Manifest, ProduceOptions, produce
@@ -35,15 +37,16 @@ CANDLES = f"""
     SELECT strftime(time_bucket(INTERVAL 1 minute, "timestamp"), '%H:%M') AS minute,
            arg_min(price, ("timestamp", trade_id)) AS open, max(price) AS high, min(price) AS low,
            arg_max(price, ("timestamp", trade_id)) AS close, sum(quantity) AS volume, count(*) AS trades
-    FROM {GOLD} WHERE exchange = 'BINANCE' AND symbol = 'BTCUSDT'
+    FROM {GOLD_TABLE} WHERE exchange = 'BINANCE' AND symbol = 'BTCUSDT'
     GROUP BY minute ORDER BY minute DESC LIMIT 8"""
 
 console = Console(width=110)
 
 
-def main(keep: Annotated[bool, typer.Option("--keep", help="Leave Kafka running to go on with.")] = False) -> None:
+def main(keep: Annotated[bool, typer.Option("--keep", help="Leave Kafka running afterwards.")] = False) -> None:
     """Run the demo in a fresh folder, .k2flow/demo."""
     began = time.monotonic()
+    logging.getLogger("k2flow").setLevel(logging.ERROR)  # librdkafka warns of what it retries while the broker starts
     if HOME.exists():
         LocalKafka(HOME / "kafka").stop()
         shutil.rmtree(HOME)
@@ -51,44 +54,45 @@ def main(keep: Annotated[bool, typer.Option("--keep", help="Leave Kafka running 
     os.environ |= {"K2FLOW_HOME": str(HOME), "K2FLOW_KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap}
     exchanges = [find_exchange(name) for name in COUNTS]
     try:
-        say(f"Kafka at {kafka.bootstrap} (the first start fetches it: about 46 MB)")
+        print_heading(f"Kafka at {kafka.bootstrap} (the first start downloads it: about 46 MB)")
         kafka.start({e.settings.topic: e.settings.partitions for e in exchanges})
-        say("tables")
+        print_heading("tables")
         subprocess.run([sys.executable, "-m", "k2flow", "tables", "create", "all"], check=True)
         manifests = {e.name: fill(e, kafka.bootstrap) for e in exchanges}
         run_flows(exchanges)
-        as_promised = show(exchanges, manifests)
-        audited = prove(exchanges)
-        as_promised &= isinstance(audited, Report) and audited.verdict is Verdict.HOLDS
-        candles()
-        how_to_go_on(kafka, keep, report(exchanges, audited))
+        correct = compare_counts(exchanges, manifests)
+        audited = run_audit(exchanges)
+        correct &= isinstance(audited, Report) and audited.verdict is Verdict.HOLDS
+        show_candles()
+        show_next_steps(kafka, keep, write_report(exchanges, audited))
     finally:
         if not keep:
             kafka.stop()
-    say(f"done in {time.monotonic() - began:.0f} s")
-    if not as_promised:
+    print_heading(f"done in {time.monotonic() - began:.0f} s")
+    if not correct:
         raise SystemExit(1)
 
 
-def say(what: str) -> None:
+def print_heading(what: str) -> None:
     console.rule(f"[bold]{what}", align="left")
 
 
 def fill(exchange: Exchange, bootstrap: str) -> Manifest:
+    """Produce the trades of an exchange, and return what was sent."""
     count = COUNTS[exchange.name]
-    say(f"{count:,} trades of {exchange.name}: {BAD:.0%} bad, {DUPLICATES:.0%} duplicates")
+    print_heading(f"{count:,} trades of {exchange.name}: {BAD:.0%} bad, {DUPLICATES:.0%} duplicates")
     options = ProduceOptions(count=count, bad=BAD, duplicates=DUPLICATES, seed=1)
     manifest = produce(exchange.code, exchange.settings.topic, {"bootstrap.servers": bootstrap}, options)
     path = HOME / f"manifest-{exchange.name}.json"
     path.write_text(manifest.to_json())
-    print(f"sent in {manifest.seconds:.1f} s; what was sent is in {path}")
+    print(f"sent in {manifest.seconds:.1f} s; the manifest is {path}")
     return manifest
 
 
 def run_flows(exchanges: list[Exchange]) -> None:
-    """Both flows until caught up; the first is killed with -9 when it has committed something, and started again."""
+    """Run both flows until caught up. Kill the first with -9 after its first commit, and restart it."""
     first, *others = exchanges
-    say(f"the flows; {first.name} is killed with -9 midway and started again")
+    print_heading(f"the flows; {first.name} is killed with -9 midway and restarted")
     running = {e.name: start_flow(e) for e in others}
     victim = start_flow(first, batch_rows=20_000, commit_batches=1)
     deadline = time.monotonic() + DEADLINE_SECONDS
@@ -112,7 +116,7 @@ def start_flow(exchange: Exchange, **settings: int) -> subprocess.Popen[bytes]:
 
 
 def committed(exchange: Exchange) -> int:
-    """Offsets that all four tables hold."""
+    """Return the number of offsets that all four tables hold."""
     catalog = open_catalog(load_settings(COUNTS))
     try:
         ledgers = [
@@ -124,46 +128,46 @@ def committed(exchange: Exchange) -> int:
     return min(sum(e.next - e.first for e in ledger.partitions.values()) for ledger in ledgers)
 
 
-def show(exchanges: list[Exchange], manifests: dict[str, Manifest]) -> bool:
-    """The tables beside the manifests; whether they are the same everywhere."""
+def compare_counts(exchanges: list[Exchange], manifests: dict[str, Manifest]) -> bool:
+    """Show the counts of the tables next to the manifests. Return whether all are equal."""
     connection = k2flow.connect()
-    say("rows per layer, beside what the producer says it sent")
+    print_heading("rows per layer, next to the producer's manifest")
     rows: list[tuple[str, int, int]] = []
     for e in exchanges:
         sent = manifests[e.name]
-        in_gold = one(connection, f"SELECT count(*) FROM {GOLD} WHERE exchange = '{e.code}'")
+        in_gold = scalar(connection, f"SELECT count(*) FROM {GOLD_TABLE} WHERE exchange = '{e.code}'")
         rows += [
-            (e.bronze, one(connection, f"SELECT count(*) FROM {e.bronze}"), sent.sent),
-            (e.silver, one(connection, f"SELECT count(*) FROM {e.silver}"), sent.silver),
-            (e.dlq, one(connection, f"SELECT count(*) FROM {e.dlq}"), sent.dlq),
-            (f"{GOLD} ({e.code})", in_gold, sent.gold),
+            (e.bronze, scalar(connection, f"SELECT count(*) FROM {e.bronze}"), sent.sent),
+            (e.silver, scalar(connection, f"SELECT count(*) FROM {e.silver}"), sent.silver),
+            (e.dlq, scalar(connection, f"SELECT count(*) FROM {e.dlq}"), sent.dlq),
+            (f"{GOLD_TABLE} ({e.code})", in_gold, sent.gold),
         ]
-    right = print_counts("table", rows)
-    say("dead letters by reason")
+    equal = print_counts("table", rows)
+    print_heading("dead letters by reason")
     reasons: list[tuple[str, int, int]] = []
     for e in exchanges:
         found = dict(connection.sql(f"SELECT reason, count(*) FROM {e.dlq} GROUP BY reason").fetchall())
         expected = manifests[e.name].bad
         for reason in sorted({*found, *expected}):
             reasons.append((f"{e.name} {reason}", found.get(reason, 0), expected.get(reason, 0)))
-    return right & print_counts("reason", reasons)
+    return equal & print_counts("reason", reasons)
 
 
-def prove(exchanges: list[Exchange]) -> Report | Problem:
-    """As `k2flow audit` does."""
-    say("the audit: k2flow's own proof, from Kafka's offsets to Gold's files")
+def run_audit(exchanges: list[Exchange]) -> Report | Problem:
+    """Audit as `k2flow audit` does."""
+    print_heading("the audit: a proof from Kafka's offsets to Gold's files")
     settings = load_settings(COUNTS)
-    with progress_bars() as told:
-        audited = attempt(lambda: audit(open_catalog(settings), settings, exchanges, progress=told))
+    with progress_bars() as progress:
+        audited = attempt(lambda: audit(open_catalog(settings), settings, exchanges, progress=progress))
     if isinstance(audited, Problem):
-        print(f"the law could not be checked: {audited.text}")
+        print(f"audit incomplete: {audited.text}")
     else:
-        audited.show(Console(width=None if sys.stdout.isatty() else PIPE_WIDTH))
+        audited.show(output_console())
     return audited
 
 
-def candles() -> None:
-    say("one-minute candles of BTCUSDT, from Gold by DuckDB")
+def show_candles() -> None:
+    print_heading("one-minute candles of BTCUSDT, from Gold by DuckDB")
     found = k2flow.connect().sql(CANDLES)
     table = Table(*found.columns)
     for row in found.fetchall():
@@ -171,15 +175,15 @@ def candles() -> None:
     console.print(table)
 
 
-def report(exchanges: list[Exchange], audited: Report | Problem) -> Path:
-    """As `k2flow report` does, with the audit that was made already; the page's file."""
-    say("the report: one page of all of it")
+def write_report(exchanges: list[Exchange], audited: Report | Problem) -> Path:
+    """Write the page as `k2flow report` does, with the audit above. Return its path."""
+    print_heading("the report: one page with all of it")
     settings, path = load_settings(COUNTS), HOME / "report.html"
     write(path, render(gather(open_catalog(settings), settings, exchanges, ()), audited))
     return path
 
 
-def one(connection: duckdb.DuckDBPyConnection, sql: str) -> int:
+def scalar(connection: duckdb.DuckDBPyConnection, sql: str) -> int:
     return int(connection.sql(sql).fetchall()[0][0])
 
 
@@ -191,8 +195,8 @@ def print_counts(what: str, rows: list[tuple[str, int, int]]) -> bool:
     return all(found == sent for _, found, sent in rows)
 
 
-def how_to_go_on(kafka: LocalKafka, keep: bool, page: Path) -> None:
-    say("go on")
+def show_next_steps(kafka: LocalKafka, keep: bool, page: Path) -> None:
+    print_heading("next steps")
     print(f"export K2FLOW_HOME={HOME}")
     if keep:
         print(f"export K2FLOW_KAFKA_BOOTSTRAP_SERVERS={kafka.bootstrap}")
@@ -203,7 +207,7 @@ def how_to_go_on(kafka: LocalKafka, keep: bool, page: Path) -> None:
         print("scripts/demo --keep    # leaves Kafka running")
     print(".venv/bin/k2flow tables list")
     print(".venv/bin/k2flow audit")
-    print(f'.venv/bin/k2flow query "SELECT symbol, count(*) FROM {GOLD} GROUP BY 1 ORDER BY 2 DESC LIMIT 5"')
+    print(f'.venv/bin/k2flow query "SELECT symbol, count(*) FROM {GOLD_TABLE} GROUP BY 1 ORDER BY 2 DESC LIMIT 5"')
     print(f"and open {page.resolve().as_uri()} in a browser")
 
 
