@@ -1,7 +1,7 @@
-"""Registers TradeV2 with a schema registry that speaks Confluent's API: `register_schema.py URL ID SUBJECT...`.
+"""Register TradeV2 with a schema registry (Confluent's API): `register_schema.py URL ID SUBJECT...`.
 
-The messages of `k2flow produce` carry an id in their header, so that the registry must give the schema that very one
-for every subject; where it gives another one, this says so and fails. Doing it again changes nothing.
+The messages of `k2flow produce` carry a schema id in their header. The registry must assign that id to every subject;
+otherwise this script fails. It is idempotent.
 """
 
 import json
@@ -17,7 +17,7 @@ CONTENT_TYPE = "application/vnd.schemaregistry.v1+json"
 
 
 def register(url: str, subject: str) -> int:
-    """The id that the registry gives TradeV2 as the newest schema of `subject`. Raises requests' errors, ValueError."""
+    """Register TradeV2 as the newest schema of `subject` and return its id. Raises requests' errors, ValueError."""
     answer = requests.post(
         f"{url.rstrip('/')}/subjects/{subject}/versions",
         data=json.dumps({"schema": json.dumps(trade_schema())}),
@@ -29,13 +29,13 @@ def register(url: str, subject: str) -> int:
 
 
 def main(url: str, wanted: str, subjects: Sequence[str]) -> None:
-    """Registers for each subject, and says what came of it. Ends the program with 1 where an id is not `wanted`."""
+    """Register and print the id of each subject. Exit with 1 if an id is not `wanted`."""
     for subject in subjects:
         found = register(url, subject)
         print(f"{subject}: schema id {found}", flush=True)
         if found != int(wanted):
             sys.exit(
-                f"{subject}: TradeV2 has schema id {found}, not {wanted}: tell `k2flow produce --schema-id {found}`"
+                f"{subject}: TradeV2 has schema id {found}, not {wanted}: use `k2flow produce --schema-id {found}`"
             )
 
 
