@@ -1,4 +1,4 @@
-"""Every error k2flow raises on purpose.
+"""All errors that k2flow raises on purpose.
 
     K2flowError
     ├── SettingsError        a setting is unknown, missing or wrong
@@ -8,22 +8,22 @@
     ├── KafkaError           the broker, a topic or a partition cannot be used
     │   ├── NoBrokerError    no broker answers at all
     │   └── LostOffsetsError Kafka no longer has messages that were never committed
-    ├── ProduceError         messages could not be made or delivered
+    ├── ProduceError         messages could not be produced or delivered
     ├── SchemaError          an Avro writer schema cannot be used
     ├── RegistryError        the schema registry cannot be reached
-    ├── CommitError          a commit to a table failed for good
+    ├── CommitError          a commit to a table failed permanently
     │   ├── FencedError      a newer copy of the flow has taken over the tables
-    │   └── OffsetGapError  a range of offsets does not begin where the last one ended
+    │   └── OffsetGapError   a range of offsets does not begin where the ledger ends
     ├── AlreadyRunningError  another live copy of the flow owns the tables
     ├── DedupError           ids cannot be deduplicated as given
     ├── RunError             the processes of a flow could not be run
-    ├── ReprocessError            messages cannot be judged again as asked
+    ├── ReprocessError       messages cannot be reprocessed as asked
     ├── MaintenanceError     a table cannot be maintained as it is
     ├── QueryError           a query failed
     ├── ReportError          a report cannot be written
-    └── AuditError           the audit could not look at something that it must
+    └── AuditError           the audit is incomplete
 
-Each message is one line that says what is wrong and what to do next.
+Each message is one line: the cause, then what to do next.
 """
 
 from typing import ClassVar
@@ -67,7 +67,7 @@ class LostOffsetsError(KafkaError):
 
 
 class ProduceError(K2flowError):
-    """Messages could not be made or delivered."""
+    """Messages could not be produced or delivered."""
 
 
 class SchemaError(K2flowError):
@@ -81,7 +81,7 @@ class RegistryError(K2flowError):
 
 
 class CommitError(K2flowError):
-    """A commit to a table failed for good."""
+    """A commit to a table failed permanently."""
 
     retryable = True
 
@@ -93,7 +93,7 @@ class FencedError(CommitError):
 
 
 class OffsetGapError(CommitError):
-    """A range of offsets does not begin where the last committed one ended."""
+    """A range of offsets does not begin where the table's ledger ends."""
 
 
 class AlreadyRunningError(K2flowError):
@@ -101,7 +101,7 @@ class AlreadyRunningError(K2flowError):
 
 
 class DedupError(K2flowError):
-    """Ids cannot be deduplicated as given: a defect of the caller, never of the data."""
+    """Ids cannot be deduplicated as given: a bug in the caller, never in the data."""
 
 
 class RunError(K2flowError):
@@ -111,7 +111,7 @@ class RunError(K2flowError):
 
 
 class ReprocessError(K2flowError):
-    """Messages cannot be judged again as asked; no row was touched."""
+    """Messages cannot be reprocessed as asked; no row was changed."""
 
 
 class MaintenanceError(K2flowError):
@@ -123,8 +123,8 @@ class QueryError(K2flowError):
 
 
 class ReportError(K2flowError):
-    """A report cannot be written where it should be."""
+    """A report cannot be written."""
 
 
 class AuditError(K2flowError):
-    """The audit could not look at something that it must: it says nothing about the law then."""
+    """The audit is incomplete: it could not read something, and proves nothing about the invariants."""

@@ -1,14 +1,14 @@
 """Named points in the code at which a test can make a process die, fail, hang or stop.
 
-K2FLOW_FAILPOINTS arms them: `commit.landed=die@3,gold.load=raise`. An action is taken once, when its point is reached
-for the nth time (`@n`, 1 unless told) in a process:
+K2FLOW_FAILPOINTS arms them: `commit.landed=die@3,gold.load=raise`. An action runs once, when a process reaches its
+point for the nth time (`@n`, default 1):
 
 - `die`: the process kills itself with SIGKILL;
 - `raise`: InjectedError, an OSError, as an unreachable storage would raise;
 - `hang`: the thread sleeps until the process is killed;
-- `stop`: the process stops itself with SIGSTOP, and goes on from there at SIGCONT.
+- `stop`: the process stops itself with SIGSTOP, and continues there after SIGCONT.
 
-Unarmed, a point costs one look at an empty dict, a few times a batch.
+An unarmed point costs one look into an empty dict, a few times per batch.
 """
 
 import logging
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 class Point(StrEnum):
-    """Every point, in the order in which a batch passes them; the last ones only where rows are replaced."""
+    """All points, in the order in which a batch passes them; the last four only where rows are replaced."""
 
     OPENED = "opened"
     SOURCE_EMITTED = "source.emitted"
@@ -40,14 +40,14 @@ class Point(StrEnum):
     COMMIT_LANDED = "commit.landed"
     COMMIT_DONE = "commit.done"
     SHUTDOWN = "shutdown"
-    REWRITTEN = "redo.rewritten"
+    REWRITTEN = "reprocess.rewritten"
     STAGED = "staging.staged"
-    DECIDED = "staging.decided"
+    COMMITTED = "staging.committed"
     PUBLISHED = "staging.published"
 
 
 class Action(StrEnum):
-    """What happens at a point."""
+    """An action at a point."""
 
     DIE = "die"
     RAISE = "raise"
@@ -56,7 +56,7 @@ class Action(StrEnum):
 
 
 class InjectedError(OSError):
-    """The failure that `raise` injects."""
+    """The error that `raise` injects."""
 
 
 _lock = Lock()
@@ -65,7 +65,11 @@ _reached: Counter[Point] = Counter()
 
 
 def arm(text: str) -> None:
-    """Arms what K2FLOW_FAILPOINTS says, and nothing else. Raises SettingsError."""
+    """Arm the points in `text`, the value of K2FLOW_FAILPOINTS, and disarm all others.
+
+    Raises:
+        SettingsError: `text` names an unknown point or action.
+    """
     armed = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         try:
@@ -84,7 +88,11 @@ def arm(text: str) -> None:
 
 
 def reach(point: Point) -> None:
-    """Does what is armed at `point`, if anything is. Raises InjectedError where that is `raise`."""
+    """Run the action that is armed at `point`, if any.
+
+    Raises:
+        InjectedError: the action is `raise`.
+    """
     if not _armed or point not in _armed:
         return
     with _lock:
@@ -97,7 +105,9 @@ def reach(point: Point) -> None:
         case Action.DIE:
             os.kill(os.getpid(), signal.SIGKILL)
         case Action.STOP:
-            signal.pthread_kill(get_ident(), signal.SIGSTOP)  # of the process, it could come after the next steps
+            signal.pthread_kill(
+                get_ident(), signal.SIGSTOP
+            )  # a signal to the process could arrive after the next steps
         case Action.RAISE:
             raise InjectedError(f"failpoint {point}")
         case Action.HANG:

@@ -1,4 +1,4 @@
-"""A time limit for calls that have none: drivers of databases and HTTP clients wait for ever for a frozen server."""
+"""A timeout for calls without one: database drivers and HTTP clients wait forever for a frozen server."""
 
 import threading
 from collections.abc import Callable
@@ -8,14 +8,17 @@ T = TypeVar("T")
 
 
 class DeadlinePassedError(Exception):
-    """A call has not ended in time."""
+    """A call did not end in time."""
 
 
-def within(seconds: float, call: Callable[[], T]) -> T:
-    """What `call` returns or raises. Raises DeadlinePassedError if it takes longer than `seconds`.
+def run_with_timeout(seconds: float, call: Callable[[], T]) -> T:
+    """Return or raise the result of `call`, run in a thread of its own.
 
-    The call then goes on in its own thread, and may still take effect: whoever gives up must end the process, or look
-    before doing it again.
+    After a timeout the call continues in its thread, and may still take effect. The caller must end the process, or
+    check the effect before it repeats the call.
+
+    Raises:
+        DeadlinePassedError: the call took longer than `seconds`.
     """
     results: list[T] = []
     errors: list[BaseException] = []
@@ -26,7 +29,7 @@ def within(seconds: float, call: Callable[[], T]) -> T:
         except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
             errors.append(error)
 
-    thread = threading.Thread(target=run, name="within", daemon=True)
+    thread = threading.Thread(target=run, name="run_with_timeout", daemon=True)
     thread.start()
     thread.join(seconds)
     if errors:

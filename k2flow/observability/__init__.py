@@ -1,1 +1,1 @@
-"""."""
+"""Logs, Prometheus metrics, health checks and OpenTelemetry traces of k2flow's processes."""

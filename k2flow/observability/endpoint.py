@@ -1,4 +1,4 @@
-"""Serves /metrics for Prometheus, and /healthz and /readyz for whoever runs k2flow: loopback unless told otherwise."""
+"""The HTTP endpoint of a process: /metrics for Prometheus, /healthz and /readyz for an orchestrator."""
 
 import logging
 import threading
@@ -8,20 +8,24 @@ from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import ThreadingWSGIServer, make_wsgi_app
+from typing_extensions import override
 
 from k2flow.config.settings import PREFIX
 from k2flow.errors import SettingsError
 
 log = logging.getLogger(__name__)
 
-Check = Callable[[], str | None]
-"""What is wrong, in one line; None if nothing is."""
+HealthCheck = Callable[[], str | None]
+"""Returns the problem in one line, or None."""
 
 
-def serve(host: str, port: int, registry: CollectorRegistry, health: Check, readiness: Check) -> None:
-    """Serves in a thread of its own until the process ends. Raises SettingsError where the address cannot be had.
+def serve(host: str, port: int, registry: CollectorRegistry, health: HealthCheck, readiness: HealthCheck) -> None:
+    """Serve in a thread of its own until the process ends, whatever the flow waits for.
 
-    /healthz and /readyz answer 200, or 503 and what is wrong. They and /metrics answer whatever the flow waits for.
+    /healthz and /readyz answer 200, or 503 and the problem.
+
+    Raises:
+        SettingsError: the address is in use or invalid.
     """
     metrics = make_wsgi_app(registry)
     checks = {"/healthz": health, "/readyz": readiness}
@@ -31,12 +35,12 @@ def serve(host: str, port: int, registry: CollectorRegistry, health: Check, read
         if check is None:
             answer: Iterable[bytes] = metrics(environ, start_response)
             return answer
-        wrong = check()
-        start_response("503 Service Unavailable" if wrong else "200 OK", [("Content-Type", "text/plain")])
-        return [f"{wrong or 'ok'}\n".encode()]
+        problem = check()
+        start_response("503 Service Unavailable" if problem else "200 OK", [("Content-Type", "text/plain")])
+        return [f"{problem or 'ok'}\n".encode()]
 
     try:
-        server = make_server(host, port, app, ThreadingWSGIServer, handler_class=_Quiet)
+        server = make_server(host, port, app, ThreadingWSGIServer, handler_class=_QuietHandler)
     except (OSError, OverflowError) as error:
         raise SettingsError(
             f"{PREFIX}METRICS_PORT: {host}:{port} cannot be listened on ({error}): set another port, or another "
@@ -46,8 +50,9 @@ def serve(host: str, port: int, registry: CollectorRegistry, health: Check, read
     log.info("metrics at http://%s:%d/metrics", host, port)
 
 
-class _Quiet(WSGIRequestHandler):
-    """Scrapes are no news."""
+class _QuietHandler(WSGIRequestHandler):
+    """Logs requests at DEBUG: Prometheus sends one every few seconds."""
 
+    @override
     def log_message(self, format: str, *args: Any) -> None:
         log.debug(format, *args)

@@ -1,7 +1,7 @@
-"""What a flow tells Prometheus of itself.
+"""The Prometheus metrics of a flow.
 
-Each process counts for itself. With PROMETHEUS_MULTIPROC_DIR set, as `k2flow run` sets it, the counts go into files of
-that folder, which outlive the process and which the supervisor adds up; without it they are this process's alone.
+Each process counts for itself. `k2flow run` sets PROMETHEUS_MULTIPROC_DIR: the counts then go into files of that
+folder, which outlive the process and which the supervisor adds up. Without it the counts are this process's alone.
 Names follow Prometheus' conventions (base units, `_total`); `layer` is bronze, silver, dlq or gold.
 """
 
@@ -9,10 +9,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
 import psutil
 from prometheus_client import Counter, Gauge, Histogram
-from pyiceberg.manifest import DataFile
+
+if TYPE_CHECKING:
+    from pyiceberg.manifest import DataFile
 
 SUPERVISED = "PROMETHEUS_MULTIPROC_DIR"
 """Variable that the supervisor sets: the folder into which Prometheus' client writes the counts of each process."""
@@ -22,50 +25,56 @@ LABELS = ("exchange", "layer")
 ROWS = Counter("k2flow_rows", "Rows committed.", LABELS)
 FILES = Counter("k2flow_files", "Data files committed.", LABELS)
 BYTES = Counter("k2flow_file_bytes", "Bytes of the data files committed.", LABELS)
-DEAD_LETTERS = Counter("k2flow_dead_letters", "Messages that are no valid trades, by reason.", ("exchange", "reason"))
-DUPLICATES = Counter("k2flow_duplicates_dropped", "Trades whose id Gold had already.", ("exchange",))
+DEAD_LETTERS = Counter("k2flow_dead_letters", "Messages that are not valid trades, by reason.", ("exchange", "reason"))
+DUPLICATES = Counter("k2flow_duplicates_dropped", "Trades whose id Gold already had.", ("exchange",))
 COMMIT_SECONDS = Histogram(
     "k2flow_commit_seconds",
-    "Time of a commit, with all its attempts.",
+    "Duration of a commit, with all its attempts.",
     LABELS,
     buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120),
 )
-COMMIT_RETRIES = Counter(
-    "k2flow_commit_retries", "Attempts of commits that another commit or an outage foiled.", LABELS
-)
-COMMIT_FAILURES = Counter("k2flow_commit_failures", "Commits that were given up, which ends the flow.", LABELS)
+COMMIT_RETRIES = Counter("k2flow_commit_retries", "Commit attempts that failed on a conflict or an outage.", LABELS)
+COMMIT_FAILURES = Counter("k2flow_commit_failures", "Commits that failed for good, which ends the flow.", LABELS)
 FRESHNESS_SECONDS = Histogram(
     "k2flow_freshness_seconds",
-    "Age, by Kafka's time, of the oldest message of a commit once readers see it.",
+    "Age of a commit's oldest message, by its Kafka timestamp, when readers can see it.",
     LABELS,
     buckets=(0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 900, 3600, 86400),
 )
 BATCH_MESSAGES = Histogram(
     "k2flow_batch_messages",
-    "Messages of a batch.",
+    "Messages per batch.",
     ("exchange",),
     buckets=(0, 100, 1_000, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 1_000_000),
 )
 COMMITTED_AT = Gauge(
-    "k2flow_last_commit_timestamp_seconds", "When a layer's last commit was made.", LABELS, multiprocess_mode="max"
+    "k2flow_last_commit_timestamp_seconds", "Time of a layer's last commit.", LABELS, multiprocess_mode="max"
 )
 SEEN_IDS = Gauge(
-    "k2flow_dedup_ids", "Message ids that a worker remembers.", ("exchange", "worker"), multiprocess_mode="livesum"
+    "k2flow_dedup_ids",
+    "Message ids in a worker's deduplication index.",
+    ("exchange", "worker"),
+    multiprocess_mode="livesum",
 )
-SEEN_BYTES = Gauge("k2flow_dedup_bytes", "Memory of those ids.", ("exchange", "worker"), multiprocess_mode="livesum")
+SEEN_BYTES = Gauge(
+    "k2flow_dedup_bytes",
+    "Memory of a worker's deduplication index.",
+    ("exchange", "worker"),
+    multiprocess_mode="livesum",
+)
 RESIDENT_BYTES = Gauge(
     "k2flow_resident_bytes", "Resident memory of an exchange's processes.", ("exchange",), multiprocess_mode="livesum"
 )
 STAGE = Gauge(
     "k2flow_process_stage",
-    "How far a process has come: 1 its tables and topic are open, 2 it reads.",
+    "Stage of a process: 0 starting, 1 its tables and topic are open, 2 it reads.",
     ("exchange",),
     multiprocess_mode="liveall",
 )
 
 
 class Stage(IntEnum):
-    """What STAGE tells."""
+    """The values of STAGE."""
 
     STARTING = 0
     OPENED = 1
@@ -74,9 +83,10 @@ class Stage(IntEnum):
 
 @dataclass(frozen=True)
 class BatchStats:
-    """What the metrics are to be told of rows once they are committed.
+    """Per-batch statistics, published to Prometheus after the batch commits.
 
-    `oldest_us`: Kafka's time (us since 1970) of the oldest of their messages, if it is known.
+    `oldest_us` is the Kafka timestamp (us since 1970) of the batch's oldest message, if known; `reasons` counts dead
+    letters by reason code.
     """
 
     oldest_us: int | None = None
@@ -84,13 +94,18 @@ class BatchStats:
     duplicates: int = 0
 
 
+EMPTY_STATS = BatchStats()
+
+
 def layer_of(table: str) -> str:
-    """bronze, silver, dlq or gold: what a table's name begins with."""
+    """Return the layer of a table, the first part of its name: bronze, silver, dlq or gold."""
     return table.partition("_")[0]
 
 
-def committed(exchange: str, table: str, files: Sequence[DataFile], told: Sequence[BatchStats], seconds: float) -> None:
-    """Counts one commit."""
+def count_commit(
+    exchange: str, table: str, files: Sequence["DataFile"], stats: Sequence[BatchStats], seconds: float
+) -> None:
+    """Count one commit of `files`, which took `seconds`, and the statistics of its batches."""
     labels = (exchange, layer_of(table))
     now = time.time()
     ROWS.labels(*labels).inc(sum(file.record_count for file in files))
@@ -98,11 +113,11 @@ def committed(exchange: str, table: str, files: Sequence[DataFile], told: Sequen
     BYTES.labels(*labels).inc(sum(file.file_size_in_bytes for file in files))
     COMMIT_SECONDS.labels(*labels).observe(seconds)
     COMMITTED_AT.labels(*labels).set(now)
-    times = [each.oldest_us for each in told if each.oldest_us is not None]
+    times = [each.oldest_us for each in stats if each.oldest_us is not None]
     if times:
         FRESHNESS_SECONDS.labels(*labels).observe(max(0.0, now - min(times) / 1e6))
-    for each in told:
+    for each in stats:
         for reason, count in each.reasons.items():
             DEAD_LETTERS.labels(exchange, reason).inc(count)
-    DUPLICATES.labels(exchange).inc(sum(each.duplicates for each in told))
+    DUPLICATES.labels(exchange).inc(sum(each.duplicates for each in stats))
     RESIDENT_BYTES.labels(exchange).set(psutil.Process().memory_info().rss)

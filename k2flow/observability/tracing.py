@@ -1,9 +1,9 @@
-"""OpenTelemetry traces, where K2FLOW_TRACES asks for them: of each worker's batch one, until its epoch is over.
+"""OpenTelemetry traces: with K2FLOW_TRACES, one per batch of a worker, until the batch's epoch ends.
 
-A batch is an epoch, and a worker takes no other before it is written, and committed if that is due. So what the
-worker's thread does until then belongs to the batch, and a commit, which may be of several, to the last one. Where
-spans go is said by OpenTelemetry's own variables (OTEL_EXPORTER_OTLP_ENDPOINT and others). Without K2FLOW_TRACES
-nothing of it is imported, and a span costs a call.
+A batch is an epoch. A worker takes the next batch only after this one is written, and committed if a commit is due. So
+all spans of the worker's thread until then belong to the batch. A commit may cover several batches; its spans belong to
+the last one. OpenTelemetry's own variables name the collector (OTEL_EXPORTER_OTLP_ENDPOINT and others). Without
+K2FLOW_TRACES no part of OpenTelemetry is imported, and a span costs one call.
 """
 
 import threading
@@ -22,12 +22,16 @@ Value = str | int | float | bool
 _provider: "TracerProvider | None" = None
 _tracer: "Tracer | None" = None
 _batches: "dict[int, Span]" = {}
-"""Of each thread the batch that is not ended. By the system's number of it: for Python a thread of Bytewax's is a new
-one in each call, so that neither its thread-local values nor OpenTelemetry's context last."""
+"""The open batch of each thread, by the operating system's thread id. To Python, a Bytewax thread is a new thread in
+each call: neither thread-local values nor OpenTelemetry's context survive a call."""
 
 
 def set_up(exchange: str) -> None:
-    """From now on spans go to the collector that OTEL_* variables name. Raises SettingsError without the extra."""
+    """Send spans from now on, to the collector that the OTEL_* variables name.
+
+    Raises:
+        SettingsError: the extra `traces` is not installed.
+    """
     global _provider, _tracer
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -41,8 +45,8 @@ def set_up(exchange: str) -> None:
     _tracer = _provider.get_tracer("k2flow")
 
 
-def end() -> None:
-    """Sends what is left, also of batches that were not ended; waits ten seconds at the most for a collector."""
+def shut_down() -> None:
+    """End all open batches and send the remaining spans; wait at most ten seconds for the collector."""
     global _provider, _tracer
     if _provider is not None:
         while _batches:
@@ -52,7 +56,7 @@ def end() -> None:
 
 
 def begin_batch(**attributes: Value) -> None:
-    """The spans of this thread belong to a new batch, until it ends or another one begins."""
+    """Begin a batch: this thread's spans belong to it until it ends or another one begins."""
     if _tracer is not None:
         from opentelemetry.context import Context
 
@@ -61,13 +65,13 @@ def begin_batch(**attributes: Value) -> None:
 
 
 def end_batch() -> None:
-    """Ends this thread's batch, if it has one."""
+    """End this thread's batch, if it has one."""
     if (batch := _batches.pop(threading.get_ident(), None)) is not None:
         batch.end()
 
 
 def span(name: str, **attributes: Value) -> AbstractContextManager[object]:
-    """One step of the batch, for as long as it is entered; an exception that leaves it is recorded."""
+    """Return a span for one step of the batch. It records an exception that leaves it."""
     if _tracer is None:
         return nullcontext()
     from opentelemetry.trace import set_span_in_context

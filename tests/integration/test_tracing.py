@@ -108,4 +108,4 @@ def test_without_them_a_span_is_nothing() -> None:
     tracing.begin_batch(messages=1)
     with tracing.span("decode", messages=1) as entered:
         assert entered is None
-    tracing.end()
+    tracing.shut_down()

@@ -6,9 +6,10 @@ A bad message is made from a valid one, and has no other defect than the one it 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from k2flow.layers import MAX_TIME_US, MIN_TIME_US
 from k2flow.sandbox.producer.encode import blob, decimal, enum_index, header, long, text
 from k2flow.trades.reasons import Reason
-from k2flow.trades.validate import FUTURE_US, MAX_TIME_US, MIN_TIME_US, OLD_US
+from k2flow.trades.validate import FUTURE_US, OLD_US
 
 HOUR_US = 3_600_000_000
 
