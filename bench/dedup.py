@@ -25,10 +25,10 @@ from bench.measure import Stopwatch, peak_resident
 from bench.report import BenchResult, report
 from k2flow.dedup.index import SeenIds
 from k2flow.exchange import find_exchange
-from k2flow.flow.dedup import GoldIds
 from k2flow.flow.session import FlowSession
-from k2flow.iceberg.ledger import Range
+from k2flow.iceberg.ledger import OffsetRange
 from k2flow.layers import GOLD_TABLE
+from k2flow.trades.gold_ids import GoldIds
 
 EXCHANGE = "binance"
 SIZES = (1_000_000, 10_000_000, 50_000_000)
@@ -230,7 +230,7 @@ def write_hour(home: Path, ids: int) -> int:
         n = min(step, ids - first)
         new = uuid_texts(source.fresh(n))
         written = lake.writers[GOLD_TABLE].write(rows.slice(0, n).set_column(column, rows.schema.field(column), new))
-        lake.committers[GOLD_TABLE].commit(written, [Range(0, first, first + n, n)])
+        lake.committers[GOLD_TABLE].commit(written, [OffsetRange(0, first, first + n, n)])
         files += len(written)
     return files
 

@@ -12,17 +12,17 @@ from k2flow.compat.table_metadata import install_metadata_cache
 from k2flow.config.settings import load_settings
 from k2flow.dedup.index import SeenIds
 from k2flow.exchange import exchange_names, find_exchange
-from k2flow.flow.dataflow import bronze_rows
-from k2flow.flow.dedup import LateRows, gold_rows, hours_of
 from k2flow.iceberg.catalog import load_table, open_catalog
 from k2flow.iceberg.commit import Committer
-from k2flow.iceberg.ledger import Range
+from k2flow.iceberg.ledger import OffsetRange
 from k2flow.iceberg.tables import create, definitions
 from k2flow.iceberg.writer import DataFileWriter
-from k2flow.layers import GOLD_TABLE
+from k2flow.layers import GOLD, GOLD_TABLE
 from k2flow.sandbox.producer import ProduceOptions
 from k2flow.sandbox.producer.stream import Messages, Stream
+from k2flow.trades.bronze import bronze_rows
 from k2flow.trades.decode import TradeDecoder
+from k2flow.trades.deduplicate import LateRows, hours_of
 from k2flow.trades.messages import MESSAGE_SCHEMA, MessageBatch
 from k2flow.trades.registry import FixedSchemas
 
@@ -57,7 +57,7 @@ class LakeWriter:
         self._seen = SeenIds(lambda hour: [], None)
         self._late = LateRows()
         self._files: dict[str, list[DataFile]] = {name: [] for name in wanted}  # and ranges: since the last commit
-        self._ranges: dict[str, list[Range]] = {name: [] for name in wanted}
+        self._ranges: dict[str, list[OffsetRange]] = {name: [] for name in wanted}
 
     def write(
         self, messages: MessageBatch, stage: Callable[[str], AbstractContextManager[object]] = nullcontext
@@ -83,13 +83,13 @@ class LakeWriter:
         with stage("DLQ files"):
             write(exchange.dlq, decoded.failures.rows, decoded.failures)
         with stage("gold rows, dedup"):
-            gold = gold_rows(decoded.trades.rows)
+            gold = GOLD.rows(decoded.trades.rows)
             hours = hours_of(gold)
             first = self._seen.accept_new(gold.column("message_id"), hours)
-            ready = self._late.ready(gold, first, hours, messages.commit)
+            ready = self._late.ready(gold, first, hours, messages.ends_checkpoint)
         with stage("Gold's files"):
             write(GOLD_TABLE, ready, decoded.trades)
-        if messages.commit:
+        if messages.ends_checkpoint:
             with stage("commits"):
                 for name, committer in self.committers.items():
                     committer.commit(self._files[name], self._ranges[name])

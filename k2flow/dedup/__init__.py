@@ -1,10 +1,13 @@
-"""Exact deduplication of message ids in bounded memory: no Python object for an id, no state but Gold's.
+"""Exact deduplication in bounded memory: no Python object per id, and no state besides Gold.
 
-keys.py turns ids into fixed-width integers without loss, runs.py keeps and finds them, and index.py says
-which row brings an id for the first time.
+An id is the deduplication key of a row, by default its `message_id`. The modules, in the order of a batch:
+
+    keys         the key column, and ids encoded without loss as fixed-width integers
+    sorted_runs  sets of encoded ids, and the search in them
+    index        which rows of a batch have a new id
 """
 
 from k2flow.dedup.index import SeenIds
-from k2flow.dedup.keys import owner
+from k2flow.dedup.keys import owners_of
 
-__all__ = ["SeenIds", "owner"]
+__all__ = ["SeenIds", "owners_of"]

@@ -1,4 +1,4 @@
-"""The guarantee of deduplication against a model in plain Python: random batches, commits and restarts."""
+"""The guarantees of deduplication against a model in plain Python, with random batches, commits and restarts."""
 
 import uuid
 from collections.abc import Iterator
@@ -9,18 +9,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from k2flow.dedup import SeenIds, index, keys, owner, runs
+from k2flow.dedup import SeenIds, index, keys, owners_of, sorted_runs
 
 WINDOW = 4
 START = 500_000
-TAGS = runs.TAGS
+TAGS = sorted_runs.TAGS
 POOL = [
     *(str(uuid.UUID(int=number * 0x9E3779B97F4A7C15F39CC0605CEDC835 % (1 << 128))) for number in range(40)),
     *(str(uuid.UUID(int=number)).upper() for number in range(8, 14)),
     *(text * times for text in ("", "\0", "a", "é", "0g000000-0000-4000-8000-000000000000") for times in (1, 2, 20)),
 ]
 
-# Ages of rows in hours: in the window, at its edge, far out, and once or twice the modulus of tags away.
+# Ages of rows in hours: in the window, at its edge, far outside, and once or twice the modulus of tags away.
 AGES = st.sampled_from([0, 0, 0, 1, 2, 3, 4, 9, TAGS, TAGS + 1, 2 * TAGS, START + 7])
 ROWS = st.lists(st.tuples(st.sampled_from(POOL), AGES), max_size=40)
 STEPS = st.lists(
@@ -35,17 +35,17 @@ STEPS = st.lists(
 )
 
 
-def weak(words: keys.Words) -> tuple[keys.Words, keys.Words]:
-    """Keys of 16 different heads only, and no less exact: each look-up meets other ids of the same head."""
-    head, rest = STRONG(words)
+def weak_scramble(words: keys.Words) -> tuple[keys.Words, keys.Words]:
+    """Scramble words into only 16 distinct heads, still without loss: each look-up meets other ids of the same head."""
+    head, rest = STRONG_SCRAMBLE(words)
     return head & np.uint64(0xC0000000C0000000), np.column_stack([head, rest])
 
 
-STRONG = keys._scramble
+STRONG_SCRAMBLE = keys._scramble
 
 
 class Flow:
-    """A flow with its workers, and the Gold that it commits to."""
+    """A flow with its workers, and the Gold table that it commits to."""
 
     def __init__(self, gold: list[tuple[str, int]], workers: int, window: int) -> None:
         self.gold, self.accepted, self.workers, self.window = (
@@ -57,7 +57,7 @@ class Flow:
         self.restart()
 
     def restart(self) -> None:
-        """What was not committed is lost."""
+        """Lose all uncommitted rows."""
         self.accepted.clear()
         newest = max((hour for _, hour in self.gold), default=None)
         self.newest = [newest] * self.workers
@@ -72,22 +72,22 @@ class Flow:
         self.gold += self.accepted
         self.accepted.clear()
         for seen in self.seen:
-            seen.commit()
+            seen.on_commit()
 
-    def judge(self, rows: list[tuple[str, int]]) -> list[bool]:
-        """Sends each row to its worker, and checks what each says against the rule."""
-        owners = owner(pa.array([text for text, _ in rows], pa.string()), self.workers)
+    def accept(self, rows: list[tuple[str, int]]) -> list[bool]:
+        """Route each row to its worker, and check each result against the guarantees."""
+        owners = owners_of(pa.array([text for text, _ in rows], pa.string()), self.workers)
         first = [False] * len(rows)
         for worker in range(self.workers):
             at = np.flatnonzero(owners == worker).tolist()
-            for place, mark in zip(at, self.judge_own(worker, [rows[place] for place in at]), strict=True):
+            for place, mark in zip(at, self.accept_own(worker, [rows[place] for place in at]), strict=True):
                 first[place] = mark
         return first
 
-    def judge_own(self, worker: int, rows: list[tuple[str, int]]) -> list[bool]:
+    def accept_own(self, worker: int, rows: list[tuple[str, int]]) -> list[bool]:
         seen = self.seen[worker]
         ids = pa.array(["-", *(text for text, _ in rows)], pa.string())[1:]
-        marks = seen.first_seen(ids, np.array([hour for _, hour in rows], np.int64)).tolist()
+        marks = seen.accept_new(ids, np.array([hour for _, hour in rows], np.int64)).tolist()
 
         known_hours = [hour for _, hour in rows] + [hour for hour in [self.newest[worker]] if hour is not None]
         newest = self.newest[worker] = max(known_hours, default=None)
@@ -107,7 +107,7 @@ class Flow:
         mine = {
             (text, hour)
             for text, hour in self.gold + self.accepted
-            if hour in seen.hours and owner(pa.array([text]), self.workers)[0] == worker
+            if hour in seen.hours and owners_of(pa.array([text]), self.workers)[0] == worker
         }
         assert seen.ids >= len(mine)
         assert len(self.gold) != len(set(self.gold)) or seen.ids == len(mine)
@@ -115,18 +115,18 @@ class Flow:
 
 
 @pytest.fixture(params=["strong", "weak"])
-def small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All thresholds so small that each is passed often."""
-    monkeypatch.setattr(index, "_SLAB", 6)
-    monkeypatch.setattr(index, "_SLACK", 3)
-    monkeypatch.setattr(runs, "_CHUNK", 5)
-    monkeypatch.setattr(runs, "_RATIO", 2)
-    monkeypatch.setattr(keys, "_BLOCK", 7)
+def small_thresholds(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make all thresholds so small that each is often exceeded."""
+    monkeypatch.setattr(index, "_SORT_ROWS", 6)
+    monkeypatch.setattr(index, "_EVICTION_GROWTH", 3)
+    monkeypatch.setattr(sorted_runs, "_CHUNK", 5)
+    monkeypatch.setattr(sorted_runs, "_SIZE_RATIO", 2)
+    monkeypatch.setattr(keys, "_BLOCK_ROWS", 7)
     if request.param == "weak":
-        monkeypatch.setattr(keys, "_scramble", weak)
+        monkeypatch.setattr(keys, "_scramble", weak_scramble)
 
 
-# The fixture patches the same constants for every example, so one call of it serves them all.
+# The fixture patches the same constants for every example, so one call serves all examples.
 QUICK = settings(
     max_examples=80,
     deadline=None,
@@ -134,11 +134,13 @@ QUICK = settings(
 )
 
 
-@pytest.mark.usefixtures("small")
+@pytest.mark.usefixtures("small_thresholds")
 @pytest.mark.parametrize("workers", [1, 3])
 @QUICK
 @given(gold=ROWS, steps=STEPS)
-def test_the_guarantee(workers: int, gold: list[tuple[str, int]], steps: list[object]) -> None:
+def test_guarantees_hold_for_any_batches_commits_and_restarts(
+    workers: int, gold: list[tuple[str, int]], steps: list[object]
+) -> None:
     now = START
     flow = Flow([(text, now - age) for text, age in gold], workers, WINDOW)
     for step in steps:
@@ -150,25 +152,25 @@ def test_the_guarantee(workers: int, gold: list[tuple[str, int]], steps: list[ob
             case ("later by", int(hours)):
                 now += hours
             case list(rows):
-                flow.judge([(text, now - age) for text, age in rows])
+                flow.accept([(text, now - age) for text, age in rows])
 
 
-@pytest.mark.usefixtures("small")
+@pytest.mark.usefixtures("small_thresholds")
 @QUICK
 @given(
     batches=st.lists(
         st.lists(st.tuples(st.sampled_from(POOL), st.integers(-3, 3)), max_size=40) | st.none(), max_size=12
     )
 )
-def test_workers_together_say_what_one_says(batches: list[list[tuple[str, int]] | None]) -> None:
-    """In the hot window, that is: beyond it each worker knows the hours that it was asked about."""
+def test_three_workers_accept_the_same_rows_as_one(batches: list[list[tuple[str, int]] | None]) -> None:
+    """All rows are in the hot window: outside it, each worker loads only the hours of its own rows."""
     one, three = Flow([("a", 0), (POOL[0], 2)], 1, 10), Flow([("a", 0), (POOL[0], 2)], 3, 10)
     for batch in batches:
         if batch is None:
             one.commit()
             three.commit()
         else:
-            assert one.judge(batch) == three.judge(batch)
+            assert one.accept(batch) == three.accept(batch)
 
 
 @given(
@@ -184,10 +186,10 @@ def test_workers_together_say_what_one_says(batches: list[list[tuple[str, int]] 
     start=st.integers(0, 5),
 )
 @settings(max_examples=100, deadline=None)
-def test_keys_are_equal_exactly_where_strings_are(ids: list[str], start: int) -> None:
+def test_keys_are_equal_only_for_equal_strings(ids: list[str], start: int) -> None:
     ids = [text.encode("utf-8", "replace").decode() for text in ids]
     found: dict[int, tuple[int, ...]] = {}
-    for form, (rows, head, rest) in enumerate(keys.keys(pa.array(ids, pa.string())[start:])):
+    for form, (rows, head, rest) in enumerate(keys.encode_keys(pa.array(ids, pa.string())[start:])):
         for row, first, others in zip(rows.tolist(), head.tolist(), rest.tolist(), strict=True):
             found[row] = (form, first, *others)
     texts = ids[start:]
@@ -196,3 +198,14 @@ def test_keys_are_equal_exactly_where_strings_are(ids: list[str], start: int) ->
     for row, text in enumerate(texts):
         assert by_key.setdefault(found[row], text) == text
     assert len(by_key) == len(set(texts))
+
+
+@given(rows=st.lists(st.lists(st.text("a1:é\0", max_size=12), min_size=3, max_size=3), min_size=1, max_size=40))
+@settings(max_examples=100, deadline=None)
+def test_key_columns_are_equal_only_for_equal_rows(rows: list[list[str]]) -> None:
+    names = ("x", "y", "z")
+    batch = pa.RecordBatch.from_arrays([pa.array(column, pa.string()) for column in zip(*rows, strict=True)], names)
+    for columns in (names, names[:2], names[:1]):
+        ids = keys.key_column(batch, columns).to_pylist()
+        tuples = [tuple(row[: len(columns)]) for row in rows]
+        assert len(set(ids)) == len(set(tuples)) == len(set(zip(ids, tuples, strict=True)))

@@ -1,6 +1,6 @@
-"""Sorted runs of keys: 16 bytes for a key of two words, 2 for its hour, 1-2 for the directory that finds it.
+"""Sorted runs of encoded keys: 16 bytes per key of two words, 2 for its hour, 1-2 for the directory.
 
-An hour is kept as its tag: the hour modulo 65,536 (7.5 years). Who evicts must think in tags: see index.py.
+An hour is stored as its tag: the hour modulo 65,536 (7.5 years). Eviction works on tags, see index.py.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,20 +14,20 @@ from k2flow.dedup.keys import Bools, Ints, Words
 Tags = npt.NDArray[np.uint16]
 
 TAGS = 1 << 16
-"""The number of different tags."""
+"""The number of distinct tags."""
 
-_CHUNK = 1 << 16  # keys that merge and evict move at once
-_RATIO = 8  # a run is at least so many times the next one
+_CHUNK = 1 << 16  # keys moved at once by merge and evict
+_SIZE_RATIO = 8  # a run has at least this many times the keys of the next one
 
 
-def distinct(head: Words, rest: Words) -> Ints:
-    """Where each different key is first: (m,) positions, by ascending head. head: (n,); rest: (n, w)."""
+def distinct_positions(head: Words, rest: Words) -> Ints:
+    """Return the first position of each distinct key: (m,), by ascending head. head: (n,); rest: (n, w)."""
     order = np.argsort(head)
     ordered = head.take(order)
     tied = ordered[1:] == ordered[:-1]
     if not tied.any():
         return order
-    # Among equal heads only, sort by rest and position: so equal keys stand together, the earliest first.
+    # Sort equal heads by rest and position: equal keys become adjacent, the earliest first.
     at = np.flatnonzero(np.append(tied, False) | np.append(False, tied))
     some = order[at]
     some = some[np.lexsort((some, *rest[some].T, head[some]))]
@@ -36,35 +36,34 @@ def distinct(head: Words, rest: Words) -> Ints:
     return np.delete(order, at[1:][same])
 
 
-class Run:
-    """Keys by ascending head, any number of them equal, each with the tag of its hour.
+class SortedRun:
+    """Keys by ascending head, duplicates allowed, each with the tag of its hour.
 
-    A directory tells, for each value of the high bits of head, where its first key is; 2-4 keys share a
-    value. So finding a key takes about 3 reads in a run of any size. It owns its arrays: nobody else may
-    hold on to them.
+    A directory holds, for each value of the high bits of head, the position of its first key; 2-4 keys share a value.
+    So a lookup takes about 3 reads in a run of any size. The run owns its arrays: no other reference may exist.
     """
 
     def __init__(self, head: Words, rest: Words, tags: Tags) -> None:
-        """head: (n,) ascending, n > 0; rest: (n, w); tags: (n,). Each owns its memory: they are resized."""
+        """Take ownership of head: (n,) ascending, n > 0; rest: (n, w); tags: (n,). They are resized in place."""
         self._head, self._rest, self._tags = head, rest, tags
-        self._index()
+        self._build_directory()
 
     def __len__(self) -> int:
         return len(self._head)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory, the directory included."""
-        return self._head.nbytes + self._rest.nbytes + self._tags.nbytes + self._cells.nbytes
+        """Bytes of memory, including the directory."""
+        return self._head.nbytes + self._rest.nbytes + self._tags.nbytes + self._directory.nbytes
 
     def find(self, head: Words, rest: Words) -> Bools:
-        """Which of m keys are here: (m,) of (m,), (m, w). Faster if head ascends, thanks to the caches."""
+        """Return which of m keys are in the run: (m,). Faster if head is ascending, thanks to CPU caches."""
         hit = np.zeros(len(head), np.bool_)
         row = np.arange(len(head))
-        place = self._cells.take((head >> self._shift).view(np.int64)).astype(np.int64)
+        place = self._directory.take((head >> self._shift).view(np.int64)).astype(np.int64)
         last = len(self) - 1
         while len(row):
-            here = self._head.take(place, mode="clip")  # clip: past the end is the last head, which is less
+            here = self._head.take(place, mode="clip")  # past the end, clip gives the last head, which is less
             on = (here <= head) & (place < last)
             same = np.flatnonzero(here == head)
             if len(same):
@@ -76,12 +75,12 @@ class Run:
             row, place, head = row.take(go), place.take(go) + 1, head.take(go)
         return hit
 
-    def merge(self, other: "Run") -> None:
-        """Takes in the keys of another run, which is of no use afterwards.
+    def merge(self, other: "SortedRun") -> None:
+        """Merge another run into this one; the other must not be used afterwards.
 
-        In place, chunk by chunk from the back, so it needs no more memory than the result.
+        Works in place, chunk by chunk from the end, so it needs no more memory than the result.
         """
-        old, new = len(self), len(other)  # how many of each are still to be placed
+        old, new = len(self), len(other)  # the keys of each that are still to be placed
         self._resize(old + new)
         while new:
             a = max(0, old - _CHUNK)
@@ -95,10 +94,10 @@ class Run:
                 out[moved] = before
                 out[to] = theirs[b:new]
             old, new = a, b
-        self._index()
+        self._build_directory()
 
     def evict(self, keep: Bools) -> None:
-        """Drops each key whose tag t has not keep[t]; keep: (TAGS,). In place. The run may become empty."""
+        """Remove each key whose tag t has keep[t] False; keep: (TAGS,). In place; the run may become empty."""
         end = 0
         for a in range(0, len(self), _CHUNK):
             stay = np.flatnonzero(keep.take(self._tags[a : a + _CHUNK]))
@@ -106,7 +105,7 @@ class Run:
                 column[end : end + len(stay)] = column[a : a + _CHUNK].take(stay)
             end += len(stay)
         self._resize(end)
-        self._index()
+        self._build_directory()
 
     def _columns(self) -> Iterator[npt.NDArray[Any]]:
         yield self._head
@@ -114,34 +113,34 @@ class Run:
         yield self._tags
 
     def _resize(self, size: int) -> None:
-        # By realloc, which remaps a large block rather than copying it. No view outlives the loops above,
-        # but the reference check would refuse because of the frames that hold the arrays.
+        # Uses realloc, which remaps a large block instead of copying it. No view outlives the loops above, but the
+        # reference check would fail because of the frames that hold the arrays.
         self._head.resize(size, refcheck=False)
         self._rest.resize((size, self._rest.shape[1]), refcheck=False)
         self._tags.resize(size, refcheck=False)
 
-    def _index(self) -> None:
+    def _build_directory(self) -> None:
         bits = max(4, len(self).bit_length() - 2)
         self._shift = np.uint64(64 - bits)
-        self._cells = np.zeros((1 << bits) + 1, np.uint32)
+        self._directory = np.zeros((1 << bits) + 1, np.uint32)
         for a in range(0, len(self), _CHUNK):
             cell = (self._head[a : a + _CHUNK] >> self._shift).view(np.int64)
             count = np.bincount(cell - cell[0])
-            self._cells[cell[0] + 1 : cell[0] + 1 + len(count)] += count.astype(np.uint32)
-        np.cumsum(self._cells, out=self._cells)
+            self._directory[cell[0] + 1 : cell[0] + 1 + len(count)] += count.astype(np.uint32)
+        np.cumsum(self._directory, out=self._directory)
 
 
-class Runs:
-    """A growing multiset of keys of one form: a few runs, each at least 8 times the next, so adding stays
-    cheap.
+class SortedRuns:
+    """A growing multiset of keys of one form, as a few runs.
 
+    Each run is at least 8 times the size of the next one, so adding stays cheap.
     Source: J. Bentley, J. Saxe, Decomposable searching problems I: static-to-dynamic transformation, 1980.
     """
 
     def __init__(self) -> None:
-        self._runs: list[Run] = []
+        self._runs: list[SortedRun] = []
 
-    def __iter__(self) -> Iterator[Run]:
+    def __iter__(self) -> Iterator[SortedRun]:
         return iter(self._runs)
 
     def __len__(self) -> int:
@@ -149,27 +148,27 @@ class Runs:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory of all the runs."""
+        """Bytes of memory of all runs."""
         return sum(run.nbytes for run in self._runs)
 
     def find(self, head: Words, rest: Words) -> Bools:
-        """Which of m keys are here: (m,) of (m,), (m, w). Faster if head ascends."""
+        """Return which of m keys are in any run: (m,). Faster if head is ascending."""
         hit = np.zeros(len(head), np.bool_)
         for run in self._runs:
             hit |= run.find(head, rest)
         return hit
 
-    def add(self, runs: Iterable[Run]) -> None:
-        """Takes in runs, which must not be used afterwards."""
+    def add(self, runs: Iterable[SortedRun]) -> None:
+        """Add runs, which must not be used afterwards."""
         for run in runs:
             if len(run):
                 self._runs.append(run)
-            while len(self._runs) > 1 and len(self._runs[-1]) * _RATIO > len(self._runs[-2]):
+            while len(self._runs) > 1 and len(self._runs[-1]) * _SIZE_RATIO > len(self._runs[-2]):
                 smaller = self._runs.pop()
                 self._runs[-1].merge(smaller)
 
     def evict(self, keep: Bools) -> None:
-        """Drops each key whose tag t has not keep[t]; keep: (TAGS,)."""
+        """Remove each key whose tag t has keep[t] False; keep: (TAGS,)."""
         for run in self._runs:
             run.evict(keep)
         left, self._runs = self._runs, []
