@@ -16,9 +16,8 @@ from rich.progress import track
 from bench.lake import LakeWriter, message_batches
 from bench.measure import Stopwatch
 from bench.report import BenchResult, report
-from k2flow.flow.dedup import HOUR_US, gold_rows
-from k2flow.iceberg.ledger import Range
-from k2flow.layers import GOLD_TABLE
+from k2flow.iceberg.ledger import OffsetRange
+from k2flow.layers import GOLD, GOLD_TABLE, HOUR_US
 from k2flow.sandbox.producer import ProduceOptions
 
 POINTS = (1, 100, 1_000, 10_000)
@@ -77,7 +76,7 @@ def timed(home: Path, commits: int, rows: int) -> list[Stopwatch]:
     for i in track(range(commits), "commits", console=Console(stderr=True)):
         files = lake.writers[GOLD_TABLE].write(content)
         with Stopwatch() as watch:
-            lake.committers[GOLD_TABLE].commit(files, [Range(0, i * rows, (i + 1) * rows, rows)])
+            lake.committers[GOLD_TABLE].commit(files, [OffsetRange(0, i * rows, (i + 1) * rows, rows)])
         watches.append(watch)
     return watches
 
@@ -86,7 +85,7 @@ def gold_of_hour(lake: LakeWriter, rows: int, hour: int) -> pa.RecordBatch:
     """Return `rows` rows of Gold sorted by time: the market's trades, moved into one hour (since 1970)."""
     batches = message_batches(ProduceOptions(count=rows, seed=1), rows)
     trades = [lake.decoder.decode(batch).trades.rows for batch in batches]
-    gold = gold_rows(pa.concat_batches(trades))
+    gold = GOLD.rows(pa.concat_batches(trades))
     n = gold.num_rows
     times = hour * HOUR_US + np.arange(n) * HOUR_US // n
     columns = {

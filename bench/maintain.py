@@ -22,11 +22,10 @@ from bench.measure import Usage, run
 from bench.report import BenchResult, report
 from k2flow.config.settings import load_settings
 from k2flow.exchange import exchange_names, find_exchange
-from k2flow.flow.dedup import HOUR_US
 from k2flow.iceberg.catalog import load_table, open_catalog
-from k2flow.iceberg.ledger import Range
+from k2flow.iceberg.ledger import OffsetRange
 from k2flow.iceberg.tables import create, definitions
-from k2flow.layers import GOLD_TABLE
+from k2flow.layers import GOLD_TABLE, HOUR_US
 from k2flow.maintain.entries import live_files
 from k2flow.sandbox.kafka.local import LocalKafka, free_port
 
@@ -79,7 +78,7 @@ def write_hour(home: Path, files: int, rows: int) -> None:
         for name, value in values.items():
             field = base.schema.field(name)
             batch = batch.set_column(base.schema.get_field_index(name), field, value.cast(field.type))
-        lake.committers[GOLD_TABLE].commit(lake.writers[GOLD_TABLE].write(batch), [Range(0, i * n, (i + 1) * n, n)])
+        lake.committers[GOLD_TABLE].commit(lake.writers[GOLD_TABLE].write(batch), [OffsetRange(0, i * n, (i + 1) * n, n)])
 
 
 def maintain_once(home: Path, *arguments: str) -> Usage:

@@ -26,10 +26,9 @@ import k2flow
 from bench.lake import LakeWriter, message_batches
 from bench.measure import run
 from bench.report import BenchResult, report
-from k2flow.flow.dedup import gold_rows
 from k2flow.iceberg.catalog import load_table
-from k2flow.iceberg.ledger import Range
-from k2flow.layers import GOLD_TABLE
+from k2flow.iceberg.ledger import OffsetRange
+from k2flow.layers import GOLD, GOLD_TABLE
 from k2flow.sandbox.producer import ProduceOptions
 
 DAY = date(2026, 1, 15)
@@ -118,7 +117,7 @@ def read_by_both(lake: LakeWriter, home: str, runs: int) -> TimesByReader:
 def write_gold(lake: LakeWriter, files: int, rows: int) -> tuple[int, int]:
     """Write Gold in `files` data files, with COMMIT_FILES per commit. Return the numbers of files and rows."""
     pieces = files / (1 + LATE_SHARE * rows)
-    options = ProduceOptions(files * rows, rate=pieces * rows / (HOURS * 3600), seed=1, start=START)
+    options = ProduceOptions(count=files * rows, rate=pieces * rows / (HOURS * 3600), seed=1, start=START)
     waiting: list[DataFile] = []
     written, committed, held = 0, 0, 0
     for piece in track(trades_of(lake, options, rows), "writing", total=pieces, console=Console(stderr=True)):
@@ -126,7 +125,7 @@ def write_gold(lake: LakeWriter, files: int, rows: int) -> tuple[int, int]:
         held += piece.num_rows
         done = written + len(waiting) >= files
         if done or len(waiting) >= COMMIT_FILES:
-            lake.committers[GOLD_TABLE].commit(waiting, [Range(0, committed, held, held - committed)])
+            lake.committers[GOLD_TABLE].commit(waiting, [OffsetRange(0, committed, held, held - committed)])
             written, committed, waiting = written + len(waiting), held, []
         if done:
             break
@@ -136,7 +135,7 @@ def write_gold(lake: LakeWriter, files: int, rows: int) -> tuple[int, int]:
 def trades_of(lake: LakeWriter, options: ProduceOptions, rows: int) -> Iterator[pa.RecordBatch]:
     """Yield the market's trades as rows of Gold, `rows` at a time."""
     for messages in message_batches(options, BATCH, partitions=1):
-        trades = gold_rows(lake.decoder.decode(messages).trades.rows)
+        trades = GOLD.rows(lake.decoder.decode(messages).trades.rows)
         for begin in range(0, trades.num_rows, rows):
             yield trades.slice(begin, rows)
 

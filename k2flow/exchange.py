@@ -3,14 +3,15 @@
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
 
-from k2flow.config.settings import ExchangeSettings, load_exchange_settings
+from k2flow.config.settings import PREFIX, ExchangeSettings, load_exchange_settings
 from k2flow.errors import UnknownExchangeError
+from k2flow.layers import BRONZE, DLQ, LAYERS, SILVER, Layer
 
 
 @dataclass(frozen=True)
@@ -37,32 +38,43 @@ class Exchange:
     name: str
     code: str
     declared: Mapping[str, Any]
-    rules: tuple[Rule, ...] = field(default=())
+    rules: tuple[Rule, ...] = ()
+    dedup_key: tuple[str, ...] = ("message_id",)
+    layers: tuple[Layer, ...] = LAYERS
 
     @cached_property
     def settings(self) -> ExchangeSettings:
         """`declared`, overridden by K2FLOW_<NAME>_* (read once). Raises SettingsError."""
         return load_exchange_settings(self.name, self.declared)
 
+    def setting(self, field: str) -> str:
+        """Return the environment variable that overrides a field of its settings."""
+        return f"{PREFIX}{self.name.upper()}_{field.upper()}"
+
     @property
     def bronze(self) -> str:
-        return f"bronze_{self.name}_trades"
+        """The name of its Bronze table."""
+        return BRONZE.table(self.name)
 
     @property
     def silver(self) -> str:
-        return f"silver_{self.name}_trades"
+        """The name of its Silver table."""
+        return SILVER.table(self.name)
 
     @property
     def dlq(self) -> str:
-        return f"dlq_{self.name}_trades"
+        """The name of its dead-letter table."""
+        return DLQ.table(self.name)
+
+    @cached_property
+    def layer_by_table(self) -> dict[str, Layer]:
+        """The layers that its flow writes, by table name, in the order of the data."""
+        return {layer.table(self.name): layer for layer in self.layers}
 
     @property
-    def tables(self) -> tuple[str, str, str, str]:
-        """The tables that this exchange's flow writes, in the order in which rows reach them."""
-        return (self.bronze, self.dlq, self.silver, GOLD)
-
-
-GOLD = "gold_crypto_trades"
+    def tables(self) -> tuple[str, ...]:
+        """The names of the tables that its flow writes, in the order of the data."""
+        return tuple(self.layer_by_table)
 
 
 def exchange_names() -> list[str]:

@@ -4,13 +4,14 @@ import numpy as np
 import pyarrow as pa
 from pyiceberg.catalog import Catalog
 
-from k2flow.exchange import GOLD, find_exchange
-from k2flow.flow.dedup import GoldIds, gold_rows
+from k2flow.exchange import find_exchange
 from k2flow.iceberg.catalog import load_table
 from k2flow.iceberg.commit import Committer
-from k2flow.iceberg.ledger import Range
-from k2flow.iceberg.tables import SILVER_FIELDS, arrow_schema, create, definitions
+from k2flow.iceberg.ledger import OffsetRange
+from k2flow.iceberg.tables import create, definitions
 from k2flow.iceberg.writer import DataFileWriter
+from k2flow.layers import GOLD, GOLD_TABLE, SILVER
+from k2flow.trades.gold_ids import GoldIds
 
 EXCHANGES = ("binance", "kraken")
 HOUR = 3600
@@ -26,8 +27,8 @@ class Gold:
         for name in EXCHANGES:
             wanted = definitions(find_exchange(name))
             create(catalog, wanted.values())
-            self._writer = DataFileWriter(load_table(catalog, GOLD), wanted[GOLD])
-            self._committers[name] = Committer(catalog, GOLD, name, "topic")
+            self._writer = DataFileWriter(load_table(catalog, GOLD_TABLE), wanted[GOLD_TABLE])
+            self._committers[name] = Committer(catalog, GOLD_TABLE, name, "topic")
             self._committers[name].fence("id")
         self._offset = dict.fromkeys(EXCHANGES, 0)
 
@@ -42,10 +43,10 @@ class Gold:
             "timestamp": times,
             "exchange_date": times.cast(pa.date32()),
         }
-        nullable = pa.schema([field.with_nullable(True) for field in arrow_schema(SILVER_FIELDS)])
+        nullable = pa.schema([field.with_nullable(True) for field in SILVER.arrow_schema])
         silver = [columns.get(field.name, pa.nulls(n, field.type)) for field in nullable]
-        rows = gold_rows(pa.RecordBatch.from_arrays(silver, schema=nullable))
-        self._committers[exchange].commit(self._writer.write(rows), [Range(0, first, first + n, n)])
+        rows = GOLD.rows(pa.RecordBatch.from_arrays(silver, schema=nullable))
+        self._committers[exchange].commit(self._writer.write(rows), [OffsetRange(0, first, first + n, n)])
         self._offset[exchange] += n
         for hour, message_id in zip(hours.tolist(), ids, strict=True):
             self.held.setdefault((exchange, hour), set()).add(message_id)

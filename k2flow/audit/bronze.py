@@ -8,8 +8,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from k2flow.audit.file_checks import FileChecks
 from k2flow.audit.report import SAMPLES, Report, Severity
-from k2flow.inspection.files import FileChecks, Plan, ahead, read
+from k2flow.inspection.files import Plan, ahead, read
 from k2flow.inspection.partitions import OUTSIDE, Parts
 from k2flow.inspection.row_hashes import CONTENT_HASH, ID_HASH, ROW_HASH, Store, hashable
 from k2flow.trades.decode import Decoded, TradeDecoder

@@ -16,14 +16,15 @@ What each check proves:
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from k2flow.audit.file_checks import FileChecks
 from k2flow.audit.layers import SILVER_COLUMNS, beyond, within
 from k2flow.audit.lookup import MAX_ROWS, present, trades_with
 from k2flow.audit.report import SAMPLES, Report, Severity
-from k2flow.exchange import GOLD, all_exchanges
-from k2flow.inspection.files import FileChecks, Plan, ahead, read
+from k2flow.exchange import all_exchanges
+from k2flow.inspection.files import Plan, ahead, read
 from k2flow.inspection.pinned import PinnedTables
 from k2flow.inspection.row_hashes import ID_HASH, ROW_HASH, Store, hashable
-from k2flow.trades.validate import MIN_TIME_US
+from k2flow.layers import GOLD_TABLE, MIN_TIME_US
 
 COLUMNS = (*SILVER_COLUMNS, "exchange_hour")
 UNAUDITED = -1
@@ -64,13 +65,13 @@ class Gold:
             ids = {sample["message_id"] for sample in samples}
             if count > SAMPLES or len(ids) < len(samples):
                 text = f"{count:,} message ids are there under two exchanges"
-                self._report.add("gold_two_exchanges", Severity.BROKEN, text, count, None, GOLD, samples)
+                self._report.add("gold_two_exchanges", Severity.BROKEN, text, count, None, GOLD_TABLE, samples)
         (count,) = self._store.one(f"SELECT count(*) FROM gold WHERE exchange = {UNKNOWN}")
         if count:
             hashes = self._store.run(f"SELECT row FROM gold WHERE exchange = {UNKNOWN} LIMIT {SAMPLES}")
             text = f"{count:,} rows are of an exchange that no file in flows/ declares"
             samples = self._trades(ROW_HASH, hashes)
-            self._report.add("gold_unexpected", Severity.BROKEN, text, count, None, GOLD, samples)
+            self._report.add("gold_unexpected", Severity.BROKEN, text, count, None, GOLD_TABLE, samples)
 
     def _check_doubled(self, pinned: PinnedTables) -> None:
         window = pinned.exchange.settings.dedup_window_hours
@@ -135,4 +136,4 @@ class Gold:
     def _broken(
         self, check: str, text: str, count: int, pinned: PinnedTables, samples: Sequence[dict[str, Any]]
     ) -> None:
-        self._report.add(check, Severity.BROKEN, text, count, pinned.exchange.name, GOLD, samples)
+        self._report.add(check, Severity.BROKEN, text, count, pinned.exchange.name, GOLD_TABLE, samples)

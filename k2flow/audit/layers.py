@@ -22,15 +22,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from k2flow.audit.file_checks import FileChecks
 from k2flow.audit.lookup import trades_with
 from k2flow.audit.report import SAMPLES, Report, Severity
-from k2flow.iceberg.tables import SILVER_FIELDS
-from k2flow.inspection.files import FileChecks, Plan, ahead, read
+from k2flow.inspection.files import Plan, ahead, read
 from k2flow.inspection.partitions import OUTSIDE, Part, Parts
 from k2flow.inspection.pinned import PinnedTables
 from k2flow.inspection.row_hashes import CONTENT_HASH, ID_HASH, ROW_HASH, Store, hashable
+from k2flow.layers import SILVER
 
-SILVER_COLUMNS = tuple(name for name, _ in SILVER_FIELDS)
+SILVER_COLUMNS = SILVER.columns
 DLQ_COLUMNS = (
     *("topic", "partition", "offset", "kafka_timestamp"),
     *("payload", "schema_id", "reason", "failed_at", "failed_date"),

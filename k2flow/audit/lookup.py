@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from datetime import date
 from typing import Any
 
-from k2flow.iceberg.tables import SILVER_FIELDS
 from k2flow.inspection.files import plan, read
 from k2flow.inspection.pinned import PinnedTables
 from k2flow.inspection.row_hashes import Store, hashable
+from k2flow.layers import SILVER
 
 MAX_ROWS = 10_000
-_COLUMNS = tuple(name for name, _ in SILVER_FIELDS)
+_COLUMNS = SILVER.columns
 _ALWAYS = (date.min - date(1970, 1, 1)).days
 
 

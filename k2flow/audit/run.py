@@ -10,6 +10,7 @@ import numpy as np
 from pyiceberg.catalog import Catalog
 
 from k2flow.audit.bronze import BronzeReader
+from k2flow.audit.file_checks import FileChecks
 from k2flow.audit.gold import Gold
 from k2flow.audit.layers import Layers
 from k2flow.audit.ledgers import check_ledgers, check_totals
@@ -19,15 +20,13 @@ from k2flow.config.settings import Settings
 from k2flow.errors import AuditError, KafkaError
 from k2flow.exchange import Exchange
 from k2flow.inspection.broker import Broker, Reread
-from k2flow.inspection.files import FileChecks, Plan, plan
+from k2flow.inspection.files import Plan, plan
 from k2flow.inspection.partitions import Part, Parts
 from k2flow.inspection.pinned import LAYERS, PinnedTables, pin
+from k2flow.inspection.progress import Progress
 from k2flow.inspection.row_hashes import Store, open_store
 from k2flow.trades.decode import TradeDecoder
 from k2flow.trades.registry import open_schemas
-
-Progress = Callable[[str, int, int], None]
-"""BatchStats a table's name, how many more of its rows were read, and how many there are to read."""
 
 _ALWAYS = (date.min - date(1970, 1, 1)).days
 

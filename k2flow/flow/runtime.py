@@ -26,7 +26,7 @@ from prometheus_client import REGISTRY
 from k2flow.errors import K2flowError, RunError
 from k2flow.flow import first_error as failure
 from k2flow.flow.peers import watch
-from k2flow.flow.session import FlowSession
+from k2flow.flow.process import FlowProcess
 from k2flow.iceberg.catalog import open_catalog
 from k2flow.observability import tracing
 from k2flow.observability.endpoint import serve
@@ -45,11 +45,11 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 
 
-def adopt(context: FlowSession) -> None:
-    """If bytewax.run is this process's main program, makes it run `context`'s flow through `_run`."""
+def install_runner(process: FlowProcess) -> None:
+    """If bytewax.run is this process's main program, makes it run the flow of `process` through `_run`."""
     main = sys.modules["__main__"]
     if getattr(getattr(main, "__spec__", None), "name", None) == "bytewax.run":
-        _replace_cli_main(main, context)
+        _replace_cli_main(main, process)
 
 
 def keep_freed_memory() -> None:
@@ -74,7 +74,7 @@ def end_with_supervisor() -> None:
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _replace_cli_main(main: ModuleType, context: FlowSession) -> None:
+def _replace_cli_main(main: ModuleType, process: FlowProcess) -> None:
     cli_main: Callable[..., None] = main.cli_main
     told: timedelta | None = getattr(main, "snapshot_interval", None)
 
@@ -84,42 +84,42 @@ def _replace_cli_main(main: ModuleType, context: FlowSession) -> None:
         if WEB_SERVER in os.environ:
             _end(f"{WEB_SERVER} makes Bytewax open port 3030 on every interface: unset it")
         if told:
-            context.trigger_override = told.total_seconds()
+            process.trigger_override = told.total_seconds()
         kwargs["epoch_interval"] = EPOCH_INTERVAL
-        _run(context, cli_main, kwargs)
+        _run(process, cli_main, kwargs)
 
     main.cli_main = run  # type: ignore[attr-defined]
 
 
-def _run(context: FlowSession, cli_main: Callable[..., None], kwargs: dict[str, Any]) -> None:
+def _run(process: FlowProcess, cli_main: Callable[..., None], kwargs: dict[str, Any]) -> None:
     debug, native = False, None
     keep_freed_memory()
     addresses = kwargs.get("addresses") or []
     workers = (kwargs.get("workers_per_process") or 1) * max(1, len(addresses))
     try:
-        debug = context.settings.debug
+        debug = process.settings.debug
         with nullcontext() if debug else NativeStderr() as native:
-            set_up_logging(context.settings.log_level, context.settings.log_format)
-            _stop_on_signals(context)
+            set_up_logging(process.settings.log_level, process.settings.log_format)
+            _stop_on_signals(process)
             if SUPERVISED in os.environ:
                 end_with_supervisor()
-            _serve_metrics(context, kwargs.get("process_id") or 0)
-            if context.settings.traces:
-                tracing.set_up(context.exchange.name)
+            _serve_metrics(process, kwargs.get("process_id") or 0)
+            if process.settings.traces:
+                tracing.set_up(process.exchange.name)
             if addresses:
-                _watch_peers(context, addresses, kwargs["process_id"])
-            context.open(workers)
-            STAGE.labels(context.exchange.name).set(Stage.OPENED)
+                _watch_peers(process, addresses, kwargs["process_id"])
+            process.open(workers)
+            STAGE.labels(process.exchange.name).set(Stage.OPENED)
             log.info(
                 "%s: trigger %g s, %d worker(s), from topic %s",
-                context.exchange.name,
-                context.trigger_seconds,
+                process.exchange.name,
+                process.trigger_seconds,
                 workers,
-                context.exchange.settings.topic,
+                process.exchange.settings.topic,
             )
             cli_main(**kwargs)
-            tracing.end()
-            log.info("%s: stopped, everything that was read is committed", context.exchange.name)
+            tracing.shut_down()
+            log.info("%s: stopped, everything that was read is committed", process.exchange.name)
     except BaseException as error:
         known = _known_cause(error, workers > 1)
         if known is None:
@@ -127,43 +127,43 @@ def _run(context: FlowSession, cli_main: Callable[..., None], kwargs: dict[str, 
             if (first := failure.first()) is not None:  # Bytewax's own error may not tell of it
                 traceback.print_exception(first)
                 _exit(EXIT_FAILED)
-            tracing.end()
+            tracing.shut_down()
             raise
         if debug:
             traceback.print_exception(error)
-        _end(str(known), exit_code(known, context.reading))
+        _end(str(known), exit_code(known, process.reading))
 
 
-def _serve_metrics(context: FlowSession, process_id: int) -> None:
+def _serve_metrics(process: FlowProcess, process_id: int) -> None:
     """Of this process alone, unless a supervisor serves those of all. Raises SettingsError."""
-    port = context.settings.metrics_port
+    port = process.settings.metrics_port
     if port is None or SUPERVISED in os.environ:
         return
 
     def not_ready() -> str | None:
-        return None if context.reading else f"{context.exchange.name}: does not read yet"
+        return None if process.reading else f"{process.exchange.name}: does not read yet"
 
-    serve(context.settings.metrics_host, port + process_id, REGISTRY, lambda: None, not_ready)
+    serve(process.settings.metrics_host, port + process_id, REGISTRY, lambda: None, not_ready)
     if process_id == 0:  # one of a cluster is enough
         from k2flow.status.collector import StatusCollector
         from k2flow.status.metrics import StatusMetrics
 
-        observer = StatusCollector(open_catalog(context.settings), context.settings, [context.exchange])
+        observer = StatusCollector(open_catalog(process.settings), process.settings, [process.exchange])
         status = StatusMetrics(observer.collect)
         REGISTRY.register(status)
         status.start()
 
 
-def _watch_peers(context: FlowSession, addresses: Sequence[str], number: int) -> None:
+def _watch_peers(process: FlowProcess, addresses: Sequence[str], number: int) -> None:
     """Ends this process once another one of its flow is lost: without it no epoch would ever be committed again."""
-    settings = context.settings
+    settings = process.settings
 
     def lost() -> None:
-        if context.read:  # the other one has ended as it should, and this one is about to
+        if process.finished_reading:  # the other one has ended as it should, and this one is about to
             time.sleep(settings.stop_seconds)
         _end(PEER_LOST, EXIT_TRY_AGAIN)
 
-    watch(addresses, number, settings.peer_seconds, lambda: context.reading, lost)
+    watch(addresses, number, settings.peer_seconds, lambda: process.reading, lost)
 
 
 def _known_cause(error: BaseException, cluster: bool) -> K2flowError | None:
@@ -180,7 +180,7 @@ def _known_cause(error: BaseException, cluster: bool) -> K2flowError | None:
     return None
 
 
-def _stop_on_signals(context: FlowSession) -> None:
+def _stop_on_signals(process: FlowProcess) -> None:
     """SIGTERM and SIGINT ask the source to end: what was read is committed, and the process exits with 0.
 
     Bytewax itself dies at once of SIGTERM, and of SIGINT leaves the other processes of a cluster hanging. A thread acts
@@ -192,15 +192,15 @@ def _stop_on_signals(context: FlowSession) -> None:
     signal.set_wakeup_fd(write)
     for number in STOP_SIGNALS:
         signal.signal(number, lambda *_: None)
-    threading.Thread(target=_await_signal, args=(context, read), name="signals", daemon=True).start()
+    threading.Thread(target=_await_signal, args=(process, read), name="signals", daemon=True).start()
 
 
-def _await_signal(context: FlowSession, pipe: int) -> None:
+def _await_signal(process: FlowProcess, pipe: int) -> None:
     while (number := os.read(pipe, 1)[0]) not in STOP_SIGNALS:
         pass
-    log.info("%s: %s, stopping", context.exchange.name, signal.Signals(number).name)
-    context.stop.set()
-    if not context.reading:  # nothing has begun that could be left half done
+    log.info("%s: %s, stopping", process.exchange.name, signal.Signals(number).name)
+    process.stop.set()
+    if not process.reading:  # nothing has begun that could be left half done
         logging.shutdown()
         os._exit(0)
 
@@ -213,6 +213,6 @@ def _end(message: str, code: int = EXIT_FAILED) -> NoReturn:
 
 
 def _exit(code: int) -> NoReturn:
-    tracing.end()
+    tracing.shut_down()
     logging.shutdown()
     os._exit(code)

@@ -9,7 +9,6 @@ k2flow.iceberg.commit.
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 from pyiceberg.manifest import DataFile
@@ -17,50 +16,24 @@ from pyiceberg.manifest import DataFile
 from k2flow.errors import CommitError
 from k2flow.failpoints import Point, reach
 from k2flow.flow.first_error import record_first_error
-from k2flow.flow.session import FlowSession
+from k2flow.flow.process import FlowProcess
 from k2flow.iceberg.commit import HUNG_SECONDS, Committer
-from k2flow.iceberg.ledger import Range
+from k2flow.iceberg.committable import Committable
+from k2flow.iceberg.ledger import OffsetRange
 from k2flow.iceberg.staging import abandon
 from k2flow.observability import metrics, tracing
 from k2flow.observability.metrics import BatchStats
-from k2flow.timeouts import DeadlinePassedError, within
+from k2flow.timeouts import DeadlinePassedError, run_with_timeout
 
 log = logging.getLogger(__name__)
 
-EMPTY_STATS = BatchStats()
-
-
-@dataclass(frozen=True)
-class Committable:
-    """Data files of a table, and the offsets whose rows are all in files that come until the next commit.
-
-    `files` waits until they are written, and raises what went wrong with them: the next steps need not wait. The two
-    need not come together: Gold's files come from the worker that owns the ids, its ranges from the one that read them.
-    `told` is for the metrics. `commit` asks for a commit at the end of this epoch.
-    """
-
-    files: Callable[[], Sequence[DataFile]]
-    ranges: Sequence[Range] = field(default=())
-    told: BatchStats = EMPTY_STATS
-    commit: bool = False
-
-    def __reduce__(
-        self,
-    ) -> tuple[Callable[..., "Committable"], tuple[Sequence[DataFile], Sequence[Range], BatchStats, bool]]:
-        """Only finished files can go to another process."""
-        return _finished, (self.files(), self.ranges, self.told, self.commit)
-
-
-def _finished(files: Sequence[DataFile], ranges: Sequence[Range], told: BatchStats, commit: bool) -> Committable:
-    return Committable(lambda: files, ranges, told, commit)
-
 
 class TableSink(FixedPartitionedSink[Committable, None]):
-    """Takes (table, Committable). Its partitions are the tables of one exchange."""
+    """Takes committables by table. Its partitions are the tables of one exchange."""
 
-    def __init__(self, context: FlowSession) -> None:
-        self._context = context
-        self._names = sorted(context.exchange.tables)
+    def __init__(self, process: FlowProcess) -> None:
+        self._process = process
+        self._names = sorted(process.exchange.tables)
 
     def list_parts(self) -> list[str]:
         return self._names
@@ -70,25 +43,25 @@ class TableSink(FixedPartitionedSink[Committable, None]):
 
     @record_first_error
     def build_part(self, step_id: str, for_part: str, resume_state: None) -> "TableSinkPartition":
-        return TableSinkPartition(self._context, for_part)
+        return TableSinkPartition(self._process, for_part)
 
 
 class TableSinkPartition(StatefulSinkPartition[Committable, None]):
     """The commits into one table. Raises CommitError, AlreadyRunningError, CatalogError."""
 
-    def __init__(self, context: FlowSession, name: str) -> None:
-        exchange = context.exchange
+    def __init__(self, process: FlowProcess, name: str) -> None:
+        exchange = process.exchange
         settings = exchange.settings
         self._exchange = exchange.name
         self._name = name
-        self._committer = Committer(context.catalog, name, exchange.name, settings.topic, settings.accept_lost_offsets)
-        self._committer.fence(context.topic.id, context.ledgers[name])
+        self._committer = Committer(process.catalog, name, exchange.name, settings.topic, settings.accept_lost_offsets)
+        self._committer.fence(process.session.topic.id, process.session.ledgers[name])
         if name == exchange.bronze:
-            abandon(context.catalog, exchange, self._committer.ledger.epoch)
+            abandon(process.catalog, exchange, self._committer.ledger.epoch)
         self._writing: list[Callable[[], Sequence[DataFile]]] = []  # in this epoch
         # Since the last commit:
         self._files: list[DataFile] = []
-        self._ranges: list[Range] = []
+        self._ranges: list[OffsetRange] = []
         self._told: list[BatchStats] = []
         self._due = False
 
@@ -97,8 +70,8 @@ class TableSinkPartition(StatefulSinkPartition[Committable, None]):
         for written in values:
             self._writing.append(written.files)
             self._ranges += written.ranges
-            self._told.append(written.told)
-            self._due |= written.commit
+            self._told.append(written.stats)
+            self._due |= written.ends_checkpoint
 
     @record_first_error
     def snapshot(self) -> None:
@@ -120,7 +93,7 @@ class TableSinkPartition(StatefulSinkPartition[Committable, None]):
             metrics.COMMIT_FAILURES.labels(self._exchange, metrics.layer_of(self._name)).inc()
             raise
         seconds = time.monotonic() - began
-        metrics.committed(self._exchange, self._name, files, told, seconds)
+        metrics.count_commit(self._exchange, self._name, files, told, seconds)
         reach(Point.COMMIT_DONE)
         log.info(
             "%s: %d rows in %d files from %d offsets, commit %d in %.0f ms",
@@ -137,7 +110,7 @@ class TableSinkPartition(StatefulSinkPartition[Committable, None]):
         waiting, self._writing = self._writing, []
         try:
             with tracing.span("await files", table=self._name):
-                return within(HUNG_SECONDS, lambda: [file for files in waiting for file in files()])
+                return run_with_timeout(HUNG_SECONDS, lambda: [file for files in waiting for file in files()])
         except DeadlinePassedError as error:
             raise CommitError(
                 f"{self._name}: the storage has not taken a file for {HUNG_SECONDS} s; nothing is lost: start again "

@@ -27,14 +27,14 @@ from k2flow.errors import KafkaError, LostOffsetsError, SettingsError
 from k2flow.failpoints import Point, reach
 from k2flow.flow.backoff import EpochBackoff
 from k2flow.flow.first_error import record_first_error
-from k2flow.flow.session import FlowSession
+from k2flow.flow.process import FlowProcess
 from k2flow.flow.watermarks import WatermarkAlignment
-from k2flow.kafka.consumer import BatchConsumer, Event, Fetched, Int64s
+from k2flow.kafka.consumer import BatchConsumer, Event, Fetched
+from k2flow.kafka.properties import consumer_properties
 from k2flow.kafka.topic import BrokerDownError, begin_offsets, first_offset, wait_for_watermarks, watermarks_now
 from k2flow.observability.metrics import STAGE, Stage
 from k2flow.observability.tracing import begin_batch, end_batch
-from k2flow.trades.messages import MESSAGE_SCHEMA, MessageBatch
-from k2flow.trades.validate import MAX_TIME_US
+from k2flow.trades.messages import MESSAGE_SCHEMA, MessageBatch, timestamps
 
 log = logging.getLogger(__name__)
 
@@ -44,51 +44,33 @@ NEW_PARTITIONS_SECONDS = 30.0
 GROUP_SECONDS = 2.0
 UNCOMMITTED_SECONDS = 10.0
 
-FORCED = {
-    "enable.auto.commit": "false",
-    "auto.offset.reset": "error",
-    "enable.partition.eof": "true",
-    "isolation.level": "read_committed",
-}
-"""What exactly-once needs of librdkafka; a setting that says otherwise is an error."""
-
-DEFAULTS = {
-    # What librdkafka holds ready counts double: each message has a structure of its own beside its bytes, and a whole
-    # response stays as long as one of its messages does.
-    "fetch.max.bytes": "4194304",
-    "max.partition.fetch.bytes": "1048576",
-    "queued.min.messages": "20000",
-    "queued.max.messages.kbytes": "8192",
-    "fetch.queue.backoff.ms": "5",  # before it fetches again once it has held so much: a second, unless told
-    "max.poll.interval.ms": "86400000",  # a commit that waits for the catalog must not end the consumer
-}
-
 
 class KafkaSource(DynamicSource[MessageBatch]):
     """Emits `MessageBatch`s of MESSAGE_SCHEMA; worker w of W reads the partitions p with p % W == w."""
 
-    def __init__(self, context: FlowSession) -> None:
-        self._context = context
+    def __init__(self, process: FlowProcess) -> None:
+        self._process = process
 
     @record_first_error
     def build(self, step_id: str, worker_index: int, worker_count: int) -> "KafkaSourcePartition":
-        self._context.open(worker_count)
-        reader = KafkaSourcePartition(self._context, worker_index, worker_count)
-        self._context.reading = True
-        STAGE.labels(self._context.exchange.name).set(Stage.READING)
+        self._process.open(worker_count)
+        reader = KafkaSourcePartition(self._process, worker_index, worker_count)
+        self._process.reading = True
+        STAGE.labels(self._process.exchange.name).set(Stage.READING)
         return reader
 
 
 class KafkaSourcePartition(StatelessSourcePartition[MessageBatch]):
     """The partitions of one worker. Raises KafkaError, LostOffsetsError, SettingsError."""
 
-    def __init__(self, context: FlowSession, worker: int, workers: int) -> None:
-        self._context = context
+    def __init__(self, process: FlowProcess, worker: int, workers: int) -> None:
+        self._process = process
         self._worker = worker
         self._workers = workers
-        self._settings = context.exchange.settings
-        self._accept_setting = f"K2FLOW_{context.exchange.name.upper()}_ACCEPT_LOST_OFFSETS"
-        properties = _properties(context)
+        self._session = process.session
+        self._settings = process.exchange.settings
+        self._accept_setting = process.exchange.setting("accept_lost_offsets")
+        properties = consumer_properties(process.settings.kafka, f"k2flow-{process.exchange.name}")
         self._messages = BatchConsumer(properties)
         self._group = _open_group(properties)
         self._first: dict[int, int] = {}  # of the batch that is being gathered
@@ -105,7 +87,7 @@ class KafkaSourcePartition(StatelessSourcePartition[MessageBatch]):
         self._pacing = EpochBackoff()
         self._due = self._next_trigger()
         self._look_for_partitions_at = 0.0
-        self._assign(context.topic.partitions, wait_for_watermarks)
+        self._assign(process.session.topic.partitions, wait_for_watermarks)
 
     @record_first_error
     def next_batch(self) -> list[MessageBatch]:
@@ -116,29 +98,29 @@ class KafkaSourcePartition(StatelessSourcePartition[MessageBatch]):
         if not self._begun:
             self._begun = True
             # Bytewax builds the committers for the first item: they fence others off at once.
-            return [_nothing([], commit=False)]
+            return [_nothing([], ends_checkpoint=False)]
         if self._finished:
             reach(Point.SHUTDOWN)
-            self._context.read = True
+            self._process.finished_reading = True
             raise StopIteration
-        stopping = self._context.stop.is_set()
+        stopping = self._process.stop.is_set()
         if not stopping:
             self._find_new_partitions()
             self._fetch()
         if stopping or self._caught_up():
             self._finished = True
-            return self._emit(commit=True)
+            return self._emit(ends_checkpoint=True)
         if time.time() >= self._due:
-            return self._emit(commit=True)
+            return self._emit(ends_checkpoint=True)
         if self._full():
-            return self._emit(commit=self._uncommitted + 1 >= self._settings.commit_batches)
+            return self._emit(ends_checkpoint=self._uncommitted + 1 >= self._settings.commit_batches)
         return []
 
-    def _emit(self, commit: bool) -> list[MessageBatch]:
+    def _emit(self, ends_checkpoint: bool) -> list[MessageBatch]:
         if self._rows:
             begin_batch(worker=self._worker, messages=self._rows, bytes=self._bytes)
-        slices = self._take(commit)
-        if commit:
+        slices = self._take(ends_checkpoint)
+        if ends_checkpoint:
             self._uncommitted, self._due = 0, self._next_trigger()
         else:
             self._uncommitted += 1
@@ -163,12 +145,12 @@ class KafkaSourcePartition(StatelessSourcePartition[MessageBatch]):
     ) -> None:
         """Begins the partitions of this worker among `partitions` that it does not read yet."""
         mine = [p for p in partitions if p % self._workers == self._worker and p not in self._position]
-        starts = begin_offsets(self._context.topic, self._context.ledgers)
+        starts = begin_offsets(self._session.topic, self._session.ledgers)
         begins: dict[int, int] = {}
         for p in mine:
             low, high = ends(self._group, self._settings.topic, p)
             begins[p] = first_offset(
-                self._context.topic,
+                self._session.topic,
                 p,
                 starts.get(p),
                 low,
@@ -176,7 +158,7 @@ class KafkaSourcePartition(StatelessSourcePartition[MessageBatch]):
                 self._settings.accept_lost_offsets,
                 self._accept_setting,
             )
-            if self._context.settings.until_caught_up:
+            if self._process.settings.until_caught_up:
                 self._end[p] = high
         if mine:
             topic = self._settings.topic
@@ -186,7 +168,7 @@ class KafkaSourcePartition(StatelessSourcePartition[MessageBatch]):
             log.info("worker %d reads %s from %s", self._worker, topic, begins)
 
     def _find_new_partitions(self) -> None:
-        if self._context.settings.until_caught_up or time.monotonic() < self._look_for_partitions_at:
+        if self._process.settings.until_caught_up or time.monotonic() < self._look_for_partitions_at:
             return
         if self._look_for_partitions_at:
             try:
@@ -198,7 +180,7 @@ class KafkaSourcePartition(StatelessSourcePartition[MessageBatch]):
 
     def _fetch(self) -> None:
         """Takes messages until the cap, the trigger or the moment when none come."""
-        while not self._full() and not self._context.stop.is_set():
+        while not self._full() and not self._process.stop.is_set():
             left = self._due - time.time()
             wanted = min(CONSUME_MESSAGES, self._settings.batch_rows - self._rows)
             got = self._messages.consume(wanted, min(max(left, 0), POLL_SECONDS))
@@ -272,26 +254,28 @@ class KafkaSourcePartition(StatelessSourcePartition[MessageBatch]):
         return self._rows >= self._settings.batch_rows or self._bytes >= self._settings.batch_mb << 20
 
     def _caught_up(self) -> bool:
-        return self._context.settings.until_caught_up and all(self._position[p] >= e for p, e in self._end.items())
+        return self._process.settings.until_caught_up and all(self._position[p] >= e for p, e in self._end.items())
 
     def _next_trigger(self) -> float:
-        seconds = self._context.trigger_seconds
+        seconds = self._process.trigger_seconds
         return (math.floor(time.time() / seconds) + 1) * seconds
 
-    def _take(self, commit: bool) -> list[MessageBatch]:
+    def _take(self, ends_checkpoint: bool) -> list[MessageBatch]:
         """What was gathered, as one batch; nothing if no partition has advanced and none awaits `commit`."""
         offsets = [(p, self._first[p], end) for p, end in self._position.items() if end > self._first[p]]
         parts, self._parts, self._rows, self._bytes = self._parts, [], 0, 0
-        if not offsets and not (commit and self._uncommitted):
+        if not offsets and not (ends_checkpoint and self._uncommitted):
             return []
         self._first = dict(self._position)
         self._emitted |= {p: end for p, _, end in offsets}
         reach(Point.SOURCE_EMITTED)
         if not parts:
-            return [_nothing(offsets, commit)]
+            return [_nothing(offsets, ends_checkpoint)]
         rows = pa.concat_batches([rows for rows, _, _ in parts])
         partition = np.concatenate([partition for _, partition, _ in parts])
-        return [MessageBatch(rows, partition, np.concatenate([offset for _, _, offset in parts]), offsets, commit)]
+        return [
+            MessageBatch(rows, partition, np.concatenate([offset for _, _, offset in parts]), offsets, ends_checkpoint)
+        ]
 
     def _report_committed(self) -> None:
         """Tells Kafka's consumer group of what is committed: all that was emitted, once the tables were told to.
@@ -310,15 +294,6 @@ class KafkaSourcePartition(StatelessSourcePartition[MessageBatch]):
             log.warning("the consumer group was not told of the committed offsets: %s", error.args[0].str())
 
 
-def _properties(context: FlowSession) -> dict[str, str]:
-    given = context.settings.kafka
-    for name, needed in FORCED.items():
-        if given.get(name, needed) != needed:
-            variable = KAFKA_PREFIX + name.upper().replace(".", "_")
-            raise SettingsError(f"{variable} must be {needed}: exactly-once delivery needs it")
-    return {**DEFAULTS, "group.id": f"k2flow-{context.exchange.name}", **given, **FORCED}
-
-
 def _open_group(properties: Mapping[str, str]) -> Consumer:
     """A client for all but the messages: watermarks, new partitions, the group's offsets."""
     try:
@@ -327,10 +302,10 @@ def _open_group(properties: Mapping[str, str]) -> Consumer:
         raise SettingsError(f"a {KAFKA_PREFIX}* setting is wrong: {error.args[0].str()}") from error
 
 
-def _nothing(offsets: Sequence[tuple[int, int, int]], commit: bool) -> MessageBatch:
+def _nothing(offsets: Sequence[tuple[int, int, int]], ends_checkpoint: bool) -> MessageBatch:
     """No message, of `offsets`."""
     none = pa.RecordBatch.from_arrays([pa.array([], f.type) for f in MESSAGE_SCHEMA], schema=MESSAGE_SCHEMA)
-    return MessageBatch(none, np.zeros(0, np.int32), np.zeros(0, np.int64), offsets, commit)
+    return MessageBatch(none, np.zeros(0, np.int32), np.zeros(0, np.int64), offsets, ends_checkpoint)
 
 
 def _by_partition(values: dict[int, int], partition: np.ndarray) -> np.ndarray:
@@ -338,10 +313,3 @@ def _by_partition(values: dict[int, int], partition: np.ndarray) -> np.ndarray:
     table[list(values)] = list(values.values())
     result: np.ndarray = table[partition]
     return result
-
-
-def timestamps(milliseconds: Int64s) -> pa.TimestampArray:
-    """Microseconds; null where a message has none (librdkafka's -1), or one after 9999, which no table could hold."""
-    bad = (milliseconds < 0) | (milliseconds > MAX_TIME_US // 1000)
-    microseconds = np.where(bad, 0, milliseconds) * 1000
-    return pa.array(microseconds, mask=bad if bad.any() else None).cast(pa.timestamp("us", "UTC"))

@@ -43,9 +43,10 @@ from k2flow.errors import AlreadyRunningError, CatalogError, CommitError, Fenced
 from k2flow.failpoints import Point, reach
 from k2flow.iceberg import ledger as ledgers
 from k2flow.iceberg.catalog import OUTAGES, load_table
-from k2flow.iceberg.ledger import Ledger, Range, Writer
+from k2flow.iceberg.ledger import Ledger, OffsetRange, Writer
+from k2flow.iceberg.snapshots import superfluous_snapshots
 from k2flow.observability.metrics import COMMIT_RETRIES, layer_of
-from k2flow.timeouts import DeadlinePassedError, within
+from k2flow.timeouts import DeadlinePassedError, run_with_timeout
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,6 @@ STAGED_KEY = "k2flow.staged."
 """And the exchange: a property of its Bronze table while the decided replacements are not all published."""
 REPLACED_KEY = "k2flow.replaced."
 """And the exchange: a property of its Bronze table, the branch whose replacements were published last."""
-KEEP_SNAPSHOTS = 100
 DROP_AT = 110  # dropping ten at once costs a tenth of dropping one in each commit
 MANIFEST_BYTES = 1 << 17
 """What manifests are merged up to. A merge writes every entry again, so that Iceberg's 8 MB would cost seconds."""
@@ -123,7 +123,7 @@ class Committer:
         if (current := self._read()) != self.ledger:
             raise self._taken_over(current, self.ledger.epoch)
 
-    def commit(self, files: Sequence[DataFile], ranges: Sequence[Range]) -> None:
+    def commit(self, files: Sequence[DataFile], ranges: Sequence[OffsetRange]) -> None:
         """Adds `files`, which hold the rows of exactly `ranges`, and advances the ledger over them.
 
         Without files only the ledger is advanced, and no snapshot is made. Raises OffsetGapError, FencedError,
@@ -142,7 +142,7 @@ class Committer:
     ) -> None:
         """`branch` begins at the snapshot that is appended, and `properties` are set with it."""
         try:
-            within(HUNG_SECONDS, lambda: self._try_until_done(after, files, append, branch, properties))
+            run_with_timeout(HUNG_SECONDS, lambda: self._try_until_done(after, files, append, branch, properties))
         except DeadlinePassedError as error:
             raise CommitError(
                 f"{self._name}: the catalog or its storage has not answered for {HUNG_SECONDS} s; nothing is lost: "
@@ -265,10 +265,8 @@ def _branch_at(branch: str, snapshot_id: int) -> SetSnapshotRefUpdate:
 
 
 def _drop_old_snapshots(metadata: TableMetadata) -> tuple[TableUpdate, ...]:
-    """Drops all but the newest KEEP_SNAPSHOTS and the ones that a branch or tag names, once there are DROP_AT."""
+    """Return the update that drops superfluous snapshots, once there are DROP_AT. Tags of readers are maintenance's."""
     if len(metadata.snapshots) < DROP_AT:
         return ()
-    named = {ref.snapshot_id for ref in metadata.refs.values()}
-    newest = sorted(metadata.snapshots, key=lambda snapshot: snapshot.sequence_number or 0)
-    old = [s.snapshot_id for s in newest[:-KEEP_SNAPSHOTS] if s.snapshot_id not in named]
+    old = superfluous_snapshots(metadata)
     return (RemoveSnapshotsUpdate.model_validate({"snapshot-ids": old}),) if old else ()

@@ -26,7 +26,7 @@ KEY = "k2flow.ledger."
 
 
 @dataclass(frozen=True)
-class Range:
+class OffsetRange:
     """Offsets [first, next) of one partition; `rows` of the table came out of them (for Gold: before deduplication)."""
 
     partition: int
@@ -121,7 +121,7 @@ class Ledger:
             earlier=(*self.earlier, *ended),
         )
 
-    def advanced(self, ranges: Iterable[Range], accept_gaps: bool = False) -> "Ledger":
+    def advanced(self, ranges: Iterable[OffsetRange], accept_gaps: bool = False) -> "Ledger":
         """The ledger after `ranges`, each of which must begin where the last one of its partition ended.
 
         A partition that the table has nothing of may begin anywhere. `accept_gaps` lets a range begin later than the

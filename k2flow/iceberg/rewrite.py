@@ -34,7 +34,7 @@ from pyiceberg.table.update.snapshot import _SnapshotProducer
 
 from k2flow.iceberg.catalog import catalog_errors, load_table
 from k2flow.iceberg.commit import STAGED_BRANCH, Unstaged
-from k2flow.maintain.plans import Expiry, readers_tag
+from k2flow.iceberg.snapshots import Expiry, readers_tag
 
 log = logging.getLogger(__name__)
 

@@ -114,7 +114,7 @@ class Staging:
                 raise FencedError(f"{name}: {TAKEN_OVER.format(self._exchange.name)}")
             tables[name] = asdict(Staged(self._branch, ref.snapshot_id, rows.get(name, {})))
         self._bronze.decide(STAGED_KEY + self._exchange.name, json.dumps({"what": what, "tables": tables}))
-        reach(Point.DECIDED)
+        reach(Point.COMMITTED)
 
 
 def finish(catalog: Catalog, exchange: Exchange) -> str | None:

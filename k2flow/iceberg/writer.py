@@ -1,8 +1,10 @@
 """Rows into Parquet data files of an Iceberg table: written by every worker, committed by none of them."""
 
 import itertools
+import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -44,7 +46,7 @@ class DataFileWriter:
         self._spec = table.spec()
         self._sort_order_id = metadata.default_sort_order_id if definition.sorted_by else None
         self._sorted_by = definition.sorted_by
-        self._columns = [column for column, _, _ in definition.partitioned_by]
+        self._columns = [by.column for by in definition.layer.partitioned_by]
         self._bytes = definition.file_size_mb << 20
         self._locations = load_location_provider(metadata.location, metadata.properties)
         self.arrow_schema = with_field_ids(definition.arrow_schema, table)
@@ -116,6 +118,37 @@ class DataFileWriter:
             for field, column in zip(self._spec.fields, self._columns, strict=True)
         ]
         return PartitionKey(field_values=values, partition_spec=self._spec, schema=self._schema)
+
+
+class TableWriters:
+    """The writers of several tables, each opened at its first rows. They write in threads.
+
+    Arrow and zstd work without the interpreter's lock, so the next steps go on while files are written.
+    """
+
+    def __init__(
+        self, tables: Mapping[str, Table], definitions: Mapping[str, TableDefinition], wait: bool = False
+    ) -> None:
+        """Take the tables and their definitions by name. With `wait`, `write` returns only after the files exist."""
+        self._tables = tables
+        self._definitions = definitions
+        self._wait = wait
+        self._writers: dict[str, DataFileWriter] = {}
+        self._pool = ThreadPoolExecutor(max(2, os.cpu_count() or 1), "files")
+
+    def write(self, table: str, rows: pa.RecordBatch) -> Callable[[], list[DataFile]]:
+        """Begin to write `rows`. Return a function that waits for the files, and raises what went wrong with them."""
+        if table not in self._writers:
+            self._writers[table] = DataFileWriter(self._tables[table], self._definitions[table])
+        writer = self._writers[table]
+        writing = [self._pool.submit(writer.write_file, piece) for piece in writer.pieces(rows)]
+
+        def files() -> list[DataFile]:
+            return [each.result() for each in writing]
+
+        if self._wait:
+            files()
+        return files
 
 
 def in_order(rows: pa.RecordBatch, time_column: str) -> pa.RecordBatch:

@@ -13,8 +13,9 @@ from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Consumer, KafkaException, M
 from confluent_kafka import KafkaError as ConfluentError
 
 from k2flow.errors import KafkaError, NoBrokerError
-from k2flow.flow.source import DEFAULTS, FORCED, timestamps
+from k2flow.kafka.properties import DEFAULTS, FORCED
 from k2flow.kafka.topic import TIMEOUT_SECONDS, BrokerDownError, checked, find_topic, watermarks
+from k2flow.trades.messages import timestamps
 
 log = logging.getLogger(__name__)
 

@@ -19,12 +19,13 @@ from pyiceberg.catalog import Catalog
 from pyiceberg.table import Table
 
 from k2flow.errors import AuditError
-from k2flow.exchange import GOLD, Exchange
+from k2flow.exchange import Exchange
 from k2flow.iceberg import ledger as ledgers
 from k2flow.iceberg.catalog import NAMESPACE, find_table
 from k2flow.iceberg.commit import REPLACED_KEY, STAGED_KEY
 from k2flow.iceberg.ledger import Ledger
 from k2flow.iceberg.tables import RETENTION
+from k2flow.layers import GOLD_TABLE
 
 LAYERS = ("bronze", "silver", "dlq", "gold")
 WAIT_SECONDS = 3.0
@@ -68,7 +69,7 @@ class PinnedTables:
 
 
 def table_name(exchange: Exchange, layer: str) -> str:
-    names = {"bronze": exchange.bronze, "silver": exchange.silver, "dlq": exchange.dlq, "gold": GOLD}
+    names = {"bronze": exchange.bronze, "silver": exchange.silver, "dlq": exchange.dlq, "gold": GOLD_TABLE}
     return names[layer]
 
 
@@ -110,7 +111,7 @@ def _replacing(bronze: Table | None, exchange: Exchange) -> Replacing:
 
 
 def _pin(catalog: Catalog, exchanges: Sequence[Exchange]) -> tuple[list[PinnedTables], list[Exchange]]:
-    gold = find_table(catalog, GOLD)
+    gold = find_table(catalog, GOLD_TABLE)
     pinned: list[PinnedTables] = []
     absent = []
     for exchange in exchanges:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from k2flow.errors import AuditError
-from k2flow.iceberg.tables import SILVER_FIELDS
+from k2flow.layers import SILVER
 
 FOLDER, LOCK = "k2flow-hashes-", "lock"
 SETTLED_SECONDS = 60
@@ -37,7 +37,7 @@ CREATE TABLE gold (exchange TINYINT, hour INTEGER, id UBIGINT, row UBIGINT);  --
 CREATE TABLE parts (part INTEGER, exchange TINYINT, layer VARCHAR, first BIGINT, next BIGINT);
 """
 
-_ROW = [name for name, _ in SILVER_FIELDS if name != "vendor_data"]
+_ROW = [name for name in SILVER.columns if name != "vendor_data"]
 ID_HASH = "hash(message_id)"
 _LISTS = ("vendor_keys", "vendor_values", "len(vendor_keys)", "len(trade_conditions)")
 ROW_HASH = f"hash({', '.join([*_ROW, *_LISTS])})"

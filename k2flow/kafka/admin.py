@@ -8,12 +8,13 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from confluent_kafka.error import KafkaError as BrokerError
 
 from k2flow.errors import KafkaError
+from k2flow.observability.logs import ClientLog
 
 log = logging.getLogger(__name__)
 
 
 class Admin:
-    """Questions to one broker, each given `timeout_seconds`. librdkafka's own log goes through `logging`."""
+    """Questions to one broker, each given `timeout_seconds`. librdkafka's own lines are logged at DEBUG."""
 
     def __init__(self, bootstrap: str, timeout_seconds: float = 10.0, config: Mapping[str, str] | None = None) -> None:
         """`config`: more of librdkafka's properties, such as those of SASL and TLS."""
@@ -21,7 +22,7 @@ class Admin:
         self._timeout = timeout_seconds
         timeout_ms = int(timeout_seconds * 1000)
         own = {"bootstrap.servers": bootstrap, "log_level": 3, "socket.timeout.ms": timeout_ms}
-        self._client = AdminClient({**(config or {}), **own}, logger=log)
+        self._client = AdminClient({**(config or {}), **own}, logger=ClientLog(log))
 
     def answers(self, cluster: str | None, timeout_seconds: float) -> bool:
         """True if a broker of this cluster, and of no other, answers within `timeout_seconds`; None: any."""

@@ -1,19 +1,14 @@
 """What there is to do, as pure functions of what a table holds and of the time."""
 
 import itertools
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
-from pyiceberg.table.metadata import TableMetadata
-
-from k2flow.iceberg.commit import KEEP_SNAPSHOTS
 from k2flow.maintain.entries import LiveFile
 
-_READERS_TAG = re.compile(r"k2flow-readers-(\d+)-\d+")
 HOT_FILES = 32
 """So many small files of a partition that is still written to are compacted."""
 OPEN_HOURS = 1
@@ -82,33 +77,6 @@ def _groups(candidates: Iterable[LiveFile], target_bytes: int) -> list[list[Live
     for live, end in zip(ordered, ends, strict=True):
         groups[min(count - 1, (end - live.file.file_size_in_bytes) * count // ends[-1])].append(live)
     return [group for group in groups if group]
-
-
-def readers_tag(at_ms: int, snapshot_id: int | None) -> str:
-    """The name of a tag that keeps the files of a snapshot, some of them replaced since, for who still reads it."""
-    return f"k2flow-readers-{at_ms}-{snapshot_id}"
-
-
-@dataclass(frozen=True)
-class Expiry:
-    """Snapshots and tags to drop from a table's metadata. Their files go when nothing else reaches them."""
-
-    snapshot_ids: tuple[int, ...]
-    tags: tuple[str, ...]
-
-
-def expiry(metadata: TableMetadata, now_ms: int, reader_ms: int) -> Expiry:
-    """Drops maintenance's tags that are older than `reader_ms`, and then all snapshots but those that anything needs:
-
-    the newest KEEP_SNAPSHOTS, and the heads of the branches and tags that are left.
-    """
-    tags = tuple(
-        name for name in metadata.refs if (made := _READERS_TAG.fullmatch(name)) and now_ms - int(made[1]) > reader_ms
-    )
-    named = {ref.snapshot_id for name, ref in metadata.refs.items() if name not in tags}
-    newest = sorted(metadata.snapshots, key=lambda snapshot: snapshot.sequence_number or 0)
-    old = [s.snapshot_id for s in newest[:-KEEP_SNAPSHOTS] if s.snapshot_id not in named]
-    return Expiry(tuple(old), tags)
 
 
 def unreachable(

@@ -15,10 +15,11 @@ from pyiceberg.table.snapshots import Operation
 
 from k2flow.iceberg import rewrite as commits
 from k2flow.iceberg.catalog import catalog_errors, load_table
+from k2flow.iceberg.snapshots import Expiry, expiry
 from k2flow.iceberg.tables import RETENTION, TableDefinition
 from k2flow.maintain.compaction import Compactor
 from k2flow.maintain.entries import LiveFile, data_manifests, live_files
-from k2flow.maintain.plans import Compaction, Expiry, compactions, expired, expiry, unreachable
+from k2flow.maintain.plans import Compaction, compactions, expired, unreachable
 from k2flow.maintain.storage import TableFiles, path_of, reachable
 
 log = logging.getLogger(__name__)

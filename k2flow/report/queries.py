@@ -11,7 +11,8 @@ from typing import Any
 
 import duckdb
 
-from k2flow.exchange import GOLD, Exchange
+from k2flow.exchange import Exchange
+from k2flow.layers import GOLD_TABLE
 from k2flow.query.connection import query_errors
 from k2flow.report.axes import SECOND_US, axis, without_strays
 from k2flow.report.figures import Candle, Counts, Delays, Freshness, Market, Reason
@@ -47,7 +48,7 @@ def layer_rows(
     db: duckdb.DuckDBPyConnection, exchanges: Sequence[Exchange], tables: Collection[str]
 ) -> dict[str, dict[str, int | None]]:
     """The rows of each exchange and layer, None for a missing table."""
-    in_gold = dict(_fetch(db, f"SELECT exchange, count(*) FROM {GOLD} GROUP BY ALL")) if GOLD in tables else {}
+    in_gold = dict(_fetch(db, f"SELECT exchange, count(*) FROM {GOLD_TABLE} GROUP BY ALL")) if GOLD_TABLE in tables else {}
     found: dict[str, dict[str, int | None]] = {}
     for each in exchanges:
         own = {"bronze": each.bronze, "silver": each.silver, "dlq": each.dlq}
@@ -55,7 +56,7 @@ def layer_rows(
             layer: _fetch(db, f"SELECT count(*) FROM {name}")[0][0] if name in tables else None
             for layer, name in own.items()
         }
-        found[each.name] = {**rows, "gold": in_gold.get(each.code, 0) if GOLD in tables else None}
+        found[each.name] = {**rows, "gold": in_gold.get(each.code, 0) if GOLD_TABLE in tables else None}
     return found
 
 
@@ -71,10 +72,10 @@ def taken_in(db: duckdb.DuckDBPyConnection, exchanges: Sequence[Exchange], table
 
 def traded(db: duckdb.DuckDBPyConnection, exchanges: Sequence[Exchange], tables: Collection[str]) -> Counts | None:
     """Gold's rows by the time of the trade; None if there are none."""
-    if GOLD not in tables:
+    if GOLD_TABLE not in tables:
         return None
     names = " ".join(f"WHEN {_literal(each.code)} THEN {_literal(each.name)}" for each in exchanges)
-    sql = f'SELECT CASE exchange {names} END AS exchange, "timestamp" AS moment FROM {GOLD} WHERE {_of(exchanges)}'
+    sql = f'SELECT CASE exchange {names} END AS exchange, "timestamp" AS moment FROM {GOLD_TABLE} WHERE {_of(exchanges)}'
     return _counts(db, sql, exchanges)
 
 
@@ -214,13 +215,13 @@ def markets(
     db: duckdb.DuckDBPyConnection, exchanges: Sequence[Exchange], tables: Collection[str], symbols: Sequence[str]
 ) -> list[Market]:
     """Candles of `symbols` at each exchange that trades them, or of the most traded markets; most traded first."""
-    if GOLD not in tables:
+    if GOLD_TABLE not in tables:
         return []
     names = {each.code: each.name for each in exchanges}
     which, most = (" AND list_contains($symbols, symbol)", "") if symbols else ("", f" LIMIT {MARKETS}")
     chosen = _fetch(
         db,
-        f"SELECT exchange, symbol FROM {GOLD} WHERE {_of(exchanges)}{which} "
+        f"SELECT exchange, symbol FROM {GOLD_TABLE} WHERE {_of(exchanges)}{which} "
         f"GROUP BY ALL ORDER BY count(*) DESC, exchange, symbol{most}",
         {"symbols": list(symbols)} if symbols else {},
     )
@@ -229,7 +230,7 @@ def markets(
 
 
 def _market(db: duckdb.DuckDBPyConnection, exchange: str, code: str, symbol: str) -> Market | None:
-    rows = f"FROM {GOLD} WHERE exchange = $code AND symbol = $symbol"
+    rows = f"FROM {GOLD_TABLE} WHERE exchange = $code AND symbol = $symbol"
     which = {"code": code, "symbol": symbol}
     bounds = _bounds(db, f'SELECT "timestamp" AS moment {rows}', which)
     if bounds is None:

@@ -7,15 +7,16 @@ import numpy as np
 import pyarrow as pa
 
 from k2flow.iceberg.reader import FileReader
-from k2flow.iceberg.tables import SILVER_FIELDS, TableDefinition
+from k2flow.iceberg.tables import TableDefinition
 from k2flow.inspection.pinned import PinnedTables
 from k2flow.inspection.row_hashes import ROW_HASH, hashable
+from k2flow.layers import SILVER
 from k2flow.reprocess.difference import Difference
 from k2flow.reprocess.scope import Advance, Scope
 from k2flow.trades.decode import TradeDecoder
 
 SAMPLES = 10
-_COLUMNS = [name for name, _ in SILVER_FIELDS]
+_COLUMNS = list(SILVER.columns)
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,10 @@ from pyiceberg.manifest import DataFile
 
 from k2flow.errors import ReprocessError
 from k2flow.iceberg.catalog import catalog_errors
-from k2flow.iceberg.tables import DLQ_FIELDS, SILVER_FIELDS
 from k2flow.inspection.files import Plan, ahead, plan, read
 from k2flow.inspection.pinned import PinnedTables
 from k2flow.inspection.row_hashes import CONTENT_HASH, ID_HASH, ROW_HASH, Store, hashable
+from k2flow.layers import DLQ, SILVER
 from k2flow.reprocess.scope import ALWAYS, Advance, Known, Letters, Scope
 from k2flow.trades.decode import TradeDecoder
 from k2flow.trades.messages import MessageBatch
@@ -49,8 +49,8 @@ CREATE TABLE picked (id UBIGINT, row UBIGINT);  -- rows of Silver that come into
 LETTER_HASH = 'hash("partition", "offset", failed_at)'
 HASHES = {"dlq": LETTER_HASH, "silver": ROW_HASH, "gold": ROW_HASH}
 VALID = "valid"
-_SILVER = tuple(name for name, _ in SILVER_FIELDS)
-_DLQ = tuple(name for name, _ in DLQ_FIELDS)
+_SILVER = SILVER.columns
+_DLQ = DLQ.columns
 _VALID = 'message ANTI JOIN letter USING (partition, "offset") WHERE reason IS NULL'
 
 

@@ -6,12 +6,12 @@ import numpy as np
 import pyarrow as pa
 from pyiceberg.manifest import DataFile
 
-from k2flow.flow.dedup import gold_rows
 from k2flow.iceberg.reader import FileReader
-from k2flow.iceberg.tables import SILVER_FIELDS, TableDefinition, arrow_schema
+from k2flow.iceberg.tables import TableDefinition
 from k2flow.iceberg.writer import DataFileWriter
 from k2flow.inspection.pinned import PinnedTables
 from k2flow.inspection.row_hashes import ROW_HASH, hashable
+from k2flow.layers import GOLD, SILVER
 from k2flow.reprocess.difference import HASHES, Difference, Replaced
 from k2flow.reprocess.scope import Advance, Scope
 from k2flow.trades.decode import TradeDecoder
@@ -19,7 +19,7 @@ from k2flow.trades.messages import MessageBatch
 
 GATHERED_BYTES = 128 << 20
 """New rows of a table are held until they are so many, so that they do not make many small files."""
-_SILVER = arrow_schema(SILVER_FIELDS)
+_SILVER = SILVER.arrow_schema
 
 
 class Gathered:
@@ -93,7 +93,7 @@ class Rewriting:
                 found = np.flatnonzero((wanted[at] == hashes) & left[at])
                 _, first = np.unique(at[found], return_index=True)
                 left[at[found]] = False
-                gold.add(gold_rows(rows.take(pa.array(np.sort(found[first])))))
+                gold.add(GOLD.rows(rows.take(pa.array(np.sort(found[first])))))
         self._come("gold", gold.write())
 
     def write_without(self, layer: str) -> None:

@@ -12,21 +12,22 @@ from datetime import date, timedelta
 
 from pyiceberg.catalog import Catalog
 
-from k2flow.audit.run import Progress
 from k2flow.config.settings import Settings
 from k2flow.errors import FencedError, ReprocessError
-from k2flow.exchange import GOLD, Exchange
+from k2flow.exchange import Exchange
 from k2flow.failpoints import Point, reach
-from k2flow.flow.dedup import GoldIds
 from k2flow.iceberg.staging import Staging, finish
 from k2flow.iceberg.tables import create, definitions
 from k2flow.inspection.pinned import PinnedTables, pin
+from k2flow.inspection.progress import Progress
 from k2flow.inspection.row_hashes import open_store
+from k2flow.layers import GOLD_TABLE
 from k2flow.reprocess.changes import Change, changes
 from k2flow.reprocess.difference import SCHEMA, VALID, Difference, Replaced
 from k2flow.reprocess.rewriting import Rewriting
 from k2flow.reprocess.scope import EPOCH, Days, Known, Letters, Scope
 from k2flow.trades.decode import TradeDecoder
+from k2flow.trades.gold_ids import GoldIds
 from k2flow.trades.registry import open_schemas
 
 __all__ = ["VALID", "Outcome", "replay", "reprocess"]
@@ -113,7 +114,7 @@ class _Redo:
         exchange = self._exchange
         outcome = Outcome(what, finished=finish(self._catalog, exchange))
         create(self._catalog, self._definitions.values())  # they may be of an older k2flow
-        staging = Staging(self._catalog, exchange, (exchange.dlq, exchange.silver, GOLD))
+        staging = Staging(self._catalog, exchange, (exchange.dlq, exchange.silver, GOLD_TABLE))
         try:
             staging.begin()
             outcome, rows = self._judge(outcome, scope_of, staging)
@@ -125,7 +126,7 @@ class _Redo:
             return outcome
         fewer = {p: -n for p, n in rows.items()}
         try:
-            staging.decide({exchange.dlq: fewer, exchange.silver: rows, GOLD: rows}, what)
+            staging.decide({exchange.dlq: fewer, exchange.silver: rows, GOLD_TABLE: rows}, what)
         except FencedError:  # after any other error it may have been decided
             staging.give_up()
             raise

@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from k2flow.iceberg.ledger import Range
+from k2flow.iceberg.ledger import OffsetRange
+from k2flow.layers import MAX_TIME_US
 
 MESSAGE_SCHEMA = pa.schema(
     [
@@ -25,22 +26,22 @@ class MessageBatch:
     """n rows, the partition and offset that each came from, and all offsets that they stand for.
 
     `offsets` are (partition, first, next): every message of [first, next) either is one of the rows or gave none (a
-    transaction marker, a bad record in a slice of good ones). A partition may stand there once. `commit` says whether
-    the tables are to commit at the end of the slice's epoch, all that they have been given since they last did.
+    transaction marker, a bad record in a slice of good ones). A partition may stand there once. `ends_checkpoint` says
+    whether the tables commit at the end of the batch's epoch, all that they have been given since they last did.
     """
 
     rows: pa.RecordBatch
     partition: npt.NDArray[np.int32]
     offset: npt.NDArray[np.int64]
     offsets: Sequence[tuple[int, int, int]]
-    commit: bool = True
+    ends_checkpoint: bool = True
 
-    def ranges(self) -> list[Range]:
+    def ranges(self) -> list[OffsetRange]:
         """`offsets` with the number of rows that came out of each."""
         counts = np.bincount(self.partition, minlength=1 + max((p for p, _, _ in self.offsets), default=0))
-        return [Range(p, first, end, int(counts[p])) for p, first, end in self.offsets]
+        return [OffsetRange(p, first, end, int(counts[p])) for p, first, end in self.offsets]
 
-    def beyond(self, committed: Mapping[int, int]) -> "MessageBatch":
+    def after(self, committed: Mapping[int, int]) -> "MessageBatch":
         """Without what is committed already: `committed` gives the next offset of each partition that has one."""
         if all(first >= committed.get(p, first) for p, first, _ in self.offsets):
             return self
@@ -80,3 +81,10 @@ def _restore_batch(data: bytes) -> pa.RecordBatch:
 def pickle_batches_as_ipc() -> None:
     """Makes `pickle` send a RecordBatch as an IPC stream: by itself it sends the whole parent of a small slice."""
     copyreg.pickle(pa.RecordBatch, _reduce_batch)
+
+
+def timestamps(milliseconds: npt.NDArray[np.int64]) -> pa.TimestampArray:
+    """Microseconds; null where a message has none (librdkafka's -1), or one after 9999, which no table could hold."""
+    bad = (milliseconds < 0) | (milliseconds > MAX_TIME_US // 1000)
+    microseconds = np.where(bad, 0, milliseconds) * 1000
+    return pa.array(microseconds, mask=bad if bad.any() else None).cast(pa.timestamp("us", "UTC"))

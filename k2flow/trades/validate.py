@@ -12,15 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from k2flow.exchange import Exchange
+from k2flow.layers import MAX_TIME_US, MIN_TIME_US
 from k2flow.trades.reasons import FIRST_EXCHANGE_RULE, Reason
 
 FUTURE_US = 60 * 1_000_000
 OLD_US = 365 * 86_400 * 1_000_000
-MIN_TIME_US = -62_135_596_800_000_000
-"""0001-01-01T00:00:00Z, in microseconds since 1970."""
-MAX_TIME_US = 253_402_300_799_999_999
-"""9999-12-31T23:59:59.999999Z."""
-
 Mask = npt.NDArray[np.bool_]
 
 

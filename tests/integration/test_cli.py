@@ -1,4 +1,4 @@
-"""The command line as users type it, each command a process of its own: what it prints, and how it ends."""
+"""The command line as users type it: output and exit code of each command, in its own process."""
 
 import csv
 import io
@@ -49,7 +49,7 @@ def call(lake: Lake, command: Sequence[str], seconds: float = 60, **extra: str) 
 
 
 def k2flow(lake: Lake, *arguments: str, **extra: str) -> bytes:
-    """What a command that succeeds prints."""
+    """Run a command that must succeed, and return its output."""
     done = call(lake, (*K2FLOW, *arguments), **extra)
     assert done.returncode == 0, done.stderr.decode()
     return done.stdout
@@ -62,7 +62,7 @@ def start(lake: Lake, command: Sequence[str], **extra: str) -> Flow:
 
 
 def assert_one_line(done: subprocess.CompletedProcess[bytes], says: str) -> None:
-    """The command failed with one line that says why, and nothing that only a programmer understands."""
+    """Assert that the command failed with one line that matches `says`, without a traceback."""
     text = done.stderr.decode()
     lines = [line for line in text.splitlines() if line.startswith("k2flow: error: ")]
     assert done.returncode != 0, text
@@ -100,33 +100,31 @@ WITH_KAFKA: list[tuple[Mapping[str, str], str]] = [
 
 @pytest.mark.parametrize("command", [RUN, BYTEWAX], ids=["run", "bytewax"])
 @pytest.mark.parametrize(("extra", "says"), BAD_STARTS)
-def test_a_flow_that_cannot_start_says_why_in_one_line(
-    lake: Lake, command: Sequence[str], extra: Mapping[str, str], says: str
-) -> None:
-    """A wrong, unknown or useless setting and a catalog out of reach: one line, whatever the number of processes."""
+def test_failed_start_is_one_line(lake: Lake, command: Sequence[str], extra: Mapping[str, str], says: str) -> None:
+    """A wrong or unknown setting or an unreachable catalog: one line, for any number of processes."""
     assert_one_line(call(lake, command, **extra), says)
 
 
 @pytest.mark.integration
 @pytest.mark.parametrize("command", [RUN, BYTEWAX], ids=["run", "bytewax"])
 @pytest.mark.parametrize(("extra", "says"), WITH_KAFKA)
-def test_a_flow_that_the_broker_shows_wrong_says_why_in_one_line(
+def test_start_refused_by_the_broker_is_one_line(
     new_lake: NewLake, command: Sequence[str], extra: Mapping[str, str], says: str
 ) -> None:
-    """A missing topic, or a property that would cost exactly-once."""
+    """A missing topic, or a property that would break exactly-once delivery."""
     assert_one_line(call(new_lake(), command, **extra), says)
 
 
 @pytest.mark.parametrize("command", [RUN, BYTEWAX], ids=["run", "bytewax"])
-def test_a_table_that_differs_says_how(lake: Lake, command: Sequence[str]) -> None:
-    """Nothing is altered behind the user's back."""
+def test_different_table_is_an_error_that_says_how(lake: Lake, command: Sequence[str]) -> None:
+    """A flow never alters an existing table by itself."""
     k2flow(lake, "tables", "create", "binance")
     done = call(lake, command, K2FLOW_BINANCE_DLQ_RETENTION_DAYS="31")
     assert_one_line(done, r"table market_data\.dlq_binance_trades differs: .*retention-days is 30, not 31.*rename it")
 
 
-def test_an_unknown_exchange(lake: Lake) -> None:
-    """The known ones are named, and how a new one is made."""
+def test_unknown_exchange_is_an_error_with_the_known_ones(lake: Lake) -> None:
+    """The error lists the known exchanges, and says how to add one."""
     for arguments in (("run", "coinbase"), ("tables", "create", "coinbase"), ("produce", "coinbase")):
         done = call(lake, (*K2FLOW, *arguments))
         assert_one_line(done, "unknown exchange 'coinbase': known are binance, kraken; .*flows/coinbase.py")
@@ -142,7 +140,7 @@ def test_an_unknown_exchange(lake: Lake) -> None:
     ],
 )
 def test_debug_shows_the_traceback(lake: Lake, command: Sequence[str], extra: Mapping[str, str]) -> None:
-    """Of the process in which the error was, too."""
+    """The traceback comes from the process that failed, also under `k2flow run`."""
     uri = {"PYICEBERG_CATALOG__K2FLOW__URI": "sqlite:////nonexistent/x.db", "PYICEBERG_CATALOG__K2FLOW__TYPE": "sql"}
     done = call(lake, command, **uri, **extra)
     assert done.returncode != 0
@@ -151,8 +149,8 @@ def test_debug_shows_the_traceback(lake: Lake, command: Sequence[str], extra: Ma
 
 
 @pytest.mark.integration
-def test_a_broker_that_is_down_is_waited_for(kafka: LocalKafka, tmp_path: Path) -> None:
-    """The flow says what it waits for and how to help; when the broker comes up, it goes on by itself."""
+def test_flow_waits_for_a_broker_that_is_down(kafka: LocalKafka, tmp_path: Path) -> None:
+    """The flow logs what it waits for and what to do, and continues when the broker comes up."""
     port = free_port()
     broker = LocalKafka(tmp_path / "kafka", port)
     lake = Lake("binance", "trades", tmp_path / "lake", broker.bootstrap)
@@ -171,10 +169,10 @@ def test_a_broker_that_is_down_is_waited_for(kafka: LocalKafka, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(("command", "number"), [(RUN, signal.SIGTERM), (BYTEWAX, signal.SIGINT)])
-def test_a_flow_that_waits_for_the_broker_can_be_stopped(
+def test_flow_that_waits_for_the_broker_stops_on_a_signal(
     lake: Lake, command: Sequence[str], number: signal.Signals
 ) -> None:
-    """Nothing was begun, so it ends at once and well."""
+    """Nothing has started, so it exits at once with code 0."""
     with start(lake, command) as flow:
         flow.wait_for_log("waiting for it")
         flow.signal(number)
@@ -184,8 +182,8 @@ def test_a_flow_that_waits_for_the_broker_can_be_stopped(
 
 
 @pytest.mark.integration
-def test_a_flow_that_waits_for_the_registry_can_be_stopped(new_lake: NewLake) -> None:
-    """What was read is in no table, so it ends with an error; the next start reads it again."""
+def test_flow_that_waits_for_the_registry_stops_on_a_signal(new_lake: NewLake) -> None:
+    """The messages read are in no table, so it exits with an error. The next start reads them again."""
     lake = new_lake()
     fill(lake, count=100, seed=8)
     extra = {"K2FLOW_SCHEMA_REGISTRY_URL": f"http://{NOWHERE}", "K2FLOW_BINANCE_TRIGGER_SECONDS": "1"}
@@ -202,13 +200,13 @@ def test_a_flow_that_waits_for_the_registry_can_be_stopped(new_lake: NewLake) ->
 
 
 def settings_of(printed: bytes) -> dict[str, tuple[str, str]]:
-    """The rows of `k2flow config`."""
+    """Return value and source by setting, from the output of `k2flow config`."""
     rows = [[cell.strip() for cell in line.split("│")[1:4]] for line in printed.decode().splitlines() if "│" in line]
     return {name: (value, source) for name, value, source in rows}
 
 
-def test_config_shows_what_holds_and_why(lake: Lake) -> None:
-    """Every setting, its value and source; secrets are masked wherever they stand."""
+def test_config_shows_values_and_sources(lake: Lake) -> None:
+    """Every setting is listed, and secrets are masked wherever they occur."""
     extra = {
         "K2FLOW_KAFKA_SASL_PASSWORD": "hunter2",
         "K2FLOW_KAFKA_SASL_JAAS_CONFIG": "hunter2",
@@ -235,8 +233,8 @@ def test_config_shows_what_holds_and_why(lake: Lake) -> None:
     assert by_default["K2FLOW_BINANCE_TOPIC"] == ("trades", "environment")
 
 
-def test_tables_are_created_once_and_listed(lake: Lake) -> None:
-    """Creation can be repeated; the list counts the five medallion tables and says which are missing."""
+def test_tables_create_is_idempotent_and_list_counts(lake: Lake) -> None:
+    """The list counts the five medallion tables, and says which are missing."""
     assert b"0/5 medallion tables" in k2flow(lake, "tables", "list")
     made = k2flow(lake, "tables", "create", "kraken").decode()
     assert made.count(": made") == 4
@@ -250,23 +248,23 @@ def test_tables_are_created_once_and_listed(lake: Lake) -> None:
     assert b"5/5 medallion tables" in k2flow(lake, "tables", "list")
 
 
-def test_kafka_status_of_no_broker(lake: Lake) -> None:
-    """Of a local address: stopped. Of another machine's: an error that names it."""
+def test_kafka_status_without_a_broker(lake: Lake) -> None:
+    """A local address is stopped. Another machine's address is an error that names it."""
     assert b"is stopped at 127.0.0.1:9" in k2flow(lake, "kafka", "status")
     done = call(lake, (*K2FLOW, "kafka", "status"), K2FLOW_KAFKA_BOOTSTRAP_SERVERS="127.0.0.2:9")
     assert_one_line(done, "no broker answers at 127.0.0.2:9 from K2FLOW_KAFKA_BOOTSTRAP_SERVERS")
 
 
 @pytest.mark.integration
-def test_kafka_status_of_a_broker_that_others_started(new_lake: NewLake) -> None:
-    """It is used, never claimed."""
+def test_kafka_status_of_a_foreign_broker(new_lake: NewLake) -> None:
+    """k2flow uses it, and does not claim to have started it."""
     lake = new_lake()
     assert f"the broker at {lake.bootstrap}".encode() in k2flow(lake, "kafka", "status")
 
 
 @pytest.mark.integration
-def test_produce_run_list_query(new_lake: NewLake, tmp_path: Path) -> None:
-    """A user's whole round: messages with a manifest, a flow of two processes, the tables, a question to them."""
+def test_produce_run_list_and_query(new_lake: NewLake, tmp_path: Path) -> None:
+    """One round of a user: messages with a manifest, a flow of two processes, the tables, queries, dead letters."""
     lake = new_lake("kraken", partitions=2)
     path = tmp_path / "manifest.json"
     printed = k2flow(
@@ -300,8 +298,8 @@ def test_produce_run_list_query(new_lake: NewLake, tmp_path: Path) -> None:
 
 
 @pytest.mark.integration
-def test_replay_of_recorded_trades(new_lake: NewLake, tmp_path: Path) -> None:
-    """`produce --replay` sends a file's trades and writes a manifest for each exchange in it."""
+def test_produce_replays_recorded_trades(new_lake: NewLake, tmp_path: Path) -> None:
+    """`produce --replay` sends the trades of a file, and writes a manifest per exchange."""
     lake = new_lake("kraken", partitions=2)
     manifest = tmp_path / "sent.json"
     k2flow(lake, "produce", "--replay", str(SAMPLE), "--manifest", str(manifest))
@@ -313,8 +311,8 @@ def test_replay_of_recorded_trades(new_lake: NewLake, tmp_path: Path) -> None:
 
 
 @pytest.mark.integration
-def test_a_manifest_that_cannot_be_written_is_an_error_before_anything_is_sent(new_lake: NewLake) -> None:
-    """Messages without their manifest would be of no use to whoever asked for one."""
+def test_unwritable_manifest_is_an_error_before_anything_is_sent(new_lake: NewLake) -> None:
+    """Messages without the requested manifest are useless."""
     lake = new_lake()
     for manifest in ("/nonexistent/sent.json", str(lake.home.parent)):
         done = call(lake, (*K2FLOW, "produce", "binance", "--count", "10", "--manifest", manifest))
@@ -344,7 +342,7 @@ SELECT * FROM (VALUES
 
 
 def test_query_in_every_format(lake: Lake, tmp_path: Path) -> None:
-    """Each format, read back by another program: the same rows, amounts to the last digit, null and empty apart."""
+    """Another program reads the same rows from each format: exact decimals, and null apart from empty."""
     rows = [dict(zip(VALUES, row, strict=True)) for row in zip(*VALUES.values(), strict=True)]
     in_arrow = pa.ipc.open_stream(k2flow(lake, "query", SQL, "--format", "arrow")).read_all()
     assert in_arrow.to_pylist() == rows
@@ -373,7 +371,7 @@ def test_query_in_every_format(lake: Lake, tmp_path: Path) -> None:
 
 
 def from_json(line: str) -> dict[str, Any]:
-    """A line of JSON with the types of VALUES."""
+    """Parse a line of JSON into the types of VALUES."""
     row = json.loads(line, parse_float=Decimal)
     blob = row["payload"]
     return {
@@ -397,15 +395,15 @@ CANNOT_BE_CAST = ("SELECT CAST(v AS INT) FROM (VALUES ('q')) t(v)", "Could not c
         *((format, *CANNOT_BE_CAST) for format in ("table", "csv", "json", "parquet", "arrow")),
     ],
 )
-def test_bad_sql_is_one_line(lake: Lake, format: str, sql: str, says: str) -> None:
-    """Whether it is wrong as written or only when the rows are made, and nothing is printed as if it were rows."""
+def test_bad_sql_is_an_error_of_one_line(lake: Lake, format: str, sql: str, says: str) -> None:
+    """The error is in the text or in the evaluation of a row. Nothing is printed on standard output."""
     done = call(lake, (*K2FLOW, "query", sql, "--format", format))
     assert_one_line(done, says)
     assert done.stdout == b""
 
 
-def test_statements_without_rows_and_other_forms_of_sql(lake: Lake) -> None:
-    """Whatever DuckDB runs."""
+def test_query_runs_any_statement_of_duckdb(lake: Lake) -> None:
+    """Statements without rows, SHOW, several statements, and an empty table."""
     k2flow(lake, "tables", "create")
     assert k2flow(lake, "query", "SET threads = 1", "-f", "csv") == b""
     shown = k2flow(lake, "query", "SHOW TABLES", "-f", "csv").decode().split()
@@ -415,7 +413,7 @@ def test_statements_without_rows_and_other_forms_of_sql(lake: Lake) -> None:
 
 
 def children_of(flow: Flow, count: int) -> list[psutil.Process]:
-    """The processes of the flow itself, in the order in which they were started."""
+    """Return the processes of the flow, in the order of their start."""
     supervisor = psutil.Process(flow.processes[0].pid)
     children = sorted(supervisor.children(recursive=True), key=lambda child: child.create_time())
     assert len(children) == count
@@ -423,14 +421,14 @@ def children_of(flow: Flow, count: int) -> list[psutil.Process]:
 
 
 @pytest.mark.integration
-def test_a_signal_is_passed_on_and_drains(new_lake: NewLake) -> None:
-    """SIGTERM to `k2flow run`: every process commits what it has read, and all ends with 0."""
+def test_sigterm_drains_all_processes(new_lake: NewLake) -> None:
+    """On SIGTERM to `k2flow run` every process commits all messages it has read, and exits with 0."""
     lake = new_lake(partitions=4)
     fill(lake, count=2_000, bad=0.05, seed=5)
     with start(lake, (*RUN, "--trigger", "600")) as flow:
         flow.wait_for_log(f"reads {lake.topic}", 2)
         children = children_of(flow, 2)
-        time.sleep(2)  # for what is there to be read
+        time.sleep(2)  # the processes read all messages
         flow.signal(signal.SIGTERM)
         log = flow.wait(60)
         assert flow.codes() == [0], log
@@ -441,8 +439,8 @@ def test_a_signal_is_passed_on_and_drains(new_lake: NewLake) -> None:
 
 @pytest.mark.integration
 @pytest.mark.parametrize("victim", [0, 1])
-def test_when_one_process_is_killed_all_are_started_again(new_lake: NewLake, victim: int) -> None:
-    """One line says which one; the others are ended, all start again, and nothing is lost or doubled."""
+def test_all_processes_restart_after_one_is_killed(new_lake: NewLake, victim: int) -> None:
+    """One line names it, all processes restart, and nothing is lost or duplicated."""
     lake = new_lake(partitions=4)
     fill(lake, count=500, seed=6)
     with start(lake, (*RUN, "--trigger", "1")) as flow:
@@ -466,8 +464,8 @@ def test_when_one_process_is_killed_all_are_started_again(new_lake: NewLake, vic
 
 
 @pytest.mark.integration
-def test_a_flow_that_always_crashes_is_started_less_and_less_often(new_lake: NewLake) -> None:
-    """Pauses double, and SIGTERM ends one at once."""
+def test_crash_loop_backs_off(new_lake: NewLake) -> None:
+    """Pauses double, and SIGTERM ends a pause at once."""
     lake = new_lake(partitions=1)
     with start(lake, (*K2FLOW, "run", "binance", "--processes", "1"), K2FLOW_FAILPOINTS="opened=die") as flow:
         flow.wait_for_log("failure 4 in a row")

@@ -20,8 +20,9 @@ from k2flow.exchange import find_exchange
 from k2flow.failpoints import Point
 from k2flow.iceberg import commit as commits
 from k2flow.iceberg.catalog import load_table
-from k2flow.iceberg.commit import KEEP_SNAPSHOTS, Committer
-from k2flow.iceberg.ledger import KEY, Range, Writer, read
+from k2flow.iceberg.commit import Committer
+from k2flow.iceberg.ledger import KEY, OffsetRange, Writer, read
+from k2flow.iceberg.snapshots import KEEP_SNAPSHOTS
 from k2flow.iceberg.tables import create, definitions
 from k2flow.iceberg.writer import DataFileWriter
 
@@ -73,7 +74,7 @@ def offsets_in(catalog: Catalog) -> list[int]:
 def test_rows_and_ledger_are_one_commit(catalog: Catalog, writer: DataFileWriter) -> None:
     committer = open_committer(catalog)
     files = pickle.loads(pickle.dumps(writer.write(rows(0, 5))))  # as they come from another process
-    committer.commit(files, [Range(0, 0, 5, 5)])
+    committer.commit(files, [OffsetRange(0, 0, 5, 5)])
     table = load_table(catalog, TABLE)
     ledger = read(table.properties, "binance", TOPIC)
     assert ledger.next_offset(0) == 5
@@ -87,7 +88,7 @@ def test_rows_and_ledger_are_one_commit(catalog: Catalog, writer: DataFileWriter
 def test_offsets_without_rows_advance_the_ledger_without_a_snapshot(catalog: Catalog, writer: DataFileWriter) -> None:
     committer = open_committer(catalog)
     before = len(load_table(catalog, TABLE).snapshots())
-    committer.commit([], [Range(0, 0, 5, 0)])
+    committer.commit([], [OffsetRange(0, 0, 5, 0)])
     table = load_table(catalog, TABLE)
     assert len(table.snapshots()) == before
     assert read(table.properties, "binance", TOPIC).next_offset(0) == 5
@@ -95,10 +96,10 @@ def test_offsets_without_rows_advance_the_ledger_without_a_snapshot(catalog: Cat
 
 def test_a_gap_and_an_overlap_are_refused(catalog: Catalog, writer: DataFileWriter) -> None:
     committer = open_committer(catalog)
-    committer.commit(writer.write(rows(0, 5)), [Range(0, 0, 5, 5)])
+    committer.commit(writer.write(rows(0, 5)), [OffsetRange(0, 0, 5, 5)])
     for first in (4, 6):
         with pytest.raises(OffsetGapError):
-            committer.commit(writer.write(rows(first, 9)), [Range(0, first, 9, 9 - first)])
+            committer.commit(writer.write(rows(first, 9)), [OffsetRange(0, first, 9, 9 - first)])
     assert offsets_in(catalog) == [0, 1, 2, 3, 4]
 
 
@@ -107,11 +108,11 @@ def test_a_fenced_committer_commits_nothing(catalog: Catalog, writer: DataFileWr
     files = writer.write(rows(0, 5))
     new = open_committer(catalog)
     with pytest.raises(FencedError, match="epoch 2"):
-        old.commit(files, [Range(0, 0, 5, 5)])
+        old.commit(files, [OffsetRange(0, 0, 5, 5)])
     with pytest.raises(FencedError):
-        old.commit([], [Range(0, 0, 5, 0)])
+        old.commit([], [OffsetRange(0, 0, 5, 0)])
     assert offsets_in(catalog) == []
-    new.commit(files, [Range(0, 0, 5, 5)])
+    new.commit(files, [OffsetRange(0, 0, 5, 5)])
     assert offsets_in(catalog) == [0, 1, 2, 3, 4]
 
 
@@ -119,15 +120,15 @@ def test_a_flow_that_began_before_a_commit_of_another_begins_again(catalog: Cata
     """What it has read since (Gold's ids above all) may lack the rows of that commit. The other one is fenced."""
     old = open_committer(catalog)
     began_with = read(load_table(catalog, TABLE).properties, "binance", TOPIC)
-    old.commit(writer.write(rows(0, 5)), [Range(0, 0, 5, 5)])
+    old.commit(writer.write(rows(0, 5)), [OffsetRange(0, 0, 5, 5)])
     new = Committer(catalog, TABLE, "binance", TOPIC)
     with pytest.raises(CommitError, match="has committed since this copy of the flow began"):
         new.fence("id", began_with)
     with pytest.raises(FencedError):
-        old.commit(writer.write(rows(5, 9)), [Range(0, 5, 9, 4)])
+        old.commit(writer.write(rows(5, 9)), [OffsetRange(0, 5, 9, 4)])
     again = Committer(catalog, TABLE, "binance", TOPIC)
     again.fence("id", again.ledger)
-    again.commit(writer.write(rows(5, 9)), [Range(0, 5, 9, 4)])
+    again.commit(writer.write(rows(5, 9)), [OffsetRange(0, 5, 9, 4)])
     assert offsets_in(catalog) == list(range(9))
 
 
@@ -139,7 +140,7 @@ def test_of_two_flows_that_begin_at_once_the_first_to_fence_goes_on(catalog: Cat
         other.fence("id", other.ledger)
     with pytest.raises(FencedError, match="has taken over from epoch 0"):
         Committer(catalog, TABLE, "binance", TOPIC).fence("id", late.ledger)
-    one.commit(writer.write(rows(0, 5)), [Range(0, 0, 5, 5)])
+    one.commit(writer.write(rows(0, 5)), [OffsetRange(0, 0, 5, 5)])
     assert offsets_in(catalog) == list(range(5))
 
 
@@ -177,8 +178,8 @@ def test_an_unknown_outcome_is_looked_up_before_it_is_repeated(
         return real(self, *args, **kwargs)  # type: ignore[arg-type]
 
     monkeypatch.setattr(type(catalog), "commit_table", flaky)
-    committer.commit(writer.write(rows(0, 5)), [Range(0, 0, 5, 5)])
-    committer.commit(writer.write(rows(5, 7)), [Range(0, 5, 7, 2)])
+    committer.commit(writer.write(rows(0, 5)), [OffsetRange(0, 0, 5, 5)])
+    committer.commit(writer.write(rows(5, 7)), [OffsetRange(0, 5, 7, 2)])
     assert offsets_in(catalog) == list(range(7))
     assert calls == (2 if landed else 3)
 
@@ -189,8 +190,8 @@ def test_another_exchange_commits_to_gold_at_the_same_time(catalog: Catalog, wri
     theirs = Committer(catalog, TABLE, "kraken", TOPIC)
     theirs.fence("id")
     for i in range(5):
-        ours.commit(writer.write(rows(i, i + 1)), [Range(0, i, i + 1, 1)])
-        theirs.commit(writer.write(rows(100 + i, 101 + i)), [Range(0, 100 + i, 101 + i, 1)])
+        ours.commit(writer.write(rows(i, i + 1)), [OffsetRange(0, i, i + 1, 1)])
+        theirs.commit(writer.write(rows(100 + i, 101 + i)), [OffsetRange(0, 100 + i, 101 + i, 1)])
     properties = load_table(catalog, TABLE).properties
     assert read(properties, "binance", TOPIC).next_offset(0) == 5
     assert read(properties, "kraken", TOPIC).next_offset(0) == 105
@@ -208,7 +209,7 @@ def test_a_lasting_conflict_ends_in_a_clear_error(
     monkeypatch.setattr(type(catalog), "commit_table", refuse)
     monkeypatch.setattr(commits, "RETRY_SECONDS", 0.2)
     with pytest.raises(CommitError, match="conflicting commits"):
-        committer.commit(writer.write(rows(0, 5)), [Range(0, 0, 5, 5)])
+        committer.commit(writer.write(rows(0, 5)), [OffsetRange(0, 0, 5, 5)])
 
 
 def test_a_catalog_that_is_frozen_ends_in_a_clear_error(
@@ -219,7 +220,7 @@ def test_a_catalog_that_is_frozen_ends_in_a_clear_error(
     monkeypatch.setattr(type(catalog), "commit_table", lambda *_, **__: thawed.wait())
     monkeypatch.setattr(commits, "HUNG_SECONDS", 0.2)
     with pytest.raises(CommitError, match="has not answered for"):
-        committer.commit(writer.write(rows(0, 5)), [Range(0, 0, 5, 5)])
+        committer.commit(writer.write(rows(0, 5)), [OffsetRange(0, 0, 5, 5)])
     thawed.set()
     assert offsets_in(catalog) == []
 
@@ -227,7 +228,7 @@ def test_a_catalog_that_is_frozen_ends_in_a_clear_error(
 def test_metadata_stays_small(catalog: Catalog, writer: DataFileWriter) -> None:
     committer = open_committer(catalog)
     for i in range(KEEP_SNAPSHOTS + 25):
-        committer.commit(writer.write(rows(i, i + 1)), [Range(0, i, i + 1, 1)])
+        committer.commit(writer.write(rows(i, i + 1)), [OffsetRange(0, i, i + 1, 1)])
     assert len(load_table(catalog, TABLE).snapshots()) <= KEEP_SNAPSHOTS + 10
     assert offsets_in(catalog) == list(range(KEEP_SNAPSHOTS + 25))
 
@@ -235,14 +236,14 @@ def test_metadata_stays_small(catalog: Catalog, writer: DataFileWriter) -> None:
 def test_a_snapshot_of_another_process_on_a_branch(catalog: Catalog, writer: DataFileWriter) -> None:
     """It leaves the head where it was, and yet the next snapshot's number has to be another one."""
     committer = open_committer(catalog)
-    committer.commit(writer.write(rows(0, 5)), [Range(0, 0, 5, 5)])
+    committer.commit(writer.write(rows(0, 5)), [OffsetRange(0, 0, 5, 5)])
     table = load_table(catalog, TABLE)
     head = table.current_snapshot()
     assert head is not None
     table.manage_snapshots().create_branch(head.snapshot_id, "looked-into").commit()
     table = load_table(catalog, TABLE)
     table.append(pa.Table.from_batches([rows(70, 71)]).cast(table.schema().as_arrow()), branch="looked-into")
-    committer.commit(writer.write(rows(5, 9)), [Range(0, 5, 9, 4)])
+    committer.commit(writer.write(rows(5, 9)), [OffsetRange(0, 5, 9, 4)])
     assert offsets_in(catalog) == list(range(9))
 
 
@@ -261,7 +262,7 @@ def test_snapshots_dropped_by_another_process_while_a_commit_drops_them(
 
     monkeypatch.setattr(commits, "reach", drop)
     for i in range(commits.DROP_AT + 2):
-        committer.commit(writer.write(rows(i, i + 1)), [Range(0, i, i + 1, 1)])
+        committer.commit(writer.write(rows(i, i + 1)), [OffsetRange(0, i, i + 1, 1)])
     assert dropped
     assert offsets_in(catalog) == list(range(commits.DROP_AT + 2))
 
@@ -270,7 +271,7 @@ def test_metadata_that_is_not_read_again_is_what_its_file_says(catalog: Catalog,
     committer = open_committer(catalog)
     held = {}
     for i in range(KEEP_SNAPSHOTS + 12):  # so many that old snapshots are dropped
-        committer.commit(writer.write(rows(i, i + 1)), [Range(0, i, i + 1, 1)])
+        committer.commit(writer.write(rows(i, i + 1)), [OffsetRange(0, i, i + 1, 1)])
         table = load_table(catalog, TABLE)
         held[table.metadata_location] = table.metadata
     parse = table_metadata._read
@@ -284,7 +285,7 @@ def test_manifests_stay_few_and_small(
     monkeypatch.setattr(commits, "MANIFEST_BYTES", 40_000)
     committer = open_committer(catalog)
     for i in range(60):
-        committer.commit(writer.write(rows(i, i + 1)), [Range(0, i, i + 1, 1)])
+        committer.commit(writer.write(rows(i, i + 1)), [OffsetRange(0, i, i + 1, 1)])
     table = load_table(catalog, TABLE)
     snapshot = table.current_snapshot()
     assert snapshot is not None

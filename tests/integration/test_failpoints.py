@@ -44,7 +44,7 @@ HITS = {
     Point.COMMIT_DONE: (1, 2, 3),  # between the commits of two tables
 }
 LATER = (1, 3)
-REPLACING = (Point.REWRITTEN, Point.STAGED, Point.DECIDED, Point.PUBLISHED)  # no flow reaches those
+REPLACING = (Point.REWRITTEN, Point.STAGED, Point.COMMITTED, Point.PUBLISHED)  # no flow reaches those
 RETRIED = (Point.COMMIT_BEGUN, Point.MANIFEST_WRITTEN, Point.COMMIT_LANDED)  # an OSError there is an outage
 
 

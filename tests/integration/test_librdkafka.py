@@ -11,8 +11,8 @@ from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartit
 
 from k2flow import errors
 from k2flow.errors import SettingsError
-from k2flow.flow.source import DEFAULTS, FORCED
 from k2flow.kafka.consumer import BatchConsumer, Event, Fetched
+from k2flow.kafka.properties import DEFAULTS, FORCED
 from k2flow.sandbox.kafka.local import LocalKafka, free_port
 
 PARTITIONS = 3

@@ -1,4 +1,4 @@
-"""The local Kafka: a real broker is started, stopped, killed and found again."""
+"""The local Kafka: a real broker is started, stopped, killed and found by other processes."""
 
 import os
 import signal
@@ -14,16 +14,16 @@ import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 
 from k2flow.errors import KafkaError
-from k2flow.kafka import local
+from k2flow.sandbox.kafka import local
 from k2flow.sandbox.kafka.local import LocalKafka, free_port
-from k2flow.sandbox.kafka.process import Record, find
+from k2flow.sandbox.kafka.process import BrokerRecord, find_process
 
 pytestmark = pytest.mark.integration
 
 
 @pytest.fixture
 def broker(tmp_path: Path) -> Iterator[LocalKafka]:
-    """A broker that is not started yet; stopped at the end."""
+    """Yield a broker that is not started yet. Stop it at the end."""
     kafka = LocalKafka(tmp_path / "kafka", free_port())
     yield kafka
     kafka.stop()
@@ -44,14 +44,14 @@ def read(bootstrap: str, topic: str, count: int) -> list[str]:
     return [(message.value() or b"").decode() for message in messages]
 
 
-def is_gone(pid: int | None) -> bool:
+def has_ended(pid: int | None) -> bool:
     try:
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
 
 
-def test_lives_on_keeps_its_data_and_stops_cleanly(broker: LocalKafka) -> None:
+def test_broker_keeps_its_data_and_stops_cleanly(broker: LocalKafka) -> None:
     first = broker.start({"trades": 3})
     assert (first.state, first.topics, first.notes) == ("running", {"trades": 3}, ())
     send(broker.bootstrap, "trades", ["a", "b"])
@@ -70,13 +70,13 @@ def test_lives_on_keeps_its_data_and_stops_cleanly(broker: LocalKafka) -> None:
 
     broker.stop()
     assert broker.status().state == "stopped"
-    assert is_gone(first.pid)
+    assert has_ended(first.pid)
 
     broker.start()
     assert read(broker.bootstrap, "trades", 2) == ["a", "b"]
 
 
-def test_starts_again_after_a_kill_with_what_it_acknowledged(broker: LocalKafka) -> None:
+def test_acknowledged_messages_survive_a_kill(broker: LocalKafka) -> None:
     pid = broker.start({"trades": 1}).pid
     assert pid is not None
     send(broker.bootstrap, "trades", ["a", "b", "c"])
@@ -89,7 +89,7 @@ def test_starts_again_after_a_kill_with_what_it_acknowledged(broker: LocalKafka)
     assert read(broker.bootstrap, "trades", 3) == ["a", "b", "c"]
 
 
-def test_is_started_once_by_many_at_once(broker: LocalKafka) -> None:
+def test_concurrent_starts_start_one_broker(broker: LocalKafka) -> None:
     def start(_: int) -> int | None:
         return LocalKafka(broker.home, broker.port).start({"trades": 2}).pid
 
@@ -99,7 +99,7 @@ def test_is_started_once_by_many_at_once(broker: LocalKafka) -> None:
     assert broker.status().topics == {"trades": 2}
 
 
-def test_survives_the_process_that_started_it(broker: LocalKafka) -> None:
+def test_broker_survives_the_process_that_started_it(broker: LocalKafka) -> None:
     script = (
         "import sys; from pathlib import Path; from k2flow.sandbox.kafka.local import LocalKafka;"
         "LocalKafka(Path(sys.argv[1]), int(sys.argv[2])).start()"
@@ -108,7 +108,7 @@ def test_survives_the_process_that_started_it(broker: LocalKafka) -> None:
     assert broker.status().state == "running"
 
 
-def test_as_a_context_manager_stops_what_it_started(tmp_path: Path) -> None:
+def test_context_manager_stops_only_its_own_broker(tmp_path: Path) -> None:
     with LocalKafka(tmp_path / "kafka", free_port()) as kafka:
         assert kafka.status().state == "running"
         with LocalKafka(kafka.home, kafka.port):
@@ -119,25 +119,25 @@ def test_as_a_context_manager_stops_what_it_started(tmp_path: Path) -> None:
     assert kafka.status().state == "stopped"
 
 
-def test_names_who_has_the_port(broker: LocalKafka) -> None:
+def test_error_names_the_process_on_the_port(broker: LocalKafka) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", broker.port))
         other.listen()
-        with pytest.raises(KafkaError, match=rf"port {broker.port} is taken by .*process {os.getpid()}"):
+        with pytest.raises(KafkaError, match=rf"port {broker.port} is in use by .*process {os.getpid()}"):
             broker.start()
 
 
-def test_shows_the_log_of_a_broker_that_does_not_come_up(broker: LocalKafka) -> None:
+def test_error_shows_the_log_of_a_broker_that_does_not_start(broker: LocalKafka) -> None:
     broker.start()
     broker.stop()
     properties = broker.home / "data" / "meta.properties"
     properties.write_text(properties.read_text().replace("node.id=1", "node.id=7"))
-    with pytest.raises(KafkaError, match=r"did not come up(.|\n)*Stored node id 7"):
+    with pytest.raises(KafkaError, match=r"did not start(.|\n)*Stored node id 7"):
         broker.start()
     assert broker.status().state == "stopped"
 
 
-def test_a_failed_download_is_explained(broker: LocalKafka, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_error_explains_a_failed_download(broker: LocalKafka, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("JGO_CACHE_DIR", str(tmp_path / "jgo"))
     monkeypatch.setenv("M2_REPO", str(tmp_path / "m2"))
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
@@ -146,28 +146,28 @@ def test_a_failed_download_is_explained(broker: LocalKafka, monkeypatch: pytest.
         broker.start()
 
 
-def test_never_takes_a_recycled_process_id_for_the_broker(broker: LocalKafka) -> None:
+def test_reused_process_id_is_not_the_broker(broker: LocalKafka) -> None:
     nap = "import time; print(flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", nap], stdout=subprocess.PIPE) as other:
         try:
             assert other.stdout is not None
-            other.stdout.readline()  # its command line can be read from now on
+            other.stdout.readline()  # its command line is complete now
             created = psutil.Process(other.pid).create_time()
             broker.home.mkdir(parents=True)
-            Record(other.pid, created, broker.port, 1).write(broker.home / "broker.json")
+            BrokerRecord(other.pid, created, broker.port, 1).write(broker.home / "broker.json")
             broker.stop()
             assert other.poll() is None
             assert broker.status().state == "stopped"
-            assert find(Record(other.pid, created - 60, 1, 1), nap) is None
-            assert find(Record(other.pid, created, 1, 1), nap) is not None
+            assert find_process(BrokerRecord(other.pid, created - 60, 1, 1), nap) is None
+            assert find_process(BrokerRecord(other.pid, created, 1, 1), nap) is not None
         finally:
             other.kill()
 
 
-def test_is_killed_if_it_does_not_stop(broker: LocalKafka, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_broker_that_does_not_stop_is_killed(broker: LocalKafka, monkeypatch: pytest.MonkeyPatch) -> None:
     pid = broker.start().pid
     assert pid is not None
     os.kill(pid, signal.SIGSTOP)  # it cannot react to SIGTERM
     monkeypatch.setattr(local, "STOP_SECONDS", 1.0)
     broker.stop()
-    assert is_gone(pid)
+    assert has_ended(pid)

@@ -24,11 +24,11 @@ from pyiceberg.catalog import Catalog
 from pyiceberg.table import Table
 
 from k2flow.exchange import find_exchange
-from k2flow.layers import GOLD_TABLE
 from k2flow.iceberg.catalog import load_table
 from k2flow.iceberg.snapshots import KEEP_SNAPSHOTS
 from k2flow.iceberg.tables import TableDefinition, definitions, gold_definition
 from k2flow.iceberg.writer import DataFileWriter
+from k2flow.layers import GOLD_TABLE
 from k2flow.maintain.compaction import Compactor
 from k2flow.maintain.entries import LiveFile, live_files
 from k2flow.maintain.lease import LEASE, LEASE_SECONDS, Leadership
@@ -76,7 +76,7 @@ def send_days(lake: Lake, days: int, a_day: int) -> None:
     sender = Sender({"bootstrap.servers": lake.bootstrap}, lake.topic)
     for day in range(days, 0, -1):
         start = datetime.now(UTC) - timedelta(days=day)
-        options = ProduceOptions(a_day, a_day / 86_400, bad=0.05, duplicates=0.03, seed=day, start=start)
+        options = ProduceOptions(count=a_day, rate=a_day / 86_400, bad=0.05, duplicates=0.03, seed=day, start=start)
         for messages in Stream("BINANCE", options, options.start_us()).chunks():
             sender.send(messages)
     sender.finish()

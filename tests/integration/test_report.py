@@ -21,12 +21,12 @@ from confluent_kafka import Producer
 from PIL import Image
 from typer.testing import CliRunner
 
-from k2flow.inspection import pinned as snapshots
 from k2flow.cli import report as command
 from k2flow.cli.commands import app
 from k2flow.exchange import find_exchange
-from k2flow.layers import GOLD_TABLE
 from k2flow.iceberg.ledger import KEY
+from k2flow.inspection import pinned as snapshots
+from k2flow.layers import GOLD_TABLE
 from k2flow.query.connection import connect_to
 from k2flow.report import words
 from k2flow.sandbox.kafka.local import LocalKafka

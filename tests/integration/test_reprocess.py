@@ -17,9 +17,9 @@ import pytest
 
 from k2flow.errors import CommitError, FencedError
 from k2flow.exchange import Exchange, find_exchange
-from k2flow.layers import GOLD_TABLE
 from k2flow.iceberg.commit import STAGED_BRANCH, STAGED_KEY, Committer
 from k2flow.iceberg.staging import Staging, finish
+from k2flow.layers import GOLD_TABLE
 from k2flow.query.connection import connect_to
 from tests.integration.conftest import fill
 from tests.integration.harness import ROOT, Lake, assert_tables, batches, read_topic
@@ -104,7 +104,7 @@ def test_a_reprocess_that_is_killed_twice(new_lake: NewLake) -> None:
     assert contents(lake)["gold"] == before["gold"]
     last = reprocess(lake)
     assert last["finished"]
-    assert last["judged"] == MANY
+    assert last["messages"] == MANY
     assert last["moved"] == []
     assert contents(lake) == contents(wanted)
     assert_nothing_staged(lake)
@@ -114,7 +114,7 @@ def test_a_reprocess_that_is_killed_twice(new_lake: NewLake) -> None:
         catch_up_by_other_rules(each)
     assert contents(lake) == contents(wanted)
     moved = reprocess(lake, other=False)["moved"]
-    assert {(each["was"], each["is"]) for each in moved} == {("quantity_too_large", "valid"), ("valid", "valid")}
+    assert {(each["before"], each["after"]) for each in moved} == {("quantity_too_large", "valid"), ("valid", "valid")}
     assert_tables(lake, expect(read_topic(lake.bootstrap, lake.topic), "BINANCE"))
 
 
@@ -126,7 +126,7 @@ def test_a_replay_that_is_killed_twice(new_lake: NewLake) -> None:
     letters = contents(lake)
     assert letters["silver"][0] == letters["gold"][0] == 0
     command = ["dlq", "replay", lake.exchange]
-    killed(lake, "redo.rewritten=die@3", *command, other=False)
+    killed(lake, "reprocess.rewritten=die@3", *command, other=False)
     assert contents(lake) == letters
     killed(lake, "staging.published=die@2", *command, "--reason", "unknown_schema", other=False)
     done = json.loads(k2flow(lake, *command, "--json"))
@@ -146,7 +146,7 @@ def test_a_flow_finishes_what_was_decided(new_lake: NewLake) -> None:
     lake.catch_up()
     wanted = replace(lake, home=lake.home.with_name("wanted"))
     catch_up_by_other_rules(wanted)
-    killed(lake, "staging.decided=die", "reprocess", lake.exchange, "--from", TODAY)
+    killed(lake, "staging.committed=die", "reprocess", lake.exchange, "--from", TODAY)
     assert "being replaced" in k2flow(lake, "audit", lake.exchange, code=2)
     assert k2flow(lake, "maintain").count("left alone: rows are being replaced") == 3
     fill(lake, count=500, bad=0.05, duplicates=0.05, seed=9)
@@ -163,7 +163,7 @@ def test_a_flow_that_takes_over_ends_a_reprocess_that_is_not_decided(new_lake: N
     fill(lake, count=2_000, seed=10)
     lake.catch_up()
     command = [*OTHER, "k2flow", "reprocess", lake.exchange, "--from", TODAY]
-    environment = lake.environment(K2FLOW_FAILPOINTS="redo.rewritten=stop@3")
+    environment = lake.environment(K2FLOW_FAILPOINTS="reprocess.rewritten=stop@3")
     redo = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
     try:
         wait_until_stopped(redo)
@@ -198,11 +198,11 @@ def test_a_dry_run_beside_the_flow_shows_all_and_changes_nothing(new_lake: NewLa
         assert before == {layer: lake.table(layer).metadata_location for layer in before}
         refused = k2flow(lake, "reprocess", lake.exchange, "--from", TODAY, other=True, code=1)
         assert "already runs" in refused
-    for text in ("quantity_too_large", "with other values", "currency", "EUR", "rows that would go"):
+    for text in ("quantity_too_large", "with other values", "currency", "EUR", "rows would be removed"):
         assert text in shown
     told = reprocess(lake, "--dry-run")
     done = reprocess(lake)
-    assert [told[key] for key in ("judged", "moved", "tables")] == [done[key] for key in ("judged", "moved", "tables")]
+    assert [told[key] for key in ("messages", "moved", "tables")] == [done[key] for key in ("messages", "moved", "tables")]
     assert not told["published"]
     assert done["published"]
 
@@ -261,7 +261,7 @@ def test_what_cannot_be_told_is_refused_and_leaves_all_as_it_was(new_lake: NewLa
     assert "cannot be decoded any more" in k2flow(lake, *command, code=1, K2FLOW_SCHEMA_IDS="77")
     assert "is before" in k2flow(lake, *command, "--to", "2020-01-01", code=2)
     assert "no dead letter has reason" in k2flow(lake, "dlq", "replay", lake.exchange, "--reason", "typo", code=1)
-    assert "nothing would be different" in k2flow(lake, *command)
+    assert "nothing changed" in k2flow(lake, *command)
     assert contents(lake) == before
     assert_nothing_staged(lake)
     assert audit_holds(lake)
@@ -334,12 +334,12 @@ def test_duplicates_on_two_days(new_lake: NewLake) -> None:
     yesterday = (datetime.now(UTC).date() - timedelta(days=1)).isoformat()
     day = ["reprocess", lake.exchange, "--from", yesterday, "--to", yesterday, "--json"]
     first = json.loads(k2flow(lake, *day, other=True))
-    assert first["judged"] == 400
+    assert first["messages"] == 400
     second = json.loads(k2flow(lake, "reprocess", lake.exchange, "--from", TODAY, "--json", other=True))
-    assert second["judged"] == 400
-    assert second["unclear"] > first["unclear"]  # of the first day only ids that come with other times too
+    assert second["messages"] == 400
+    assert second["ambiguous"] > first["ambiguous"]  # of the first day only ids that come with other times too
     both = reprocess(lake)
-    assert both["unclear"] == 0
+    assert both["ambiguous"] == 0
     assert contents(lake) == contents(wanted)
     assert audit_holds(lake, other=True)
 
@@ -351,12 +351,12 @@ def test_trades_that_are_older_than_what_silver_keeps(new_lake: NewLake) -> None
     lake.catch_up()
     wanted = replace(lake, home=lake.home.with_name("wanted"))
     catch_up_by_other_rules(wanted)
-    assert reprocess(lake)["unclear"] == 0
+    assert reprocess(lake)["ambiguous"] == 0
     assert contents(lake) == contents(wanted)
     k2flow(lake, "maintain", lake.table("silver").name()[-1])
     gone = reprocess(lake, other=False)
     assert contents(lake)["silver"][0] == 400 - 20 - contents(wanted)["silver"][0]  # those that were dead letters
-    assert gone["unclear"] > 0
+    assert gone["ambiguous"] > 0
     assert_nothing_staged(lake)
 
 

@@ -21,11 +21,11 @@ from pyiceberg.table.snapshots import Operation
 
 from k2flow.config.settings import load_settings
 from k2flow.exchange import find_exchange
-from k2flow.layers import GOLD_TABLE
 from k2flow.iceberg.catalog import load_table
 from k2flow.iceberg.commit import STAGED_KEY
 from k2flow.iceberg.rewrite import Rewrite, apply, set_property
 from k2flow.iceberg.tables import gold_definition
+from k2flow.layers import GOLD_TABLE
 from k2flow.maintain.entries import data_manifests
 from k2flow.maintain.lease import Leadership
 from k2flow.maintain.run import Pass, Timing

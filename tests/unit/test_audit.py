@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 
 from k2flow.audit.bronze import runs
 from k2flow.audit.report import SAMPLES, Report, Severity, Verdict
-from k2flow.iceberg.tables import SILVER_FIELDS, TableDefinition
 from k2flow.inspection.broker import CLOSE, _spans
 from k2flow.inspection.files import ahead
 from k2flow.inspection.row_hashes import ROW_HASH, hashable, open_store
+from k2flow.layers import SILVER
 
-SILVER = TableDefinition("", SILVER_FIELDS, (), 1).arrow_schema
+SILVER = SILVER.arrow_schema
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 30)), min_size=1))

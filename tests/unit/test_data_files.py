@@ -17,15 +17,16 @@ from pyiceberg.table import Table
 
 from k2flow.config.settings import load_settings
 from k2flow.errors import CatalogError
-from k2flow.exchange import GOLD, exchange_names, find_exchange
+from k2flow.exchange import exchange_names, find_exchange
 from k2flow.iceberg.catalog import load_table, open_catalog
 from k2flow.iceberg.tables import TableDefinition, create, definitions
 from k2flow.iceberg.writer import FIELD_ID, DataFileWriter
+from k2flow.layers import GOLD_TABLE
 from k2flow.query.connection import connect_to
 
 BINANCE = find_exchange("binance")
 TABLES = BINANCE.tables
-SORTED = (GOLD,)
+SORTED = (GOLD_TABLE,)
 NOON = datetime(2026, 3, 14, 12, 0, tzinfo=UTC)
 MIB = 1 << 20
 STATISTICS = ("record_count", "value_counts", "null_value_counts", "nan_value_counts", "lower_bounds", "upper_bounds")
@@ -119,7 +120,7 @@ def test_each_file_holds_one_partition(tables: dict[str, Table], wanted: dict[st
     found = []
     for file in files:
         own = stored(file)
-        columns = [column for column, _, _ in wanted[name].partitioned_by]
+        columns = [by.column for by in wanted[name].layer.partitioned_by]
         keys = {tuple(row[column] for column in columns) for row in own}
         assert len(keys) == 1
         key = [(v - date(1970, 1, 1)).days if isinstance(v, date) else v for v in keys.pop()]
@@ -207,7 +208,7 @@ def test_only_a_sorted_tables_files_name_a_sort_order(
             assert places == sorted(places)
 
 
-@pytest.mark.parametrize("name", [TABLES[0], GOLD])
+@pytest.mark.parametrize("name", [TABLES[0], GOLD_TABLE])
 def test_large_batches_are_split_by_size(
     tables: dict[str, Table], wanted: dict[str, TableDefinition], name: str
 ) -> None:
@@ -223,7 +224,7 @@ def test_large_batches_are_split_by_size(
     for file in files:
         table = pq.read_table(local(file))
         assert table.nbytes <= 1.1 * MIB
-        found += table.column("offset" if name != GOLD else "message_id").to_pylist()
+        found += table.column("offset" if name != GOLD_TABLE else "message_id").to_pylist()
         if name in SORTED:
             moments = table.column("timestamp").to_pylist()
             assert moments == sorted(moments)
@@ -293,7 +294,7 @@ def test_any_times_are_split_by_hour_and_sorted(
     tables: dict[str, Table], wanted: dict[str, TableDefinition], times: list[datetime]
 ) -> None:
     """Whatever the order of the rows: one file for each hour that occurs, sorted, all rows once."""
-    files = DataFileWriter(tables[GOLD], wanted[GOLD]).write(batch(wanted[GOLD], times))
+    files = DataFileWriter(tables[GOLD_TABLE], wanted[GOLD_TABLE]).write(batch(wanted[GOLD_TABLE], times))
     assert len(files) == len({(time.date(), time.hour) for time in times})
     found = [[row["timestamp"] for row in stored(file)] for file in files]
     assert all(own == sorted(own) for own in found)

@@ -7,7 +7,7 @@ import pytest
 
 from k2flow.exchange import find_exchange
 from k2flow.reprocess.dead_letters import Letter, explain, hex_dump
-from k2flow.sandbox.producer.defects import DEFECTS, Defect, Sound
+from k2flow.sandbox.producer.defects import DEFECTS, Defect, ValidMessage
 from k2flow.sandbox.producer.encode import encode
 from k2flow.sandbox.producer.market import Market
 from k2flow.trades.reasons import Reason
@@ -20,10 +20,10 @@ BYTES = {Reason.TRUNCATED, Reason.MALFORMED, Reason.INVALID_ENUM, Reason.INVALID
 
 
 @pytest.fixture(scope="module")
-def sound() -> Sound:
+def valid() -> ValidMessage:
     rng = np.random.default_rng(5)
     trades, _ = Market("BINANCE", rng, NOW_US).trades(np.array([NOW_US]))
-    return Sound("BINANCE", 1, NOW_US, encode(trades, 1).row(0))
+    return ValidMessage("BINANCE", 1, NOW_US, encode(trades, 1).row(0))
 
 
 def letter(payload: bytes | None, schema_id: int | None = 1) -> Letter:
@@ -32,8 +32,8 @@ def letter(payload: bytes | None, schema_id: int | None = 1) -> Letter:
 
 
 @pytest.mark.parametrize(("reason", "make"), [(reason, make) for reason, all_of in DEFECTS.items() for make in all_of])
-def test_every_defect(sound: Sound, reason: Reason, make: Defect) -> None:
-    payload = make(sound)
+def test_every_defect(valid: ValidMessage, reason: Reason, make: Defect) -> None:
+    payload = make(valid)
     readable = payload is not None and payload[:1] == b"\0" and len(payload) >= 5
     schema_id = int.from_bytes(payload[1:5], "big") if payload and readable else None
     told = explain(letter(payload, schema_id), find_exchange("binance"), FixedSchemas((1,)))
@@ -51,8 +51,8 @@ def test_every_defect(sound: Sound, reason: Reason, make: Defect) -> None:
         assert names == NAMES
 
 
-def test_one_that_is_valid_by_now(sound: Sound) -> None:
-    told = explain(letter(sound.value()), find_exchange("binance"), FixedSchemas((1,)))
+def test_one_that_is_valid_by_now(valid: ValidMessage) -> None:
+    told = explain(letter(valid.value()), find_exchange("binance"), FixedSchemas((1,)))
     assert (told.now, told.why, told.position) == (None, "", None)
     values = {name: value for name, value, _, _ in told.fields}
     assert values["exchange"] == "BINANCE"

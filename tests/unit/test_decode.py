@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from k2flow.config.settings import load_settings
 from k2flow.errors import RegistryError
 from k2flow.exchange import Exchange, Rule, find_exchange
-from k2flow.iceberg.tables import DLQ_FIELDS, SILVER_FIELDS, TableDefinition
+from k2flow.layers import DLQ, SILVER
 from k2flow.sandbox.kafka.local import free_port
 from k2flow.trades.decode import Decoded, TradeDecoder
 from k2flow.trades.messages import MESSAGE_SCHEMA, MessageBatch
@@ -98,8 +98,8 @@ def decode(
     assert sorted([*trades.offset.tolist(), *failures.offset.tolist()]) == given_.offset.tolist()
     for part in (trades, failures):
         assert part.partition.tolist() == ((part.offset - 100) % 3).tolist()
-    assert trades.rows.schema == TableDefinition("", SILVER_FIELDS, (), 1).arrow_schema
-    assert failures.rows.schema == TableDefinition("", DLQ_FIELDS, (), 1).arrow_schema
+    assert trades.rows.schema == SILVER.arrow_schema
+    assert failures.rows.schema == DLQ.arrow_schema
     assert failures.offset.tolist() == sorted(failures.offset.tolist())
     assert failures.rows["partition"].to_pylist() == failures.partition.tolist()
     assert failures.rows["offset"].to_pylist() == failures.offset.tolist()

@@ -7,11 +7,14 @@ from xml.etree import ElementTree
 import pytest
 
 import k2flow
+from k2flow.layers import BRONZE, DLQ, GOLD, SILVER
+from k2flow.trades.reasons import Reason
 from tests.documents import ROOT, Kind, documents, is_known, kind, parse, settings_of
 from tests.unit.test_alerts import rules
 
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text("utf-8")
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+TABLES = (ROOT / "docs" / "tables.md").read_text("utf-8")
 API = (ROOT / "docs" / "api.md").read_text("utf-8")
 PAGES = [*documents(), ROOT / "CHANGELOG.md", *sorted((ROOT / "docs" / "adr").glob("*.md"))]
 FENCED = re.compile(r"^ *```.*?^ *```$", re.MULTILINE | re.DOTALL)
@@ -81,6 +84,18 @@ def test_module_map_is_complete() -> None:
     folder = ROOT / "k2flow"
     there = {path.stem for path in folder.glob("*.py")} | {path.parent.name for path in folder.glob("*/__init__.py")}
     assert named == there - {"__init__", "__main__"}
+
+
+def test_columns_and_reasons_match_the_code() -> None:
+    rows = {
+        row[0]: row[1]
+        for row in re.findall(r"^\| ([\w ]+) \| (`\w+` [a-z].*) \|$", section(TABLES, "Columns"), re.MULTILINE)
+    }
+    for name, layer in {"Bronze": BRONZE, "Silver": SILVER, "dead letters": DLQ}.items():
+        assert rows[name].replace("\\", "") == ", ".join(f"`{field.name}` {field.type}" for field in layer.fields)
+    assert GOLD.columns == (*SILVER.columns, "exchange_hour")
+    table = re.findall(r"^\| (`.*?) \|", section(TABLES, "Reasons of dead letters"), re.MULTILINE)
+    assert re.findall(r"`(\w+)`", " ".join(table)) == [reason.code for reason in Reason if reason is not Reason.VALID]
 
 
 def test_every_public_name_has_a_section() -> None:

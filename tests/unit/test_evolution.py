@@ -26,21 +26,23 @@ from pyiceberg.types import (
     StructType,
 )
 
-from k2flow.audit import files
 from k2flow.config.settings import load_settings
 from k2flow.errors import TableDiffersError
-from k2flow.exchange import GOLD, exchange_names, find_exchange
-from k2flow.flow.dedup import GoldIds
+from k2flow.exchange import exchange_names, find_exchange
 from k2flow.iceberg.catalog import NAMESPACE, load_table, open_catalog
 from k2flow.iceberg.commit import Committer
-from k2flow.iceberg.ledger import Range
+from k2flow.iceberg.ledger import OffsetRange
 from k2flow.iceberg.projection import Projection
-from k2flow.iceberg.tables import Fields, TableDefinition, create, definitions, gold_definition
+from k2flow.iceberg.tables import TableDefinition, create, definitions, gold_definition
 from k2flow.iceberg.writer import DataFileWriter
+from k2flow.audit.file_checks import FileChecks
+from k2flow.inspection import files
 from k2flow.inspection.files import Plan
+from k2flow.layers import GOLD_TABLE, Field
 from k2flow.maintain.compaction import Compactor
 from k2flow.maintain.entries import live_files
 from k2flow.query.connection import connect_to
+from k2flow.trades.gold_ids import GoldIds
 
 NOON = datetime(2026, 3, 14, 12, tzinfo=UTC)
 HOUR = int(NOON.timestamp()) // 3600
@@ -62,10 +64,17 @@ VALUES: dict[str, Any] = {
 }
 
 
-def changed(fields: Fields, changes: Mapping[str, IcebergType | None], *more: tuple[str, IcebergType]) -> Fields:
-    """Fields of which some have another type, or are not there (None), and more at the end."""
-    kept = [(name, changes.get(name, kind)) for name, kind in fields]
-    return (*((name, kind) for name, kind in kept if kind is not None), *more)
+def with_layer(definition: TableDefinition, **changes: Any) -> TableDefinition:
+    return replace(definition, layer=replace(definition.layer, **changes))
+
+
+def changed(
+    definition: TableDefinition, types: Mapping[str, IcebergType | None], *more: tuple[str, IcebergType], **changes: Any
+) -> TableDefinition:
+    """The definition with other types for some fields, without those whose type is None, and with more at the end."""
+    kept = [field._replace(type=types.get(field.name, field.type)) for field in definition.layer.fields]
+    fields = (*(field for field in kept if field.type is not None), *(Field(*each) for each in more))
+    return with_layer(definition, fields=fields, **changes)
 
 
 def columns(table: Table) -> list[str]:
@@ -86,15 +95,15 @@ class Lake:
         self._offset = 0
 
     def write(self, definition: TableDefinition, message_id: str, **values: Any) -> None:
-        committer = Committer(self.catalog, GOLD, "binance", "topic")
+        committer = Committer(self.catalog, GOLD_TABLE, "binance", "topic")
         committer.fence("id")
         rows = row(definition, message_id, **values)
-        ranges = [Range(0, self._offset, self._offset + 1, 1)]
-        committer.commit(DataFileWriter(load_table(self.catalog, GOLD), definition).write(rows), ranges)
+        ranges = [OffsetRange(0, self._offset, self._offset + 1, 1)]
+        committer.commit(DataFileWriter(load_table(self.catalog, GOLD_TABLE), definition).write(rows), ranges)
         self._offset += 1
 
     def evolve(self, definition: TableDefinition) -> str:
-        return create(self.catalog, [definition])[GOLD]
+        return create(self.catalog, [definition])[GOLD_TABLE]
 
 
 @pytest.fixture
@@ -106,16 +115,16 @@ def test_former_columns_become_todays(lake: Lake) -> None:
     """In one commit, with the ids that they had; then there is nothing left to do."""
     today = gold_definition()
     former = {"price": DecimalType(9, 8), "source_sequence": IntegerType(), "platform_sequence": None}
-    old = replace(today, fields=changed(today.fields, former))
+    old = changed(today, former)
     assert lake.evolve(old) == "made"
-    before = load_table(lake.catalog, GOLD)
+    before = load_table(lake.catalog, GOLD_TABLE)
     ids = {field.name: field.field_id for field in before.schema().fields}
     assert lake.evolve(today) == (
         "evolved: column price is decimal(18, 8), was decimal(9, 8); column source_sequence is long, was int; "
         "column platform_sequence long is new"
     )
-    after = load_table(lake.catalog, GOLD)
-    assert [field.name for field in after.schema().fields] == [name for name, _ in today.fields]
+    after = load_table(lake.catalog, GOLD_TABLE)
+    assert [field.name for field in after.schema().fields] == list(today.layer.columns)
     assert ids.items() <= {field.name: field.field_id for field in after.schema().fields}.items()
     assert len(after.metadata.metadata_log) == len(before.metadata.metadata_log) + 1
     assert lake.evolve(today) == ""
@@ -137,19 +146,19 @@ def test_columns_beyond_todays_and_types_inside_others(
     today = gold_definition()
     name, kind = former
     more = () if wanted else (former,)
-    lake.evolve(replace(today, fields=changed(today.fields, {name: kind}, *more)))
-    today = replace(today, fields=changed(today.fields, {name: wanted} if wanted else {}))
+    lake.evolve(changed(today, {name: kind}, *more))
+    today = changed(today, {name: wanted} if wanted else {})
     assert lake.evolve(today) == (f"evolved: {text}" if text else "")
-    assert columns(load_table(lake.catalog, GOLD))[len(today.fields) :] == (["x float"] if more else [])
+    assert columns(load_table(lake.catalog, GOLD_TABLE))[len(today.layer.fields) :] == (["x float"] if more else [])
     assert lake.evolve(today) == ""
 
 
 def test_where_more_than_columns_differs_nothing_is_done(lake: Lake) -> None:
     today = gold_definition()
-    lake.evolve(replace(today, fields=changed(today.fields, {"timestamp": None}), sorted_by="message_id"))
+    lake.evolve(changed(today, {"timestamp": None}, sorted_by="message_id"))
     with pytest.raises(TableDiffersError, match="sort order: has message_id asc and lacks timestamp asc"):
         lake.evolve(today)
-    assert "timestamp" not in load_table(lake.catalog, GOLD).schema().column_names
+    assert "timestamp" not in load_table(lake.catalog, GOLD_TABLE).schema().column_names
 
 
 def test_required_columns_become_optional_and_the_order_todays(lake: Lake) -> None:
@@ -192,20 +201,18 @@ def test_what_cannot_be_done_says_what_to_do(
 ) -> None:
     """The column, both types, and what to do; nothing else is done either."""
     today = gold_definition()
-    lake.evolve(replace(today, fields=changed(today.fields, {"source_sequence": former, "platform_sequence": None})))
+    lake.evolve(changed(today, {"source_sequence": former, "platform_sequence": None}))
     with pytest.raises(TableDiffersError) as error:
         lake.evolve(today)
-    text = f"table market_data.{GOLD} differs: column source_sequence is {found}, not {wanted} ({why})"
+    text = f"table market_data.{GOLD_TABLE} differs: column source_sequence is {found}, not {wanted} ({why})"
     assert str(error.value).startswith(text)
     assert "rename it and let k2flow make a new one" in str(error.value)
-    assert "platform_sequence" not in load_table(lake.catalog, GOLD).schema().column_names
+    assert "platform_sequence" not in load_table(lake.catalog, GOLD_TABLE).schema().column_names
 
 
 def test_a_table_that_is_wider_is_a_newer_ones(lake: Lake) -> None:
     today = gold_definition()
-    lake.evolve(
-        replace(today, fields=changed(today.fields, {"exchange_hour": LongType(), "price": DecimalType(30, 8)}))
-    )
+    lake.evolve(changed(today, {"exchange_hour": LongType(), "price": DecimalType(30, 8)}))
     with pytest.raises(TableDiffersError) as error:
         lake.evolve(today)
     assert "column exchange_hour is long, not int (a newer k2flow has made it wider" in str(error.value)
@@ -214,16 +221,14 @@ def test_a_table_that_is_wider_is_a_newer_ones(lake: Lake) -> None:
 
 def test_a_renamed_column_keeps_its_values(lake: Lake) -> None:
     today = gold_definition()
-    old = replace(today, fields=changed(today.fields, {}, ("venue", StringType())))
-    new = replace(
-        today, fields=changed(today.fields, {}, ("market", StringType())), former_names=(("market", "venue"),)
-    )
+    old = changed(today, {}, ("venue", StringType()))
+    new = changed(today, {}, ("market", StringType()), former_names=(("market", "venue"),))
     lake.evolve(old)
     lake.write(old, "1")
     assert lake.evolve(new) == "evolved: column market was venue"
     lake.write(new, "2", market="margin")
     assert lake.evolve(new) == ""
-    assert connect_to(lake.catalog).sql(f"SELECT market FROM {GOLD} ORDER BY message_id").fetchall() == [
+    assert connect_to(lake.catalog).sql(f"SELECT market FROM {GOLD_TABLE} ORDER BY message_id").fetchall() == [
         ("spot",),
         ("margin",),
     ]
@@ -233,10 +238,10 @@ def test_renamed_columns_that_partitions_and_order_name(lake: Lake) -> None:
     """The table is partitioned and sorted by their ids."""
     today = gold_definition()
     renamed = {"timestamp": "time", "exchange_hour": "hour"}
-    fields = tuple((renamed.get(name, name), kind) for name, kind in today.fields)
-    by = tuple((renamed.get(column, column), transform, name) for column, transform, name in today.partitioned_by)
-    lake.evolve(replace(today, fields=fields, partitioned_by=by, sorted_by="time"))
-    new = replace(today, former_names=tuple((name, former) for name, former in renamed.items()))
+    fields = tuple(each._replace(name=renamed.get(each.name, each.name)) for each in today.layer.fields)
+    by = tuple(each._replace(column=renamed.get(each.column, each.column)) for each in today.layer.partitioned_by)
+    lake.evolve(with_layer(today, fields=fields, partitioned_by=by, sorted_by="time"))
+    new = with_layer(today, former_names=tuple((name, former) for name, former in renamed.items()))
     assert lake.evolve(new) == "evolved: column timestamp was time; column exchange_hour was hour"
     assert lake.evolve(today) == ""
 
@@ -244,13 +249,13 @@ def test_renamed_columns_that_partitions_and_order_name(lake: Lake) -> None:
 def test_several_evolve_a_table_at_once() -> None:
     today = gold_definition()
     catalog = open_catalog(load_settings(exchange_names()))
-    Lake(catalog).evolve(replace(today, fields=changed(today.fields, {"price": DecimalType(9, 8), "symbol": None})))
+    Lake(catalog).evolve(changed(today, {"price": DecimalType(9, 8), "symbol": None}))
     with ThreadPoolExecutor(6) as pool:
         catalogs = [open_catalog(load_settings(exchange_names())) for _ in range(6)]
         done = list(pool.map(lambda own: Lake(own).evolve(today), catalogs))
     assert sorted(done)[:5] == [""] * 5
     assert "column symbol string is new" in max(done)
-    assert [f.name for f in load_table(catalog, GOLD).schema().fields] == [name for name, _ in today.fields]
+    assert [f.name for f in load_table(catalog, GOLD_TABLE).schema().fields] == list(today.layer.columns)
 
 
 # Files from before and after
@@ -261,8 +266,8 @@ def evolved(lake: Lake) -> Lake:
     """Gold with a file of each of three definitions, the first two of which had columns that today's lacks."""
     today = gold_definition()
     former = {"price": DecimalType(9, 8), "source_sequence": IntegerType(), "platform_sequence": None}
-    first = replace(today, fields=changed(today.fields, former, ("fee", FloatType()), ("details", STRUCT)))
-    second = replace(today, fields=changed(today.fields, {}, ("fee", DoubleType()), ("details", STRUCT)))
+    first = changed(today, former, ("fee", FloatType()), ("details", STRUCT))
+    second = changed(today, {}, ("fee", DoubleType()), ("details", STRUCT))
     lake.evolve(first)
     lake.write(first, "1", details={"s": "first"})
     lake.evolve(second)
@@ -282,11 +287,11 @@ SHOWN = ("message_id", "price", "source_sequence", "platform_sequence", "fee", "
 
 def assert_all_read_them(lake: Lake) -> None:
     """PyIceberg and DuckDB, with filters on columns that became wider or new, and the set of ids of an hour."""
-    table = load_table(lake.catalog, GOLD)
+    table = load_table(lake.catalog, GOLD_TABLE)
     found = table.scan(selected_fields=SHOWN).to_arrow().sort_by("message_id").select(SHOWN).to_pylist()
     assert [tuple(each.values()) for each in found] == EXPECTED
     sql = connect_to(lake.catalog)
-    assert sql.sql(f"SELECT {', '.join(SHOWN)} FROM {GOLD} ORDER BY 1").fetchall() == EXPECTED
+    assert sql.sql(f"SELECT {', '.join(SHOWN)} FROM {GOLD_TABLE} ORDER BY 1").fetchall() == EXPECTED
     for condition, ids in (
         ("source_sequence = 7", ["1", "2"]),
         ("source_sequence > 7", ["3"]),
@@ -296,7 +301,7 @@ def assert_all_read_them(lake: Lake) -> None:
         ("fee is null", ["3"]),
     ):
         by_pyiceberg = table.scan(condition, selected_fields=("message_id",)).to_arrow()["message_id"].to_pylist()
-        by_duckdb = sql.sql(f"SELECT message_id FROM {GOLD} WHERE {condition} ORDER BY 1").fetchall()
+        by_duckdb = sql.sql(f"SELECT message_id FROM {GOLD_TABLE} WHERE {condition} ORDER BY 1").fetchall()
         assert (sorted(by_pyiceberg), [each for (each,) in by_duckdb]) == (ids, ids), condition
     ids = GoldIds(lake.catalog, "BINANCE")
     assert ids.newest_hour() == HOUR
@@ -309,10 +314,10 @@ def test_files_of_all_times_are_read(evolved: Lake) -> None:
 
 def test_the_audit_reads_them_as_today(evolved: Lake) -> None:
     """Missing columns as null, narrower ones cast; columns beyond today's are not looked at."""
-    table = load_table(evolved.catalog, GOLD)
+    table = load_table(evolved.catalog, GOLD_TABLE)
     own = gold_definition().arrow_schema
     plan = Plan("gold", table, list(table.scan().plan_files()), 0)
-    checks = files.FileChecks(plan)
+    checks = FileChecks(plan)
     batches = list(files.read(plan, own.names, checks, lambda _: None))
     assert {batch.schema for batch in batches} == {own}
     rows = pa.Table.from_batches(batches).select(SHOWN[:4]).sort_by("message_id").to_pylist()
@@ -322,7 +327,7 @@ def test_the_audit_reads_them_as_today(evolved: Lake) -> None:
 
 def test_maintenance_makes_one_file_of_them_and_loses_nothing(evolved: Lake) -> None:
     """Not even the values of columns that today's definition has no more."""
-    table = load_table(evolved.catalog, GOLD)
+    table = load_table(evolved.catalog, GOLD_TABLE)
     old = live_files(table, "timestamp")
     assert len(old) == 3
     (new,) = Compactor(table, gold_definition()).compact(old)
@@ -332,7 +337,7 @@ def test_maintenance_makes_one_file_of_them_and_loses_nothing(evolved: Lake) -> 
         for live in old:
             overwrite.delete_data_file(next(t.file for t in table.scan().plan_files() if t.file == live.file))
         overwrite.append_data_file(new)
-    assert len(list(load_table(evolved.catalog, GOLD).scan().plan_files())) == 1
+    assert len(list(load_table(evolved.catalog, GOLD_TABLE).scan().plan_files())) == 1
     assert_all_read_them(evolved)
 
 

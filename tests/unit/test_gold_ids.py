@@ -8,7 +8,7 @@ import pytest
 from pyiceberg.catalog import Catalog
 from pyiceberg.manifest import ManifestFile
 
-from k2flow.flow.dedup import GoldIds
+from k2flow.trades.gold_ids import GoldIds
 from tests.gold import EXCHANGES, HOUR, Gold
 
 DAYS = 40

@@ -1,6 +1,7 @@
 """Which rows of Gold are written now, and which are held back until the tables commit."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -8,10 +9,8 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from k2flow.flow import dedup as gold
-from k2flow.flow.dedup import FEW_ROWS, HELD_BYTES, LateRows, are_few
-from k2flow.flow.routing import worker_key
 from k2flow.layers import SILVER
+from k2flow.trades.deduplicate import FEW_ROWS, HELD_BYTES, LateRows, are_few, split_by_owner
 from k2flow.trades.messages import MessageBatch
 
 NONE = np.zeros(0, np.bool_)
@@ -46,7 +45,7 @@ def test_each_new_row_is_written_once_and_before_the_commit(
             of_hour = Counter(hours[first].tolist())
             assert all(of_hour[hour] <= 6 * FEW_ROWS for hour in hours[first & ~np.isin(numbers, written)].tolist())
     assert Counter(written) <= Counter(given_)
-    written += late.ready(numbered(np.zeros(0, np.int64)), NONE, np.zeros(0, np.int64), commit=True)[
+    written += late.ready(numbered(np.zeros(0, np.int64)), NONE, np.zeros(0, np.int64), ends_checkpoint=True)[
         "number"
     ].to_pylist()
     assert sorted(written) == sorted(given_)
@@ -59,8 +58,8 @@ def numbered(numbers: npt.NDArray[np.int64], text: str = "") -> pa.RecordBatch:
 def test_only_new_rows_count_as_rows_of_an_hour() -> None:
     late, numbers = LateRows(), np.arange(3 * FEW_ROWS)
     first = numbers % 100 == 0
-    assert late.ready(numbered(numbers), first, np.zeros_like(numbers), commit=False).num_rows == 0
-    new = late.ready(numbered(numbers), ~first, np.zeros_like(numbers), commit=False)
+    assert late.ready(numbered(numbers), first, np.zeros_like(numbers), ends_checkpoint=False).num_rows == 0
+    new = late.ready(numbered(numbers), ~first, np.zeros_like(numbers), ends_checkpoint=False)
     assert new.num_rows == np.count_nonzero(~first)
 
 
@@ -76,16 +75,16 @@ def test_what_is_held_is_bounded() -> None:
     late, size, held = LateRows(), 50_000, 0
     hours, first = np.arange(10), np.ones(10, np.bool_)
     for _ in range(100):
-        ready = late.ready(numbered(hours, "x" * size), first, hours, commit=False)
+        ready = late.ready(numbered(hours, "x" * size), first, hours, ends_checkpoint=False)
         held += 10 - ready.num_rows
         assert 0 <= held * size <= HELD_BYTES
         assert ready.num_rows in (0, HELD_BYTES // size // 10 * 10 + 10)
 
 
-def test_every_owner_is_told_of_a_commit() -> None:
-    """Also the ones of whose ids there is none: what they hold back must be written."""
+def test_every_owner_learns_that_a_checkpoint_ends() -> None:
+    """Also an owner none of whose keys came: it must write the rows it holds back."""
     empty = pa.RecordBatch.from_pylist([], schema=SILVER.arrow_schema)
     nothing = MessageBatch(empty, np.zeros(0, np.int32), np.zeros(0, np.int64), [])
-    told = gold.candidates(nothing, 3)
-    assert [(key, one.owner, one.commit) for key, one in told] == [(worker_key(w, 3), w, True) for w in range(3)]
-    assert gold.candidates(MessageBatch(empty, nothing.partition, nothing.offset, [], commit=False), 3) == []
+    owned = split_by_owner(nothing, ("message_id",), 3)
+    assert [(each.owner, each.owners, each.ends_checkpoint) for each in owned] == [(w, 3, True) for w in range(3)]
+    assert split_by_owner(replace(nothing, ends_checkpoint=False), ("message_id",), 3) == []

@@ -3,13 +3,13 @@
 import pytest
 
 from k2flow.errors import CommitError, OffsetGapError
-from k2flow.iceberg.ledger import KEY, Extent, Ledger, Range, Writer, read, start_offsets
+from k2flow.iceberg.ledger import KEY, Extent, Ledger, OffsetRange, Writer, read, start_offsets
 
 TOPIC = "t"
 
 
 def test_advances_only_over_contiguous_ranges() -> None:
-    ledger = Ledger(TOPIC).advanced([Range(0, 5, 9, 4), Range(0, 9, 12, 2), Range(3, 0, 1, 0)])
+    ledger = Ledger(TOPIC).advanced([OffsetRange(0, 5, 9, 4), OffsetRange(0, 9, 12, 2), OffsetRange(3, 0, 1, 0)])
     assert ledger.partitions == {0: Extent(5, 12, 6), 3: Extent(0, 1, 0)}
     assert ledger.next_offset(0) == 12
     assert ledger.next_offset(1) is None
@@ -17,7 +17,7 @@ def test_advances_only_over_contiguous_ranges() -> None:
 
 
 def test_order_of_arrival_does_not_matter() -> None:
-    assert Ledger(TOPIC).advanced([Range(0, 9, 12, 2), Range(0, 5, 9, 4)]).partitions == {0: Extent(5, 12, 6)}
+    assert Ledger(TOPIC).advanced([OffsetRange(0, 9, 12, 2), OffsetRange(0, 5, 9, 4)]).partitions == {0: Extent(5, 12, 6)}
 
 
 @pytest.mark.parametrize("first", [11, 13, 0])
@@ -25,10 +25,10 @@ def test_order_of_arrival_does_not_matter() -> None:
 def test_refuses_gaps_and_overlaps(first: int, accept: bool) -> None:
     ledger = Ledger(TOPIC, partitions={0: Extent(0, 12, 12)})
     if accept and first > 12:
-        assert ledger.advanced([Range(0, first, 20, 1)], accept_gaps=True).next_offset(0) == 20
+        assert ledger.advanced([OffsetRange(0, first, 20, 1)], accept_gaps=True).next_offset(0) == 20
     else:
         with pytest.raises(OffsetGapError, match=r"t\[0\]"):
-            ledger.advanced([Range(0, first, 20, 1)], accept_gaps=accept)
+            ledger.advanced([OffsetRange(0, first, 20, 1)], accept_gaps=accept)
 
 
 def test_text_round_trip() -> None:
@@ -79,7 +79,7 @@ def test_this_process_is_no_other_that_runs() -> None:
 
 
 def test_what_was_held_of_a_topic_that_was_made_again_is_kept() -> None:
-    old = Ledger("t").fenced(Writer.this(), "one").advanced([Range(0, 0, 5, 4)])
+    old = Ledger("t").fenced(Writer.this(), "one").advanced([OffsetRange(0, 0, 5, 4)])
     new = old.fenced(Writer.this(), "two")
     assert new.partitions == {}
     (earlier,) = new.earlier

@@ -10,10 +10,10 @@ from pyiceberg.table.snapshots import Operation, Snapshot, Summary
 from pyiceberg.typedef import Record
 
 from k2flow.exchange import find_exchange
-from k2flow.iceberg.commit import KEEP_SNAPSHOTS
+from k2flow.iceberg.snapshots import KEEP_SNAPSHOTS, expiry, readers_tag
 from k2flow.iceberg.tables import definitions
 from k2flow.maintain.entries import EPOCH, LiveFile
-from k2flow.maintain.plans import HOT_FILES, compactions, expired, expiry, readers_tag, unreachable
+from k2flow.maintain.plans import HOT_FILES, compactions, expired, unreachable
 
 MIB = 1 << 20
 TODAY = date(2026, 3, 10)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from k2flow.iceberg.ledger import Range
+from k2flow.iceberg.ledger import OffsetRange
 from k2flow.trades.messages import MessageBatch, pickle_batches_as_ipc
 
 
@@ -24,18 +24,18 @@ def names(part: MessageBatch) -> list[str]:
 
 def test_ranges_count_rows() -> None:
     part = make([(0, 3), (2, 8), (0, 4)], [(0, 3, 6), (1, 0, 2), (2, 8, 9)])
-    assert part.ranges() == [Range(0, 3, 6, 2), Range(1, 0, 2, 0), Range(2, 8, 9, 1)]
+    assert part.ranges() == [OffsetRange(0, 3, 6, 2), OffsetRange(1, 0, 2, 0), OffsetRange(2, 8, 9, 1)]
 
 
 def test_ranges_of_no_rows() -> None:
-    assert make([], [(4, 0, 2)]).ranges() == [Range(4, 0, 2, 0)]
+    assert make([], [(4, 0, 2)]).ranges() == [OffsetRange(4, 0, 2, 0)]
     assert make([], []).ranges() == []
 
 
 def test_nothing_committed_is_the_slice_itself() -> None:
     part = make([(0, 3)], [(0, 3, 4)])
-    assert part.beyond({}) is part
-    assert part.beyond({0: 3, 7: 100}) is part
+    assert part.after({}) is part
+    assert part.after({0: 3, 7: 100}) is part
 
 
 @given(
@@ -47,7 +47,7 @@ def test_beyond_keeps_exactly_what_is_not_committed(
 ) -> None:
     offsets = [(p, first, first + n) for p, (first, n) in extents.items()]
     rows = [(p, o) for p, first, end in offsets for o in range(first, end) if o % 3]  # gaps, as in a compacted topic
-    left = make(rows, offsets).beyond(committed)
+    left = make(rows, offsets).after(committed)
     assert names(left) == [f"{p}:{o}" for p, o in rows if o >= committed.get(p, 0)]
     wanted = [(p, max(first, committed.get(p, 0)), end) for p, first, end in offsets if end > committed.get(p, 0)]
     assert left.offsets == wanted

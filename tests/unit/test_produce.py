@@ -1,6 +1,7 @@
-"""The producer without a Kafka: what its messages are."""
+"""The producer without Kafka: its messages."""
 
 import io
+import json
 from collections import Counter
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -14,9 +15,9 @@ import pytest
 from k2flow.errors import ProduceError
 from k2flow.sandbox.producer import Manifest, PartitionRange, ProduceOptions
 from k2flow.sandbox.producer.defects import DEFECTS
-from k2flow.sandbox.producer.encode import encode, long
+from k2flow.sandbox.producer.encode import avro_long, encode
 from k2flow.sandbox.producer.market import Market
-from k2flow.sandbox.producer.replay import message_id, moved, read_trades
+from k2flow.sandbox.producer.replay import message_id, read_trades, shift_to_end
 from k2flow.sandbox.producer.stream import CHUNK, Stream
 from k2flow.trades.reasons import Reason
 from k2flow.trades.schema import trade_schema
@@ -25,12 +26,13 @@ from tests.strict_avro import defect
 
 START = datetime(2026, 3, 14, 15, 9, 26, tzinfo=UTC)
 DAY_US = 86_400_000_000
+HOUR_SECONDS = 3600
 SCHEMA = fastavro.parse_schema(trade_schema())
 SAMPLE = Path(__file__).parents[1] / "data" / "kraken_btcusd_trades.csv"
 
 
 def take(exchange: str = "BINANCE", **given: object) -> tuple[Stream, list[tuple[int, Message]]]:
-    """A stream and all its messages, numbered by offset, each with its route."""
+    """Return a stream and all its messages, numbered by offset, each with its route."""
     options = ProduceOptions(**{"count": 3000, "start": START, **given})  # type: ignore[arg-type]
     stream = Stream(exchange, options, options.start_us())
     rows: list[tuple[int, Message]] = []
@@ -43,7 +45,7 @@ def take(exchange: str = "BINANCE", **given: object) -> tuple[Stream, list[tuple
 
 
 def look(message: Message, exchange: str = "BINANCE") -> tuple[str, dict[str, Any]]:
-    """The reason for which a message is bad, or nothing, and its trade."""
+    """Return the reason why a message is bad, or an empty text, and its trade."""
     value = message.value or b""
     if value[:5] == b"\0\0\0\0\x01" and (reason := defect(value[5:])):
         return reason, {}
@@ -51,7 +53,7 @@ def look(message: Message, exchange: str = "BINANCE") -> tuple[str, dict[str, An
 
 
 @pytest.mark.parametrize("exchange", ["BINANCE", "KRAKEN", "COINBASE"])
-def test_every_message_is_what_the_counts_say(exchange: str) -> None:
+def test_messages_match_the_counts(exchange: str) -> None:
     stream, rows = take(exchange, count=CHUNK + 5000, bad=0.1, duplicates=0.05)
     reasons: Counter[str] = Counter()
     values: Counter[bytes] = Counter()
@@ -72,13 +74,13 @@ def test_every_message_is_what_the_counts_say(exchange: str) -> None:
     assert 400 < counts.duplicates_shifted < 850
 
 
-def test_every_reason_has_a_defect_in_all_its_forms() -> None:
+def test_every_reason_has_all_its_defects() -> None:
     assert [reason for reason in Reason if reason] == list(DEFECTS)
     stream, _ = take(count=2000, bad=0.5)
     assert sum(stream.counts.bad.values()) == 1000 >= 20 * max(len(forms) for forms in DEFECTS.values())
 
 
-def test_the_same_seed_and_start_give_the_same_messages() -> None:
+def test_same_seed_and_start_give_the_same_messages() -> None:
     given: dict[str, Any] = {"count": CHUNK + 500, "bad": 0.02, "duplicates": 0.03, "seed": 5}
     first, second = take(**given)[1], take(**given)[1]
     assert first == second
@@ -89,7 +91,7 @@ def test_the_same_seed_and_start_give_the_same_messages() -> None:
     assert not ids[0] & ids[1]
 
 
-def test_copies_go_to_the_partition_of_the_original_within_six_hours_of_its_time() -> None:
+def test_copies_have_the_partition_and_nearly_the_time_of_the_original() -> None:
     places: dict[str, set[tuple[int, bytes | None]]] = {}
     times: dict[str, list[int]] = {}
     for route, message in take(count=10_000, duplicates=0.3)[1]:
@@ -104,7 +106,42 @@ def test_copies_go_to_the_partition_of_the_original_within_six_hours_of_its_time
     assert sum(len(found) > 1 for found in hours) > 100
 
 
-def test_fields_are_what_the_market_made_and_are_encoded_as_fastavro_does() -> None:
+def test_trades_spread_over_a_time_that_ends_now() -> None:
+    """All rules hold, no trade is newer than its message, and the messages spread evenly with late ones and copies."""
+    given: dict[str, Any] = {"count": 2 * CHUNK, "bad": 0.02, "duplicates": 0.1, "over_seconds": HOUR_SECONDS}
+    stream, rows = take(**given)
+    assert rows == take(**given)[1]
+    messages = [message for _, message in rows]
+    times_ms = np.array([message.timestamp_ms for message in messages])
+    start_ms = int(START.timestamp() * 1000)
+    assert start_ms <= times_ms.min() < start_ms + 60_000
+    assert start_ms + 1000 * HOUR_SECONDS - 60_000 < times_ms.max() <= start_ms + 1000 * HOUR_SECONDS
+    assert (np.diff(times_ms) >= 0).all()
+    assert np.bincount((times_ms - start_ms) // 600_000, minlength=6)[:6].min() > 2 * CHUNK / 6 * 0.5
+    judged = [look(message) for message in messages]
+    assert Counter(reason for reason, _ in judged if reason) == stream.counts.bad
+    trade_ms = [
+        (message.timestamp_ms or 0, trade["timestamp"] / 1000)
+        for message, (_, trade) in zip(messages, judged, strict=True)
+        if trade
+    ]
+    ages_ms = np.array([sent - traded for sent, traded in trade_ms])
+    assert ages_ms.min() >= 0
+    assert np.median(ages_ms) < 20
+    assert (ages_ms > 60_000).sum() > 20
+    assert stream.counts.duplicates_exact > 500
+    assert stream.counts.duplicates_shifted > 500
+    ids = {trade["message_id"] for reason, trade in judged if not reason}
+    assert len(ids) == stream.counts.originals
+
+
+def test_spread_trades_end_now() -> None:
+    before = datetime.now(UTC).timestamp()
+    start = ProduceOptions(count=1, over_seconds=HOUR_SECONDS).start_us() / 1e6
+    assert before - HOUR_SECONDS - 0.001 <= start <= datetime.now(UTC).timestamp() - HOUR_SECONDS + 0.001
+
+
+def test_encoding_matches_fastavro() -> None:
     market = Market("BINANCE", np.random.default_rng(3), 1_700_000_000_000_000)
     arrival = market.arrivals(2000, 1_700_000_000_000_000, 1e6)
     trades, _ = market.trades(arrival)
@@ -139,13 +176,13 @@ def optional(number: np.int64) -> int | None:
 
 
 @pytest.mark.parametrize("number", [0, -1, 63, 64, -65, 2**31, 2**62, -(2**63), 2**63 - 1])
-def test_longs_are_encoded_as_fastavro_does(number: int) -> None:
+def test_encoding_of_longs_matches_fastavro(number: int) -> None:
     stream = io.BytesIO()
     fastavro.schemaless_writer(stream, {"type": "long"}, number)
-    assert long(number) == stream.getvalue()
+    assert avro_long(number) == stream.getvalue()
 
 
-def test_the_market_is_lively() -> None:
+def test_market_is_realistic() -> None:
     _, rows = take(count=100_000, rate=10_000)
     trades = [decode((message.value or b"")[5:])[1] for _, message in rows]
     delay_ms = np.array(
@@ -182,27 +219,46 @@ def test_the_market_is_lively() -> None:
         {"bad": 0.6, "duplicates": 0.4},
         {"seed": -1},
         {"start": datetime(2026, 1, 1)},
+        {"over_seconds": 0},
+        {"over_seconds": 13 * 3600},
+        {"over_seconds": 60, "rate": 10},
     ],
 )
-def test_senseless_options_are_refused(wrong: dict[str, object]) -> None:
-    with pytest.raises(ProduceError, match=next(iter(wrong))):
+def test_invalid_options_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ProduceError, match=next(iter(wrong)).removesuffix("_seconds")):
         ProduceOptions(**{"count": 1, **wrong})  # type: ignore[arg-type]
 
 
-def test_a_manifest_survives_json() -> None:
+def test_manifest_survives_json() -> None:
     ranges = {0: PartitionRange(10, 5, 15), 1: PartitionRange(2, 0, 2)}
     when = START.isoformat()
-    manifest = Manifest("BINANCE", "t", 1, 7, when, when, 1.5, 8, 1, 1, {"bad_magic": 2}, ranges)
+    manifest = Manifest(
+        exchange="BINANCE",
+        topic="t",
+        schema_id=1,
+        seed=7,
+        started=when,
+        ended=when,
+        seconds=1.5,
+        originals=8,
+        duplicates_exact=1,
+        duplicates_shifted=1,
+        bad={"bad_magic": 2},
+        partitions=ranges,
+    )
     assert Manifest.from_json(manifest.to_json()) == manifest
+    stored = json.loads(manifest.to_json())
+    assert stored["partitions"] == {"0": {"sent": 10, "first": 5, "next": 15}, "1": {"sent": 2, "first": 0, "next": 2}}
+    assert stored["expected_rows"] == {"bronze": 12, "silver": 10, "dlq": 2, "gold": 8}
     assert (manifest.sent, manifest.silver, manifest.dlq, manifest.gold) == (12, 10, 2, 8)
     with pytest.raises(ProduceError, match="not a manifest"):
         Manifest.from_json('{"exchange": "BINANCE"}')
 
 
-def test_recorded_trades_move_by_whole_minutes_to_now() -> None:
+def test_recorded_trades_shift_by_whole_minutes_to_now() -> None:
     trades = read_trades(SAMPLE, {"kraken"})["kraken"]
     end_ms = int(START.timestamp() * 1000)
-    there = moved(trades, end_ms)
+    there = shift_to_end(trades, end_ms)
     assert len(there) == len(trades) == 300
     assert 0 <= end_ms - there[-1].time_ms < 60_000
     shifts = {after.time_ms - before.time_ms for before, after in zip(trades, there, strict=True)}
@@ -231,14 +287,14 @@ LINE = "kraken,BTCUSD,USD,1,1561939203172,10749.4,0.004,SELL,spot"
         ("kraken,BTCUSD", "currency is empty"),
     ],
 )
-def test_a_wrong_line_is_named(tmp_path: Path, line: str, problem: str) -> None:
+def test_invalid_line_is_named(tmp_path: Path, line: str, problem: str) -> None:
     file = tmp_path / "trades.csv"
     file.write_text("\n".join([SAMPLE.read_text().splitlines()[0], LINE, line]))
     with pytest.raises(ProduceError, match=f"line 3: {problem}"):
         read_trades(file, {"kraken"})
 
 
-def test_a_missing_column_is_named(tmp_path: Path) -> None:
+def test_missing_column_is_named(tmp_path: Path) -> None:
     file = tmp_path / "trades.csv"
     file.write_text("exchange,symbol\nkraken,BTCUSD\n")
     with pytest.raises(ProduceError, match=r"line 1: no column currency, trade_id"):

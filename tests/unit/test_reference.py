@@ -1,4 +1,4 @@
-"""The page of settings is what the settings say, and says it of each."""
+"""docs/configuration.md is current, and has every setting."""
 
 from pathlib import Path
 
@@ -12,8 +12,8 @@ from k2flow.exchange import exchange_names
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
 
 
-def test_the_page_is_what_the_command_prints(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever is set where it is printed."""
+def test_page_is_the_output_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment has no influence on the page."""
     monkeypatch.setenv("K2FLOW_BINANCE_TRIGGER_SECONDS", "77")
     monkeypatch.setenv("K2FLOW_KAFKA_BOOTSTRAP_SERVERS", "elsewhere:1")
     done = CliRunner().invoke(app, ["config", "--markdown"])
@@ -21,7 +21,7 @@ def test_the_page_is_what_the_command_prints(monkeypatch: pytest.MonkeyPatch) ->
     assert done.stdout == PAGE.read_text(), "run `k2flow config --markdown > docs/configuration.md`"
 
 
-def test_every_setting_is_there_with_what_it_means() -> None:
+def test_page_has_every_setting_with_its_description() -> None:
     rows = {cells[1].strip(): cells for line in PAGE.read_text().splitlines() if len(cells := line.split("|")) == 6}
     for prefix, model in (("K2FLOW_", Settings), ("", ExchangeSettings)):
         for name, field in model.model_fields.items():
@@ -32,7 +32,7 @@ def test_every_setting_is_there_with_what_it_means() -> None:
     assert rows["`UNKNOWN_FIELDS`"][2:4] == [" `keep` or `ignore` ", " `keep` "]
 
 
-def test_what_each_exchange_declares_is_there() -> None:
+def test_page_has_the_declarations_of_each_exchange() -> None:
     page = PAGE.read_text()
     for name in exchange_names():
         assert f"`K2FLOW_{name.upper()}_TOPIC` | `market.crypto.trades.{name}`" in page

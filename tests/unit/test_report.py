@@ -16,8 +16,9 @@ from markupsafe import Markup
 
 from k2flow.audit import Report, Severity
 from k2flow.errors import QueryError, ReportError
-from k2flow.exchange import GOLD, find_exchange
+from k2flow.exchange import find_exchange
 from k2flow.iceberg.ledger import Earlier, Extent, Ledger
+from k2flow.layers import GOLD_TABLE
 from k2flow.report import check_writable, queries, render, words, write
 from k2flow.report.axes import DAY_US, SECOND_US, STEPS_US, Axis, axis, time_ticks, value_ticks, without_strays
 from k2flow.report.charts import WIDTH, Bar, Line, bars, candles, columns, histogram, lines
@@ -288,9 +289,9 @@ def test_missing_and_empty_tables_are_told_in_their_places() -> None:
     assert "There are no dead letters." in page
     assert "There are no trades of NO&lt;b&gt;." in page
     assert "The audit was left out" in page
-    gone = replace(figures, exchanges=exchanges[1:], files={**figures.files, GOLD: None}, symbols=())
+    gone = replace(figures, exchanges=exchanges[1:], files={**figures.files, GOLD_TABLE: None}, symbols=())
     page = render(gone, Report("2026-01-31T12:00:00+00:00"))
-    assert f"There is no table {GOLD}." in page
+    assert f"There is no table {GOLD_TABLE}." in page
     assert "There are no dead letters." not in page
     assert "The conservation law holds." in page
 
@@ -305,7 +306,7 @@ def test_text_from_messages_is_text() -> None:
         taken_in=Counts(time, {"binance": [1], "kraken": [0]}, 3),
         reasons=[Reason("binance", HOSTILE, 2, NOW_US, HOSTILE)],
         markets=[Market("binance", HOSTILE, 2, time, {0: price}, 1)],
-        files={**TELLING_NOTHING.files, GOLD: Problem(HOSTILE)},
+        files={**TELLING_NOTHING.files, GOLD_TABLE: Problem(HOSTILE)},
     )
     found = Report("2026-01-31T12:00:00+00:00")
     found.add("wrong", Severity.BROKEN, HOSTILE, table=HOSTILE, samples=[{HOSTILE: HOSTILE}])

@@ -8,9 +8,10 @@ from pyiceberg.catalog import Catalog
 
 from k2flow.config.settings import load_settings
 from k2flow.errors import CatalogError, TableDiffersError
-from k2flow.exchange import GOLD, all_exchanges, exchange_names, find_exchange
+from k2flow.exchange import all_exchanges, exchange_names, find_exchange
 from k2flow.iceberg.catalog import load_table, open_catalog
 from k2flow.iceberg.tables import COMMON_PROPERTIES, create, definitions
+from k2flow.layers import GOLD_TABLE
 
 MIB = 1 << 20
 BRONZE = [
@@ -87,7 +88,7 @@ def test_tables_are_as_documented(catalog: Catalog) -> None:
         assert table.properties.items() >= COMMON_PROPERTIES.items()
         assert table.properties["write.target-file-size-bytes"] == str(size * MIB)
         assert table.properties.get("k2flow.retention-days") == (None if retention is None else str(retention))
-    gold = load_table(catalog, GOLD)
+    gold = load_table(catalog, GOLD_TABLE)
     assert gold.properties["write.distribution-mode"] == "hash"
     order = [(gold.schema().find_column_name(f.source_id), f.direction.name) for f in gold.sort_order().fields]
     assert order == [("timestamp", "ASC")]
@@ -109,7 +110,7 @@ def test_creation_by_several_at_once() -> None:
 
 def test_a_table_that_differs_is_an_error_that_shows_how(catalog: Catalog) -> None:
     make_all(catalog)
-    table = load_table(catalog, GOLD)
+    table = load_table(catalog, GOLD_TABLE)
     with table.transaction() as transaction:
         transaction.set_properties({"write.distribution-mode": "none", "k2flow.retention-days": "3"})
     with pytest.raises(TableDiffersError) as error:
@@ -140,7 +141,7 @@ def test_arrow_schema_has_no_large_types() -> None:
 
 def test_a_missing_table_says_what_to_do(catalog: Catalog) -> None:
     with pytest.raises(CatalogError, match="k2flow tables create"):
-        load_table(catalog, GOLD)
+        load_table(catalog, GOLD_TABLE)
 
 
 def test_a_catalog_out_of_reach_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

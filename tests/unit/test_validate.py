@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from k2flow.exchange import Exchange, Rule, find_exchange
 from k2flow.trades.reasons import FIRST_EXCHANGE_RULE, Reason
-from k2flow.trades.validate import MAX_TIME_US, MIN_TIME_US, Validator
+from k2flow.layers import MAX_TIME_US, MIN_TIME_US
+from k2flow.trades.validate import Validator
 from tests.oracle import broken_rule
 
 NOW_US = 1_764_000_000_000_000

@@ -1,0 +1,41 @@
+"""What a writer hands to a committer."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from pyiceberg.manifest import DataFile
+
+from k2flow.iceberg.ledger import OffsetRange
+from k2flow.observability.metrics import EMPTY_STATS, BatchStats
+
+
+@dataclass(frozen=True, kw_only=True)
+class Committable:
+    """Data files of one table, and the offset ranges whose rows are all in files that come until the next commit.
+
+    Files and ranges need not come together. Gold's files come from the worker that owns the keys, its ranges from the
+    worker that read them.
+
+    Attributes:
+        table: The table's name.
+        files: Waits until the files are written, and raises what went wrong with them. The next steps need not wait.
+        ranges: The offset ranges, with the rows that came out of each.
+        stats: Published to Prometheus after the commit.
+        ends_checkpoint: Whether the table commits at the end of this epoch.
+    """
+
+    table: str
+    files: Callable[[], Sequence[DataFile]] = list
+    ranges: Sequence[OffsetRange] = ()
+    stats: BatchStats = EMPTY_STATS
+    ends_checkpoint: bool = False
+
+    def __reduce__(self) -> tuple[Callable[..., "Committable"], tuple[object, ...]]:
+        """Wait for the files: only finished ones can go to another process."""
+        return _finished, (self.table, self.files(), self.ranges, self.stats, self.ends_checkpoint)
+
+
+def _finished(
+    table: str, files: Sequence[DataFile], ranges: Sequence[OffsetRange], stats: BatchStats, ends_checkpoint: bool
+) -> Committable:
+    return Committable(table=table, files=lambda: files, ranges=ranges, stats=stats, ends_checkpoint=ends_checkpoint)

@@ -1,0 +1,38 @@
+"""The properties of every consumer: what exactly-once delivery needs, and k2flow's defaults."""
+
+from collections.abc import Mapping
+
+from k2flow.config.settings import KAFKA_PREFIX
+from k2flow.errors import SettingsError
+
+FORCED = {
+    "enable.auto.commit": "false",
+    "auto.offset.reset": "error",
+    "enable.partition.eof": "true",
+    "isolation.level": "read_committed",
+}
+"""What exactly-once needs of librdkafka; a setting that says otherwise is an error."""
+
+DEFAULTS = {
+    # What librdkafka holds ready counts double: each message has a structure of its own beside its bytes, and a whole
+    # response stays as long as one of its messages does.
+    "fetch.max.bytes": "4194304",
+    "max.partition.fetch.bytes": "1048576",
+    "queued.min.messages": "20000",
+    "queued.max.messages.kbytes": "8192",
+    "fetch.queue.backoff.ms": "5",  # before it fetches again once it has held so much: a second, unless told
+    "max.poll.interval.ms": "86400000",  # a commit that waits for the catalog must not end the consumer
+}
+
+
+def consumer_properties(given: Mapping[str, str], group: str) -> dict[str, str]:
+    """Return librdkafka's properties for a consumer of consumer group `group`, from the properties the user set.
+
+    Raises:
+        SettingsError: A property contradicts exactly-once delivery.
+    """
+    for name, needed in FORCED.items():
+        if given.get(name, needed) != needed:
+            variable = KAFKA_PREFIX + name.upper().replace(".", "_")
+            raise SettingsError(f"{variable} must be {needed}: exactly-once delivery needs it")
+    return {**DEFAULTS, "group.id": group, **given, **FORCED}

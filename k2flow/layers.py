@@ -1,0 +1,279 @@
+"""Layers: what each table of an exchange holds, in one place.
+
+A flow reads messages and derives two more streams of rows from them: trades and dead letters. A layer names the stream
+it takes, and its fields. A field takes the stream's column of the same name, or derives one from the stream's columns.
+Everything else follows: creation, writing, commits, compaction, the audit, status, queries.
+
+To add a table, add a `Layer` to `Exchange.layers`. To add a column, add a `Field`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from pyiceberg.io.pyarrow import schema_to_pyarrow
+from pyiceberg.schema import Schema, assign_fresh_schema_ids
+from pyiceberg.transforms import DayTransform, IdentityTransform, Transform
+from pyiceberg.types import (
+    BinaryType,
+    DateType,
+    DecimalType,
+    IcebergType,
+    IntegerType,
+    ListType,
+    LongType,
+    MapType,
+    NestedField,
+    StringType,
+    TimestamptzType,
+)
+
+from k2flow.config.settings import ExchangeSettings
+
+GOLD_FILE_SIZE_MB = 256
+HOUR_US = 3_600_000_000
+MIN_TIME_US = -62_135_596_800_000_000
+"""0001-01-01T00:00:00Z in microseconds since 1970: the earliest time PyIceberg can append."""
+MAX_TIME_US = 253_402_300_799_999_999
+"""9999-12-31T23:59:59.999999Z, the latest."""
+
+
+class Stream(Enum):
+    """The rows a layer is made of."""
+
+    MESSAGES = "messages"
+    TRADES = "trades"
+    DEAD_LETTERS = "dead letters"
+
+
+class Field(NamedTuple):
+    """One column of a table.
+
+    `repeats`: its values repeat within a file, so Parquet writes a dictionary. `derive` makes the column from a batch of
+    the layer's stream; without it the stream has a column of this name.
+    """
+
+    name: str
+    type: IcebergType
+    repeats: bool = False
+    derive: Callable[[pa.RecordBatch], pa.Array] | None = None
+
+
+class PartitionBy(NamedTuple):
+    """One partition field: its source column, its transform, its name."""
+
+    column: str
+    transform: Transform[Any, Any]
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Layer:
+    """One table of an exchange, or of all exchanges.
+
+    Attributes:
+        name: Its name in metrics, status and audit: `bronze`, `silver`, `dlq`, `gold`.
+        table_pattern: Its table's name, with `{exchange}` where each exchange has a table of its own.
+        stream: The rows it takes.
+        fields: Its columns, in order.
+        partitioned_by: Its partition fields. The first one dates the row.
+        event_time: The time column that the first partition field's date comes from.
+        time_column: The time column that orders rows when files are merged.
+        sorted_by: The column that every file is sorted by, ascending.
+        deduplicated: Whether each deduplication key of an exchange has one row only.
+        file_size_mb: Target size of a data file in MiB, from the exchange's settings.
+        retention_days: Days that the table keeps; None means unlimited.
+        properties: Table properties beyond the common ones.
+        former_names: Former column names, by today's name.
+    """
+
+    name: str
+    table_pattern: str
+    stream: Stream
+    fields: tuple[Field, ...]
+    partitioned_by: tuple[PartitionBy, ...]
+    event_time: str
+    time_column: str
+    sorted_by: str | None = None
+    deduplicated: bool = False
+    file_size_mb: Callable[[ExchangeSettings], int]
+    retention_days: Callable[[ExchangeSettings], int | None]
+    properties: tuple[tuple[str, str], ...] = ()
+    former_names: tuple[tuple[str, str], ...] = ()
+
+    def table(self, exchange: str) -> str:
+        """Return the name of the table that holds this layer of the exchange with this name."""
+        return self.table_pattern.format(exchange=exchange)
+
+    @property
+    def shared(self) -> bool:
+        """Whether all exchanges write to one table."""
+        return "{exchange}" not in self.table_pattern
+
+    @property
+    def date_column(self) -> str:
+        """The column with the date (UTC) of `event_time`, which the table is partitioned by."""
+        return self.partitioned_by[0].column
+
+    @cached_property
+    def columns(self) -> tuple[str, ...]:
+        """The names of its fields, in order."""
+        return tuple(field.name for field in self.fields)
+
+    @cached_property
+    def row_hash(self) -> tuple[str, ...]:
+        """The columns that the audit compares with the stream's, by a hash of each row."""
+        return tuple(field.name for field in self.fields if field.derive is None)
+
+    @cached_property
+    def derived(self) -> tuple[Field, ...]:
+        """The fields that the audit derives again from the row's other columns and compares."""
+        return tuple(field for field in self.fields if field.derive is not None)
+
+    @cached_property
+    def arrow_schema(self) -> pa.Schema:
+        """The one Arrow schema of its rows, see `arrow_schema`."""
+        return arrow_schema(self.fields)
+
+    def rows(self, stream: pa.RecordBatch) -> pa.RecordBatch:
+        """Return n rows of this layer from n rows of its stream."""
+        columns = [field.derive(stream) if field.derive else stream.column(field.name) for field in self.fields]
+        return pa.RecordBatch.from_arrays(columns, schema=self.arrow_schema)
+
+
+def arrow_schema(fields: tuple[Field, ...]) -> pa.Schema:
+    """Return the Arrow schema of rows: string, binary, timestamp[us, UTC], decimal128; no field ids."""
+    arrow = schema_to_pyarrow(iceberg_schema(fields), include_field_ids=False)
+    return pa.schema([pa.field(f.name, _small(f.type)) for f in arrow])
+
+
+def iceberg_schema(fields: tuple[Field, ...]) -> Schema:
+    """Return every column as optional, with the ids 1, 2, ... in order; ids inside lists and maps come after them."""
+    columns = [NestedField(i, field.name, field.type, required=False) for i, field in enumerate(fields, 1)]
+    return assign_fresh_schema_ids(Schema(*columns))
+
+
+def _small(kind: pa.DataType) -> pa.DataType:
+    """Return `kind` with 32-bit offsets: PyIceberg maps to large types, which would leak into what readers see."""
+    if pa.types.is_large_string(kind):
+        return pa.string()
+    if pa.types.is_large_binary(kind):
+        return pa.binary()
+    if pa.types.is_large_list(kind) or pa.types.is_list(kind):
+        return pa.list_(pa.field("element", _small(kind.value_type)))
+    if pa.types.is_map(kind):
+        return pa.map_(_small(kind.key_type), _small(kind.item_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([pa.field(field.name, _small(field.type)) for field in kind])
+    return kind
+
+
+def _hour_of_day(trades: pa.RecordBatch) -> pa.Array:
+    """Return the hour (0-23, UTC) of each of n trades."""
+    hours = trades.column("timestamp").cast(pa.int64()).to_numpy() // HOUR_US
+    return pa.array((hours % 24).astype(np.int32))
+
+
+def _by_day(column: str) -> tuple[PartitionBy, ...]:
+    return (PartitionBy(column, DayTransform(), f"{column}_day"),)
+
+
+_STRING, _LONG, _INT, _TIME, _DATE = StringType(), LongType(), IntegerType(), TimestamptzType(), DateType()
+_AMOUNT = DecimalType(18, 8)
+_STRINGS = ListType(element_id=-1, element=StringType(), element_required=False)
+_STRING_MAP = MapType(key_id=-1, key_type=StringType(), value_id=-1, value_type=StringType(), value_required=False)
+
+BRONZE = Layer(
+    name="bronze",
+    table_pattern="bronze_{exchange}_trades",
+    stream=Stream.MESSAGES,
+    fields=(
+        Field("message_key", _STRING, repeats=True),
+        Field("avro_payload", BinaryType()),
+        Field("topic", _STRING, repeats=True),
+        Field("partition", _INT, repeats=True),
+        Field("offset", _LONG),
+        Field("kafka_timestamp", _TIME),
+        Field("ingestion_timestamp", _TIME),
+        Field("ingestion_date", _DATE, repeats=True),
+    ),
+    partitioned_by=_by_day("ingestion_date"),
+    event_time="ingestion_timestamp",
+    time_column="kafka_timestamp",
+    file_size_mb=lambda settings: settings.bronze_file_size_mb,
+    retention_days=lambda settings: settings.bronze_retention_days,
+)
+SILVER = Layer(
+    name="silver",
+    table_pattern="silver_{exchange}_trades",
+    stream=Stream.TRADES,
+    fields=(
+        Field("message_id", _STRING),
+        Field("trade_id", _STRING),
+        Field("symbol", _STRING, repeats=True),
+        Field("exchange", _STRING, repeats=True),
+        Field("asset_class", _STRING, repeats=True),
+        Field("timestamp", _TIME),
+        Field("price", _AMOUNT),
+        Field("quantity", _AMOUNT),
+        Field("currency", _STRING, repeats=True),
+        Field("side", _STRING, repeats=True),
+        Field("trade_conditions", _STRINGS, repeats=True),
+        Field("source_sequence", _LONG),
+        Field("ingestion_timestamp", _TIME),
+        Field("platform_sequence", _LONG),
+        Field("vendor_data", _STRING_MAP, repeats=True),
+        Field("exchange_date", _DATE, repeats=True),
+    ),
+    partitioned_by=_by_day("exchange_date"),
+    event_time="timestamp",
+    time_column="timestamp",
+    file_size_mb=lambda settings: settings.silver_file_size_mb,
+    retention_days=lambda settings: settings.silver_retention_days,
+)
+DLQ = Layer(
+    name="dlq",
+    table_pattern="dlq_{exchange}_trades",
+    stream=Stream.DEAD_LETTERS,
+    fields=(
+        Field("topic", _STRING, repeats=True),
+        Field("partition", _INT, repeats=True),
+        Field("offset", _LONG),
+        Field("kafka_timestamp", _TIME),
+        Field("payload", BinaryType()),
+        Field("schema_id", _INT, repeats=True),
+        Field("reason", _STRING, repeats=True),
+        Field("detail", _STRING),
+        Field("failed_at", _TIME, repeats=True),
+        Field("failed_date", _DATE, repeats=True),
+    ),
+    partitioned_by=_by_day("failed_date"),
+    event_time="failed_at",
+    time_column="kafka_timestamp",
+    file_size_mb=lambda settings: settings.dlq_file_size_mb,
+    retention_days=lambda settings: settings.dlq_retention_days,
+)
+GOLD = Layer(
+    name="gold",
+    table_pattern="gold_crypto_trades",
+    stream=Stream.TRADES,
+    fields=(*SILVER.fields, Field("exchange_hour", _INT, repeats=True, derive=_hour_of_day)),
+    partitioned_by=(
+        PartitionBy("exchange_date", IdentityTransform(), "exchange_date"),
+        PartitionBy("exchange_hour", IdentityTransform(), "exchange_hour"),
+    ),
+    event_time="timestamp",
+    time_column="timestamp",
+    sorted_by="timestamp",
+    deduplicated=True,
+    file_size_mb=lambda _: GOLD_FILE_SIZE_MB,
+    retention_days=lambda _: None,
+    properties=(("write.distribution-mode", "hash"),),
+)
+GOLD_TABLE = GOLD.table_pattern
+LAYERS = (BRONZE, SILVER, DLQ, GOLD)
+"""The layers of every exchange, in the order of the data."""

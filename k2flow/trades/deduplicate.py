@@ -1,0 +1,134 @@
+"""Gold: valid trades of all exchanges, each deduplication key of an exchange once.
+
+The set of keys is kept nowhere but in Gold itself. A flow that starts reads it back, an hour at a time, when a batch
+first needs it. A key belongs to one worker, so each worker's set is exact alone.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from pyiceberg.manifest import DataFile
+
+from k2flow.dedup.index import SeenIds
+from k2flow.dedup.keys import Bools, Ints, key_column, owners_of
+from k2flow.exchange import Exchange
+from k2flow.iceberg.committable import Committable
+from k2flow.layers import GOLD, GOLD_TABLE, HOUR_US
+from k2flow.observability import metrics, tracing
+from k2flow.observability.metrics import BatchStats
+from k2flow.trades.messages import MessageBatch
+
+FEW_ROWS = 1_000
+HELD_BYTES = 16 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnedTrades:
+    """Gold rows that may be duplicates, all of whose keys belong to worker `owner` of `owners`.
+
+    `ends_checkpoint`: the tables commit at the end of this epoch, so no row may be held back. Every owner gets such an
+    item in such an epoch.
+    """
+
+    owner: int
+    owners: int
+    rows: pa.RecordBatch
+    ends_checkpoint: bool
+
+
+def split_by_owner(trades: MessageBatch, dedup_key: tuple[str, ...], owners: int) -> list[OwnedTrades]:
+    """Return Gold's rows of `trades` by the worker that owns their deduplication keys."""
+    rows = GOLD.rows(trades.rows)
+    if owners == 1:
+        parts = [rows]
+    else:
+        owner_of_row = owners_of(key_column(rows, dedup_key), owners)
+        parts = [rows.filter(pa.array(owner_of_row == w)) for w in range(owners)]
+    return [
+        OwnedTrades(owner=w, owners=owners, rows=part, ends_checkpoint=trades.ends_checkpoint)
+        for w, part in enumerate(parts)
+        if part.num_rows or trades.ends_checkpoint
+    ]
+
+
+def hours_of(trades: pa.RecordBatch) -> Ints:
+    """Return the exchange hour of each of n trades, in hours since 1970."""
+    hours: Ints = trades.column("timestamp").cast(pa.int64()).to_numpy() // HOUR_US
+    return hours
+
+
+def are_few(hours: Ints) -> Bools:
+    """Which of n rows, by their hours, are among no more than FEW_ROWS of one hour that stand side by side."""
+    starts = np.flatnonzero(np.diff(hours, prepend=hours[:1] - 1))
+    lengths = np.diff(starts, append=len(hours))
+    return np.repeat(lengths <= FEW_ROWS, lengths)
+
+
+class LateRows:
+    """Holds back the rows of hours of which a batch has few, since a small file costs nearly as much as a large one.
+
+    It holds HELD_BYTES at most after each call.
+    """
+
+    def __init__(self) -> None:
+        self._held: list[pa.RecordBatch] = []
+
+    def ready(self, rows: pa.RecordBatch, first: Bools, hours: Ints, ends_checkpoint: bool) -> pa.RecordBatch:
+        """The rows to write now: of those of the n given that are `first`, and of those held; all before a commit."""
+        now = first.copy()
+        if not ends_checkpoint:
+            now[first] = ~are_few(hours[first])
+        ready = rows if now.all() else rows.filter(pa.array(now))
+        few = first & ~now
+        if few.any():
+            self._held.append(rows.filter(pa.array(few)))
+        if self._held and (ends_checkpoint or sum(held.nbytes for held in self._held) > HELD_BYTES):
+            ready = pa.concat_batches([*self._held, ready])
+            self._held = []
+        return ready
+
+
+class Deduplicator:
+    """Writes the rows whose keys are new into Gold's data files.
+
+    Delivery guarantee: within the hot window (`dedup_window_hours` back from Gold's newest hour) no two Gold rows of
+    the exchange share a key; outside it none within the same exchange hour. Rows that a crash leaves uncommitted are
+    not in Gold, and so not in the set of the next start. Committed rows are, and are dropped when they are read again.
+    """
+
+    def __init__(
+        self, exchange: Exchange, seen: SeenIds, write: Callable[[str, pa.RecordBatch], Callable[[], list[DataFile]]]
+    ) -> None:
+        self._exchange = exchange
+        self._seen = seen
+        self._write = write
+        self._late = LateRows()
+        self._committing = False  # at the end of this epoch
+        self._committed = False  # at the end of the one before
+
+    def process(self, items: Sequence[OwnedTrades]) -> Committable:
+        """Return the files of the rows to write now; `items` are of one owner and one epoch, from any worker."""
+        if self._committed:  # only now, in a new epoch: it begins only when the tables hold the earlier ones
+            self._seen.on_commit()
+            self._committed = False
+        # Items of several workers come in any order: after the first one that ends a checkpoint, no row is held back.
+        self._committing |= any(item.ends_checkpoint for item in items)
+        # Rows from several workers go into the same files.
+        rows = pa.concat_batches([item.rows for item in items]) if len(items) > 1 else items[0].rows
+        hours = hours_of(rows)
+        with tracing.span("dedup", rows=rows.num_rows):
+            first = self._seen.accept_new(key_column(rows, self._exchange.dedup_key), hours)
+        stats = BatchStats(duplicates=rows.num_rows - int(first.sum()))
+        ready = self._late.ready(rows, first, hours, self._committing)
+        with tracing.span("write", table=GOLD_TABLE, rows=ready.num_rows):
+            committable = Committable(table=GOLD_TABLE, files=self._write(GOLD_TABLE, ready), stats=stats)
+        labels = (self._exchange.name, str(items[0].owner))
+        metrics.SEEN_IDS.labels(*labels).set(self._seen.ids)
+        metrics.SEEN_BYTES.labels(*labels).set(self._seen.nbytes)
+        return committable
+
+    def on_epoch_end(self) -> None:
+        """Note that the epoch is over: the tables commit now if one of its items ended a checkpoint."""
+        self._committed, self._committing = self._committing, False
