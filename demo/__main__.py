@@ -32,6 +32,7 @@ from k2flow.sandbox.producer import Manifest, ProduceOptions, produce
 HOME = Path(".k2flow/demo")
 COUNTS = {"binance": 200_000, "kraken": 20_000}
 BAD, DUPLICATES = 0.02, 0.03
+SPREAD_SECONDS = 3600.0  # so that one-minute candles look like a market
 DEADLINE_SECONDS = 180
 CANDLES = f"""
     SELECT strftime(time_bucket(INTERVAL 1 minute, "timestamp"), '%H:%M') AS minute,
@@ -81,7 +82,7 @@ def fill(exchange: Exchange, bootstrap: str) -> Manifest:
     """Produce the trades of an exchange, and return what was sent."""
     count = COUNTS[exchange.name]
     print_heading(f"{count:,} trades of {exchange.name}: {BAD:.0%} bad, {DUPLICATES:.0%} duplicates")
-    options = ProduceOptions(count=count, bad=BAD, duplicates=DUPLICATES, seed=1)
+    options = ProduceOptions(count=count, bad=BAD, duplicates=DUPLICATES, seed=1, over_seconds=SPREAD_SECONDS)
     manifest = produce(exchange.code, exchange.settings.topic, {"bootstrap.servers": bootstrap}, options)
     path = HOME / f"manifest-{exchange.name}.json"
     path.write_text(manifest.to_json())

@@ -231,6 +231,14 @@ def produce(
         int, typer.Option(metavar="N", help="Number of messages, with bad ones and duplicates.")
     ] = 100_000,
     rate: Annotated[float, typer.Option(metavar="N", help="Messages per second. 0: as fast as possible.")] = 0.0,
+    over: Annotated[
+        float | None,
+        typer.Option(
+            parser=parse_duration,
+            metavar="DURATION",
+            help="Spread the trades over the last 1h, for example, to get candles. Default: they happen now.",
+        ),
+    ] = None,
     bad: Annotated[
         float, typer.Option(metavar="SHARE", help="Share of bad records, from 0 to 1. All kinds in turn.")
     ] = 0.0,
@@ -257,7 +265,15 @@ def produce(
     from k2flow.sandbox.producer import ProduceOptions
 
     if replay_csv is None:
-        options = ProduceOptions(count, rate, bad, duplicates, seed, schema_id=schema_id)
+        options = ProduceOptions(
+            count=count,
+            rate=rate,
+            bad=bad,
+            duplicates=duplicates,
+            seed=seed,
+            over_seconds=over,
+            schema_id=schema_id,
+        )
         produce_trades(exchange, options, manifest)
     else:
         replay_trades(replay_csv, exchange, schema_id, manifest)

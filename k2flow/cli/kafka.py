@@ -8,7 +8,7 @@ from k2flow.config.settings import KAFKA_PREFIX, Settings, load_settings
 from k2flow.errors import KafkaError
 from k2flow.exchange import all_exchanges, exchange_names
 from k2flow.kafka.admin import Admin
-from k2flow.sandbox.kafka.local import LocalKafka, Status
+from k2flow.sandbox.kafka.local import BrokerStatus, LocalKafka
 
 LOOPBACK = ("127.0.0.1", "localhost")
 SERVERS = f"{KAFKA_PREFIX}BOOTSTRAP_SERVERS"
@@ -67,7 +67,7 @@ def _answers(settings: Settings) -> bool:
     return Admin(settings.kafka["bootstrap.servers"], 3.0, settings.kafka).answers(None, 3.0)
 
 
-def _show(found: Status) -> None:
+def _show(found: BrokerStatus) -> None:
     memory = f", {naturalsize(found.memory_bytes)} resident" if found.memory_bytes else ""
     process = f" (process {found.pid}{memory})" if found.pid else ""
     print(f"Kafka {found.version} is {found.state} at {found.bootstrap}{process}")

@@ -28,3 +28,17 @@ def _json_formatter() -> logging.Formatter:
     from pythonjsonlogger.json import JsonFormatter
 
     return JsonFormatter("%(levelname)s %(name)s %(message)s", rename_fields=JSON_NAMES, timestamp="time")
+
+
+class ClientLog:
+    """A logger for librdkafka clients: their lines become DEBUG records of `log`.
+
+    librdkafka logs each failed attempt, although it retries. A failure that lasts reaches the user as an error.
+    """
+
+    def __init__(self, log: logging.Logger) -> None:
+        self._log = log
+
+    def log(self, level: int, message: str, *args: object) -> None:
+        """Log a line of librdkafka, whatever its level."""
+        self._log.debug(message, *args)

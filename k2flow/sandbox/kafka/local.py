@@ -1,9 +1,8 @@
-"""One local Kafka broker: started once, found again by anybody, stopped cleanly, its data kept."""
+"""One local Kafka broker: started once, found by any process, stopped cleanly, its data kept."""
 
 import base64
 import contextlib
 import errno
-import fcntl
 import socket
 import subprocess
 import time
@@ -15,26 +14,35 @@ from types import TracebackType
 from typing import Literal, Self
 
 import psutil
+from filelock import FileLock, Timeout
 
 from k2flow.errors import KafkaError
 from k2flow.kafka.admin import Admin
 from k2flow.sandbox.kafka.config import HOST, java_options, server_properties
 from k2flow.sandbox.kafka.jars import KAFKA_VERSION, class_path, java
-from k2flow.sandbox.kafka.process import Record, end, find, is_alive, last_lines, listener, spawn
+from k2flow.sandbox.kafka.process import (
+    BrokerRecord,
+    describe_listener,
+    find_process,
+    is_alive,
+    last_lines,
+    spawn_detached,
+    stop_process,
+)
 
 START_SECONDS = 90.0
 STOP_SECONDS = 20.0
-# The first start downloads Kafka while it holds the lock.
 LOCK_SECONDS = 300.0
+"""How long a start waits for another one, which may download Kafka."""
 
 
 @dataclass(frozen=True)
-class Status:
-    """The broker as it is now.
+class BrokerStatus:
+    """The state of the broker.
 
-    `state` is `starting` while the process lives and does not answer yet. `pid` and `memory_bytes` (resident)
-    are None unless a process lives; `topics`, name to number of partitions, is None unless the broker runs;
-    `notes` say what was not done as asked.
+    `state` is `starting` while the process lives but does not answer yet. `pid` and `memory_bytes` (resident) are None
+    unless a process lives. `topics`, the number of partitions by name, is None unless the broker runs. `notes` name
+    requests that were not met.
     """
 
     state: Literal["running", "starting", "stopped"]
@@ -49,13 +57,12 @@ class Status:
 
 
 class LocalKafka:
-    """A real Apache Kafka (KRaft, one node) that listens on 127.0.0.1 only and keeps all it has under `home`.
+    """A real Apache Kafka (KRaft, one node) that listens on 127.0.0.1 only and keeps its files under `home`.
 
-    It outlives the process that starts it, unless it is used as a context manager: `with LocalKafka(home,
-    free_port()) as kafka:` stops at the end what it started, and leaves running what it found running.
-    Messages are kept for ever, or for `retention_hours`. A broker that was stopped, or killed, has all
-    acknowledged messages when it starts again. `properties` are further ones of server.properties, as for a
-    second listener.
+    The broker outlives the process that starts it. As a context manager (`with LocalKafka(home, free_port()) as kafka`)
+    it stops at the end, unless it was already running. Messages are kept forever, or for `retention_hours`. After a
+    stop or a kill, the next start has all acknowledged messages. `properties` are further lines of server.properties,
+    for example of a second listener.
     """
 
     def __init__(
@@ -75,14 +82,16 @@ class LocalKafka:
         self._marker = f"-Dk2flow.kafka.home={self.home}"
         self._started_here = False
 
-    def start(self, topics: Mapping[str, int] | None = None) -> Status:
-        """Starts the broker if it does not run, makes the topics (name: partitions) that are missing.
+    def start(self, topics: Mapping[str, int] | None = None) -> BrokerStatus:
+        """Start the broker unless it runs, and create the missing topics (name: partitions).
 
-        Returns when the broker answers. Any number of callers may do this at the same time. Raises KafkaError
-        when Kafka cannot be downloaded, the port is taken, or the broker does not come up.
+        Return when the broker answers. Any number of callers may start it at the same time.
+
+        Raises:
+            KafkaError: Kafka cannot be downloaded, the port is in use, or the broker does not start.
         """
         with self._locked():
-            process = find(Record.read(self._record), self._marker)
+            process = find_process(BrokerRecord.read(self._record), self._marker)
             if process is None:
                 process = self._launch()
                 self._started_here = True
@@ -93,29 +102,33 @@ class LocalKafka:
         return self.status(tuple(notes))
 
     def stop(self) -> None:
-        """Stops the broker if it runs: cleanly, or by force after 20 seconds. Raises KafkaError."""
+        """Stop the broker if it runs: cleanly, or by force after 20 seconds.
+
+        Raises:
+            KafkaError: the process cannot be stopped.
+        """
         if not self._record.exists():
             return
         with self._locked():
-            process = find(Record.read(self._record), self._marker)
+            process = find_process(BrokerRecord.read(self._record), self._marker)
             if process is not None:
-                end(process, STOP_SECONDS)
+                stop_process(process, STOP_SECONDS)
         self._started_here = False
 
-    def status(self, notes: tuple[str, ...] = ()) -> Status:
-        """The broker as it is now; `notes` are passed on. Starts and stops nothing. Raises KafkaError."""
-        record = Record.read(self._record)
-        process = find(record, self._marker)
+    def status(self, notes: tuple[str, ...] = ()) -> BrokerStatus:
+        """Return the state of the broker, with `notes`."""
+        record = BrokerRecord.read(self._record)
+        process = find_process(record, self._marker)
         if process is None or record is None:
-            return Status("stopped", self.bootstrap, self.home, self.log, notes=notes)
+            return BrokerStatus("stopped", self.bootstrap, self.home, self.log, notes=notes)
         bootstrap = f"{HOST}:{record.port}"
         memory = None
         with contextlib.suppress(psutil.Error):
             memory = process.memory_info().rss
         admin = Admin(bootstrap)
         if not admin.answers(self._cluster(), 2.0):
-            return Status("starting", bootstrap, self.home, self.log, process.pid, memory, notes=notes)
-        return Status("running", bootstrap, self.home, self.log, process.pid, memory, admin.topics(), notes)
+            return BrokerStatus("starting", bootstrap, self.home, self.log, process.pid, memory, notes=notes)
+        return BrokerStatus("running", bootstrap, self.home, self.log, process.pid, memory, admin.topics(), notes)
 
     def __enter__(self) -> Self:
         self.start()
@@ -130,7 +143,7 @@ class LocalKafka:
     def _launch(self) -> psutil.Process:
         _refuse_taken(self.port)
         jars = class_path()
-        record = Record.read(self._record)
+        record = BrokerRecord.read(self._record)
         controller_port = record.controller_port if record is not None else 0
         if not controller_port or not _is_free(controller_port):
             controller_port = free_port()
@@ -141,19 +154,19 @@ class LocalKafka:
         )
         self._format(jars, properties, data)
         command = [str(java()), *java_options(self._marker), "-cp", jars, "kafka.Kafka", str(properties)]
-        process = spawn(command, self.log)
+        process = spawn_detached(command, self.log)
         try:
-            Record(process.pid, process.create_time(), self.port, controller_port).write(self._record)
+            BrokerRecord(process.pid, process.create_time(), self.port, controller_port).write(self._record)
             self._await_answer(process)
         except psutil.NoSuchProcess:
             raise self._did_not_start("it ended at once") from None
-        except BaseException:  # also Ctrl-C: whoever gives up waiting must not leave half a broker behind
-            end(process, STOP_SECONDS)
+        except BaseException:  # also Ctrl-C: a start that is interrupted must not leave a broker behind
+            stop_process(process, STOP_SECONDS)
             raise
         return process
 
     def _format(self, jars: str, properties: Path, data: Path) -> None:
-        """Gives the data folder its cluster id, once."""
+        """Give the data folder its cluster id, once."""
         if (data / "meta.properties").exists():
             return
         command = [str(java()), "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-cp", jars]
@@ -165,11 +178,11 @@ class LocalKafka:
             raise KafkaError(f"{data} could not be formatted for Kafka: {output}")
 
     def _cluster(self) -> str:
-        """The id of this broker's cluster, made on first use: it tells ours from any other on the port."""
+        """Return the id of this broker's cluster, created on first use: it identifies our broker on the port."""
         path = self.home / "cluster-id"
         if not path.exists():
             random = uuid.uuid4().bytes
-            first = bytes([random[0] & 0x7F])  # so that the text never starts with '-', as an option would
+            first = bytes([random[0] & 0x7F])  # the text must not start with '-', as an option does
             path.write_text(base64.urlsafe_b64encode(first + random[1:]).decode().rstrip("="))
         return path.read_text()
 
@@ -188,41 +201,34 @@ class LocalKafka:
 
     def _did_not_start(self, how: str) -> KafkaError:
         return KafkaError(
-            f"Kafka did not come up at {self.bootstrap}: {how}. The end of {self.log}:\n{last_lines(self.log)}"
+            f"Kafka did not start at {self.bootstrap}: {how}; the end of {self.log}:\n{last_lines(self.log)}"
         )
 
     def _refuse_other_port(self) -> None:
-        record = Record.read(self._record)
+        record = BrokerRecord.read(self._record)
         if record is not None and record.port != self.port:
             raise KafkaError(
-                f"the Kafka of {self.home} runs on port {record.port}, not {self.port}: use that port, or stop it first"
+                f"the Kafka in {self.home} runs on port {record.port}, not {self.port}: use that port, or stop it first"
             )
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """One start or stop at a time, over all processes and threads."""
+        """Allow one start or stop at a time, across all processes and threads."""
         try:
             self.home.mkdir(parents=True, exist_ok=True)
-            lock = (self.home / "lock").open("w")
+            lock = FileLock(self.home / "lock", LOCK_SECONDS).acquire()
+        except Timeout:
+            raise KafkaError(
+                f"another start or stop of {self.home} has not ended for {LOCK_SECONDS:.0f} s: end it first"
+            ) from None
         except OSError as error:
             raise KafkaError(f"{self.home} cannot be written ({error.strerror}): choose another folder") from error
         with lock:
-            deadline = time.monotonic() + LOCK_SECONDS
-            while True:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > deadline:
-                        raise KafkaError(
-                            f"another start or stop of {self.home} has not ended for {LOCK_SECONDS:.0f} s: end it first"
-                        ) from None
-                    time.sleep(0.05)
             yield
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody uses now."""
+    """Return a TCP port of 127.0.0.1 that is free now."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return int(probe.getsockname()[1])
@@ -230,7 +236,7 @@ def free_port() -> int:
 
 def _is_free(port: int) -> bool:
     with socket.socket() as probe:
-        # As Kafka does: connections that were closed a moment ago do not count.
+        # As Kafka does: recently closed connections do not count.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
@@ -248,8 +254,8 @@ def _is_listening(port: int) -> bool:
 
 def _refuse_taken(port: int) -> None:
     if not _is_free(port):
-        who = listener(port)
+        process = describe_listener(port)
         raise KafkaError(
-            f"port {port} is taken{f' by {who}' if who else ''}: stop that, or choose another port; "
-            "if it is a Kafka that you want to use, none needs to be started"
+            f"port {port} is in use{f' by {process}' if process else ''}: stop that process, or choose another port; "
+            "to use a Kafka that already runs there, start none"
         )

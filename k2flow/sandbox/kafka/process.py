@@ -1,25 +1,25 @@
-"""The broker's process: recorded, recognised without doubt, started detached, ended cleanly."""
+"""The broker's process: recorded, identified safely, started detached, stopped cleanly."""
 
-import json
 import os
 import subprocess
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+from pydantic import TypeAdapter
 
 from k2flow.errors import KafkaError
 
 CLOCK_SLACK_SECONDS = 2.0
-# The shell leaves at once, so the broker is nobody's child: it cannot become a zombie of a long-lived parent.
 DETACH = 'log="$1"; shift; "$@" </dev/null >>"$log" 2>&1 & echo $!'
+"""The shell exits at once, so that the broker has no parent here: it cannot become a zombie of a long-lived one."""
 
 
 @dataclass(frozen=True)
-class Record:
-    """What is kept about a started broker; `created` is its start in seconds since the epoch, by psutil."""
+class BrokerRecord:
+    """A started broker. `created` is its start time in seconds since 1970, by psutil."""
 
     pid: int
     created: float
@@ -27,24 +27,28 @@ class Record:
     controller_port: int
 
     def write(self, path: Path) -> None:
+        """Replace the file at `path` atomically."""
         draft = path.with_suffix(".draft")
-        draft.write_text(json.dumps(asdict(self)))
+        draft.write_bytes(_RECORD.dump_json(self))
         draft.replace(path)
 
     @staticmethod
-    def read(path: Path) -> "Record | None":
-        """The record, or None if there is none that can be read."""
+    def read(path: Path) -> "BrokerRecord | None":
+        """Return the record, or None if it is missing or unreadable."""
         try:
-            return Record(**json.loads(path.read_text()))
-        except (FileNotFoundError, ValueError, TypeError):
+            return _RECORD.validate_json(path.read_bytes())
+        except (FileNotFoundError, ValueError):
             return None
 
 
-def find(record: Record | None, marker: str) -> psutil.Process | None:
-    """The live process of this record, or None.
+_RECORD = TypeAdapter(BrokerRecord)
 
-    A process id alone may have been given to another process since: the start time and `marker`, an argument
-    of the command line, must match too.
+
+def find_process(record: BrokerRecord | None, marker: str) -> psutil.Process | None:
+    """Return the live process of this record, or None.
+
+    The operating system may have reused the process id: the start time and `marker`, an argument of the command line,
+    must match too.
     """
     if record is None:
         return None
@@ -57,8 +61,12 @@ def find(record: Record | None, marker: str) -> psutil.Process | None:
         return None
 
 
-def spawn(command: Sequence[str], log: Path) -> psutil.Process:
-    """Starts a process that outlives this one, its output appended to `log`. Raises KafkaError."""
+def spawn_detached(command: Sequence[str], log: Path) -> psutil.Process:
+    """Start a process that outlives this one, and append its output to `log`.
+
+    Raises:
+        KafkaError: the process cannot be started.
+    """
     try:
         shell = subprocess.run(
             ["/bin/sh", "-c", DETACH, "sh", str(log), *command],
@@ -69,19 +77,23 @@ def spawn(command: Sequence[str], log: Path) -> psutil.Process:
         )
         return psutil.Process(int(shell.stdout))
     except (OSError, ValueError, subprocess.CalledProcessError, psutil.Error) as error:
-        raise KafkaError(f"Java could not be started ({error}): look at {log}") from error
+        raise KafkaError(f"Java could not be started ({error}): see {log}") from error
 
 
 def is_alive(process: psutil.Process) -> bool:
-    """False also for one that ended and was not reaped yet, as in a container without an init."""
+    """Return False also for an ended process that was not reaped yet, as in a container without an init."""
     try:
         return process.is_running() and process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
     except psutil.NoSuchProcess:
         return False
 
 
-def end(process: psutil.Process, patience_seconds: float) -> None:
-    """SIGTERM, and SIGKILL after `patience_seconds`; returns when it has ended. Raises KafkaError."""
+def stop_process(process: psutil.Process, patience_seconds: float) -> None:
+    """Send SIGTERM, and SIGKILL after `patience_seconds`; return when the process has ended.
+
+    Raises:
+        KafkaError: the process belongs to another user, or survives SIGKILL.
+    """
     try:
         for send in (process.terminate, process.kill):
             send()
@@ -93,12 +105,12 @@ def end(process: psutil.Process, patience_seconds: float) -> None:
     except psutil.NoSuchProcess:
         return
     except psutil.AccessDenied as error:
-        raise KafkaError(f"the broker, process {process.pid}, is somebody else's: stop it as them") from error
-    raise KafkaError(f"the broker, process {process.pid}, does not end, even by SIGKILL")
+        raise KafkaError(f"the broker, process {process.pid}, belongs to another user: stop it as that user") from error
+    raise KafkaError(f"the broker, process {process.pid}, did not end after SIGKILL: check its state with ps")
 
 
-def listener(port: int) -> str:
-    """Who listens on this TCP port, as text for an error message; '' if that cannot be known."""
+def describe_listener(port: int) -> str:
+    """Return the process that listens on this TCP port, as text for an error message; '' if it is unknown."""
     try:
         for connection in psutil.net_connections("tcp"):
             if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port:
@@ -111,7 +123,7 @@ def listener(port: int) -> str:
 
 
 def last_lines(log: Path, count: int = 15) -> str:
-    """The last `count` lines of a log, read from at most its last 64 KiB."""
+    """Return the last `count` lines of a log, from at most its last 64 KiB."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - 65536), os.SEEK_SET)

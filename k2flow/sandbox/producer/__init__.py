@@ -1,4 +1,4 @@
-"""Trades for a Kafka topic: a simulated market (`produce`), or recorded trades (`k2flow.sandbox.producer.replay`)."""
+"""Sends trades to a Kafka topic: those of a simulated market (`produce`), or recorded ones (the module `replay`)."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -19,11 +19,20 @@ def produce(
     options: ProduceOptions,
     progress: Callable[[int], None] | None = None,
 ) -> Manifest:
-    """Sends simulated trades of one exchange (`BINANCE`) to its topic; returns when all are acknowledged.
+    """Send simulated trades of one exchange to its topic; return when all are acknowledged.
 
-    `kafka_config` holds librdkafka's properties. `progress` is told how many messages were sent since it was
-    last told. Delivery guarantee: each message is in the topic exactly once, or an error is raised. Raises
-    KafkaError (no broker, no such topic) and ProduceError (messages were not delivered).
+    Each message is in the topic exactly once, or an error is raised.
+
+    Args:
+        exchange_code: Value of TradeV2's field `exchange`, such as `BINANCE`.
+        topic: The Kafka topic.
+        kafka_config: Properties for librdkafka.
+        options: How many messages, how fast, and with how many defects.
+        progress: Called with the number of messages sent since its last call.
+
+    Raises:
+        KafkaError: no broker answers, or the topic does not exist.
+        ProduceError: messages were not delivered.
     """
     sender = Sender(kafka_config, topic)
     started, clock = datetime.now(UTC), time.monotonic()

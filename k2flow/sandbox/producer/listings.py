@@ -1,4 +1,4 @@
-"""What an exchange trades in the simulated market."""
+"""The trading pairs of the simulated market."""
 
 from dataclasses import dataclass
 
@@ -22,7 +22,7 @@ _PER_USD = {
 
 @dataclass(frozen=True)
 class Listing:
-    """A trading pair. Its price walk begins at `price`, in `currency`; `usd` is the same in US dollars."""
+    """A trading pair. Its price starts at `price`, in `currency`; `usd` is the same in US dollars."""
 
     symbol: str
     currency: str
@@ -31,7 +31,7 @@ class Listing:
 
 
 def listings(exchange: str) -> tuple[Listing, ...]:
-    """The pairs of an exchange (its code), the busiest first; in USD if it is not one of the known ones."""
+    """Return the pairs of an exchange (its code), the busiest first; an unknown exchange trades in USD."""
     if exchange == "BINANCE":
         pairs = [(base, "USDT") for base in _USD]
         pairs[4:4] = [("BTC", "FDUSD"), ("BTC", "USDC")]

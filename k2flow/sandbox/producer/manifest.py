@@ -1,17 +1,19 @@
-"""What a run sent, so that a demo, a test or an audit can check what became of it."""
+"""The record of the messages that a run sent, so that a demo or a test can check the tables."""
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+
+from pydantic import TypeAdapter
 
 from k2flow.errors import ProduceError
 
 
 @dataclass(frozen=True)
 class PartitionRange:
-    """What one Kafka partition got: `sent` messages, at offsets from `first` on, before `next`.
+    """The messages sent to one Kafka partition: `sent` of them, at offsets from `first` to before `next`.
 
-    `next - first` is more than `sent` where others wrote to the partition at the same time.
+    `next - first` is more than `sent` if others wrote to the partition at the same time.
     """
 
     sent: int
@@ -19,13 +21,13 @@ class PartitionRange:
     next: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """One run into one topic, and what must come of it.
+    """One run into one topic, and the rows that the tables must get from it.
 
-    `seed` is None for recorded trades. `started` and `ended` are ISO 8601, UTC. Valid messages are the
-    `originals`, `duplicates_exact` (the same bytes again) and `duplicates_shifted` (the same message_id at
-    another time). `bad` counts by reason code.
+    `seed` is None for recorded trades. `started` and `ended` are ISO 8601, UTC. Valid messages are the `originals`,
+    `duplicates_exact` (the same bytes again) and `duplicates_shifted` (the same message_id with another timestamp).
+    `bad` counts by reason code.
     """
 
     exchange: str
@@ -43,37 +45,41 @@ class Manifest:
 
     @property
     def sent(self) -> int:
-        """All messages: the rows that Bronze must get."""
+        """All messages: the expected rows of Bronze."""
         return self.silver + self.dlq
 
     @property
     def silver(self) -> int:
-        """Valid messages, copies included: the rows that Silver must get."""
+        """Valid messages with their copies: the expected rows of Silver."""
         return self.originals + self.duplicates_exact + self.duplicates_shifted
 
     @property
     def dlq(self) -> int:
-        """Bad messages: the rows that the dead-letter table must get."""
+        """Bad messages: the expected rows of the dead-letter table."""
         return sum(self.bad.values())
 
     @property
     def gold(self) -> int:
-        """Distinct message ids of valid messages: the rows that Gold must get."""
+        """Distinct message ids of valid messages: the expected rows of Gold."""
         return self.originals
 
     def to_json(self) -> str:
-        """All of it, the expected rows of each table included, as indented JSON."""
+        """Return the manifest as indented JSON, with the expected rows of each table."""
         expected = {"bronze": self.sent, "silver": self.silver, "dlq": self.dlq, "gold": self.gold}
-        return json.dumps({**asdict(self), "sent": self.sent, "expected_rows": expected}, indent=2)
+        fields = _MANIFEST.dump_python(self, mode="json")
+        return json.dumps({**fields, "sent": self.sent, "expected_rows": expected}, indent=2)
 
     @staticmethod
     def from_json(text: str) -> "Manifest":
-        """The manifest that `to_json` wrote. Raises ProduceError for anything else."""
+        """Return the manifest that `to_json` wrote.
+
+        Raises:
+            ProduceError: `text` is something else.
+        """
         try:
-            fields = json.loads(text)
-            for derived in ("sent", "expected_rows"):
-                del fields[derived]
-            ranges = {int(number): PartitionRange(**given) for number, given in fields.pop("partitions").items()}
-            return Manifest(**fields, partitions=ranges)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            return _MANIFEST.validate_json(text)
+        except ValueError as error:
             raise ProduceError(f"this is not a manifest of k2flow: {error}") from error
+
+
+_MANIFEST = TypeAdapter(Manifest)

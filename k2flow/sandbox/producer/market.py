@@ -1,4 +1,4 @@
-"""A simulated market: when trades arrive, of what, at which price, how much, and how late."""
+"""A simulated market: the arrival times, symbols, prices, quantities and delays of trades."""
 
 import itertools
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from k2flow.sandbox.producer.listings import listings
-from k2flow.sandbox.producer.trades import UNIT, Bools, Bytes, Coded, Ints, Trades
+from k2flow.sandbox.producer.trades import UNIT, Bools, Bytes, DictionaryColumn, Ints, Trades
 
 MINUTE_US = 60_000_000
 HOUR_US = 60 * MINUTE_US
@@ -39,7 +39,7 @@ _VENDOR_DATA_SHARE = 0.3
 
 
 class Market:
-    """One exchange's market: each symbol's price walks on from call to call; random by `rng` alone."""
+    """One exchange's market. Each symbol's price walk continues from call to call; `rng` is the only randomness."""
 
     def __init__(self, exchange: str, rng: np.random.Generator, start_us: int) -> None:
         self._exchange = exchange
@@ -58,11 +58,11 @@ class Market:
         self._usd_price = np.array([listing.usd for listing in self._listings])
         self._lot = 10 ** np.clip(np.round(np.log10(UNIT / self._usd_price)), 0, 8).astype(np.int64)
         self._sequence = rng.integers(10**8, 10**9, count)
-        self._made = 0
+        self._produced = 0
         self._first_trade = start_us // 1000
 
     def arrivals(self, count: int, start_us: float, span_us: float) -> Ints:
-        """Kafka times of `count` trades over `span_us` from `start_us`, ascending, in bursts."""
+        """Return the Kafka times of `count` trades within `span_us` after `start_us`, ascending, in bursts."""
         runs = count // _BURST_TRADES + 1
         pace = self._rng.lognormal(0, 1, runs)
         run = np.cumsum(self._rng.random(count) < 1 / _BURST_TRADES) % runs
@@ -71,36 +71,36 @@ class Market:
         return times
 
     def trades(self, arrival_us: Ints) -> tuple[Trades, Bools]:
-        """A valid trade for each arrival; and which of them are late, by minutes, hours or days."""
+        """Return a valid trade for each arrival, and which of them are late, by minutes, hours or days."""
         n, rng = len(arrival_us), self._rng
         symbol = np.minimum(np.searchsorted(self._cumulative, rng.random(n)), len(self.symbols) - 1)
         buy = rng.random(n) < 0.5
-        price, sequence = self._walk(symbol, buy)
+        price, sequence = self._price_walk(symbol, buy)
         delay, late = self._delays(n)
         received = np.minimum(rng.lognormal(6.5, 0.6, n), 50_000).astype(np.int64)
-        numbers = np.arange(self._made, self._made + n)
-        self._made += n
+        numbers = np.arange(self._produced, self._produced + n)
+        self._produced += n
         vendor = np.where(rng.random(n) < _VENDOR_DATA_SHARE, rng.integers(1, len(_VENDOR_DATA), n), 0)
         trades = Trades(
             exchange=self._exchange,
             message_id=_uuid4(rng, n),
             trade_id=_numbered(self._exchange, self._first_trade + numbers),
-            symbol=Coded(self.symbols, symbol),
+            symbol=DictionaryColumn(self.symbols, symbol),
             timestamp=arrival_us // 1000 * 1000 - delay - received,
             price=price,
             quantity=self._quantities(symbol),
-            currency=Coded(self._currencies, self._currency[symbol]),
+            currency=DictionaryColumn(self._currencies, self._currency[symbol]),
             buy=buy,
-            conditions=Coded(_CONDITIONS, rng.choice(len(_CONDITIONS), n, p=_CONDITION_SHARES)),
+            conditions=DictionaryColumn(_CONDITIONS, rng.choice(len(_CONDITIONS), n, p=_CONDITION_SHARES)),
             source_sequence=sequence,
             ingestion_timestamp=arrival_us // 1000 * 1000 - received,
             platform_sequence=np.where(rng.random(n) < 0.1, -1, numbers),
-            vendor_data=Coded(_VENDOR_DATA, vendor),
+            vendor_data=DictionaryColumn(_VENDOR_DATA, vendor),
         )
         return trades, late
 
-    def _walk(self, symbol: Ints, buy: Bools) -> tuple[Ints, Ints]:
-        """Prices and sequence numbers of n trades, each going on from its symbol's last ones."""
+    def _price_walk(self, symbol: Ints, buy: Bools) -> tuple[Ints, Ints]:
+        """Return prices and sequence numbers of n trades; each symbol continues from its last ones."""
         order = np.argsort(symbol, kind="stable")
         sorted_symbol = symbol[order]
         first = np.searchsorted(sorted_symbol, np.arange(len(self.symbols)))
@@ -114,12 +114,12 @@ class Market:
         price, sequence = np.empty(len(symbol), np.int64), np.empty(len(symbol), np.int64)
         price[order] = units
         sequence[order] = self._sequence[sorted_symbol] + number
-        self._log_price[sorted_symbol] = log_price  # the last of each symbol stays
+        self._log_price[sorted_symbol] = log_price  # the last value of each symbol remains
         self._sequence += np.bincount(symbol, minlength=len(self.symbols))
         return price, sequence
 
     def _quantities(self, symbol: Ints) -> Ints:
-        """Sizes by value: lognormal, with a Pareto tail for one trade in fifty."""
+        """Return sizes by value: lognormal, with a Pareto tail for one trade in fifty."""
         n = len(symbol)
         usd = self._rng.lognormal(5.5, 1.6, n)
         whales = self._rng.random(n) < 0.02
@@ -130,7 +130,7 @@ class Market:
         return quantity
 
     def _delays(self, n: int) -> tuple[Ints, Bools]:
-        """Microseconds from trade to receipt: some ms, so that trades overtake each other; a few far more."""
+        """Return microseconds from trade to receipt: some ms, so that trades overtake each other; a few far more."""
         rng = self._rng
         delay = rng.lognormal(9, 0.8, n)  # median 8 ms
         straggling = rng.random(n) < 0.01

@@ -1,4 +1,4 @@
-"""Recorded trades from a CSV file into Kafka, moved in time so that the newest happened just now."""
+"""Sends recorded trades from a CSV file to Kafka, shifted in time so that the newest happened just now."""
 
 import csv
 import time
@@ -20,7 +20,7 @@ from k2flow.sandbox.producer.encode import encode
 from k2flow.sandbox.producer.manifest import Manifest
 from k2flow.sandbox.producer.send import Sender
 from k2flow.sandbox.producer.stream import CHUNK, Messages
-from k2flow.sandbox.producer.trades import UNIT, Coded, Trades
+from k2flow.sandbox.producer.trades import UNIT, DictionaryColumn, Trades
 
 COLUMNS = ("exchange", "symbol", "currency", "trade_id", "time_ms", "price", "quantity", "side", "kind")
 MINUTE_MS = 60_000
@@ -31,15 +31,15 @@ _DIGITS, _DECIMALS = 18, 8
 
 @dataclass(frozen=True)
 class Target:
-    """Where one exchange's trades go: what TradeV2's field `exchange` holds, and the Kafka topic."""
+    """The destination of one exchange's trades: the value of TradeV2's field `exchange`, and the Kafka topic."""
 
     code: str
     topic: str
 
 
 @dataclass(frozen=True)
-class Recorded:
-    """One line of the file. `time_ms` is since 1970; amounts are whole numbers of 1e-8."""
+class RecordedTrade:
+    """One line of the file. `time_ms` is since 1970; amounts are integers in units of 1e-8."""
 
     symbol: str
     currency: str
@@ -59,30 +59,37 @@ def replay(
     end: datetime | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Manifest]:
-    """Sends the trades of the exchanges in `targets` (named as in the file: `kraken`); others are left out.
+    """Send the trades of the exchanges in `targets`, named as in the file (`kraken`); skip other exchanges.
 
-    The trades of each (exchange, symbol, kind) are moved by a whole number of minutes, so that minutes stay
-    minutes and the newest lies in the last minute before `end` (now if None); the Kafka time is the moved
-    time. A trade's message id follows from (exchange, symbol, kind, trade_id) alone, so a second replay sends
-    duplicates. Returns what was sent, by exchange, when all of it is acknowledged.
+    The trades of each (exchange, symbol, kind) shift by a whole number of minutes: minutes stay minutes, and the newest
+    trade lies in the last minute before `end` (default: now). The Kafka timestamp is the shifted time. A message id
+    depends on (exchange, symbol, kind, trade_id) alone, so that a second replay sends duplicates.
 
-    Raises ProduceError for a line that cannot be used (nothing is sent then) and for messages that were not
-    delivered, and KafkaError (no broker, no such topic).
+    Returns:
+        The manifest of each exchange, when all its messages are acknowledged.
+
+    Raises:
+        ProduceError: a line is invalid (then nothing is sent), or messages were not delivered.
+        KafkaError: no broker answers, or a topic does not exist.
     """
     end_ms = int((end or datetime.now(UTC)).timestamp() * 1000)
     found = read_trades(csv_path, targets.keys())
     if not found:
-        raise ProduceError(f"{csv_path} has no trade of {', '.join(targets) or 'any exchange asked for'}")
+        raise ProduceError(f"{csv_path} has no trade of {', '.join(targets) or 'any exchange'}: name another file")
     senders = {name: Sender(kafka_config, targets[name].topic) for name in found}
     return {
-        name: _send(senders[name], name, targets[name], moved(trades, end_ms), schema_id, progress)
+        name: _send(senders[name], name, targets[name], shift_to_end(trades, end_ms), schema_id, progress)
         for name, trades in found.items()
     }
 
 
-def read_trades(csv_path: Path, exchanges: Collection[str]) -> dict[str, list[Recorded]]:
-    """The trades of these exchanges, in the order of the file. Raises ProduceError, naming the line."""
-    found: dict[str, list[Recorded]] = defaultdict(list)
+def read_trades(csv_path: Path, exchanges: Collection[str]) -> dict[str, list[RecordedTrade]]:
+    """Return the trades of these exchanges, in the order of the file.
+
+    Raises:
+        ProduceError: the file is unreadable, or a line is invalid; the message names the line.
+    """
+    found: dict[str, list[RecordedTrade]] = defaultdict(list)
     try:
         with csv_path.open(newline="", encoding="utf-8") as file:
             rows = csv.DictReader(file, restval="")
@@ -101,8 +108,8 @@ def read_trades(csv_path: Path, exchanges: Collection[str]) -> dict[str, list[Re
     return dict(found)
 
 
-def _recorded(row: Mapping[str, str]) -> Recorded:
-    """Raises ValueError, which names the column."""
+def _recorded(row: Mapping[str, str]) -> RecordedTrade:
+    """Parse a line. Raises ValueError, which names the column."""
     for name in COLUMNS:
         if not row[name].strip():
             raise ValueError(f"{name} is empty")
@@ -114,7 +121,7 @@ def _recorded(row: Mapping[str, str]) -> Recorded:
         time_ms = -1
     if not 0 <= time_ms <= _MAX_TIME_MS:
         raise ValueError(f"time_ms is {row['time_ms']!r}, not milliseconds since 1970")
-    return Recorded(
+    return RecordedTrade(
         row["symbol"],
         row["currency"],
         row["trade_id"],
@@ -127,7 +134,7 @@ def _recorded(row: Mapping[str, str]) -> Recorded:
 
 
 def _units(name: str, text: str) -> int:
-    """A positive decimal(18, 8) as its unscaled integer, nothing rounded. Raises ValueError."""
+    """Parse a positive decimal(18, 8) into its unscaled integer, without rounding. Raises ValueError."""
     try:
         amount = Decimal(text)
     except InvalidOperation:
@@ -139,8 +146,8 @@ def _units(name: str, text: str) -> int:
     raise ValueError(f"{name} is {text!r}, not a positive number with 10 digits before the point and 8 after")
 
 
-def moved(trades: Sequence[Recorded], end_ms: int) -> list[Recorded]:
-    """One exchange's trades, each (symbol, kind) moved to end in the minute before `end_ms`; by time."""
+def shift_to_end(trades: Sequence[RecordedTrade], end_ms: int) -> list[RecordedTrade]:
+    """Return one exchange's trades by time, each (symbol, kind) shifted to end in the minute before `end_ms`."""
     newest: dict[tuple[str, str], int] = defaultdict(int)
     for trade in trades:
         group = (trade.symbol, trade.kind)
@@ -150,8 +157,8 @@ def moved(trades: Sequence[Recorded], end_ms: int) -> list[Recorded]:
     return sorted(now, key=lambda trade: trade.time_ms)
 
 
-def message_id(exchange: str, trade: Recorded) -> uuid.UUID:
-    """The same for the same recorded trade, whenever it is sent."""
+def message_id(exchange: str, trade: RecordedTrade) -> uuid.UUID:
+    """Return the message id of a recorded trade, the same in every replay."""
     return uuid.uuid5(_NAMESPACE, "|".join((exchange, trade.symbol, trade.kind, trade.trade_id)))
 
 
@@ -159,7 +166,7 @@ def _send(
     sender: Sender,
     name: str,
     target: Target,
-    trades: list[Recorded],
+    trades: list[RecordedTrade],
     schema_id: int,
     progress: Callable[[int], None] | None,
 ) -> Manifest:
@@ -192,30 +199,30 @@ def _send(
     )
 
 
-def _columns(code: str, trades: Sequence[Recorded], ids: Sequence[uuid.UUID]) -> Trades:
+def _columns(code: str, trades: Sequence[RecordedTrade], ids: Sequence[uuid.UUID]) -> Trades:
     n = len(trades)
     time_us = np.array([trade.time_ms for trade in trades], np.int64) * 1000
     none = np.full(n, -1)
-    kinds = _coded([trade.kind for trade in trades])
+    kinds = _dictionary([trade.kind for trade in trades])
     return Trades(
         exchange=code,
         message_id=np.frombuffer(b"".join(one.bytes for one in ids), np.uint8).reshape(n, 16),
         trade_id=pa.array([f"{code}-{trade.trade_id}" for trade in trades], pa.string()),
-        symbol=_coded([trade.symbol for trade in trades]),
+        symbol=_dictionary([trade.symbol for trade in trades]),
         timestamp=time_us,
         price=np.array([trade.price for trade in trades], np.int64),
         quantity=np.array([trade.quantity for trade in trades], np.int64),
-        currency=_coded([trade.currency for trade in trades]),
+        currency=_dictionary([trade.currency for trade in trades]),
         buy=np.array([trade.buy for trade in trades], bool),
-        conditions=Coded(((),), np.zeros(n, np.int64)),
+        conditions=DictionaryColumn(((),), np.zeros(n, np.int64)),
         source_sequence=none,
         ingestion_timestamp=time_us,
         platform_sequence=none,
-        vendor_data=Coded([{"kind": kind} for kind in kinds.values], kinds.codes),
+        vendor_data=DictionaryColumn([{"kind": kind} for kind in kinds.values], kinds.codes),
     )
 
 
-def _coded(texts: Sequence[str]) -> Coded[str]:
+def _dictionary(texts: Sequence[str]) -> DictionaryColumn[str]:
     position: dict[str, int] = {}
     codes = [position.setdefault(text, len(position)) for text in texts]
-    return Coded(tuple(position), np.array(codes, np.int64))
+    return DictionaryColumn(tuple(position), np.array(codes, np.int64))

@@ -1,4 +1,4 @@
-"""Messages into Kafka, and the proof that they are there."""
+"""Sends messages to Kafka, and proves that they arrived."""
 
 import logging
 import time
@@ -11,14 +11,15 @@ from confluent_kafka.admin import AdminClient, OffsetSpec
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
 
 from k2flow.errors import KafkaError, ProduceError
+from k2flow.observability.logs import ClientLog
 from k2flow.sandbox.producer.manifest import PartitionRange
 from k2flow.sandbox.producer.stream import Messages
 
 log = logging.getLogger(__name__)
 
 _TIMEOUT_SECONDS = 10.0
-_SHORTEST_WAIT_SECONDS = 0.002
-_TOLD_TOGETHER = 100
+_MIN_WAIT_SECONDS = 0.002  # so that a fast stream does not spin
+_PROGRESS_STEP = 100
 _DEFAULTS = {
     "linger.ms": "20",
     "batch.size": "500000",
@@ -30,27 +31,29 @@ _DEFAULTS = {
 _FIXED: dict[str, object] = {
     "acks": "all",
     "enable.idempotence": "true",
-    "delivery.report.only.error": True,  # a report for each message costs more than the message
+    "delivery.report.only.error": True,  # one report per message costs more than the message
 }
 
 
 class Sender:
-    """Sends to one topic: every message is acknowledged by all in-sync replicas, once, or `finish` raises.
+    """Sends to one topic: all in-sync replicas acknowledge each message exactly once, or `finish` raises.
 
-    `config` holds librdkafka's properties. Raises KafkaError when a property is wrong, no broker answers or
-    the topic is missing.
+    `config` has properties for librdkafka.
+
+    Raises:
+        KafkaError: a property is wrong, no broker answers, or the topic does not exist.
     """
 
     def __init__(self, config: Mapping[str, str], topic: str) -> None:
         self._topic = topic
         self._failures: Counter[str] = Counter()
-        self._complaint = ""
+        self._last_error = ""
         settings: dict[str, object] = {**_DEFAULTS, **config, **_FIXED}
         self._flush_seconds = float(str(settings["message.timeout.ms"])) / 1000 + _TIMEOUT_SECONDS
-        settings |= {"on_delivery": self._failed, "error_cb": self._complained}
+        settings |= {"on_delivery": self._on_delivery, "error_cb": self._on_error}
         try:
-            self._admin = AdminClient(dict(config), logger=log)
-            self._producer = Producer(settings, logger=log)
+            self._admin = AdminClient(dict(config), logger=ClientLog(log))
+            self._producer = Producer(settings, logger=ClientLog(log))
         except KafkaException as error:
             raise KafkaError(f"a K2FLOW_KAFKA_* setting is wrong: {_reason(error)}") from error
         self._first = self._ends(self._partitions(config))
@@ -59,23 +62,28 @@ class Sender:
     def send(
         self, messages: Messages, epoch: float | None = None, progress: Callable[[int], None] | None = None
     ) -> None:
-        """Hands over the messages, waiting for room. Raises ProduceError once one is known to have failed.
+        """Hand over the messages, and wait while the queue is full.
 
-        `epoch`: the value of `time.monotonic()` at Kafka time 0, to send each message when its Kafka time has
-        come; None to send at once. `progress` is told how many were handed over since it was last told.
+        Args:
+            messages: The messages, in the order of sending.
+            epoch: `time.monotonic()` at Kafka time 0, to send each message at its Kafka time; None: send at once.
+            progress: Called with the number of messages handed over since its last call.
+
+        Raises:
+            ProduceError: the delivery of a message has failed.
         """
         produce, poll, topic = self._producer.produce, self._producer.poll, self._topic
         partitions = list(self._sent)
         targets = [partitions[i] for i in (messages.route % len(partitions)).tolist()]
         times = messages.time_us.tolist()
-        told, now = 0, time.monotonic()
+        reported, now = 0, time.monotonic()
         for i, (value, key, partition, time_us) in enumerate(
             zip(messages.values, messages.keys, targets, times, strict=True)
         ):
             if epoch is not None and epoch + time_us / 1e6 > now:
-                if progress is not None and i - told >= _TOLD_TOGETHER:
-                    progress(i - told)
-                    told = i
+                if progress is not None and i - reported >= _PROGRESS_STEP:
+                    progress(i - reported)
+                    reported = i
                 now = self._wait_until(epoch + time_us / 1e6)
             while True:
                 try:
@@ -89,10 +97,14 @@ class Sender:
         poll(0)
         self._raise_failures()
         if progress is not None:
-            progress(len(targets) - told)
+            progress(len(targets) - reported)
 
     def finish(self) -> dict[int, PartitionRange]:
-        """Waits until every message is acknowledged; what each partition got. Raises ProduceError."""
+        """Wait until every message is acknowledged; return the messages of each partition.
+
+        Raises:
+            ProduceError: a message was not acknowledged in time, or is not in the topic.
+        """
         left = self._producer.flush(self._flush_seconds)
         if left:
             self._failures["no acknowledgement in time"] += left
@@ -105,14 +117,14 @@ class Sender:
         lost = sum(max(0, found.sent - (found.next - found.first)) for found in ranges.values())
         if lost:
             raise ProduceError(
-                f"{lost} messages that were acknowledged are not in topic {self._topic}: was it made again?"
+                f"{lost} messages that were acknowledged are not in topic {self._topic}: check whether it was recreated"
             )
         return ranges
 
     def _wait_until(self, due: float) -> float:
-        """Waits, a few ms at the least so that a fast stream does not spin; returns the time then."""
+        """Wait until `due`, a few ms at least; return the time."""
         while (now := time.monotonic()) < due:
-            self._producer.poll(max(due - now, _SHORTEST_WAIT_SECONDS))
+            self._producer.poll(max(due - now, _MIN_WAIT_SECONDS))
             self._raise_failures()
         return now
 
@@ -122,18 +134,18 @@ class Sender:
             pending = len(self._producer)
             self._producer.purge()
             waiting = f", {pending} more were not acknowledged yet" if pending else ""
-            complaint = f"; last complaint: {self._complaint}" if self._complaint else ""
+            last_error = f"; last error: {self._last_error}" if self._last_error else ""
             raise ProduceError(
                 f"{self._failures.total()} messages to topic {self._topic} failed ({reasons}){waiting}: "
-                f"sending stopped{complaint}"
+                f"sending stopped{last_error}"
             )
 
-    def _failed(self, error: BrokerError | None, _: Message) -> None:
+    def _on_delivery(self, error: BrokerError | None, _: Message) -> None:
         if error is not None:
             self._failures[error.str()] += 1
 
-    def _complained(self, error: BrokerError) -> None:
-        self._complaint = error.str()
+    def _on_error(self, error: BrokerError) -> None:
+        self._last_error = error.str()
 
     def _partitions(self, config: Mapping[str, str]) -> list[int]:
         servers = config.get("bootstrap.servers", "")
@@ -149,11 +161,11 @@ class Sender:
         return sorted(topics[self._topic].partitions)
 
     def _ends(self, partitions: list[int]) -> dict[int, int]:
-        """The offset that the next message of each partition will get. Raises KafkaError."""
+        """Return the next offset of each partition. Raises KafkaError."""
         asked = {TopicPartition(self._topic, partition): OffsetSpec.latest() for partition in partitions}
         try:
-            for attempt in Retrying(  # a topic made a moment ago may have no leaders yet
-                retry=retry_if_exception(_may_pass),
+            for attempt in Retrying(  # a new topic may have no leaders yet
+                retry=retry_if_exception(_is_retryable),
                 stop=stop_after_delay(_TIMEOUT_SECONDS),
                 wait=wait_fixed(0.2),
                 reraise=True,
@@ -166,13 +178,13 @@ class Sender:
             raise KafkaError(f"the offsets of topic {self._topic} cannot be read: {_reason(error)}") from error
 
 
-def _may_pass(error: BaseException) -> bool:
-    passing = (
+def _is_retryable(error: BaseException) -> bool:
+    codes = (
         BrokerError.LEADER_NOT_AVAILABLE,
         BrokerError.NOT_LEADER_FOR_PARTITION,
         BrokerError.UNKNOWN_TOPIC_OR_PART,
     )
-    return isinstance(error, KafkaException) and error.args[0].code() in passing
+    return isinstance(error, KafkaException) and error.args[0].code() in codes
 
 
 def _reason(error: KafkaException) -> str:

@@ -1,4 +1,4 @@
-"""The stream of messages: the market's trades, with bad ones and duplicates among them."""
+"""The stream of messages: the market's trades, mixed with bad ones and duplicates."""
 
 import zlib
 from collections import Counter
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from k2flow.sandbox.producer.defects import Sound, defect
+from k2flow.sandbox.producer.defects import ValidMessage, pick_defect
 from k2flow.sandbox.producer.encode import encode
 from k2flow.sandbox.producer.market import HOUR_US, Market
 from k2flow.sandbox.producer.options import ProduceOptions
@@ -15,10 +15,10 @@ from k2flow.sandbox.producer.trades import Bools, Ints, Trades
 
 CHUNK = 20_000
 FULL_SPEED_RATE = 100_000.0
-"""Messages a second of Kafka time when they are sent as fast as possible."""
+"""Messages per second of Kafka time, if they are sent as fast as possible."""
 _NULL_KEY_SHARE = 0.01
 _COPY_DISTANCE = 2_000
-"""A copy comes at most so many good trades after the original: soon, even at a slow rate."""
+"""A copy comes at most this many valid trades after its original: soon, even at a slow rate."""
 _SHIFTS_US = ((-600_000_000, 45_000_000), (-HOUR_US - 1_800_000_000, -HOUR_US), (-6 * HOUR_US, -2 * HOUR_US))
 _SHIFT_SHARES = (0.6, 0.35, 0.05)
 
@@ -34,8 +34,8 @@ class Messages:
 
 
 @dataclass
-class Counts:
-    """What the messages so far are: valid trades, copies of them, and bad ones by reason code."""
+class StreamCounts:
+    """Counts of the messages so far: valid trades, copies of them, and bad ones by reason code."""
 
     originals: int
     duplicates_exact: int
@@ -44,19 +44,19 @@ class Counts:
 
 
 @dataclass(frozen=True)
-class _Drafts:
-    """Trades that are to be sent or copied: with the route of each, and whether it has a key and is late."""
+class _DraftMessages:
+    """Trades to send or to copy, each with its route, whether it has a key, and whether it is late."""
 
     trades: Trades
     keyed: Bools
     route: Ints
     late: Bools
 
-    def take(self, rows: Ints) -> "_Drafts":
-        return _Drafts(self.trades.take(rows), self.keyed[rows], self.route[rows], self.late[rows])
+    def take(self, rows: Ints) -> "_DraftMessages":
+        return _DraftMessages(self.trades.take(rows), self.keyed[rows], self.route[rows], self.late[rows])
 
-    def after(self, earlier: "_Drafts") -> "_Drafts":
-        return _Drafts(
+    def after(self, earlier: "_DraftMessages") -> "_DraftMessages":
+        return _DraftMessages(
             self.trades.after(earlier.trades),
             np.concatenate([earlier.keyed, self.keyed]),
             np.concatenate([earlier.route, self.route]),
@@ -65,7 +65,7 @@ class _Drafts:
 
 
 class Stream:
-    """The messages of one run, random by seed and start time alone; `counts` is right once all were taken."""
+    """The messages of one run, determined by the options and the start time. `counts` is complete after all chunks."""
 
     def __init__(self, exchange: str, options: ProduceOptions, start_us: int) -> None:
         self._exchange = exchange
@@ -74,33 +74,34 @@ class Stream:
         self._rng = np.random.Generator(np.random.PCG64([options.seed, start_us]))
         self._market = Market(exchange, self._rng, start_us)
         self._route_of = np.array([zlib.crc32(symbol.encode()) for symbol in self._market.symbols], np.int64)
-        self.counts = Counts(0, 0, 0, Counter())
+        self.counts = StreamCounts(0, 0, 0, Counter())
 
     def chunks(self) -> Iterator[Messages]:
-        """All messages, some thousand at a time. May be called once."""
-        pace_us = 1e6 / (self._options.rate or FULL_SPEED_RATE)
+        """Yield all messages, some thousand at a time. May be called once."""
+        over, count = self._options.over_seconds, self._options.count
+        pace_us = 1e6 * over / count if over else 1e6 / (self._options.rate or FULL_SPEED_RATE)
         earlier = self._drafts(np.zeros(0, np.int64), 0)
-        for first in range(0, self._options.count, CHUNK):
-            n = min(CHUNK, self._options.count - first)
+        for first in range(0, count, CHUNK):
+            n = min(CHUNK, count - first)
             arrival = self._market.arrivals(n, self._start_us + first * pace_us, n * pace_us)
             fresh = self._drafts(arrival, first)
-            bad, copies = self._places(first, n)
+            bad, copies = self._choose_rows(first, n)
             good = np.setdiff1d(np.arange(n), np.concatenate([bad, copies]))
-            drafts = self._with_copies(earlier, fresh, good, copies)
+            drafts = self._with_copies(earlier, fresh, arrival, good, copies)
             self.counts.originals += n - len(bad) - len(copies)
             yield self._messages(drafts, arrival, bad)
             earlier = fresh.take(good[-_COPY_DISTANCE:])
 
-    def _drafts(self, arrival: Ints, first: int) -> _Drafts:
+    def _drafts(self, arrival: Ints, first: int) -> _DraftMessages:
         trades, late = self._market.trades(arrival)
         keyed = self._rng.random(len(arrival)) >= _NULL_KEY_SHARE
         running = np.arange(first, first + len(arrival))
-        return _Drafts(trades, keyed, np.where(keyed, self._route_of[trades.symbol.codes], running), late)
+        return _DraftMessages(trades, keyed, np.where(keyed, self._route_of[trades.symbol.codes], running), late)
 
-    def _places(self, first: int, n: int) -> tuple[Ints, Ints]:
-        """Where in a chunk bad messages and copies go: so many that the shares of the whole run come out.
+    def _choose_rows(self, first: int, n: int) -> tuple[Ints, Ints]:
+        """Choose the rows of a chunk for bad messages and copies, by their shares of the whole run.
 
-        The first message of all has nothing before it to be a copy of.
+        The very first message cannot be a copy.
         """
         bad, copies = (
             round((first + n) * share) - round(first * share) for share in (self._options.bad, self._options.duplicates)
@@ -108,8 +109,10 @@ class Stream:
         chosen = self._rng.permutation(np.arange(1 if first == 0 else 0, n))[: bad + copies]
         return np.sort(chosen[:bad]), np.sort(chosen[bad:])
 
-    def _with_copies(self, earlier: _Drafts, fresh: _Drafts, good: Ints, copies: Ints) -> _Drafts:
-        """`fresh`, with a copy of an earlier good trade in each of `copies`; half of them shifted in time."""
+    def _with_copies(
+        self, earlier: _DraftMessages, fresh: _DraftMessages, arrival: Ints, good: Ints, copies: Ints
+    ) -> _DraftMessages:
+        """Replace the rows `copies` of `fresh` by copies of earlier valid trades, half of them shifted in time."""
         n, before = len(copies), len(earlier.route)
         candidates = np.concatenate([np.arange(before), before + good])
         available = before + np.searchsorted(good, copies)
@@ -120,20 +123,22 @@ class Stream:
         drafts = fresh.after(earlier).take(source)
         low, high = np.array(_SHIFTS_US)[self._rng.choice(len(_SHIFTS_US), n, p=_SHIFT_SHARES)].T
         shift = self._rng.integers(low, high)
-        # A late trade's shifted copy could lie outside the hours in which Gold looks for copies.
+        # A late trade's shifted copy could lie outside Gold's deduplication window.
         shift[(self._rng.random(n) < 0.5) | drafts.late[copies]] = 0
+        if self._options.over_seconds:  # the spread ends now, and no trade may be newer
+            shift = np.minimum(shift, arrival[copies] // 1000 * 1000 - drafts.trades.timestamp[copies])
         drafts.trades.timestamp[copies] += shift
         self.counts.duplicates_exact += int((shift == 0).sum())
         self.counts.duplicates_shifted += int((shift != 0).sum())
         return drafts
 
-    def _messages(self, drafts: _Drafts, arrival: Ints, bad: Ints) -> Messages:
+    def _messages(self, drafts: _DraftMessages, arrival: Ints, bad: Ints) -> Messages:
         encoded = encode(drafts.trades, self._options.schema_id)
         values: list[bytes | None] = [*encoded.values()]
         for i in bad.tolist():
-            reason, make = defect(self.counts.bad.total())
+            reason, make = pick_defect(self.counts.bad.total())
             kafka_us = int(arrival[i]) // 1000 * 1000
-            values[i] = make(Sound(self._exchange, self._options.schema_id, kafka_us, encoded.row(i)))
+            values[i] = make(ValidMessage(self._exchange, self._options.schema_id, kafka_us, encoded.row(i)))
             self.counts.bad[reason.code] += 1
         names = [symbol.encode() for symbol in drafts.trades.symbol.values]
         keys = [

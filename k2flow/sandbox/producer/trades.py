@@ -1,4 +1,4 @@
-"""Trades in columns, as they are before they are encoded."""
+"""Trades as columns, before they are encoded."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,27 +14,28 @@ Bytes = npt.NDArray[np.uint8]
 Value = TypeVar("Value")
 
 UNIT = 100_000_000
-"""Prices and quantities are whole numbers of 1e-8."""
+"""Prices and quantities are integers in units of 1e-8."""
 
 
 @dataclass(frozen=True)
-class Coded(Generic[Value]):
-    """A column with few different values: row i holds `values[codes[i]]`."""
+class DictionaryColumn(Generic[Value]):
+    """A dictionary-encoded column: row i holds `values[codes[i]]`."""
 
     values: Sequence[Value]
     codes: Ints
 
-    def take(self, rows: Ints) -> "Coded[Value]":
-        return Coded(self.values, self.codes[rows])
+    def take(self, rows: Ints) -> "DictionaryColumn[Value]":
+        """Return these rows, in this order."""
+        return DictionaryColumn(self.values, self.codes[rows])
 
-    def after(self, earlier: "Coded[Value]") -> "Coded[Value]":
-        """`earlier`, which has the same values, then this."""
-        return Coded(self.values, np.concatenate([earlier.codes, self.codes]))
+    def after(self, earlier: "DictionaryColumn[Value]") -> "DictionaryColumn[Value]":
+        """Return `earlier`, which has the same values, followed by this column."""
+        return DictionaryColumn(self.values, np.concatenate([earlier.codes, self.codes]))
 
 
 @dataclass(frozen=True)
 class Trades:
-    """n valid trades of one exchange; times are microseconds since 1970, amounts whole numbers of 1e-8.
+    """n valid trades of one exchange; times are microseconds since 1970, amounts integers in units of 1e-8.
 
     `message_id` (n, 16) holds the bytes of UUIDs; `buy` is the side of the aggressor; `platform_sequence` and
     `source_sequence` are null where negative, `vendor_data` where None.
@@ -43,23 +44,23 @@ class Trades:
     exchange: str
     message_id: Bytes
     trade_id: pa.StringArray
-    symbol: Coded[str]
+    symbol: DictionaryColumn[str]
     timestamp: Ints
     price: Ints
     quantity: Ints
-    currency: Coded[str]
+    currency: DictionaryColumn[str]
     buy: Bools
-    conditions: Coded[tuple[str, ...]]
+    conditions: DictionaryColumn[tuple[str, ...]]
     source_sequence: Ints
     ingestion_timestamp: Ints
     platform_sequence: Ints
-    vendor_data: Coded[Mapping[str, str] | None]
+    vendor_data: DictionaryColumn[Mapping[str, str] | None]
 
     def __len__(self) -> int:
         return len(self.timestamp)
 
     def after(self, earlier: "Trades") -> "Trades":
-        """The earlier trades of the same market, then these."""
+        """Return `earlier`, trades of the same market, followed by these."""
         return Trades(
             self.exchange,
             np.concatenate([earlier.message_id, self.message_id]),
@@ -78,7 +79,7 @@ class Trades:
         )
 
     def take(self, rows: Ints) -> "Trades":
-        """The trades of these rows, in this order."""
+        """Return the trades of these rows, in this order."""
         return Trades(
             self.exchange,
             self.message_id[rows],
