@@ -233,11 +233,7 @@ def produce(
     rate: Annotated[float, typer.Option(metavar="N", help="Messages per second. 0: as fast as possible.")] = 0.0,
     over: Annotated[
         float | None,
-        typer.Option(
-            parser=parse_duration,
-            metavar="DURATION",
-            help="Spread the trades over the last 1h, for example, to get candles. Default: they happen now.",
-        ),
+        duration_option("Spread the trades over the last 1h, for example, to get candles. Default: they happen now."),
     ] = None,
     bad: Annotated[
         float, typer.Option(metavar="SHARE", help="Share of bad records, from 0 to 1. All kinds in turn.")

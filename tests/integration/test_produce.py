@@ -1,4 +1,4 @@
-"""The producer and the replay on a real Kafka: what is in the topic is what the manifest says."""
+"""The producer and the replay with a real Kafka: the topic matches the manifest."""
 
 import uuid
 from collections import Counter
@@ -32,7 +32,7 @@ def config(kafka: LocalKafka, **more: str) -> dict[str, str]:
 
 
 def read(kafka: LocalKafka, manifest: Manifest) -> list[Message]:
-    """All that the manifest's offsets hold."""
+    """Read the messages at the manifest's offsets."""
     consumer = Consumer(config(kafka, **{"group.id": "test", "enable.auto.commit": "false"}))
     ranges = manifest.partitions
     consumer.assign([TopicPartition(manifest.topic, number, found.first) for number, found in ranges.items()])
@@ -55,11 +55,11 @@ def reason(message: Message, exchange: str) -> str:
     return found or judge(message, exchange, (1,))[0]
 
 
-def test_the_manifest_is_what_is_in_the_topic(kafka: LocalKafka, topic: str) -> None:
-    told: list[int] = []
+def test_topic_matches_the_manifest(kafka: LocalKafka, topic: str) -> None:
+    progress: list[int] = []
     options = ProduceOptions(count=30_000, bad=0.02, duplicates=0.03, seed=4)
-    manifest = produce("BINANCE", topic, config(kafka), options, told.append)
-    assert sum(told) == manifest.sent == 30_000
+    manifest = produce("BINANCE", topic, config(kafka), options, progress.append)
+    assert sum(progress) == manifest.sent == 30_000
 
     messages = read(kafka, manifest)
     assert {number: found.sent for number, found in manifest.partitions.items()} == Counter(
@@ -78,7 +78,7 @@ def test_the_manifest_is_what_is_in_the_topic(kafka: LocalKafka, topic: str) -> 
     assert all(len(found) == 1 for found in partitions.values())
 
 
-def test_the_same_options_give_the_same_topic_and_offsets_go_on(kafka: LocalKafka, topic: str) -> None:
+def test_same_options_give_the_same_messages_at_the_next_offsets(kafka: LocalKafka, topic: str) -> None:
     start = datetime.now(UTC) - timedelta(hours=1)
     options = ProduceOptions(count=2000, bad=0.1, duplicates=0.1, seed=9, start=start)
     first, second = (produce("KRAKEN", topic, config(kafka), options) for _ in range(2))
@@ -94,7 +94,7 @@ def test_the_same_options_give_the_same_topic_and_offsets_go_on(kafka: LocalKafk
     assert rows[0] == rows[1]
 
 
-def test_the_rate_holds_and_messages_come_at_their_kafka_time(kafka: LocalKafka, topic: str) -> None:
+def test_rate_holds_and_messages_arrive_at_their_kafka_time(kafka: LocalKafka, topic: str) -> None:
     manifest = produce("BINANCE", topic, config(kafka), ProduceOptions(count=2000, rate=1000))
     assert manifest.seconds == pytest.approx(2, abs=0.5)
     times = [message.timestamp_ms or 0 for message in read(kafka, manifest)]
@@ -102,12 +102,24 @@ def test_the_rate_holds_and_messages_come_at_their_kafka_time(kafka: LocalKafka,
     assert max(times) <= datetime.fromisoformat(manifest.ended).timestamp() * 1000
 
 
-def test_a_missing_topic_and_a_missing_broker_are_named(kafka: LocalKafka) -> None:
+def test_messages_spread_over_the_last_hour(kafka: LocalKafka, topic: str) -> None:
+    manifest = produce("BINANCE", topic, config(kafka), ProduceOptions(count=5000, duplicates=0.1, over_seconds=3600))
+    assert manifest.seconds < 30
+    messages = read(kafka, manifest)
+    end_ms = datetime.fromisoformat(manifest.ended).timestamp() * 1000
+    times = [message.timestamp_ms or 0 for message in messages]
+    assert end_ms - 3600_000 - 60_000 < min(times) < end_ms - 3000_000
+    assert end_ms - 60_000 < max(times) < end_ms
+    assert {judge(message, "BINANCE", (1,))[0] for message in messages} == {""}
+
+
+def test_missing_topic_and_missing_broker_are_named(kafka: LocalKafka, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(KafkaError, match="topic nowhere does not exist"):
         produce("BINANCE", "nowhere", config(kafka), ProduceOptions(count=1))
     port = free_port()
     with pytest.raises(KafkaError, match=f"no Kafka answers at 127.0.0.1:{port}"):
         produce("BINANCE", "nowhere", {"bootstrap.servers": f"127.0.0.1:{port}"}, ProduceOptions(count=1))
+    assert capfd.readouterr().err == "", "librdkafka's own lines reach the terminal"
     with pytest.raises(KafkaError, match=r"setting is wrong: .*no\.such"):
         produce("BINANCE", "nowhere", config(kafka, **{"no.such": "1"}), ProduceOptions(count=1))
 
@@ -118,7 +130,7 @@ def test_messages_that_kafka_refuses_are_counted(kafka: LocalKafka, topic: str) 
         produce("BINANCE", topic, config(kafka), ProduceOptions(count=500, start=future))
 
 
-def test_recorded_trades_arrive_as_they_were(kafka: LocalKafka, topic: str) -> None:
+def test_recorded_trades_arrive_unchanged(kafka: LocalKafka, topic: str) -> None:
     manifests = replay(SAMPLE, {"kraken": Target("KRAKEN", topic)}, config(kafka))
     manifest = manifests.pop("kraken")
     assert not manifests

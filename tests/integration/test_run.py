@@ -1,4 +1,4 @@
-"""`k2flow run`: several exchanges at once, what it tells of them, and clusters of several hosts."""
+"""`k2flow run`: several exchanges at once, their metrics and health, and clusters of several hosts."""
 
 import json
 import signal
@@ -43,7 +43,7 @@ class Run:
         return self._log.read_text()
 
     def get(self, path: str) -> tuple[int, str]:
-        """The status and text of the answer; 0 where there is none."""
+        """Return the status and text of the answer; status 0 without an answer."""
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as answer:
                 return answer.status, answer.read().decode()
@@ -91,7 +91,7 @@ def running(lake: Lake, log: Path, *arguments: str, **extra: str) -> Iterator[Ru
             run.process.wait()
 
 
-def test_one_exchange_dies_again_and_again_and_the_other_goes_on(new_lake: NewLake, tmp_path: Path) -> None:
+def test_exchange_that_keeps_crashing_does_not_stop_another(new_lake: NewLake, tmp_path: Path) -> None:
     binance, kraken = new_lake(), new_lake("kraken", partitions=1)
     both = {"K2FLOW_KRAKEN_TOPIC": kraken.topic}
     for lake in (binance, kraken):
@@ -111,7 +111,7 @@ def test_one_exchange_dies_again_and_again_and_the_other_goes_on(new_lake: NewLa
                 fill(lake, count=500, bad=0.02, seed=seed)
             run.wait_until_ready()
         assert run.children("kraken") == [unhurt]
-        # The counts of a process that is killed between a commit and its count lack that one; the tables' do not.
+        # A process that is killed between a commit and its count loses that count; the tables lose nothing.
         run.wait_for(lambda: rows_of(run, "binance") == rows_of(run, "kraken") == 3_000)
         run.wait_for(lambda: run.value("binance_gold_lag") == run.value("kraken_dlq_lag") == 0)
         assert run.value("k2flow_lag_messages", exchange="kraken", layer="silver") == 0
@@ -137,7 +137,7 @@ def assert_tables_of(lake: Lake) -> None:
     assert bronze == len(expected.bronze)
 
 
-def test_an_exchange_that_fails_for_good_ends_alone(new_lake: NewLake, tmp_path: Path) -> None:
+def test_permanent_failure_ends_one_exchange_alone(new_lake: NewLake, tmp_path: Path) -> None:
     kraken = new_lake("kraken", partitions=1)
     fill(kraken, count=500, seed=1)
     arguments = ("binance", "kraken", "--processes", "1", "--trigger", "0.5")
@@ -147,11 +147,11 @@ def test_an_exchange_that_fails_for_good_ends_alone(new_lake: NewLake, tmp_path:
         assert "nobody-made-this does not exist" in run.get("/healthz")[1]
         assert len(run.children("kraken")) == 1
         assert run.stop() == 1
-        assert run.log().count("nobody-made-this does not exist") == 2  # when it happened, and at the end
+        assert run.log().count("nobody-made-this does not exist") == 2  # once when it happened, once at the end
     assert_tables(kraken, expect(read_topic(kraken.bootstrap, kraken.topic), "KRAKEN"))
 
 
-def test_a_port_that_is_taken_is_said_at_once(new_lake: NewLake) -> None:
+def test_port_in_use_is_an_error_at_once(new_lake: NewLake) -> None:
     lake = new_lake(partitions=1)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -170,8 +170,8 @@ def test_a_port_that_is_taken_is_said_at_once(new_lake: NewLake) -> None:
             assert f"127.0.0.1:{port} cannot be listened on" in done.stderr
 
 
-def test_a_cluster_whose_peer_does_not_come_is_tried_again(new_lake: NewLake, tmp_path: Path) -> None:
-    """Two 'hosts'. The first one's process must not wait for ever for one that is gone."""
+def test_cluster_with_a_missing_host_restarts(new_lake: NewLake, tmp_path: Path) -> None:
+    """Of two hosts, the first must not wait forever for the second."""
     lake = new_lake(partitions=2)
     fill(lake, count=1_000, seed=1)
     cluster = ";".join(f"127.0.0.1:{free_port()}" for _ in range(2))
@@ -184,7 +184,7 @@ def test_a_cluster_whose_peer_does_not_come_is_tried_again(new_lake: NewLake, tm
     assert_tables(lake, expect(read_topic(lake.bootstrap, lake.topic), "BINANCE"))
 
 
-def test_who_does_not_drain_in_time_is_killed(new_lake: NewLake, tmp_path: Path) -> None:
+def test_flow_that_does_not_drain_in_time_is_killed(new_lake: NewLake, tmp_path: Path) -> None:
     lake = new_lake(partitions=1)
     fill(lake, count=500, seed=1)
     extra = {"K2FLOW_STOP_SECONDS": "2", "K2FLOW_FAILPOINTS": "epoch.complete=hang"}
@@ -197,14 +197,14 @@ def test_who_does_not_drain_in_time_is_killed(new_lake: NewLake, tmp_path: Path)
     assert_tables(lake, expect(read_topic(lake.bootstrap, lake.topic), "BINANCE"))
 
 
-def test_a_supervisor_that_is_killed_takes_its_flows_with_it(new_lake: NewLake, tmp_path: Path) -> None:
-    """They drain: what they had read is committed, and the next supervisor finds nobody in its way."""
+def test_killed_supervisor_ends_its_flows(new_lake: NewLake, tmp_path: Path) -> None:
+    """The flows drain: the messages they had read are committed, and the next supervisor can start."""
     lake = new_lake(partitions=1)
     fill(lake, count=2_000, seed=1)
     with running(lake, tmp_path / "log", "binance", "--processes", "1", "--trigger", "600") as run:
         run.wait_until_ready()
         (flow,) = run.children("binance")
-        time.sleep(3)  # it has read some
+        time.sleep(3)  # so that it reads some messages
         run.process.kill()
         flow.wait(60)
     assert lake.table("gold").scan().count() > 0

@@ -1,4 +1,4 @@
-"""Traces of a flow, as a collector gets them."""
+"""Traces of a flow, as a collector receives them."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.integration
 
 
 class Collector:
-    """What was sent to /v1/traces, in OTLP over HTTP."""
+    """Collects the requests to /v1/traces, OTLP over HTTP."""
 
     def __init__(self) -> None:
         self.requests: list[ExportTraceServiceRequest] = []
@@ -31,7 +31,7 @@ class Collector:
                 self.end_headers()
 
             def log_message(self, format: str, *arguments: object) -> None:
-                """Nothing on stderr."""
+                """Print nothing on standard error."""
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
@@ -48,13 +48,13 @@ class Collector:
 
 @pytest.fixture
 def collector() -> Iterator[Collector]:
-    made = Collector()
-    thread = threading.Thread(target=made.server.serve_forever, args=(0.01,))
+    created = Collector()
+    thread = threading.Thread(target=created.server.serve_forever, args=(0.01,))
     thread.start()
-    yield made
-    made.server.shutdown()
+    yield created
+    created.server.shutdown()
     thread.join()
-    made.server.server_close()
+    created.server.server_close()
 
 
 def traced(collector: Collector) -> dict[str, str]:
@@ -89,7 +89,7 @@ def test_each_batch_is_a_trace(new_lake: Callable[..., Lake], collector: Collect
     assert "k2flow.exchange" in resource
 
 
-def test_a_batch_that_fails_is_told(new_lake: Callable[..., Lake], collector: Collector) -> None:
+def test_failed_batch_is_traced(new_lake: Callable[..., Lake], collector: Collector) -> None:
     lake = new_lake(partitions=1)
     fill(lake, count=1_000, seed=1)
     with lake.start(K2FLOW_FAILPOINTS="gold.written=raise@1", **traced(collector)) as flow:
@@ -103,7 +103,7 @@ def value(span: Span, key: str) -> int:
     return int(found)
 
 
-def test_without_them_a_span_is_nothing() -> None:
+def test_without_traces_a_span_is_empty() -> None:
     assert tracing._tracer is None
     tracing.begin_batch(messages=1)
     with tracing.span("decode", messages=1) as entered:

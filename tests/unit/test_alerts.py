@@ -1,4 +1,4 @@
-"""What the dashboard and the alert rules ask for is what k2flow exports, and the rules fire when they should."""
+"""The dashboard and the alert rules query metrics that k2flow exports, and the rules fire when they should."""
 
 import json
 import re
@@ -15,18 +15,18 @@ from k2flow.audit.metrics import AuditCollector
 from k2flow.audit.report import Verdict
 from k2flow.observability import metrics
 from k2flow.status.metrics import StatusMetrics
-from k2flow.status.report import Status
+from k2flow.status.model import Status
 
 DOCKER = Path(__file__).parents[2] / "docker"
 RULES = DOCKER / "prometheus" / "rules.yml"
 DASHBOARD: dict[str, Any] = json.loads((DOCKER / "grafana" / "dashboards" / "k2flow.json").read_text())
 OTHERS = {"up"}
-"""Metrics that Prometheus itself makes."""
+"""Metrics that Prometheus itself exports."""
 SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_count", "_sum"), "gauge": ("",)}
 
 
 def exported() -> set[str]:
-    """The names of all samples that a flow, its status and audits can give."""
+    """Return the names of all samples that a flow, its status and audits can export."""
     assert metrics.ROWS in REGISTRY._collector_to_names
     nothing = Status(0, 0.0, (), {})
     collector = StatusMetrics(lambda: nothing)
@@ -38,7 +38,7 @@ def exported() -> set[str]:
 
 
 def rules() -> dict[str, str]:
-    """Each alert and its expression."""
+    """Return the expression of each alert."""
     return dict(re.findall(r"- alert: (\w+)\n\s+expr: (.+)", RULES.read_text()))
 
 
@@ -50,13 +50,13 @@ def expressions() -> Iterator[str]:
         yield variable["definition"]
 
 
-def test_every_metric_that_is_asked_for_is_exported() -> None:
+def test_every_queried_metric_is_exported() -> None:
     names = {name for expression in expressions() for name in re.findall(r"\b(?:k2flow_\w+|up)\b", expression)}
     assert len(names) > 15
     assert names - exported() == OTHERS
 
 
-def test_no_panels_overlap_and_each_variable_is_declared() -> None:
+def test_panels_do_not_overlap_and_variables_are_declared() -> None:
     taken: set[tuple[int, int]] = set()
     for panel in DASHBOARD["panels"]:
         at = panel["gridPos"]
@@ -70,16 +70,16 @@ def test_no_panels_overlap_and_each_variable_is_declared() -> None:
     assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
 
 
-def test_every_rule_has_a_test_of_its_own() -> None:
+def test_every_rule_has_a_test() -> None:
     tested = set(re.findall(r"alertname: (\w+)", (DOCKER / "prometheus" / "rules.test.yml").read_text()))
     assert tested == set(rules())
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not here (Debian: prometheus)")
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is missing (Debian: prometheus)")
 @pytest.mark.parametrize(
     "command",
     [["check", "config", "prometheus.yml"], ["check", "rules", "rules.yml"], ["test", "rules", "rules.test.yml"]],
 )
-def test_the_rules_fire_when_they_should(command: list[str]) -> None:
+def test_rules_fire_when_they_should(command: list[str]) -> None:
     done = subprocess.run(["promtool", *command], cwd=RULES.parent, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
