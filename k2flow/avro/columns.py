@@ -1,17 +1,18 @@
-"""What was read of n values, still as numpy arrays over a block's bytes, and how it becomes an Arrow array.
+"""Decoded values as numpy arrays over the bytes of a block, and their conversion to Arrow arrays.
 
-Items of arrays and maps are read one from each record at a time, so columns can be joined and put into another order;
-that is cheaper before the bytes of texts are copied. Texts are checked when they are built, and the defects noted then.
+Items of arrays and maps are read one per record at a time, so columns can be concatenated and reordered. That is
+cheaper before the bytes of texts are copied. Texts are checked on conversion, and their defects recorded then.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from typing_extensions import override
 
 from k2flow.avro.cursor import Block, Ints, Mask
 from k2flow.avro.maps import last_of_each_key
@@ -23,101 +24,106 @@ _UUID_DASHES = [8, 13, 18, 23]
 _HEX = np.isin(np.arange(256), np.frombuffer(b"0123456789abcdefABCDEF", np.uint8))
 
 
+@dataclass(frozen=True, slots=True)
 class Column(ABC):
-    """n values of one Arrow type; `valid` tells which are not null (None: all)."""
+    """n values of one Arrow type; `valid` marks the values that are not null (None: all)."""
 
-    valid: Mask | None
+    valid: Mask | None = field(default=None, kw_only=True)
 
     @abstractmethod
     def __len__(self) -> int: ...
 
     @abstractmethod
     def take(self, index: Ints) -> Self:
-        """The values at `index`, in its order."""
+        """Return the values at `index`, in its order."""
 
     @classmethod
     @abstractmethod
-    def join(cls, parts: Sequence[Self]) -> Self:
-        """All values of columns of one node of the plan, one column after the other."""
+    def concat(cls, parts: Sequence[Self]) -> Self:
+        """Concatenate columns of one node of the plan."""
 
     @abstractmethod
-    def build(self) -> pa.Array:
-        """The Arrow array; notes the defects of texts."""
+    def to_arrow(self) -> pa.Array:
+        """Convert to an Arrow array, and record the defects of texts."""
 
-    @abstractmethod
-    def masked(self, valid: Mask) -> "Column":
-        """The same values, null outside `valid`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Built(Column):
-    """Values that are an Arrow array already."""
-
-    array: pa.Array
-    valid: Mask | None = None
-
-    def __len__(self) -> int:
-        return len(self.array)
-
-    def take(self, index: Ints) -> Self:
-        return replace(self, array=self.array.take(pa.array(index)))
-
-    @classmethod
-    def join(cls, parts: Sequence[Self]) -> Self:
-        return cls(pa.concat_arrays([part.array for part in parts]))
-
-    def build(self) -> pa.Array:
-        return self.array
-
-    def masked(self, valid: Mask) -> Column:
-        return Built(self.array.take(pa.array(np.arange(len(valid)), mask=~valid)))
-
-
-@dataclass(frozen=True, slots=True)
-class Values(Column):
-    """Values of a fixed width; `values` has the memory layout that `type` has in Arrow, a boolean a byte each."""
-
-    type: pa.DataType
-    values: npt.NDArray[Any]
-    valid: Mask | None = None
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def take(self, index: Ints) -> Self:
-        return replace(self, values=self.values[index], valid=_take_mask(self.valid, index))
-
-    @classmethod
-    def join(cls, parts: Sequence[Self]) -> Self:
-        return cls(parts[0].type, np.concatenate([part.values for part in parts]), _join_masks(parts))
-
-    def build(self) -> pa.Array:
-        values = _bits(self.values) if pa.types.is_boolean(self.type) else np.ascontiguousarray(self.values)
-        return _array(self.type, len(self), self.valid, [pa.py_buffer(values)])
-
-    def masked(self, valid: Mask) -> Column:
+    def with_validity(self, valid: Mask) -> "Column":
+        """Return the same values, null outside `valid`."""
         return replace(self, valid=valid)
 
 
 @dataclass(frozen=True, slots=True)
-class Symbols(Column):
-    """Enum values: the index of each among `symbols`."""
+class ArrowColumn(Column):
+    """Values that are already an Arrow array."""
+
+    array: pa.Array
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    @override
+    def take(self, index: Ints) -> Self:
+        return replace(self, array=self.array.take(pa.array(index)))
+
+    @classmethod
+    @override
+    def concat(cls, parts: Sequence[Self]) -> Self:
+        return cls(pa.concat_arrays([part.array for part in parts]))
+
+    @override
+    def to_arrow(self) -> pa.Array:
+        return self.array
+
+    @override
+    def with_validity(self, valid: Mask) -> Column:
+        return ArrowColumn(self.array.take(pa.array(np.arange(len(valid)), mask=~valid)))
+
+
+@dataclass(frozen=True, slots=True)
+class FixedWidth(Column):
+    """Values of a fixed width, in the memory layout of the Arrow type `type`; a boolean takes one byte."""
+
+    type: pa.DataType
+    values: npt.NDArray[Any]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @override
+    def take(self, index: Ints) -> Self:
+        return replace(self, values=self.values[index], valid=_take_mask(self.valid, index))
+
+    @classmethod
+    @override
+    def concat(cls, parts: Sequence[Self]) -> Self:
+        return cls(parts[0].type, np.concatenate([part.values for part in parts]), valid=_concat_masks(parts))
+
+    @override
+    def to_arrow(self) -> pa.Array:
+        values = _to_bits(self.values) if pa.types.is_boolean(self.type) else np.ascontiguousarray(self.values)
+        return _array(self.type, len(self), self.valid, [pa.py_buffer(values)])
+
+
+@dataclass(frozen=True, slots=True)
+class EnumColumn(Column):
+    """Enum values, as indices into `symbols`."""
 
     symbols: pa.StringArray
     index: Ints
-    valid: Mask | None = None
 
     def __len__(self) -> int:
         return len(self.index)
 
+    @override
     def take(self, index: Ints) -> Self:
         return replace(self, index=self.index[index], valid=_take_mask(self.valid, index))
 
     @classmethod
-    def join(cls, parts: Sequence[Self]) -> Self:
-        return cls(parts[0].symbols, np.concatenate([part.index for part in parts]), _join_masks(parts))
+    @override
+    def concat(cls, parts: Sequence[Self]) -> Self:
+        return cls(parts[0].symbols, np.concatenate([part.index for part in parts]), valid=_concat_masks(parts))
 
-    def build(self) -> pa.Array:
+    @override
+    def to_arrow(self) -> pa.Array:
         n = len(self)
         if n and self.valid is None and self.index.min() == self.index.max():
             text = self.symbols[int(self.index[0])].as_py().encode()
@@ -126,13 +132,10 @@ class Symbols(Column):
         mask = None if self.valid is None else ~self.valid
         return self.symbols.take(pa.array(self.index, mask=mask))
 
-    def masked(self, valid: Mask) -> Column:
-        return replace(self, valid=valid)
-
 
 @dataclass(frozen=True, slots=True)
-class Spans(Column):
-    """Texts and byte strings: where each begins in the block's data, and its length."""
+class VarBinary(Column):
+    """Texts and byte strings, as the start of each in the block's data and its length."""
 
     type: pa.DataType
     block: Block
@@ -141,40 +144,39 @@ class Spans(Column):
     label: str
     is_text: bool
     is_uuid: bool = False
-    valid: Mask | None = None
 
     def __len__(self) -> int:
         return len(self.start)
 
+    @override
     def take(self, index: Ints) -> Self:
         valid = _take_mask(self.valid, index)
         return replace(self, start=self.start[index], length=self.length[index], valid=valid)
 
     @classmethod
-    def join(cls, parts: Sequence[Self]) -> Self:
+    @override
+    def concat(cls, parts: Sequence[Self]) -> Self:
         start = np.concatenate([part.start for part in parts])
         length = np.concatenate([part.length for part in parts])
-        return replace(parts[0], start=start, length=length, valid=_join_masks(parts))
+        return replace(parts[0], start=start, length=length, valid=_concat_masks(parts))
 
-    def build(self) -> pa.Array:
+    @override
+    def to_arrow(self) -> pa.Array:
         offsets, data = self._copy()
-        if self.is_text and self._flag_texts(offsets, data):
-            return self.build()
+        if self.is_text and self._reject_invalid(offsets, data):
+            return self.to_arrow()
         return _array(self.type, len(self), self.valid, [pa.py_buffer(offsets), pa.py_buffer(data)])
 
-    def masked(self, valid: Mask) -> Column:
-        return replace(self, valid=valid)
-
     def _copy(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
-        """Offsets and bytes of all values, packed."""
+        """Pack all values into offsets and bytes."""
         n = len(self)
         size = int(self.length[0]) if n else 0
         if (self.length == size).all():
             offsets = np.arange(n + 1, dtype=np.int32) * np.int32(size)
             data = self.block.window(f"V{size}", self.start) if size else np.zeros(0, np.uint8)
             return offsets, data.view(np.uint8)
-        # Each value and the gap after it are items of one binary array over the whole block, so that Arrow's own
-        # `take` copies every second item. The first and last item keep its estimate of the size positive.
+        # Each value and each gap after a value is an item of one binary array over the whole block. Arrow's own `take`
+        # then copies every second item. The first and last item keep its estimate of the size positive.
         edges = np.empty(2 * n + 2, np.int32)
         edges[0], edges[-1] = 0, len(self.block.data)
         edges[1:-1:2] = self.start
@@ -184,115 +186,111 @@ class Spans(Column):
         offsets = np.frombuffer(packed, np.int32, n + 1)
         return offsets, np.frombuffer(content, np.uint8, int(offsets[-1]))
 
-    def _flag_texts(self, offsets: npt.NDArray[np.int32], data: npt.NDArray[np.uint8]) -> bool:
-        """Notes texts that are no UTF-8 or no UUID, and makes them empty; whether there were any."""
-        rows, where = invalid_texts(data, offsets)
-        if len(rows):
-            self.block.flag_content(self.start[rows] + where, Defect.INVALID_UTF8, self.label, "no UTF-8 at byte {at}")
-            self.start[rows], self.length[rows] = self.block.park, 0
-            return True
-        if self.is_uuid:
-            rows = np.flatnonzero(~_are_uuids(offsets, data) & (self.start < self.block.park))
-            if len(rows):
-                self.block.flag_content(self.start[rows], Defect.MALFORMED, self.label, "no UUID at byte {at}")
-                self.start[rows], self.length[rows] = self.block.park, 0
-                return True
-        return False
+    def _reject_invalid(self, offsets: npt.NDArray[np.int32], data: npt.NDArray[np.uint8]) -> bool:
+        """Record texts that are not UTF-8 or not a UUID, make them empty, and return whether there were any."""
+        rows, position = invalid_texts(data, offsets)
+        defect, text = Defect.INVALID_UTF8, "invalid UTF-8 at byte {at}"
+        if self.is_uuid and not len(rows):
+            rows = np.flatnonzero(~_are_uuids(offsets, data) & (self.start < self.block.padding_start))
+            position, defect, text = np.zeros(len(rows), np.int64), Defect.MALFORMED, "invalid UUID at byte {at}"
+        if not len(rows):
+            return False
+        self.block.add_defect(self.start[rows] + position, defect, self.label, text)
+        self.start[rows], self.length[rows] = self.block.padding_start, 0
+        return True
 
 
 @dataclass(frozen=True, slots=True)
-class Struct(Column):
-    """Records: the columns of their fields, and of `dropped` ones, which are only checked."""
+class StructColumn(Column):
+    """Records: the columns of their fields, and of `dropped` fields, which are only checked."""
 
     type: pa.DataType
     size: int
     children: list[Column]
-    dropped: list[Column]
-    valid: Mask | None = None
+    dropped: list[Column] = field(default_factory=list)
 
     def __len__(self) -> int:
         return self.size
 
+    @override
     def take(self, index: Ints) -> Self:
         children = [child.take(index) for child in self.children]
         dropped = [child.take(index) for child in self.dropped]
         return replace(self, size=len(index), children=children, dropped=dropped, valid=_take_mask(self.valid, index))
 
     @classmethod
-    def join(cls, parts: Sequence[Self]) -> Self:
-        children = [join(list(same)) for same in zip(*(part.children for part in parts), strict=True)]
-        dropped = [join(list(same)) for same in zip(*(part.dropped for part in parts), strict=True)]
-        return cls(parts[0].type, sum(map(len, parts)), children, dropped, _join_masks(parts))
+    @override
+    def concat(cls, parts: Sequence[Self]) -> Self:
+        children = [concat(list(same)) for same in zip(*(part.children for part in parts), strict=True)]
+        dropped = [concat(list(same)) for same in zip(*(part.dropped for part in parts), strict=True)]
+        return cls(parts[0].type, sum(map(len, parts)), children, dropped, valid=_concat_masks(parts))
 
-    def build(self) -> pa.Array:
-        return _array(self.type, self.size, self.valid, [], self.build_children())
+    @override
+    def to_arrow(self) -> pa.Array:
+        return _array(self.type, self.size, self.valid, [], self.children_to_arrow())
 
-    def build_children(self) -> list[pa.Array]:
-        """An Arrow array for each field."""
+    def children_to_arrow(self) -> list[pa.Array]:
+        """Convert each field to an Arrow array."""
         for child in self.dropped:
-            child.build()
-        return [child.build() for child in self.children]
-
-    def masked(self, valid: Mask) -> Column:
-        return replace(self, valid=valid)
+            child.to_arrow()
+        return [child.to_arrow() for child in self.children]
 
 
 @dataclass(frozen=True, slots=True)
-class Items(Column):
-    """Arrays and maps: how many items each has, and the column of all items, in order."""
+class ListColumn(Column):
+    """Arrays and maps: the number of items of each, and the column of all items, in order."""
 
     type: pa.DataType
     counts: Ints
-    child: Column
-    valid: Mask | None = None
+    items: Column
 
     def __len__(self) -> int:
         return len(self.counts)
 
+    @override
     def take(self, index: Ints) -> Self:
         first = np.cumsum(self.counts) - self.counts
         counts = self.counts[index]
         shift = first[index] - (np.cumsum(counts) - counts)
-        items = np.arange(counts.sum()) + np.repeat(shift, counts)
-        return replace(self, counts=counts, child=self.child.take(items), valid=_take_mask(self.valid, index))
+        items = self.items.take(np.arange(counts.sum()) + np.repeat(shift, counts))
+        return replace(self, counts=counts, items=items, valid=_take_mask(self.valid, index))
 
     @classmethod
-    def join(cls, parts: Sequence[Self]) -> Self:
+    @override
+    def concat(cls, parts: Sequence[Self]) -> Self:
         counts = np.concatenate([part.counts for part in parts])
-        return cls(parts[0].type, counts, join([part.child for part in parts]), _join_masks(parts))
+        return cls(parts[0].type, counts, concat([part.items for part in parts]), valid=_concat_masks(parts))
 
-    def build(self) -> pa.Array:
-        counts, child = self.counts, self.child.build()
-        keep = last_of_each_key(counts, child.field(0)) if pa.types.is_map(self.type) else None
+    @override
+    def to_arrow(self) -> pa.Array:
+        counts, items = self.counts, self.items.to_arrow()
+        keep = last_of_each_key(counts, items.field(0)) if pa.types.is_map(self.type) else None
         if keep is not None:
             owner = np.repeat(np.arange(len(counts)), counts)
-            counts, child = np.bincount(owner[keep], minlength=len(counts)), child.filter(pa.array(keep))
+            counts, items = np.bincount(owner[keep], minlength=len(counts)), items.filter(pa.array(keep))
         offsets = np.zeros(len(counts) + 1, np.int32)
         np.cumsum(counts, out=offsets[1:])
-        return _array(self.type, len(counts), self.valid, [pa.py_buffer(offsets)], [child])
-
-    def masked(self, valid: Mask) -> Column:
-        return replace(self, valid=valid)
+        return _array(self.type, len(counts), self.valid, [pa.py_buffer(offsets)], [items])
 
 
-def join(parts: Sequence[Column]) -> Column:
-    """All values of columns of one node of the plan, one column after the other."""
+def concat(parts: Sequence[Column]) -> Column:
+    """Concatenate columns of one node of the plan, of any classes."""
     first = parts[0]
     if len(parts) == 1:
         return first
     if all(type(part) is type(first) for part in parts):
-        return type(first).join(parts)
-    return Built.join([Built(part.build()) for part in parts])
+        return type(first).concat(parts)
+    return ArrowColumn.concat([ArrowColumn(part.to_arrow()) for part in parts])
 
 
 def _array(
     kind: pa.DataType, n: int, valid: Mask | None, buffers: list[pa.Buffer], children: list[pa.Array] | None = None
 ) -> pa.Array:
-    nulls = None if valid is None else pa.py_buffer(_bits(valid))
-    return pa.Array.from_buffers(kind, n, [nulls, *buffers], children=children)
+    validity = None if valid is None else pa.py_buffer(_to_bits(valid))
+    return pa.Array.from_buffers(kind, n, [validity, *buffers], children=children)
 
 
-def _bits(mask: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+def _to_bits(mask: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     return np.packbits(mask, bitorder="little")
 
 
@@ -300,7 +298,7 @@ def _take_mask(valid: Mask | None, index: Ints) -> Mask | None:
     return None if valid is None else valid[index]
 
 
-def _join_masks(parts: Sequence[Column]) -> Mask | None:
+def _concat_masks(parts: Sequence[Column]) -> Mask | None:
     if all(part.valid is None for part in parts):
         return None
     masks = [np.ones(len(part), np.bool_) if part.valid is None else part.valid for part in parts]
@@ -308,7 +306,7 @@ def _join_masks(parts: Sequence[Column]) -> Mask | None:
 
 
 def _are_uuids(offsets: npt.NDArray[np.int32], data: npt.NDArray[np.uint8]) -> Mask:
-    """Which texts are a UUID as RFC 4122 writes it: 8-4-4-4-12 hexadecimal digits."""
+    """Return which texts are UUIDs in the format of RFC 4122: 8-4-4-4-12 hexadecimal digits."""
     right: Mask = np.diff(offsets) == _UUID_LENGTH
     index = np.flatnonzero(right)
     text = data[offsets[index][:, None] + np.arange(_UUID_LENGTH)]

@@ -1,10 +1,11 @@
-"""One read position for each of many records in one buffer; each step moves all of them together.
+"""The read positions of many records in one buffer; each step advances all of them together.
 
-The encodings are those of the Avro 1.12 specification, "Binary encoding".
+A lane, as in SIMD, is the read position of one record. The encodings are those of the Avro 1.12 specification, "Binary
+encoding".
 
-A record with a defect, and a record for which a union's branch does not apply, goes on reading in a field of zeros
-behind the buffer. Zeros are a value of every type (0, an empty text, the first branch, no items), so that all lanes
-stay in step and none of them needs to be asked whether it is still alive.
+Zero padding follows the records in the buffer. A lane with a defect, or whose union has another branch, becomes
+inactive: it reads in the padding. Zeros are a valid value of every type (0, an empty text, the first branch, no items).
+So all lanes stay in step, and no step has to test which lanes are active.
 """
 
 from collections.abc import Iterator
@@ -15,62 +16,65 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from k2flow.avro.defects import Faults, IgnoredFaults
+from k2flow.avro.defect_log import DefectLog, DiscardingDefectLog
 from k2flow.records import Defect
 
 Ints = npt.NDArray[np.int64]
 Words = npt.NDArray[np.uint64]
 Mask = npt.NDArray[np.bool_]
 
-FRONT = 8
-"""Zero bytes before the first record: the bytes of a number are read as a word, which may begin before them."""
-SLACK = 16
-"""Zero bytes behind the last one a plan can touch: a varint is read in one window of 8 bytes and two more."""
+LEADING_ZEROS = 8
+"""Zero bytes before the first record: a number is read as a word that may begin before its first byte."""
+TRAILING_ZEROS = 16
+"""Zero bytes after the last one a plan can read: a varint is read in one window of 8 bytes and two more."""
 MAX_COUNT = 2**31 - 1
-_FAR = 2**62
+_NO_END = 2**62
 _VARINT_BYTES = 10
 
 
 class Block:
-    """The bytes of consecutive records, copied into one padded buffer, with the faults found in them.
+    """The bytes of consecutive records, copied into one padded buffer `data`.
 
-    `first` is the number of the block's first row in its batch; `starts` where each payload begins in `data`.
+    `padding_start` is where inactive lanes read, `first` the number of the first row in the batch, and `starts` the
+    position of each payload in `data`.
     """
 
-    def __init__(self, data: npt.NDArray[np.uint8], park: int, first: int, starts: Ints, faults: Faults) -> None:
+    def __init__(
+        self, data: npt.NDArray[np.uint8], padding_start: int, first: int, starts: Ints, defects: DefectLog
+    ) -> None:
         self.data = data
-        self.park = park
+        self.padding_start = padding_start
         self.first = first
         self.starts = starts
-        self.faults = faults
+        self.defects = defects
         self.buffer = pa.py_buffer(data)
 
     def window(self, dtype: str, at: Ints) -> npt.NDArray[Any]:
-        """The value of type `dtype` that begins at each position, whatever its alignment."""
+        """Return the value of type `dtype` that begins at each position; positions need no alignment."""
         kind = np.dtype(dtype)
         return np.ndarray((len(self.data) - kind.itemsize + 1,), kind, self.data, strides=(1,))[at]
 
-    def parked(self, n: int) -> "Lanes":
-        """N lanes that belong to no record and read zeros."""
-        return Lanes(self, np.full(n, self.first), np.full(n, self.park), np.full(n, _FAR))
+    def inactive_lanes(self, n: int) -> "Lanes":
+        """Create n lanes that belong to no record and read zeros."""
+        return Lanes(self, np.full(n, self.first), np.full(n, self.padding_start), np.full(n, _NO_END))
 
     @contextmanager
-    def unnoted(self) -> Iterator[None]:
-        """Within it lanes with a defect read zeros as ever, but no defect is noted."""
-        faults, self.faults = self.faults, IgnoredFaults()
+    def discarding_defects(self) -> Iterator[None]:
+        """Record no defects inside the context; lanes with a defect still become inactive."""
+        defects, self.defects = self.defects, DiscardingDefectLog()
         try:
             yield
         finally:
-            self.faults = faults
+            self.defects = defects
 
-    def flag_content(self, at: Ints, defect: Defect, label: str, text: str) -> None:
-        """Notes a defect of the bytes at `at`, which lie inside records."""
+    def add_defect(self, at: Ints, defect: Defect, label: str, text: str) -> None:
+        """Record a defect of the bytes at `at`, which lie inside records."""
         own = np.searchsorted(self.starts, at, "right") - 1
-        self.faults.flag(own + self.first, at - self.starts[own], defect, label, text)
+        self.defects.add(own + self.first, at - self.starts[own], defect, label, text)
 
 
 class Lanes:
-    """m read positions: the row each belongs to, the next byte to read, and the end of the record (in block.data)."""
+    """m read positions: the row of each, its next byte, and the end of its record, both as positions in block.data."""
 
     __slots__ = ("block", "end", "pos", "row")
 
@@ -83,78 +87,81 @@ class Lanes:
     def __len__(self) -> int:
         return len(self.pos)
 
-    def pick(self, index: Ints | Mask) -> "Lanes":
-        """A copy of some lanes."""
+    def take(self, index: Ints | Mask) -> "Lanes":
+        """Copy some lanes."""
         return Lanes(self.block, self.row[index], self.pos[index], self.end[index])
 
     def put(self, index: Ints | Mask, part: "Lanes") -> None:
-        """Moves some lanes to where `part`, picked from them, has got."""
+        """Move some lanes to the positions of `part`, taken from them."""
         self.pos[index] = part.pos
         self.end[index] = part.end
 
-    def idle(self, on: Mask) -> "Lanes":
-        """A copy in which the lanes outside `on` read zeros."""
-        park = self.block.park
-        return Lanes(self.block, self.row, np.where(on, self.pos, park), np.where(on, self.end, _FAR))
+    def masked(self, active: Mask) -> "Lanes":
+        """Copy all lanes, inactive outside `active`."""
+        padding = self.block.padding_start
+        return Lanes(self.block, self.row, np.where(active, self.pos, padding), np.where(active, self.end, _NO_END))
 
-    def resume(self, on: Mask, part: "Lanes") -> None:
-        """Moves the lanes of `on` to where `part`, made by `idle(on)`, has got."""
-        self.pos = np.where(on, part.pos, self.pos)
-        self.end = np.where(on, part.end, self.end)
+    def put_masked(self, active: Mask, part: "Lanes") -> None:
+        """Move the lanes of `active` to the positions of `part`, created by `masked(active)`."""
+        self.pos = np.where(active, part.pos, self.pos)
+        self.end = np.where(active, part.end, self.end)
 
-    def fault(self, bad: Mask, defect: Defect, at: Ints, label: str, text: str, *values: npt.NDArray[Any]) -> None:
-        """Notes a defect at the bytes `at` of the lanes of `bad`, and lets them read zeros from here on."""
-        index = np.flatnonzero(bad & (at < self.block.park))
+    def reject(self, bad: Mask, defect: Defect, at: Ints, label: str, text: str, *values: npt.NDArray[Any]) -> None:
+        """Record a defect at the bytes `at` of the lanes of `bad`, and make these lanes inactive."""
+        index = np.flatnonzero(bad & (at < self.block.padding_start))
         if not len(index):
             return
         row, block = self.row[index], self.block
         own = at[index] - block.starts[row - block.first]
-        block.faults.flag(row, own, defect, label, text, *(value[index] for value in values))
-        self.pos[index] = block.park
-        self.end[index] = _FAR
+        block.defects.add(row, own, defect, label, text, *(value[index] for value in values))
+        self.pos[index] = block.padding_start
+        self.end[index] = _NO_END
 
-    def advance(self, size: int, label: str, what: str) -> Ints:
-        """Moves over `size` bytes; where they began. Lanes with fewer are truncated, and begin in the zeros."""
+    def read_fixed(self, size: int, label: str, what: str) -> Ints:
+        """Advance over `size` bytes, and return where they begin; lanes with fewer bytes are truncated."""
         start = self.pos
         self.pos = start + size
         over = self.pos > self.end
         if over.any():
-            self.fault(over, Defect.TRUNCATED, start, label, what + " wanted at byte {at}, {0} left", self.end - start)
-            start = np.where(over, self.block.park, start)
+            self._truncate(over, start, label, what)
+            start = np.where(over, self.block.padding_start, start)
         return start
 
-    def varint(self, label: str, what: str) -> Ints:
-        """Reads an int or long: zig-zag, 7 bits a byte, least significant first; 0 where it is bad.
+    def _truncate(self, over: Mask, at: Ints, label: str, what: str) -> None:
+        self.reject(over, Defect.TRUNCATED, at, label, f"expected {what} at byte {{at}}, {{0}} left", self.end - at)
 
-        Encodings longer than needed are accepted, as long as they have at most 10 bytes and 64 bits.
+    def read_varint(self, label: str, what: str) -> Ints:
+        """Read an int or long: zig-zag, 7 bits per byte, least significant first; 0 if it has a defect.
+
+        Encodings longer than needed are accepted, up to 10 bytes and 64 bits.
         """
         start = self.pos
         head = self.block.data[start]
-        seen = int(np.bitwise_or.reduce(head))
+        any_bits = int(np.bitwise_or.reduce(head))
         long = None
-        if seen < 0x80:
+        if any_bits < 0x80:
             self.pos = start + 1
             value = (head >> 1).astype(np.int64)
-            if seen & 1:
+            if any_bits & 1:
                 np.invert(value, out=value, where=(head & 1).view(np.bool_))
         else:
-            value, size, long = _wide_varint(self.block, start)
+            value, size, long = _read_long_varints(self.block, start)
             self.pos = start + size
         over = self.pos > self.end
         if over.any():
             value[over] = 0
-            self.fault(over, Defect.TRUNCATED, start, label, what + " wanted at byte {at}, {0} left", self.end - start)
+            self._truncate(over, start, label, what)
         if long is not None and long.any():
             value[long] = 0
             text = what + " of more than 64 bits at byte {at}"
-            self.fault(long & ~over, Defect.MALFORMED, start, label, text)
+            self.reject(long & ~over, Defect.MALFORMED, start, label, text)
         return value
 
-    def span(self, label: str) -> tuple[Ints, npt.NDArray[Any]]:
-        """Reads a length and moves over so many bytes: where they begin, and the length; 0 where it is bad."""
+    def read_length_prefixed(self, label: str) -> tuple[Ints, npt.NDArray[Any]]:
+        """Read a length and advance over the bytes; return their start and length, 0 if there is a defect."""
         head = self.block.data[self.pos]
         if not int(np.bitwise_or.reduce(head)) & 0x81:
-            # Every length is one byte and not negative: the common case, with one check for length and content.
+            # The common case: each length is one byte and not negative. One check covers length and content.
             size = head >> 1
             start = self.pos + 1
             stop = start + size
@@ -162,56 +169,56 @@ class Lanes:
                 self.pos = stop
                 return start, size
         at = self.pos
-        length = self.varint(label, "a length")
+        length = self.read_varint(label, "a length")
         if (length < 0).any():
             bad = length < 0
-            self.fault(bad, Defect.MALFORMED, at, label, "length {0} at byte {at}", length)
+            self.reject(bad, Defect.MALFORMED, at, label, "length {0} at byte {at}", length)
             length[bad] = 0
         start = self.pos
         over = length > self.end - start
         if over.any():
-            text = "{0} bytes wanted at byte {at}, {1} left"
-            self.fault(over, Defect.TRUNCATED, start, label, text, length, self.end - start)
+            text = "expected {0} bytes at byte {at}, {1} left"
+            self.reject(over, Defect.TRUNCATED, start, label, text, length, self.end - start)
             length[over] = 0
-            start = np.where(over, self.block.park, start)
+            start = np.where(over, self.block.padding_start, start)
         self.pos = self.pos + length
         return start, length
 
-    def block_count(self, width: int, label: str) -> Ints:
-        """Reads how many items of at least `width` bytes an array's or map's next block holds; 0 ends it.
+    def read_block_count(self, min_size: int, label: str) -> Ints:
+        """Read the number of items, of at least `min_size` bytes, in the next block of an array or map; 0 ends it.
 
-        A negative count is followed by the size of the block in bytes, for readers that skip it; it is not compared.
+        A negative count is followed by the size of the block in bytes, for readers that skip it; it is not checked.
         """
         at = self.pos
-        count = self.varint(label, "a block count")
-        absurd = (count > MAX_COUNT) | (count < -MAX_COUNT)
-        if absurd.any():
-            self.fault(absurd, Defect.MALFORMED, at, label, "a block of {0} items at byte {at}", count)
-            count[absurd] = 0
+        count = self.read_varint(label, "a block count")
+        too_large = (count > MAX_COUNT) | (count < -MAX_COUNT)
+        if too_large.any():
+            self.reject(too_large, Defect.MALFORMED, at, label, "a block of {0} items at byte {at}", count)
+            count[too_large] = 0
         sized = np.flatnonzero(count < 0)
         if len(sized):
-            part = self.pick(sized)
-            part.varint(label, "a block size")
+            part = self.take(sized)
+            part.read_varint(label, "a block size")
             self.put(sized, part)
-            count[sized] = np.where(part.pos < self.block.park, -count[sized], 0)
-        if width and count.any():
+            count[sized] = np.where(part.pos < self.block.padding_start, -count[sized], 0)
+        if min_size and count.any():
             left = self.end - self.pos
-            over = count > left // width
+            over = count > left // min_size
             if over.any():
-                text = f"{{0}} items of at least {width} bytes wanted at byte {{at}}, {{1}} left"
-                self.fault(over, Defect.TRUNCATED, self.pos, label, text, count, left)
+                text = f"expected {{0}} items of at least {min_size} bytes at byte {{at}}, {{1}} left"
+                self.reject(over, Defect.TRUNCATED, self.pos, label, text, count, left)
                 count[over] = 0
         return count
 
 
-def _wide_varint(block: Block, start: Ints) -> tuple[Ints, Ints, Mask]:
-    """Varints of any size: the values, their sizes in bytes, and which of them have more than 64 bits."""
+def _read_long_varints(block: Block, start: Ints) -> tuple[Ints, Ints, Mask]:
+    """Read varints of any size; return their values, their sizes in bytes, and which have more than 64 bits."""
     word = block.window("<u8", start)
     stops = ~word & np.uint64(0x8080808080808080)
-    below = (stops & -stops) - np.uint64(1)  # all bits under the first stop bit; all 64 if there is none
+    below = (stops & -stops) - np.uint64(1)  # all bits below the first stop bit; all 64 without one
     size = (np.bitwise_count(below).astype(np.int64) + 1) >> 3
     word &= below
-    # The 7-bit groups are moved together in pairs, then in fours, then all eight.
+    # Move the 7-bit groups together: in pairs, then in fours, then all eight.
     word = (word & np.uint64(0x007F007F007F007F)) | ((word & np.uint64(0x7F007F007F007F00)) >> np.uint64(1))
     word = (word & np.uint64(0x00003FFF00003FFF)) | ((word & np.uint64(0x3FFF00003FFF0000)) >> np.uint64(2))
     word = (word & np.uint64(0x000000000FFFFFFF)) | ((word & np.uint64(0x0FFFFFFF00000000)) >> np.uint64(4))

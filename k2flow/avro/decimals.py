@@ -1,6 +1,6 @@
-"""Decimals: big-endian two's complement of any length, into the little-endian words of Arrow's decimal types.
+"""Converts decimals from big-endian two's complement of any length to the little-endian words of Arrow's decimals.
 
-Avro 1.12 specification, "Decimal". No bytes at all are 0; leading sign bytes that the value does not need are accepted.
+Avro 1.12 specification, "Decimal". Zero bytes mean 0; superfluous leading sign bytes are accepted.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ _WORD = 8
 
 
 def read_decimals(block: Block, start: Ints, length: npt.NDArray[Any], precision: int, words: int) -> tuple[Ints, Mask]:
-    """N unscaled values, shape (n, words), least significant word first; and which of them have too many digits (0)."""
+    """Read n unscaled values, shape (n, words), low word first, and which have too many digits (value 0)."""
     size = length.astype(np.int64)
     longest = int(size.max(initial=0))
     limit = 10**precision
@@ -27,38 +27,38 @@ def read_decimals(block: Block, start: Ints, length: npt.NDArray[Any], precision
         out[:, 1:] = (low >> 63)[:, None]
         if limit > 2**63 or (low.max(initial=0) < limit and low.min(initial=0) > -limit):
             return out, np.zeros(len(start), np.bool_)
-        wide = (low >= limit) | (low <= -limit)
+        too_wide = (low >= limit) | (low <= -limit)
     else:
-        wide = _read_long(block, start, size, out)
-        wide |= _at_least(out, limit) | ~_at_least(out, 1 - limit)
-    out[wide] = 0
-    return out, wide
+        too_wide = _read_wide(block, start, size, out)
+        too_wide |= _at_least(out, limit) | ~_at_least(out, 1 - limit)
+    out[too_wide] = 0
+    return out, too_wide
 
 
-def _read_long(block: Block, start: Ints, size: Ints, out: Ints) -> Mask:
-    """Fills `out` word by word from each value's end; which values do not fit into it."""
+def _read_wide(block: Block, start: Ints, size: Ints, out: Ints) -> Mask:
+    """Fill `out` word by word from the end of each value; return which values do not fit."""
     words = out.shape[1]
     fill = np.where((block.data[start] >= 0x80) & (size > 0), -1, 0)
     stop = start + size
     for k in range(words):
         own = np.clip(size - _WORD * k, 0, _WORD)
         shift = 64 - 8 * own
-        # Where the value ends before this word there is nothing to read, and the position may be no position at all.
+        # If the value has no bytes in this word, its position may be outside the buffer.
         at = np.where(own > 0, stop - _WORD * (k + 1), start)
         word = block.window("<u8", at).byteswap().view(np.int64)
         out[:, k] = np.where(own > 0, (word << (shift & 63)) >> (shift & 63), fill)
-    wide: Mask = (out[:, -1] < 0) != (fill < 0)
+    too_wide: Mask = (out[:, -1] < 0) != (fill < 0)
     extra = np.maximum(size - _WORD * words, 0)
     long = np.flatnonzero(extra)
     owner = np.repeat(long, extra[long])
     first = np.cumsum(extra[long]) - extra[long]
     byte = block.data[start[owner] + np.arange(len(owner)) - np.repeat(first, extra[long])]
-    wide[owner[byte != fill[owner].astype(np.uint8)]] = True
-    return wide
+    too_wide[owner[byte != fill[owner].astype(np.uint8)]] = True
+    return too_wide
 
 
 def _at_least(words: Ints, bound: int) -> Mask:
-    """Whether each value, shape (n, words), is `bound` or more."""
+    """Return which values, shape (n, words), are at least `bound`."""
     result = np.ones(len(words), np.bool_)
     for k in range(words.shape[1]):
         top = k == words.shape[1] - 1

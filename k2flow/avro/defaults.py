@@ -1,4 +1,4 @@
-"""The default value of a field that only the reader's schema has, from JSON to Arrow.
+"""Converts the default value of a field that only the reader's schema has, from JSON to Arrow.
 
 Avro 1.12 specification, "Complex types", records: the table of field default values.
 """
@@ -8,20 +8,24 @@ from typing import Any
 
 import pyarrow as pa
 
-from k2flow.avro.schemas import Json, Parsed, logical_type
+from k2flow.avro.schemas import Json, ParsedSchema, logical_type
 from k2flow.errors import SchemaError
 
 
-def default_array(schema: Json, reader: Parsed, kind: pa.DataType, default: Any, label: str) -> pa.Array:
-    """An array of the one default value. Raises SchemaError if it is none of the schema's."""
+def default_array(schema: Json, reader: ParsedSchema, kind: pa.DataType, default: Any, label: str) -> pa.Array:
+    """Return an array of the one default value.
+
+    Raises:
+        SchemaError: The default is not a value of the schema.
+    """
     try:
         return pa.array([_value(schema, reader, kind, default)], kind)
     except (pa.ArrowException, ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
-        raise SchemaError(f"{label}: its default {default!r} is no value of its type") from error
+        raise SchemaError(f"{label}: default {default!r} is not a value of its type") from error
 
 
-def _value(schema: Json, reader: Parsed, kind: pa.DataType, default: Any) -> Any:
-    """The Python value that pyarrow takes for `kind`."""
+def _value(schema: Json, reader: ParsedSchema, kind: pa.DataType, default: Any) -> Any:
+    """Return the Python value that pyarrow accepts for `kind`."""
     schema = reader.expand(schema)
     if isinstance(schema, list):
         return _union_value(schema, reader, kind, default)
@@ -62,7 +66,7 @@ def _value(schema: Json, reader: Parsed, kind: pa.DataType, default: Any) -> Any
 
 
 def _bytes_value(schema: Json, kind: pa.DataType, default: Any) -> Any:
-    raw = default.encode("latin-1")  # each character stands for the byte of its number
+    raw = default.encode("latin-1")  # each character encodes the byte of its code point
     _check(schema["type"] == "bytes" or len(raw) == schema["size"])
     logical = logical_type(schema)
     if logical is None:
@@ -73,8 +77,8 @@ def _bytes_value(schema: Json, kind: pa.DataType, default: Any) -> Any:
     return Decimal(unscaled).scaleb(-scale) if precision <= 28 else Decimal(f"{unscaled}E-{scale}")
 
 
-def _union_value(schema: Json, reader: Parsed, kind: pa.DataType, default: Any) -> Any:
-    """The value of the first branch that takes the default."""
+def _union_value(schema: Json, reader: ParsedSchema, kind: pa.DataType, default: Any) -> Any:
+    """Return the value of the first branch that accepts the default."""
     branches = [branch for branch in schema if reader.expand(branch) != {"type": "null"}]
     if default is None and len(branches) < len(schema):
         return None
@@ -86,7 +90,7 @@ def _union_value(schema: Json, reader: Parsed, kind: pa.DataType, default: Any) 
         except (pa.ArrowException, ValueError, TypeError, KeyError, AttributeError, OverflowError):
             continue
         return value if len(branches) == 1 else {kind.field(number).name: value}
-    raise ValueError("no branch takes the default")
+    raise ValueError("no branch accepts the default")
 
 
 def _check(holds: bool) -> None:

@@ -1,7 +1,7 @@
-"""Keys of maps that come twice: the last one holds, as in fastavro and in Java's map.
+"""Removes duplicate keys of maps: the last entry of a key wins, as in fastavro and in Java's map.
 
-Avro has no rule for such bytes, but readers of the tables do: DuckDB refuses to read a file in which a map has a key
-twice, so one hostile message would make all its neighbours unreadable.
+Avro has no rule for duplicate keys, but readers of the tables do. DuckDB rejects a file in which a map has a key twice,
+so one hostile message would make all messages of its file unreadable.
 """
 
 import numpy as np
@@ -14,12 +14,12 @@ _WORD = 64
 
 
 def last_of_each_key(counts: Ints, keys: pa.StringArray) -> npt.NDArray[np.bool_] | None:
-    """Of m entries, `counts` (n,) of which belong to each of n maps in turn, those that hold; None if all do."""
+    """Return the mask of entries to keep, or None to keep all; `counts` (n,) holds the number of entries per map."""
     if not len(keys) or counts.max() < 2:
         return None
     encoded = keys.dictionary_encode()
     codes, distinct = encoded.indices.to_numpy(), len(encoded.dictionary)
-    if distinct <= _WORD:  # the usual case, settled by a set of bits for each map
+    if distinct <= _WORD:  # the usual case: one bit set per map decides it
         filled = counts[counts > 0]
         bits = np.bitwise_or.reduceat(np.uint64(1) << codes.astype(np.uint64), np.cumsum(filled) - filled)
         if (np.bitwise_count(bits) == filled).all():

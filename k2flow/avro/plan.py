@@ -1,4 +1,4 @@
-"""What to read for each type of a schema: nodes, compiled once, that read the values of all lanes side by side.
+"""The decoding plan: a tree of nodes, one per type of the schema, compiled once; each node reads all lanes at once.
 
 The encodings are those of the Avro 1.12 specification, "Binary encoding" and "Logical types".
 """
@@ -11,9 +11,10 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from typing_extensions import override
 
 from k2flow.avro.blocks import read_items
-from k2flow.avro.columns import Built, Column, Items, Spans, Struct, Symbols, Values
+from k2flow.avro.columns import ArrowColumn, Column, EnumColumn, FixedWidth, ListColumn, StructColumn, VarBinary
 from k2flow.avro.cursor import Ints, Lanes
 from k2flow.avro.decimals import read_decimals
 from k2flow.records import Defect
@@ -21,83 +22,86 @@ from k2flow.records import Defect
 
 @dataclass(frozen=True)
 class Node(ABC):
-    """Reads one type into a column of the Arrow type `type`; `label` names the field in details of defects."""
+    """Reads one type into a column of the Arrow type `type`; `label` is the field in details of defects."""
 
     type: pa.DataType
     label: str
 
     @property
-    def width(self) -> int:
-        """The smallest number of bytes that a value takes."""
+    def min_size(self) -> int:
+        """The smallest size of a value in bytes."""
         return 1
 
     @property
-    def reach(self) -> int:
-        """The largest number of zeros that a lane reads which stops in the midst of a value."""
+    def max_overread(self) -> int:
+        """The largest number of padding bytes that a lane reads after it becomes inactive within a value."""
         return 1
 
     @property
-    def flat(self) -> bool:
-        """Whether reading a value that may be none costs little and notes nothing: no arrays, no merged branches."""
+    def can_speculate(self) -> bool:
+        """Whether bytes that may not be a value are read cheaply and without defects: no arrays, no merged branches."""
         return True
 
     @abstractmethod
     def read(self, lanes: Lanes) -> Column:
-        """Moves all lanes over one value."""
+        """Read one value per lane, and advance all lanes over it."""
 
 
 class Null(Node):
     """No bytes."""
 
-    width = 0
-    reach = 0
+    min_size = 0
+    max_overread = 0
 
+    @override
     def read(self, lanes: Lanes) -> Column:
-        return Built(pa.nulls(len(lanes)))
+        return ArrowColumn(pa.nulls(len(lanes)))
 
 
 class Boolean(Node):
     """One byte, 0 or 1; any other is malformed."""
 
+    @override
     def read(self, lanes: Lanes) -> Column:
-        start = lanes.advance(1, self.label, "a boolean")
+        start = lanes.read_fixed(1, self.label, "a boolean")
         values = lanes.block.data[start]
         bad = values > 1
         if bad.any():
-            lanes.fault(bad, Defect.MALFORMED, start, self.label, "boolean {0} at byte {at}", values)
+            lanes.reject(bad, Defect.MALFORMED, start, self.label, "boolean {0} at byte {at}", values)
             values[bad] = 0
-        return Values(self.type, values)
+        return FixedWidth(self.type, values)
 
 
 @dataclass(frozen=True)
 class Integer(Node):
-    """An int (32 bits) or long (64), given as `dtype`, which may be a type that it is promoted to.
+    """An int (32 bits) or long (64 bits), returned as `dtype`, which may be a type it is promoted to.
 
-    A time of day outside the day is malformed, since Arrow has no such value.
+    A time of day outside the day is malformed, because Arrow has no such value.
     """
 
     bits: int
     dtype: npt.DTypeLike
 
+    @override
     def read(self, lanes: Lanes) -> Column:
         at = lanes.pos
-        values = lanes.varint(self.label, "an int" if self.bits == 32 else "a long")
+        values = lanes.read_varint(self.label, "an int" if self.bits == 32 else "a long")
         if self.bits == 32:
             bad = (values > 2**31 - 1) | (values < -(2**31))
             if bad.any():
                 text = "int {0} of more than 32 bits at byte {at}"
-                lanes.fault(bad, Defect.MALFORMED, at, self.label, text, values)
+                lanes.reject(bad, Defect.MALFORMED, at, self.label, text, values)
                 values[bad] = 0
         if self._day:
             bad = (values < 0) | (values >= self._day)
             if bad.any():
-                lanes.fault(bad, Defect.MALFORMED, at, self.label, "time {0} outside the day at byte {at}", values)
+                lanes.reject(bad, Defect.MALFORMED, at, self.label, "time {0} outside the day at byte {at}", values)
                 values[bad] = 0
-        return Values(self.type, values.astype(self.dtype, copy=False))
+        return FixedWidth(self.type, values.astype(self.dtype, copy=False))
 
     @cached_property
     def _day(self) -> int:
-        """A day in the unit of a time of day; 0 for other types."""
+        """The length of a day in the unit of a time of day; 0 for other types."""
         if not pa.types.is_time(self.type):
             return 0
         return 86_400_000 if self.type.unit == "ms" else 86_400_000_000
@@ -105,35 +109,39 @@ class Integer(Node):
 
 @dataclass(frozen=True)
 class Float(Node):
-    """A float (4 bytes) or double (8), IEEE 754, little-endian; given as `dtype`."""
+    """A float (4 bytes) or double (8), IEEE 754, little-endian; returned as `dtype`."""
 
     size: int
     dtype: npt.DTypeLike
 
     @property
-    def width(self) -> int:
+    @override
+    def min_size(self) -> int:
         return self.size
 
     @property
-    def reach(self) -> int:
+    @override
+    def max_overread(self) -> int:
         return self.size
 
+    @override
     def read(self, lanes: Lanes) -> Column:
-        start = lanes.advance(self.size, self.label, f"{self.size} bytes")
+        start = lanes.read_fixed(self.size, self.label, f"{self.size} bytes")
         values = lanes.block.window(f"<f{self.size}", start)
-        return Values(self.type, values.astype(self.dtype, copy=False))
+        return FixedWidth(self.type, values.astype(self.dtype, copy=False))
 
 
 @dataclass(frozen=True)
 class Binary(Node):
-    """A string or bytes: a length and so many bytes."""
+    """A string or bytes: a length and that number of bytes."""
 
     is_text: bool
     is_uuid: bool = False
 
+    @override
     def read(self, lanes: Lanes) -> Column:
-        start, length = lanes.span(self.label)
-        return Spans(self.type, lanes.block, start, length, self.label, self.is_text, self.is_uuid)
+        start, length = lanes.read_length_prefixed(self.label)
+        return VarBinary(self.type, lanes.block, start, length, self.label, self.is_text, self.is_uuid)
 
 
 @dataclass(frozen=True)
@@ -143,16 +151,19 @@ class Fixed(Node):
     size: int
 
     @property
-    def width(self) -> int:
+    @override
+    def min_size(self) -> int:
         return self.size
 
     @property
-    def reach(self) -> int:
+    @override
+    def max_overread(self) -> int:
         return self.size
 
+    @override
     def read(self, lanes: Lanes) -> Column:
-        start = lanes.advance(self.size, self.label, f"{self.size} bytes")
-        return Values(self.type, lanes.block.window(f"V{self.size}", start))
+        start = lanes.read_fixed(self.size, self.label, f"{self.size} bytes")
+        return FixedWidth(self.type, lanes.block.window(f"V{self.size}", start))
 
 
 @dataclass(frozen=True)
@@ -162,50 +173,54 @@ class Decimal(Node):
     size: int | None
 
     @property
-    def width(self) -> int:
+    @override
+    def min_size(self) -> int:
         return 1 if self.size is None else self.size
 
     @property
-    def reach(self) -> int:
-        return self.width
+    @override
+    def max_overread(self) -> int:
+        return self.min_size
 
+    @override
     def read(self, lanes: Lanes) -> Column:
         if self.size is None:
-            start, length = lanes.span(self.label)
+            start, length = lanes.read_length_prefixed(self.label)
         else:
-            start = lanes.advance(self.size, self.label, f"{self.size} bytes")
+            start = lanes.read_fixed(self.size, self.label, f"{self.size} bytes")
             length = np.full(len(start), self.size)
         precision = self.type.precision
-        values, wide = read_decimals(lanes.block, start, length, precision, self.type.byte_width // 8)
-        if wide.any():
-            text = f"{{0}} bytes at byte {{at}} hold a number of more than {precision} digits"
-            lanes.fault(wide, Defect.MALFORMED, start, self.label, text, length)
-        return Values(self.type, values)
+        values, too_wide = read_decimals(lanes.block, start, length, precision, self.type.byte_width // 8)
+        if too_wide.any():
+            text = f"decimal of more than {precision} digits, in {{0}} bytes at byte {{at}}"
+            lanes.reject(too_wide, Defect.MALFORMED, start, self.label, text, length)
+        return FixedWidth(self.type, values)
 
 
 @dataclass(frozen=True)
 class Enum(Node):
-    """The index of a symbol; `codes` gives each its index in `symbols`, those of the reader, or -1."""
+    """The index of a writer's symbol; `codes` maps it to the index in the reader's `symbols`, or -1."""
 
     writer_symbols: npt.NDArray[np.object_]
     codes: Ints
     symbols: pa.StringArray
 
+    @override
     def read(self, lanes: Lanes) -> Column:
         at, k = lanes.pos, len(self.codes)
-        index = lanes.varint(self.label, "an enum index")
+        index = lanes.read_varint(self.label, "an enum index")
         if index.max(initial=0) >= k or index.min(initial=0) < 0:
             bad = (index < 0) | (index >= k)
             text = f"enum index {{0}} of {k} symbols at byte {{at}}"
-            lanes.fault(bad, Defect.INVALID_ENUM, at, self.label, text, index)
+            lanes.reject(bad, Defect.INVALID_ENUM, at, self.label, text, index)
             index[bad] = 0
         codes = self.codes[index]
         unknown = codes < 0
         if unknown.any():
-            text = "enum symbol {0} at byte {at} is unknown to the reader's schema"
-            lanes.fault(unknown, Defect.INVALID_ENUM, at, self.label, text, self.writer_symbols[index])
+            text = "enum symbol {0} at byte {at} is not in the reader's schema"
+            lanes.reject(unknown, Defect.INVALID_ENUM, at, self.label, text, self.writer_symbols[index])
             codes[unknown] = 0
-        return Symbols(self.symbols, codes)
+        return EnumColumn(self.symbols, codes)
 
 
 @dataclass(frozen=True)
@@ -215,21 +230,23 @@ class Array(Node):
     item: Node
 
     @property
-    def reach(self) -> int:
-        return self.item.reach + 1
+    @override
+    def max_overread(self) -> int:
+        return self.item.max_overread + 1
 
     @property
-    def flat(self) -> bool:
+    @override
+    def can_speculate(self) -> bool:
         return False
 
+    @override
     def read(self, lanes: Lanes) -> Column:
-        width, flat = self._item_traits
-        counts, items = read_items(lanes, self.item.read, width, flat, self.label)
-        return Items(self.type, counts, items)
+        counts, items = read_items(lanes, self.item.read, *self._item_traits, self.label)
+        return ListColumn(self.type, counts, items)
 
     @cached_property
     def _item_traits(self) -> tuple[int, bool]:
-        return self.item.width, self.item.flat
+        return self.item.min_size, self.item.can_speculate
 
 
 @dataclass(frozen=True)
@@ -240,27 +257,31 @@ class Entry(Node):
     value: Node
 
     @property
-    def width(self) -> int:
-        return self.key.width + self.value.width
+    @override
+    def min_size(self) -> int:
+        return self.key.min_size + self.value.min_size
 
     @property
-    def reach(self) -> int:
-        return self.key.reach + self.value.reach
+    @override
+    def max_overread(self) -> int:
+        return self.key.max_overread + self.value.max_overread
 
     @property
-    def flat(self) -> bool:
-        return self.value.flat
+    @override
+    def can_speculate(self) -> bool:
+        return self.value.can_speculate
 
+    @override
     def read(self, lanes: Lanes) -> Column:
         key = self.key.read(lanes)
-        return Struct(self.type, len(lanes), [key, self.value.read(lanes)], [])
+        return StructColumn(self.type, len(lanes), [key, self.value.read(lanes)])
 
 
 @dataclass(frozen=True)
 class Record(Node):
-    """Fields in the writer's order; `places` gives each its place in `type`, or None where the reader drops it.
+    """Fields in the writer's order; `places` maps each to its place in `type`, or to None if the reader drops it.
 
-    `added` are the places of fields that only the reader has, with an array of the one default value.
+    `added` holds the places of fields that only the reader has, each with an array of the one default value.
     """
 
     fields: Sequence[Node]
@@ -268,18 +289,22 @@ class Record(Node):
     added: Sequence[tuple[int, pa.Array]]
 
     @property
-    def width(self) -> int:
-        return sum(field.width for field in self.fields)
+    @override
+    def min_size(self) -> int:
+        return sum(field.min_size for field in self.fields)
 
     @property
-    def reach(self) -> int:
-        return sum(field.reach for field in self.fields)
+    @override
+    def max_overread(self) -> int:
+        return sum(field.max_overread for field in self.fields)
 
     @property
-    def flat(self) -> bool:
-        return all(field.flat for field in self.fields)
+    @override
+    def can_speculate(self) -> bool:
+        return all(field.can_speculate for field in self.fields)
 
-    def read(self, lanes: Lanes) -> Struct:
+    @override
+    def read(self, lanes: Lanes) -> StructColumn:
         placed: dict[int, Column] = {}
         dropped = []
         for field, place in zip(self.fields, self.places, strict=True):
@@ -290,5 +315,5 @@ class Record(Node):
                 placed[place] = column
         zeros = np.zeros(len(lanes), np.int64)
         for place, default in self.added:
-            placed[place] = Built(default.take(pa.array(zeros)))
-        return Struct(self.type, len(lanes), [placed[i] for i in range(len(placed))], dropped)
+            placed[place] = ArrowColumn(default.take(pa.array(zeros)))
+        return StructColumn(self.type, len(lanes), [placed[i] for i in range(len(placed))], dropped)

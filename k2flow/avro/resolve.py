@@ -1,6 +1,6 @@
-"""A writer's and a reader's schema into a plan: how to read what the writer wrote as what the reader wants.
+"""Resolves a writer's and a reader's schema into a plan that decodes the writer's bytes into the reader's types.
 
-Avro 1.12 specification, "Schema resolution". Without a reader's schema the writer's stands for both.
+Avro 1.12 specification, "Schema resolution". Without a reader's schema, the writer's schema serves as both.
 """
 
 from enum import IntEnum
@@ -10,9 +10,9 @@ import pyarrow as pa
 
 from k2flow.avro.defaults import default_array
 from k2flow.avro.plan import Array, Binary, Boolean, Decimal, Entry, Enum, Fixed, Float, Integer, Node, Null, Record
-from k2flow.avro.schemas import Json, Parsed, describe, is_named, label_of, logical_type
+from k2flow.avro.schemas import Json, ParsedSchema, describe, is_named, label_of, logical_type
 from k2flow.avro.types import arrow_type, is_null
-from k2flow.avro.unions import UNRESOLVED, Branch, Only, Union
+from k2flow.avro.unions import UNRESOLVED, Branch, Union, WrapInUnion
 from k2flow.errors import SchemaError
 
 _PROMOTIONS = {
@@ -23,21 +23,23 @@ _PROMOTIONS = {
     "bytes": ("string",),
 }
 _NUMBERS = {"int": np.int32, "long": np.int64, "float": np.float32, "double": np.float64}
+_MAX_OVERREAD = 1 << 22
 
 
-_MAX_REACH = 1 << 22
+def resolve(writer: ParsedSchema, reader: ParsedSchema) -> Node:
+    """Return the plan.
 
-
-def resolve(writer: Parsed, reader: Parsed) -> Node:
-    """The plan. Raises SchemaError, naming the field, if the two are incompatible or no plan can be made."""
+    Raises:
+        SchemaError: The schemas are incompatible or exceed a limit; the message names the field.
+    """
     plan = _Resolver(writer, reader).resolve(writer.root, reader.root, "")
-    if plan.reach > _MAX_REACH:
-        raise SchemaError(f"fields of more than {_MAX_REACH} bytes in every record")
+    if plan.max_overread > _MAX_OVERREAD:
+        raise SchemaError(f"a record has more than {_MAX_OVERREAD} bytes of fixed-size fields")
     return plan
 
 
 class _Resolver:
-    def __init__(self, writer: Parsed, reader: Parsed) -> None:
+    def __init__(self, writer: ParsedSchema, reader: ParsedSchema) -> None:
         self._writer = writer
         self._reader = reader
 
@@ -60,7 +62,7 @@ class _Resolver:
         return self._plain(writer, reader, path)
 
     def _as_written(self, schema: Json, path: str) -> Node:
-        """What the reader does not want is read all the same: all bytes are checked."""
+        """Read a type that the reader lacks as the writer's type, so that all bytes are checked."""
         return _Resolver(self._writer, self._writer).resolve(schema, schema, path)
 
     def _record(self, writer: Json, reader: Json, path: str) -> Node:
@@ -78,7 +80,7 @@ class _Resolver:
             name = field["name"]
             place = names.index(name) if name in names else aliases.get(name)
             if place in places and place is not None:
-                place = None  # a second alias of a field that has its value
+                place = None  # a second alias of a field that already has a source
             own = f"{path}.{name}".lstrip(".")
             if place is None:
                 node = self._as_written(field["type"], own)
@@ -91,7 +93,7 @@ class _Resolver:
             if place not in places:
                 label = label_of(f"{path}.{field['name']}".lstrip("."))
                 if "default" not in field:
-                    raise SchemaError(f"{label}: the writer's schema lacks it, and the reader's has no default")
+                    raise SchemaError(f"{label}: missing in the writer's schema, and without a default in the reader's")
                 own_kind = kind.field(place).type
                 added.append((place, default_array(field["type"], self._reader, own_kind, field["default"], label)))
         return Record(kind, label_of(path), fields, places, added)
@@ -112,7 +114,7 @@ class _Resolver:
         return Enum(pa.string(), label_of(path), own, np.array(codes, np.int64), pa.array(symbols, pa.string()))
 
     def _plain(self, writer: Json, reader: Json, path: str) -> Node:
-        """Types that hold no others."""
+        """Resolve types without inner types."""
         label, kind = label_of(path), arrow_type(reader, self._reader)
         logical, wanted = logical_type(writer), logical_type(reader)
         if logical and wanted and logical != wanted:
@@ -130,19 +132,19 @@ class _Resolver:
                 return Decimal(kind, label, writer.get("size"))
             case "fixed":
                 return Fixed(kind, label, writer["size"])
-        # A string that is read as bytes is a text still, and bytes that are read as a string become one.
+        # A string read as bytes is still checked as text, and so are bytes read as a string.
         is_text = "string" in (writer["type"], reader["type"])
         return Binary(kind, label, is_text, is_uuid=wanted is not None and wanted[0] == "uuid")
 
     def _union(self, writer: Json, reader: Json, path: str) -> Node:
-        """Unions of the writer, of the reader, or of both."""
+        """Resolve a union of the writer, of the reader, or of both."""
         label, kind = label_of(path), arrow_type(reader, self._reader)
         wanted = reader if isinstance(reader, list) else [reader]
         members = [branch for branch in wanted if not is_null(branch, self._reader)]
         kinds = [arrow_type(branch, self._reader) for branch in members]
         if not isinstance(writer, list):
             branch = self._branch(writer, wanted, members, path)
-            return branch.node if branch.node.type == kind else Only(kind, label, branch, kinds)
+            return branch.node if branch.node.type == kind else WrapInUnion(kind, label, branch, kinds)
         branches, failures = [], []
         for part in writer:
             try:
@@ -155,7 +157,7 @@ class _Resolver:
         return Union(kind, label, branches, kinds)
 
     def _branch(self, writer: Json, wanted: list[Json], members: list[Json], path: str) -> Branch:
-        """A type of the writer's as one of the reader's branches: the one that matches best, the first of these."""
+        """Resolve a type of the writer to the reader's branch that matches best, the first one if several do."""
         own = self._writer.expand(writer)
         for level in _Match:
             for option in wanted:
@@ -167,18 +169,18 @@ class _Resolver:
 
 
 class _Match(IntEnum):
-    """How well two types that are no unions match."""
+    """How well two types other than unions match."""
 
     SAME = 0
-    """The same type, of the same full name."""
+    """The same type with the same full name."""
     NAMED = 1
-    """The same type, of a matching name."""
+    """The same type with a matching name."""
     PROMOTED = 2
-    """One that the other can be promoted to."""
+    """A type that the other can be promoted to."""
 
 
 def _match(writer: Json, reader: Json, level: _Match) -> bool:
-    """Whether two types match at their top at least as well as `level`."""
+    """Return whether two types match at least as well as `level`, without regard to inner types."""
     kind, wanted = writer["type"], reader["type"]
     if kind != wanted:
         return level == _Match.PROMOTED and wanted in _PROMOTIONS.get(kind, ())

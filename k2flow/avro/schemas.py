@@ -1,6 +1,6 @@
-"""Writer and reader schemas, parsed and checked.
+"""Parses and checks writer and reader schemas.
 
-fastavro parses; what it lets pass and no plan can be made of is refused here.
+fastavro parses; schemas that it accepts but that have no plan are rejected here.
 """
 
 import json
@@ -13,7 +13,7 @@ from fastavro.schema import SchemaParseException, UnknownType
 from k2flow.errors import SchemaError
 
 Json = Any
-"""A schema as JSON text holds it: a name, a dict with the key `type`, or a list of branches."""
+"""A parsed JSON schema: a name, a dict with the key `type`, or a list of branches."""
 
 _PRIMITIVES = frozenset(("null", "boolean", "int", "long", "float", "double", "bytes", "string"))
 _LOGICAL = {
@@ -39,49 +39,53 @@ _PARSE_ERRORS = (
 )
 _MAX_DIGITS = 76
 MAX_DEPTH = 64
-"""How deep types may be nested."""
+"""The limit of nested types."""
 MAX_TYPES = 10_000
-"""How many types a schema may hold, counting a named one each time it is used: they can double at each level."""
+"""The limit of types in a schema. A named type counts each time it is used, because uses can double at each level."""
 MAX_FIXED_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Parsed:
+class ParsedSchema:
     """A schema and the named types it defines, by full name."""
 
     root: Json
     names: dict[str, Json]
 
     def expand(self, schema: Json) -> Json:
-        """The definition in place of a name; primitive types as dicts; unions as they are."""
+        """Return the definition of a name, a primitive type as a dict, and any other schema unchanged."""
         if isinstance(schema, str):
             return {"type": schema} if schema in _PRIMITIVES else self.names[schema]
         return schema
 
 
-def parse(schema: Json) -> Parsed:
-    """Parses a schema: JSON text, the name of a primitive type, or what JSON text holds.
+def parse(schema: Json) -> ParsedSchema:
+    """Parse a schema: JSON text, the name of a primitive type, or parsed JSON.
 
-    Raises SchemaError if it is no Avro schema.
+    Raises:
+        SchemaError: It is not a valid Avro schema, is recursive, or exceeds a limit.
     """
     names: dict[str, Json] = {}
     try:
         if isinstance(schema, str) and schema not in _PRIMITIVES:
             schema = json.loads(schema)
         root = fastavro.parse_schema(schema, names)
-        json.dumps(root, ensure_ascii=False).encode()  # a name that is no UTF-8 could be neither shown nor stored
+        json.dumps(root, ensure_ascii=False).encode()  # a name with lone surrogates could be neither shown nor stored
     except _PARSE_ERRORS as error:
-        raise SchemaError(f"no Avro schema: {type(error).__name__}: {error}") from error
-    parsed = Parsed(root, names)
+        raise SchemaError(f"not an Avro schema: {type(error).__name__}: {error}") from error
+    parsed = ParsedSchema(root, names)
     if _count(root, parsed, "", (), {}) > MAX_TYPES:
-        raise SchemaError(f"more than {MAX_TYPES} types, counting a named one each time it is used")
+        raise SchemaError(f"more than {MAX_TYPES} types, counting each use of a named type")
     return parsed
 
 
-def _count(schema: Json, parsed: Parsed, path: str, outer: tuple[str, ...], known: dict[str, int]) -> int:
-    """How many types a schema holds. Raises SchemaError for one that is recursive, nested too deep or not valid.
+def _count(schema: Json, parsed: ParsedSchema, path: str, outer: tuple[str, ...], known: dict[str, int]) -> int:
+    """Count the types of a schema, and check them.
 
-    `outer` are the full names of the records around it, "" for other types; `known` the counts of named types.
+    `outer` holds the full names of the enclosing records, "" for other types; `known` the counts of named types.
+
+    Raises:
+        SchemaError: A type is recursive, nested too deep or not valid.
     """
     schema = parsed.expand(schema)
     if len(outer) > MAX_DEPTH:
@@ -99,53 +103,54 @@ def _count(schema: Json, parsed: Parsed, path: str, outer: tuple[str, ...], know
         case "fixed":
             size = schema["size"]
             if not isinstance(size, int) or not 0 <= size <= MAX_FIXED_BYTES:
-                raise SchemaError(f"{label_of(path)}: a fixed of {size} bytes; 0 to {MAX_FIXED_BYTES} can be read")
+                raise SchemaError(f"{label_of(path)}: a fixed of {size} bytes; use 0 to {MAX_FIXED_BYTES}")
         case "enum":
             if not schema["symbols"]:
                 raise SchemaError(f"{label_of(path)}: an enum without symbols")
     return 1
 
 
-def _count_record(schema: Json, parsed: Parsed, path: str, outer: tuple[str, ...], known: dict[str, int]) -> int:
+def _count_record(schema: Json, parsed: ParsedSchema, path: str, outer: tuple[str, ...], known: dict[str, int]) -> int:
     name = schema["name"]
     if name in outer:
-        raise SchemaError(f"{label_of(path)}: type {name} holds itself; recursive types have no Arrow type")
+        raise SchemaError(f"{label_of(path)}: type {name} contains itself; recursive types have no Arrow type")
     if name not in known:
         fields = schema["fields"]
         if len({field["name"] for field in fields}) < len(fields):
-            raise SchemaError(f"{label_of(path)}: record {name} has two fields of one name")
+            raise SchemaError(f"{label_of(path)}: record {name} has two fields with the same name")
         known[name] = 1 + sum(
             _count(field["type"], parsed, f"{path}.{field['name']}", (*outer, name), known) for field in fields
         )
     return known[name]
 
 
-def _check_union(branches: list[Json], parsed: Parsed, path: str) -> None:
+def _check_union(branches: list[Json], parsed: ParsedSchema, path: str) -> None:
     kinds = []
     for branch in map(parsed.expand, branches):
         if isinstance(branch, list):
-            raise SchemaError(f"{label_of(path)}: a union in a union")
+            raise SchemaError(f"{label_of(path)}: a union directly inside a union")
         kinds.append(branch.get("name", branch["type"]))
     if not kinds or len(set(kinds)) < len(kinds):
         raise SchemaError(f"{label_of(path)}: a union needs branches, each of a different type")
 
 
 def label_of(path: str) -> str:
-    """What messages call the field at a dotted path; an empty one is the schema itself."""
+    """Return the label of the field at a dotted path in messages; an empty path is the schema itself."""
     return f"field `{path.lstrip('.')}`" if path else "value"
 
 
 def logical_type(schema: Json) -> tuple[str, int, int] | None:
-    """Name, precision and scale (both 0 unless decimal) of a logical type that holds; None for one to be ignored.
+    """Return name, precision and scale of a logical type; precision and scale are 0 unless it is decimal.
 
-    Avro 1.12 specification, "Logical types": one that is unknown or not valid for its type is ignored.
+    Returns None for an unknown logical type and for one not valid for its type: Avro 1.12 specification, "Logical
+    types", ignores both.
     """
     name, kind = schema.get("logicalType"), schema["type"]
     if name == "decimal" and kind in ("bytes", "fixed"):
         precision, scale = schema.get("precision"), schema.get("scale", 0)
         if isinstance(precision, int) and isinstance(scale, int) and 0 <= scale <= precision and precision > 0:
             if precision > _MAX_DIGITS:
-                raise SchemaError(f"a decimal of {precision} digits: Arrow has at most {_MAX_DIGITS}")
+                raise SchemaError(f"a decimal of {precision} digits; Arrow has at most {_MAX_DIGITS}")
             return name, precision, scale
         return None
     if isinstance(name, str) and _LOGICAL.get(name) == kind:
@@ -154,7 +159,7 @@ def logical_type(schema: Json) -> tuple[str, int, int] | None:
 
 
 def describe(schema: Json) -> str:
-    """What messages call a type."""
+    """Return the name of a type in messages."""
     if isinstance(schema, list):
         return "union"
     logical = logical_type(schema)
@@ -165,7 +170,7 @@ def describe(schema: Json) -> str:
 
 
 def is_named(writer: Json, reader: Json) -> bool:
-    """Whether the reader's named type has the writer's unqualified name, or has the writer's name for an alias."""
+    """Return whether the reader's named type has the writer's unqualified name, or an alias equal to its name."""
     full = str(writer["name"])
     short = full.rpartition(".")[2]
     aliases = reader.get("aliases", [])

@@ -1,20 +1,20 @@
-"""Values of any Avro type as text, whole columns at once.
+"""Converts values of any Avro type to text, whole columns at once.
 
-    null                        null, as a null value of any type
+    null                        null, like a null value of any type
     boolean                     true, false
     int, long                   digits
-    float, double               the fewest digits that give the same number back, as Arrow writes them: 0.1, 1e+20, inf
-    decimal                     all digits of its scale, without an exponent: 0.00000001
-    bytes, fixed                hexadecimal, lower case, two digits a byte
-    string, enum, uuid          as they are
+    float, double               the fewest digits that parse to the same number, in Arrow's format: 0.1, 1e+20, inf
+    decimal                     all digits of its scale, no exponent: 0.00000001
+    bytes, fixed                hexadecimal, lower case, two digits per byte
+    string, enum, uuid          unchanged
     date, time-*                2026-01-31, 12:34:56.789
-    timestamp-*, local-*        2026-01-31T12:34:56.789000Z, with the digits of its unit; a local one without the Z
+    timestamp-*, local-*        2026-01-31T12:34:56.789000Z, with the digits of its unit; local ones without the Z
     union                       the text of its value
     array, map, record          JSON without spaces: booleans, ints, longs and finite floats and doubles bare, null as
                                 null, all else as a string of the text above
 
-A date or timestamp outside the years 1 to 9999, which no text has, is its number: of days or of its unit since 1970.
-Arrow and numpy convert whole columns, but JSON is put together one value after another.
+A date or timestamp outside the years 1 to 9999 has no text format. Its text is its number of days, or of its unit,
+since 1970. Arrow and numpy convert whole columns, but JSON is assembled value by value.
 """
 
 import itertools
@@ -26,7 +26,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from k2flow.avro.schemas import Json, Parsed, logical_type
+from k2flow.avro.schemas import Json, ParsedSchema, logical_type
 from k2flow.avro.types import is_null
 
 _FIRST_DAY, _LAST_DAY = -719_162, 2_932_896
@@ -34,33 +34,38 @@ _FIRST_DAY, _LAST_DAY = -719_162, 2_932_896
 _DAY_SECONDS = 86_400
 _PER_SECOND = {"ms": 10**3, "us": 10**6, "ns": 10**9}
 _HEX = np.array([f"{byte:02x}" for byte in range(256)], "S2")
-_NO_JSON = {"inf", "-inf", "nan"}
+_NOT_JSON = {"inf", "-inf", "nan"}
 
 
-def texts(schema: Json, names: Parsed, column: pa.Array) -> pa.StringArray:
-    """Each of n values of a schema, whose names `names` defines, as text, null where it is null; (n,) strings.
+def to_texts(schema: Json, names: ParsedSchema, column: pa.Array) -> pa.StringArray:
+    """Convert n values of a schema to text, null to null: (n,) strings.
 
-    `column` is of the schema's Arrow type, see types.py. Raises pyarrow's ArrowInvalid for texts of 2 GiB in all.
+    `names` defines the schema's named types. `column` has the schema's Arrow type, see types.py.
+
+    Raises:
+        pyarrow.ArrowInvalid: The texts take 2 GiB or more in total.
     """
     schema = names.expand(schema)
     if isinstance(schema, list):
         members = _members(schema, names, column)
-        return pc.coalesce(*(texts(*member) for member in members)) if members else pa.nulls(len(column), pa.string())
+        return (
+            pc.coalesce(*(to_texts(*member) for member in members)) if members else pa.nulls(len(column), pa.string())
+        )
     if schema["type"] in ("array", "map", "record", "error"):
         fragments = _json(schema, names, column)
         return pa.array([f if ok else None for f, ok in zip(fragments, _valid(column), strict=True)], pa.string())
     return _plain(column)
 
 
-def _members(schema: Json, names: Parsed, column: pa.Array) -> list[tuple[Json, Parsed, pa.Array]]:
-    """The branches of a union that are not null, each with its values, null where another branch is chosen."""
+def _members(schema: Json, names: ParsedSchema, column: pa.Array) -> list[tuple[Json, ParsedSchema, pa.Array]]:
+    """Return the branches of a union other than null, each with its values, null if another branch is chosen."""
     branches = [branch for branch in schema if not is_null(branch, names)]
     columns = [column] if len(branches) == 1 else column.flatten() if branches else []
     return [(branch, names, child) for branch, child in zip(branches, columns, strict=True)]
 
 
 def _plain(column: pa.Array) -> pa.StringArray:
-    """Values of types that hold no others."""
+    """Convert values of types without inner types."""
     kind = column.type
     if pa.types.is_decimal(kind):
         return _decimals(column)
@@ -68,7 +73,7 @@ def _plain(column: pa.Array) -> pa.StringArray:
         return _hexadecimal(column)
     if pa.types.is_date(kind):
         days = column.cast(pa.int32())
-        return _within(days, _FIRST_DAY, _LAST_DAY, lambda inside: inside.cast(kind).cast(pa.string()))
+        return _convert_within(days, _FIRST_DAY, _LAST_DAY, lambda inside: inside.cast(kind).cast(pa.string()))
     if pa.types.is_timestamp(kind):
         return _timestamps(column)
     return column.cast(pa.string())
@@ -81,24 +86,26 @@ def _timestamps(column: pa.TimestampArray) -> pa.StringArray:
     zone = "" if kind.tz is None else "Z"
 
     def iso(inside: pa.Array) -> pa.StringArray:
-        # Cast without its zone, for which Arrow would look into a database of zones that a machine may lack.
+        # Cast without the zone: Arrow would need a time zone database, which the machine may lack.
         text = pc.replace_substring(inside.cast(pa.timestamp(kind.unit)).cast(pa.string()), " ", "T")
         return pc.binary_join_element_wise(text, zone, "") if zone else text
 
-    return _within(column.cast(pa.int64()), first, last, iso)
+    return _convert_within(column.cast(pa.int64()), first, last, iso)
 
 
-def _within(numbers: pa.Array, first: int, last: int, write: Callable[[pa.Array], pa.StringArray]) -> pa.StringArray:
-    """`write` of the numbers from `first` to `last`, and the digits of the others."""
+def _convert_within(
+    numbers: pa.Array, first: int, last: int, convert: Callable[[pa.Array], pa.StringArray]
+) -> pa.StringArray:
+    """Convert the numbers from `first` to `last` by `convert`, and the others to their digits."""
     inside = pc.and_(pc.greater_equal(numbers, first), pc.less_equal(numbers, last))
     if inside.false_count == 0:
-        return write(numbers)
+        return convert(numbers)
     zero = pa.scalar(0, numbers.type)
-    return pc.if_else(inside, write(pc.if_else(inside, numbers, zero)), numbers.cast(pa.string()))
+    return pc.if_else(inside, convert(pc.if_else(inside, numbers, zero)), numbers.cast(pa.string()))
 
 
 def _decimals(column: pa.Array) -> pa.StringArray:
-    """All digits, where Arrow writes 1E-8."""
+    """Format all digits; Arrow formats small numbers as 1E-8."""
     kind = column.type
     make = pa.decimal128 if pa.types.is_decimal128(kind) else pa.decimal256
     whole = pa.Array.from_buffers(make(kind.precision, 0), len(column), column.buffers(), offset=column.offset)
@@ -122,8 +129,8 @@ def _hexadecimal(column: pa.Array) -> pa.StringArray:
     return pc.if_else(column.is_valid(), text, None) if column.null_count else text
 
 
-def _json(schema: Json, names: Parsed, column: pa.Array) -> list[str]:
-    """The JSON of n values."""
+def _json(schema: Json, names: ParsedSchema, column: pa.Array) -> list[str]:
+    """Convert n values to JSON."""
     schema = names.expand(schema)
     if isinstance(schema, list):
         return _json_union(schema, names, column)
@@ -141,13 +148,13 @@ def _json(schema: Json, names: Parsed, column: pa.Array) -> list[str]:
         case kind:
             is_bare = logical_type(schema) is None and kind in ("boolean", "int", "long", "float", "double")
             return [
-                "null" if text is None else text if is_bare and text not in _NO_JSON else _string(text)
+                "null" if text is None else text if is_bare and text not in _NOT_JSON else _string(text)
                 for text in _plain(column).to_pylist()
             ]
     return [text if ok else "null" for text, ok in zip(found, _valid(column), strict=True)]
 
 
-def _json_records(schema: Json, names: Parsed, column: pa.StructArray) -> list[str]:
+def _json_records(schema: Json, names: ParsedSchema, column: pa.StructArray) -> list[str]:
     labels = [_string(field["name"]) for field in schema["fields"]]
     if not labels:
         return ["{}"] * len(column)
@@ -158,7 +165,7 @@ def _json_records(schema: Json, names: Parsed, column: pa.StructArray) -> list[s
     return [f"{{{','.join(row)}}}" for row in zip(*columns, strict=True)]
 
 
-def _json_union(schema: Json, names: Parsed, column: pa.Array) -> list[str]:
+def _json_union(schema: Json, names: ParsedSchema, column: pa.Array) -> list[str]:
     found = ["null"] * len(column)
     for branch, _, child in _members(schema, names, column):
         written = _json(branch, names, child)
@@ -168,7 +175,7 @@ def _json_union(schema: Json, names: Parsed, column: pa.Array) -> list[str]:
 
 
 def _ranges(column: pa.Array) -> Iterator[tuple[int, int]]:
-    """Where the items of each array or map begin and end among all items."""
+    """Yield the range of each array or map among all items."""
     return itertools.pairwise(column.offsets.to_pylist())
 
 

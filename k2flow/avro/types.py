@@ -5,21 +5,21 @@
     fixed                                       fixed_size_binary
     array, map, record                          list, map<string, ...>, struct
     union                                       without null, one branch: its type; more: a struct of `member0`,
-                                                `member1`, ..., at most one of which is not null
+                                                `member1`, ..., at most one of them not null
     decimal                                     decimal128 up to 38 digits, decimal256 up to 76
     date, time-millis, time-micros              date32, time32[ms], time64[us]; a time is within the day
-    timestamp-millis, -micros, -nanos           timestamp in that unit, UTC; of any value, also outside years 1-9999
-    local-timestamp-millis, -micros, -nanos     timestamp in that unit without a time zone
+    timestamp-millis, -micros, -nanos           timestamp in that unit, UTC; any value, also outside years 1-9999
+    local-timestamp-millis, -micros, -nanos     timestamp in that unit, no time zone
     uuid                                        string; of a fixed: fixed_size_binary
 
-All fields are nullable: a row with a defect may hold nulls anywhere.
+All fields are nullable, because a row with a defect may be null anywhere.
 """
 
 from collections.abc import Sequence
 
 import pyarrow as pa
 
-from k2flow.avro.schemas import Json, Parsed, logical_type
+from k2flow.avro.schemas import Json, ParsedSchema, logical_type
 
 _PLAIN = {
     "null": pa.null(),
@@ -47,8 +47,8 @@ _LOGICAL = {
 _DECIMAL128_DIGITS = 38
 
 
-def arrow_type(schema: Json, parsed: Parsed) -> pa.DataType:
-    """The Arrow type of a schema, whose names `parsed` defines."""
+def arrow_type(schema: Json, parsed: ParsedSchema) -> pa.DataType:
+    """Return the Arrow type of a schema; `parsed` defines its named types."""
     schema = parsed.expand(schema)
     if isinstance(schema, list):
         members = [arrow_type(branch, parsed) for branch in schema if not is_null(branch, parsed)]
@@ -71,8 +71,8 @@ def arrow_type(schema: Json, parsed: Parsed) -> pa.DataType:
     return _PLAIN[schema["type"]]
 
 
-def is_null(schema: Json, parsed: Parsed) -> bool:
-    """Whether a schema is the type null."""
+def is_null(schema: Json, parsed: ParsedSchema) -> bool:
+    """Return whether a schema is the type null."""
     schema = parsed.expand(schema)
     return not isinstance(schema, list) and schema["type"] == "null"
 

@@ -1,6 +1,7 @@
 """Unions: the index of a branch, and its value. Avro 1.12 specification, "Unions" and "Schema resolution".
 
-Every lane reads every branch that any lane has, those without it in the zeros; that is cheaper than to take them apart.
+Every lane reads every branch that any lane has; lanes with another branch are inactive meanwhile. That is cheaper than
+splitting the lanes.
 """
 
 from collections.abc import Sequence
@@ -9,8 +10,9 @@ from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
+from typing_extensions import override
 
-from k2flow.avro.columns import Built, Column, Struct
+from k2flow.avro.columns import ArrowColumn, Column, StructColumn
 from k2flow.avro.cursor import Ints, Lanes, Mask
 from k2flow.avro.plan import Node
 from k2flow.records import Defect
@@ -20,9 +22,9 @@ UNRESOLVED = -1
 
 @dataclass(frozen=True)
 class Branch:
-    """A branch of the writer's union: how to read it, and the member of the result it becomes.
+    """A branch of the writer's union: its node, and the member of the result that it becomes.
 
-    `member` is None for null, and UNRESOLVED where the reader's schema cannot take the branch.
+    `member` is None for null, and UNRESOLVED if the branch matches no type of the reader's schema.
     """
 
     node: Node
@@ -33,40 +35,46 @@ class Branch:
 class Union(Node):
     """The index of a branch, and its value.
 
-    Members are what the result can be besides null. One is a column of its own type, with nulls; several are a struct
-    with one field for each (`member0`, `member1`, ...), at most one of which is not null.
+    Members are the types of the result other than null. One member gives a column of its type, with nulls. Several give
+    a struct with one field per member (`member0`, `member1`, ...), at most one of them not null.
     """
 
     branches: Sequence[Branch]
     members: Sequence[pa.DataType]
 
     @property
-    def width(self) -> int:
-        return 1 + min(branch.node.width for branch in self.branches)
+    @override
+    def min_size(self) -> int:
+        return 1 + min(branch.node.min_size for branch in self.branches)
 
     @property
-    def reach(self) -> int:
-        return 1 + max(branch.node.reach for branch in self.branches)
+    @override
+    def max_overread(self) -> int:
+        return 1 + max(branch.node.max_overread for branch in self.branches)
 
     @property
-    def flat(self) -> bool:
-        return all(branch.node.flat for branch in self.branches) and all(len(parts) <= 1 for parts in self._sources)
+    @override
+    def can_speculate(self) -> bool:
+        return all(branch.node.can_speculate for branch in self.branches) and all(
+            len(parts) <= 1 for parts in self._sources
+        )
 
+    @override
     def read(self, lanes: Lanes) -> Column:
         index = self._read_index(lanes)
         if not self.members:
-            return Built(pa.nulls(len(lanes)))
+            return ArrowColumn(pa.nulls(len(lanes)))
         columns = []
         for kind, sources in zip(self.members, self._sources, strict=True):
             parts = [(index == number, self.branches[number].node) for number in sources]
             columns.append(_read_member(lanes, kind, parts))
         if len(columns) == 1:
             return columns[0]
-        return Struct(self.type, len(lanes), columns, []).masked(self._present[index])
+        return StructColumn(self.type, len(lanes), columns).with_validity(self._present[index])
 
     @cached_property
     def _sources(self) -> list[list[int]]:
-        """The branches that become each member."""
+        """The branches of each member."""
         return [
             [number for number, branch in enumerate(self.branches) if branch.member == member]
             for member in range(len(self.members))
@@ -74,73 +82,79 @@ class Union(Node):
 
     @cached_property
     def _present(self) -> Mask:
-        """Which branches are not null."""
+        """The mask of branches that are not null."""
         return np.array([branch.member is not None for branch in self.branches])
 
     def _read_index(self, lanes: Lanes) -> Ints:
         at, k = lanes.pos, len(self.branches)
-        index = lanes.varint(self.label, "a union branch")
+        index = lanes.read_varint(self.label, "a union branch")
         if index.max(initial=0) >= k or index.min(initial=0) < 0:
             bad = (index < 0) | (index >= k)
             text = f"union branch {{0}} of {k} at byte {{at}}"
-            lanes.fault(bad, Defect.MALFORMED, at, self.label, text, index)
+            lanes.reject(bad, Defect.MALFORMED, at, self.label, text, index)
             index[bad] = 0
         for number, branch in enumerate(self.branches):
             if branch.member == UNRESOLVED:
-                text = f"union branch {number} at byte {{at}} is none that the reader's schema can take"
-                lanes.fault(index == number, Defect.MALFORMED, at, self.label, text)
+                text = f"union branch {number} at byte {{at}} matches no type of the reader's schema"
+                lanes.reject(index == number, Defect.MALFORMED, at, self.label, text)
         return index
 
 
 @dataclass(frozen=True)
-class Only(Node):
-    """A type that the reader's schema has as one branch of a union."""
+class WrapInUnion(Node):
+    """A type that is one branch of a union in the reader's schema only."""
 
     branch: Branch
     members: Sequence[pa.DataType]
 
     @property
-    def width(self) -> int:
-        return self.branch.node.width
+    @override
+    def min_size(self) -> int:
+        return self.branch.node.min_size
 
     @property
-    def reach(self) -> int:
-        return self.branch.node.reach
+    @override
+    def max_overread(self) -> int:
+        return self.branch.node.max_overread
 
     @property
-    def flat(self) -> bool:
-        return self.branch.node.flat
+    @override
+    def can_speculate(self) -> bool:
+        return self.branch.node.can_speculate
 
+    @override
     def read(self, lanes: Lanes) -> Column:
         column, n = self.branch.node.read(lanes), len(lanes)
         if self.branch.member is None:
-            return Built(pa.nulls(n, self.type))
-        columns: list[Column] = [Built(pa.nulls(n, kind)) for kind in self.members]
+            return ArrowColumn(pa.nulls(n, self.type))
+        columns: list[Column] = [ArrowColumn(pa.nulls(n, kind)) for kind in self.members]
         columns[self.branch.member] = column
-        return Struct(self.type, n, columns, [])
+        return StructColumn(self.type, n, columns)
 
 
 def _read_member(lanes: Lanes, kind: pa.DataType, parts: list[tuple[Mask, Node]]) -> Column:
-    """The values of one member of a union, from the branches that become it: which lanes have each, and its node."""
+    """Read one member of a union from its branches; `parts` holds the mask of lanes and the node of each branch."""
     n = len(lanes)
     if len(parts) == 1 and parts[0][0].all():
         return parts[0][1].read(lanes)
     parts = [(on, node) for on, node in parts if on.any()]
     if not parts:
-        return Built(pa.nulls(n, kind))
-    columns = [_read_some(lanes, on, node) for on, node in parts]
+        return ArrowColumn(pa.nulls(n, kind))
+    columns = [_read_masked(lanes, on, node) for on, node in parts]
     if len(parts) == 1:
-        return columns[0].masked(parts[0][0])
-    chosen, some = np.zeros(n, np.int64), np.zeros(n, np.bool_)
+        return columns[0].with_validity(parts[0][0])
+    source, present = np.zeros(n, np.int64), np.zeros(n, np.bool_)
     for i, (on, _) in enumerate(parts):
-        chosen[on] = np.flatnonzero(on) + i * n
-        some |= on
-    return Built.join([Built(column.build()) for column in columns]).take(chosen).masked(some)
+        source[on] = np.flatnonzero(on) + i * n
+        present |= on
+    return (
+        ArrowColumn.concat([ArrowColumn(column.to_arrow()) for column in columns]).take(source).with_validity(present)
+    )
 
 
-def _read_some(lanes: Lanes, on: Mask, node: Node) -> Column:
-    """A value for the lanes of `on`, zeros for the others, which stay where they are."""
-    part = lanes.idle(on)
+def _read_masked(lanes: Lanes, on: Mask, node: Node) -> Column:
+    """Read values for the lanes of `on` and zeros for the others, which do not advance."""
+    part = lanes.masked(on)
     column = node.read(part)
-    lanes.resume(on, part)
+    lanes.put_masked(on, part)
     return column

@@ -1,4 +1,4 @@
-"""Which of many texts are no UTF-8 (RFC 3629)."""
+"""Finds the texts that are not valid UTF-8 (RFC 3629), many texts at once."""
 
 import numpy as np
 import numpy.typing as npt
@@ -9,7 +9,7 @@ Ints = npt.NDArray[np.int64]
 
 
 def is_ascii(data: Bytes) -> bool:
-    """Whether no byte has its high bit set."""
+    """Return whether no byte has its high bit set."""
     whole = len(data) & ~7
     words = np.bitwise_or.reduce(data[:whole].view(np.uint64))
     rest = np.bitwise_or.reduce(data[whole:])
@@ -17,9 +17,10 @@ def is_ascii(data: Bytes) -> bool:
 
 
 def invalid_texts(data: Bytes, offsets: npt.NDArray[np.int32]) -> tuple[Ints, Ints]:
-    """The texts data[offsets[i]:offsets[i + 1]] that are no UTF-8: their numbers i, and the byte where each goes wrong.
+    """Find the texts data[offsets[i]:offsets[i + 1]] that are not valid UTF-8.
 
-    That byte is counted from the text's own start; it is the first one of the sequence that is no character.
+    Returns:
+        Their numbers i, and the first byte of the first invalid sequence of each, from the start of the text.
     """
     nothing = np.zeros(0, np.int64)
     if is_ascii(data):
@@ -43,18 +44,18 @@ def _first_invalid(text: bytes) -> int:
         text.decode()
     except UnicodeDecodeError as error:
         return error.start
-    raise AssertionError("a text was taken for invalid UTF-8 that is valid")
+    raise AssertionError("valid UTF-8 was classified as invalid")
 
 
 def _invalid_rows(data: Bytes, offsets: Ints) -> Ints:
-    """Every text is checked by itself, all side by side, so that one bad text among many costs no more than none."""
+    """Check each text separately, all at once, so that one bad text among many costs no more than none."""
     length = np.diff(offsets)
     row = np.repeat(np.arange(len(length)), length)
     left = np.repeat(offsets[1:], length) - np.arange(offsets[0], offsets[-1])
     byte = data[offsets[0] : offsets[-1]]
     more = (byte >= 0xC0).astype(np.int64) + (byte >= 0xE0) + (byte >= 0xF0)
     cut = more >= left
-    lead = np.where(cut, 0, byte)  # a sequence that its text cuts off must not reach into the next text
+    lead = np.where(cut, 0, byte)  # a sequence cut off by the end of its text must not reach into the next text
     more[cut] = 0
     expected = np.zeros(len(byte) + 3, np.bool_)
     for i in (1, 2, 3):

@@ -21,11 +21,11 @@ class UnknownField(Protocol):
     def name(self) -> str:
         """The field's name, the key of its entries in `vendor_data`."""
 
-    def texts(self, column: pa.Array) -> pa.StringArray:
+    def to_texts(self, column: pa.Array) -> pa.StringArray:
         """Convert n values of this field to text, null to null.
 
         Raises:
-            pyarrow.ArrowInvalid: The texts exceed 2 GiB in total.
+            pyarrow.ArrowInvalid: The texts take 2 GiB or more in total.
         """
 
 

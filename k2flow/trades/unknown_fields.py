@@ -56,7 +56,7 @@ class UnknownFields:
             return vendor_data
         names = [field.name for field in decoder.unknown_fields]
         try:
-            texts = [field.texts(column) for field, column in zip(decoder.unknown_fields, unknown, strict=True)]
+            texts = [field.to_texts(column) for field, column in zip(decoder.unknown_fields, unknown, strict=True)]
             size = sum(
                 text.nbytes + len(name.encode()) * (len(text) - text.null_count)
                 for name, text in zip(names, texts, strict=True)

@@ -403,7 +403,7 @@ def damage(payload: bytes, other: bytes, rng: random.Random) -> bytes:
 @contextmanager
 def small_blocks(rows: int, steps: int) -> Any:
     """Lets few records make several blocks, and few items be read ahead."""
-    with mock.patch.object(decoder, "_BLOCK_ROWS", rows), mock.patch.object(blocks, "_STEPS", steps):
+    with mock.patch.object(decoder, "_BLOCK_ROWS", rows), mock.patch.object(blocks, "_STEPS_BEFORE_SPECULATION", steps):
         yield
 
 

@@ -143,7 +143,7 @@ def test_decimals(precision: int, kind: pa.DataType) -> None:
     for number in (most + 1, -most - 1):
         size = (number.bit_length() + 8) // 8
         decoded = decode(schema, bytes([2 * size]) + number.to_bytes(size, "big", signed=True), b"\x02\x05")
-        text = f"value: {size} bytes at byte 1 hold a number of more than {precision} digits"
+        text = f"value: decimal of more than {precision} digits, in {size} bytes at byte 1"
         assert first_defect(decoded) == (Defect.MALFORMED, 1, text)
         assert decoded.batch.column(0)[1].as_py() == Decimal("0.05")
 
@@ -216,17 +216,17 @@ def test_canonical_types_of_a_trade() -> None:
 @pytest.mark.parametrize(
     ("schema", "payload", "defect", "position", "detail"),
     [
-        (record("long"), b"", "truncated", 0, "field `a`: a long wanted at byte 0, 0 left"),
-        (record("long", "long"), b"\x02\x80\x80", "truncated", 1, "field `b`: a long wanted at byte 1, 2 left"),
-        (record("string"), b"\x50" + b"x" * 12, "truncated", 1, "field `a`: 40 bytes wanted at byte 1, 12 left"),
-        (record("string"), b"\x80", "truncated", 0, "field `a`: a length wanted at byte 0, 1 left"),
-        (record("double"), b"\x00" * 7, "truncated", 0, "field `a`: 8 bytes wanted at byte 0, 7 left"),
-        (record("boolean"), b"", "truncated", 0, "field `a`: a boolean wanted at byte 0, 0 left"),
-        (record(["null", "int"]), b"\x02", "truncated", 1, "field `a`: an int wanted at byte 1, 0 left"),
+        (record("long"), b"", "truncated", 0, "field `a`: expected a long at byte 0, 0 left"),
+        (record("long", "long"), b"\x02\x80\x80", "truncated", 1, "field `b`: expected a long at byte 1, 2 left"),
+        (record("string"), b"\x50" + b"x" * 12, "truncated", 1, "field `a`: expected 40 bytes at byte 1, 12 left"),
+        (record("string"), b"\x80", "truncated", 0, "field `a`: expected a length at byte 0, 1 left"),
+        (record("double"), b"\x00" * 7, "truncated", 0, "field `a`: expected 8 bytes at byte 0, 7 left"),
+        (record("boolean"), b"", "truncated", 0, "field `a`: expected a boolean at byte 0, 0 left"),
+        (record(["null", "int"]), b"\x02", "truncated", 1, "field `a`: expected an int at byte 1, 0 left"),
         (record({"type": "array", "items": "int"}), b"\x06\x02\x02", "truncated", 1,
-         "field `a`: 3 items of at least 1 bytes wanted at byte 1, 2 left"),
+         "field `a`: expected 3 items of at least 1 bytes at byte 1, 2 left"),
         (record({"type": "array", "items": "int"}), b"\x02\x02", "truncated", 2,
-         "field `a`: a block count wanted at byte 2, 0 left"),
+         "field `a`: expected a block count at byte 2, 0 left"),
         (record("long"), b"\x80" * 10 + b"\x00", "malformed", 0, "field `a`: a long of more than 64 bits at byte 0"),
         (record("string"), b"\x03ab", "malformed", 0, "field `a`: length -2 at byte 0"),
         (record(["null", "int"]), b"\x04", "malformed", 0, "field `a`: union branch 2 of 2 at byte 0"),
@@ -235,13 +235,13 @@ def test_canonical_types_of_a_trade() -> None:
         (record({"type": "array", "items": "int"}), b"\xff" * 9 + b"\x01\x00", "malformed", 0,
          "field `a`: a block of -9223372036854775808 items at byte 0"),
         (record(side=SIDE), b"\x0e", "invalid_enum", 0, "field `side`: enum index 7 of 4 symbols at byte 0"),
-        (record("string"), b"\x06a\xffb", "invalid_utf8", 2, "field `a`: no UTF-8 at byte 2"),
-        (record("string"), b"\x06a\xe2\x82", "invalid_utf8", 2, "field `a`: no UTF-8 at byte 2"),
+        (record("string"), b"\x06a\xffb", "invalid_utf8", 2, "field `a`: invalid UTF-8 at byte 2"),
+        (record("string"), b"\x06a\xe2\x82", "invalid_utf8", 2, "field `a`: invalid UTF-8 at byte 2"),
         (record({"type": "map", "values": "int"}), b"\x02\x02\xff\x00\x00", "invalid_utf8", 2,
-         "field `a.key`: no UTF-8 at byte 2"),
+         "field `a.key`: invalid UTF-8 at byte 2"),
         (record({"type": "array", "items": record("string") | {"name": "I"}}), b"\x02\x02\xff\x00", "invalid_utf8", 2,
-         "field `a.item.a`: no UTF-8 at byte 2"),
-        (record("int"), b"\x02\x00\x00", "trailing_bytes", 1, "record: 2 bytes left over from byte 1"),
+         "field `a.item.a`: invalid UTF-8 at byte 2"),
+        (record("int"), b"\x02\x00\x00", "trailing_bytes", 1, "record: 2 trailing bytes from byte 1"),
     ],
 )  # fmt: skip
 def test_defects(schema: Any, payload: bytes, defect: str, position: int, detail: str) -> None:
@@ -452,7 +452,7 @@ def test_fields_are_matched_by_name_or_alias_and_dropped_or_added() -> None:
 def test_dropped_fields_are_checked() -> None:
     decoded = decode(record("int", "string"), b"\x02\x02\xff", b"\x02\x08ab", b"\x02\x02x", reader=record("int"))
     assert decoded.defect.tolist() == [Defect.INVALID_UTF8, Defect.TRUNCATED, Defect.NONE]
-    assert decoded.detail(0) == "field `b`: no UTF-8 at byte 2"
+    assert decoded.detail(0) == "field `b`: invalid UTF-8 at byte 2"
     assert decoded.batch.column("a")[2].as_py() == 1
 
 
@@ -523,7 +523,7 @@ def test_branches_that_become_one_type_keep_their_order() -> None:
 def test_branches_that_the_reader_cannot_take_are_malformed() -> None:
     decoded = decode(record(["null", "string", "int"]), b"\x02\x02x", b"\x00", b"\x04\x04", reader=record("string"))
     assert decoded.defect.tolist() == [0, Defect.MALFORMED, Defect.MALFORMED]
-    assert decoded.detail(1) == "field `a`: union branch 0 at byte 0 is none that the reader's schema can take"
+    assert decoded.detail(1) == "field `a`: union branch 0 at byte 0 matches no type of the reader's schema"
     assert decoded.batch.column("a")[0].as_py() == "x"
 
 
@@ -532,7 +532,7 @@ def test_enums_are_matched_by_symbol() -> None:
     decoded = decode(SIDE, b"\x00", b"\x02", b"\x04", reader=reader)
     assert decoded.defect.tolist() == [0, 0, Defect.INVALID_ENUM]
     assert decoded.batch.column(0).to_pylist()[:2] == ["BUY", "SELL"]
-    assert decoded.detail(2) == "value: enum symbol SELL_SHORT at byte 0 is unknown to the reader's schema"
+    assert decoded.detail(2) == "value: enum symbol SELL_SHORT at byte 0 is not in the reader's schema"
     assert values(SIDE, b"\x00", b"\x04", reader={**reader, "default": "SELL"}) == ["BUY", "SELL"]
 
 
@@ -604,7 +604,7 @@ def test_reading_a_schema_as_itself_is_the_same_plan() -> None:
         (record("int"), record("string"), "field `a`: the writer's int cannot be read as string"),
         (record("long"), record("int"), "field `a`: the writer's long cannot be read as int"),
         (record("int"), record("int", "int"),
-         "field `b`: the writer's schema lacks it, and the reader's has no default"),
+         "field `b`: missing in the writer's schema, and without a default in the reader's"),
         (record("int"), record("int") | {"name": "Other"}, "value: the writer's R cannot be read as Other"),
         (record(["null", "int"]), record("string"), "field `a`: the writer's null cannot be read as string"),
         (record("int"), record(["null", "string"]), "field `a`: the writer's int cannot be read as null, string"),
@@ -617,7 +617,7 @@ def test_reading_a_schema_as_itself_is_the_same_plan() -> None:
         (record(logical("bytes", "decimal", precision=4, scale=2)), record(logical("bytes", "decimal", precision=4)),
          "field `a`: the writer's bytes (decimal(4, 2)) cannot be read as bytes (decimal(4, 0))"),
         (record("int"), with_fields(("a", "int", {}), ("b", SIDE, {"default": "HOLD"})),
-         "field `b`: its default 'HOLD' is no value of its type"),
+         "field `b`: default 'HOLD' is not a value of its type"),
     ],
 )  # fmt: skip
 def test_incompatible_schemas(writer: Any, reader: Any, message: str) -> None:
@@ -655,19 +655,19 @@ def nested(levels: int) -> Any:
 @pytest.mark.parametrize(
     ("schema", "message"),
     [
-        ("{", "no Avro schema: JSONDecodeError"),
+        ("{", "not an Avro schema: JSONDecodeError"),
         ("[]", "value: a union needs branches, each of a different type"),
-        (None, "no Avro schema: TypeError"),
-        ("no.such.Type", "no Avro schema"),
-        ({"type": "record", "name": "R", "fields": [{"name": "a", "type": "Missing"}]}, "no Avro schema: UnknownType"),
-        (record(["null", "R"]), "field `a`: type R holds itself; recursive types have no Arrow type"),
+        (None, "not an Avro schema: TypeError"),
+        ("no.such.Type", "not an Avro schema"),
+        ({"type": "record", "name": "R", "fields": [{"name": "a", "type": "Missing"}]}, "not an Avro schema: UnknownType"),
+        (record(["null", "R"]), "field `a`: type R contains itself; recursive types have no Arrow type"),
         (record({"type": "map", "values": ["int", "int"]}), "field `a.value`: a union needs branches"),
-        (record(["null", ["int"]]), "field `a`: a union in a union"),
+        (record(["null", ["int"]]), "field `a`: a union directly inside a union"),
         (record({"type": "enum", "name": "E", "symbols": []}), "field `a`: an enum without symbols"),
-        (with_fields(("a", "int", {}), ("a", "int", {})), "value: record R has two fields of one name"),
+        (with_fields(("a", "int", {}), ("a", "int", {})), "value: record R has two fields with the same name"),
         (record({"type": "fixed", "name": "F", "size": -1}), "field `a`: a fixed of -1 bytes"),
         (record({"type": "fixed", "name": "F", "size": 1 << 30}), "field `a`: a fixed of 1073741824 bytes"),
-        (record(logical("bytes", "decimal", precision=77)), "a decimal of 77 digits: Arrow has at most 76"),
+        (record(logical("bytes", "decimal", precision=77)), "a decimal of 77 digits; Arrow has at most 76"),
         (doubling(40), "more than 10000 types"),
         (nested(80), "types nested more than 64 deep"),
     ],

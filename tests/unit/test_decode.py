@@ -142,7 +142,7 @@ def ids(decoded: Decoded) -> list[Any]:
         (value(2**32 - 1), "unknown_schema", "schema id 4294967295", -1),
         (b"\0\0\0\0\x01", "truncated", "message_id", 1),
         (value()[:-1], "truncated", "vendor_data", 1),
-        (value() + b"\0", "trailing_bytes", "1 bytes left over", 1),
+        (value() + b"\0", "trailing_bytes", "1 trailing bytes", 1),
     ],
 )
 def test_a_defect_of_header_or_bytes_leaves_its_neighbours_alone(
@@ -429,8 +429,8 @@ def test_unknown_fields_change_no_verdict(registry: Registry) -> None:
         decoded = decode(values, RegistrySchemas(registry.url, threading.Event()), exchange)
         assert reasons(decoded) == bad
         assert details(decoded)[:2] == [
-            "field `exchange_date`: no UTF-8 at byte 8",
-            "field `exchange_date`: 2 bytes wanted at byte 7, 1 left",
+            "field `exchange_date`: invalid UTF-8 at byte 8",
+            "field `exchange_date`: expected 2 bytes at byte 7, 1 left",
         ]
         kept = [("exchange_date", "?!")] if setting == "keep" else []
         own = [("b", "1"), ("a", "2")]

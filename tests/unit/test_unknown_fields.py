@@ -35,11 +35,11 @@ def texts(kind: Any, *payloads: bytes) -> list[str | None]:
     assert not decoded.defect.any(), [decoded.detail(i) for i in range(len(payloads))]
     assert decoded.batch.to_pydict() == {"known": [1] * len(payloads)}
     (field,), column = decoder.unknown_fields, decoded.unknown[0]
-    found = field.texts(column)
+    found = field.to_texts(column)
     found.validate(full=True)
     assert found.type == pa.string()
     for start in range(len(payloads)):
-        assert field.texts(column.slice(start, 2)).to_pylist() == found.to_pylist()[start : start + 2]
+        assert field.to_texts(column.slice(start, 2)).to_pylist() == found.to_pylist()[start : start + 2]
     return found.to_pylist()  # type: ignore[no-any-return]
 
 
@@ -117,7 +117,7 @@ def test_names_that_a_schema_uses_again() -> None:
     decoder = AvroDecoder(writer, reader, keep_unknown=True)
     decoded = decoder.decode(pa.array([b"\x00\x02\x02"]))
     (field,) = decoder.unknown_fields
-    assert (field.name, field.texts(decoded.unknown[0]).to_pylist()) == ("b", ["SELL"])
+    assert (field.name, field.to_texts(decoded.unknown[0]).to_pylist()) == ("b", ["SELL"])
     assert decoded.batch.to_pylist() == [{"known": 1, "a": "BUY"}]
 
 

@@ -1,4 +1,4 @@
-"""What can be wrong with the bytes of an Avro record, and where in a batch it was met."""
+"""Collects the defects of a batch of Avro records: the first one of each record, its position and a description."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import override
 
 from k2flow.records import Defect
 
 
 @dataclass(frozen=True, slots=True)
 class _Event:
-    """Rows that met the same kind of defect in the same field."""
+    """Rows with the same kind of defect in the same field."""
 
     rows: npt.NDArray[np.int64]
     label: str
@@ -21,7 +22,7 @@ class _Event:
     values: Sequence[npt.NDArray[Any]]
 
 
-class Faults:
+class DefectLog:
     """The defects of a batch of n records."""
 
     def __init__(self, n: int) -> None:
@@ -30,10 +31,10 @@ class Faults:
         self._events: list[_Event] = []
 
     def __len__(self) -> int:
-        """How often a defect was noted; it grows whenever a row is flagged."""
+        """Return the number of calls of `add`."""
         return len(self._events)
 
-    def flag(
+    def add(
         self,
         rows: npt.NDArray[np.int64],
         position: npt.NDArray[np.int64],
@@ -42,21 +43,21 @@ class Faults:
         text: str,
         *values: npt.NDArray[Any],
     ) -> None:
-        """Notes a defect of `rows` at the bytes `position` of their payloads; of several in a row the first byte wins.
+        """Record a defect of `rows` at the bytes `position` of their payloads; each row keeps only its first byte.
 
-        `text` says what is wrong: a format string for `values`, one array each, and for `at`, the position.
+        `text` is a format string for `values`, one array each, and for `at`, the position.
         """
         order = np.argsort(position, kind="stable")
         unique, first = np.unique(rows[order], return_index=True)
         chosen = order[first]
-        wins = (self.defect[unique] == Defect.NONE) | (position[chosen] < self.position[unique])
-        unique, chosen = unique[wins], chosen[wins]
+        is_first = (self.defect[unique] == Defect.NONE) | (position[chosen] < self.position[unique])
+        unique, chosen = unique[is_first], chosen[is_first]
         self.defect[unique] = defect
         self.position[unique] = position[chosen]
         self._events.append(_Event(unique, label, text, [value[chosen] for value in values]))
 
     def detail(self, row: int) -> str:
-        """What is wrong with a row, in words; empty for a good one."""
+        """Describe the defect of a row; empty for a good row."""
         found = self._by_row.get(row)
         if found is None:
             return ""
@@ -66,23 +67,16 @@ class Faults:
 
     @cached_property
     def _by_row(self) -> dict[int, tuple[_Event, int]]:
-        """The event that holds for each bad row: the last one, since a later event was noted only where it wins."""
+        """The event of each bad row: the last one, because a later event holds only rows where it is first."""
         return {row: (event, i) for event in self._events for i, row in enumerate(event.rows.tolist())}
 
 
-class IgnoredFaults(Faults):
-    """Takes the defects of what may be no item at all, and forgets them."""
+class DiscardingDefectLog(DefectLog):
+    """Discards all defects; used while decoding bytes that may not be a value."""
 
     def __init__(self) -> None:
         super().__init__(0)
 
-    def flag(
-        self,
-        rows: npt.NDArray[np.int64],
-        position: npt.NDArray[np.int64],
-        defect: Defect,
-        label: str,
-        text: str,
-        *values: npt.NDArray[Any],
-    ) -> None:
-        """Does nothing."""
+    @override
+    def add(self, *_: Any) -> None:
+        pass
