@@ -29,11 +29,11 @@ error that names it.
 
 `k2flow config --markdown` prints this page. To change a description, edit `k2flow/config/settings.py`.
 
-## For all exchanges
+## All exchanges
 """
 
 FOR_EACH = f"""\
-## For each exchange
+## One exchange
 
 The variable is `{PREFIX}<EXCHANGE>_<NAME>`. It overrides the value that `flows/<exchange>.py` declares, which overrides
 the default. A setting without a default must be declared or set.
