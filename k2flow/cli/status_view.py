@@ -9,18 +9,18 @@ from rich.text import Text
 
 from k2flow.maintain.run import Action
 from k2flow.status import report
-from k2flow.status.report import Level, State, Status, moment
+from k2flow.status.model import Level, FlowState, Status, moment
 
 TOP_REASONS = 5
 SHORT_LAG_SECONDS = 120
 STYLES = {Level.OK: "", Level.LATE: "yellow", Level.STALE: "bold red", Level.UNKNOWN: "dim"}
 ERROR_STYLE = STYLES[Level.STALE]
 STATES = {
-    State.NEVER: "no flow has started yet",
-    State.RUNS: "runs: {}",
-    State.PARTLY: "runs only in part: {}",
-    State.STOPPED: "stopped: was {}",
-    State.ELSEWHERE: "started as {}; this machine cannot see whether it runs",
+    FlowState.NEVER: "no flow has started yet",
+    FlowState.RUNS: "runs: {}",
+    FlowState.PARTLY: "runs only in part: {}",
+    FlowState.STOPPED: "stopped: was {}",
+    FlowState.ELSEWHERE: "started as {}; this machine cannot see whether it runs",
 }
 
 
@@ -43,10 +43,10 @@ def _exchange(exchange: report.Exchange, now: int) -> list[RenderableType]:
         parts.append(_layers(exchange, now))
     if exchange.dead_letters:
         parts.append(_dead_letters(exchange.dead_letters))
-    if exchange.replacing:
-        how = "committed, not yet published to all tables" if exchange.replacing.decided else "staged, or aborted"
-        parts.append(Text(f"rows are being replaced ({how}): {exchange.replacing.what}", "yellow"))
-    problems = [exchange.kafka.trouble, *exchange.troubles]
+    if exchange.replacement:
+        how = "committed, not yet published to all tables" if exchange.replacement.committed else "staged, or aborted"
+        parts.append(Text(f"rows are being replaced ({how}): {exchange.replacement.what}", "yellow"))
+    problems = [exchange.kafka.problem, *exchange.problems]
     parts += [Text(f"problem: {problem}", "bold red") for problem in problems if problem]
     return parts
 
@@ -87,7 +87,7 @@ def _dead_letters(letters: report.DeadLetters) -> Text:
     text = f"dead letters: {_share(letters.share)} of all messages, {_share(letters.hour_share)} in the last hour"
     if letters.reasons:
         top = ", ".join(f"{reason} {count:,}" for reason, count in letters.reasons[:TOP_REASONS])
-        text += f"; reasons of the newest {letters.looked_at:,} of the last day: {top}"
+        text += f"; reasons of the newest {letters.letters_read:,} of the last day: {top}"
     return Text(text)
 
 

@@ -16,7 +16,7 @@ from k2flow.config.settings import Settings, mask
 from k2flow.errors import TableDiffersError
 from k2flow.exchange import Exchange
 from k2flow.iceberg.catalog import NAMESPACE, catalog_errors, configured, default_properties, find_table
-from k2flow.inspection.pinned import LAYERS, table_name
+from k2flow.layers import Layer
 from k2flow.maintain.entries import live_files
 from k2flow.maintain.plans import is_small
 from k2flow.maintain.run import target_bytes
@@ -24,7 +24,7 @@ from k2flow.query.connection import connect_tables
 from k2flow.report import freshness, queries
 from k2flow.report.figures import Figures, Problem, TableFiles, attempt
 from k2flow.report.freshness import Commit
-from k2flow.status.collector import PLACED_BY, StatusCollector
+from k2flow.status.collector import StatusCollector
 from k2flow.status.flows import history
 
 T = TypeVar("T")
@@ -38,7 +38,7 @@ def gather(catalog: Catalog, settings: Settings, exchanges: Sequence[Exchange], 
     The status is a look of its own, a moment later. Nothing is raised for what cannot be told: that is a Problem.
     """
     made_us = time.time_ns() // 1000
-    layers = {table_name(exchange, layer): layer for exchange in exchanges for layer in LAYERS}
+    layers = {name: layer for exchange in exchanges for name, layer in exchange.layer_by_table.items()}
     looked = {name: attempt(partial(find_table, catalog, name)) for name in layers}
     found = {name: table for name, table in looked.items() if isinstance(table, Table)}
     status = attempt(lambda: StatusCollector(catalog, settings, exchanges).collect())
@@ -81,21 +81,21 @@ def _commits(exchanges: Sequence[Exchange], tables: Mapping[str, Table]) -> list
     found = []
     for exchange in exchanges:
         for layer in freshness.LAYERS:
-            if table := tables.get(table_name(exchange, layer)):
+            if table := tables.get(layer.table(exchange.name)):
                 past = history(table.metadata, exchange.name, exchange.settings.topic)
-                found += freshness.commits(exchange.name, layer, past)
+                found += freshness.commits(exchange.name, layer.name, past)
     return found
 
 
-def _files(table: Table | Problem | None, layer: str) -> TableFiles | Problem | None:
+def _files(table: Table | Problem | None, layer: Layer) -> TableFiles | Problem | None:
     return attempt(lambda: _measured(table, layer)) if isinstance(table, Table) else table
 
 
-def _measured(table: Table, layer: str) -> TableFiles:
+def _measured(table: Table, layer: Layer) -> TableFiles:
     """Raises CatalogError, TableDiffersError."""
     with catalog_errors():
         try:
-            files = live_files(table, PLACED_BY[layer])
+            files = live_files(table, layer.event_time)
         except ValueError as error:  # PyIceberg's word for a column that is not there
             raise TableDiffersError(
                 f"{NAMESPACE}.{table.name()[-1]} is not as k2flow makes it ({error}): `k2flow tables create` says how"

@@ -10,9 +10,8 @@ from typing import TypeVar
 
 from k2flow.errors import K2flowError
 from k2flow.exchange import Exchange
-from k2flow.inspection.pinned import table_name
 from k2flow.report.axes import Axis
-from k2flow.status.report import Status
+from k2flow.status.model import Status
 
 T = TypeVar("T")
 
@@ -135,5 +134,6 @@ class Figures:
 
     def missing(self, layer: str) -> list[str]:
         """The tables of a layer that there are not."""
-        names = dict.fromkeys(table_name(each, layer) for each in self.exchanges)
+        tables = ((each.name, own) for each in self.exchanges for own in each.layers if own.name == layer)
+        names = dict.fromkeys(own.table(exchange) for exchange, own in tables)
         return [name for name in names if self.files[name] is None]

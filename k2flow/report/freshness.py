@@ -12,8 +12,9 @@ from itertools import pairwise
 import pyarrow as pa
 
 from k2flow.iceberg.ledger import Ledger
+from k2flow.layers import BRONZE, GOLD
 
-LAYERS = ("bronze", "gold")
+LAYERS = (BRONZE, GOLD)
 """The layers whose freshness is told: where messages come in, and where all of it ends."""
 SCHEMA = pa.schema(
     [

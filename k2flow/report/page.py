@@ -18,11 +18,11 @@ from markupsafe import Markup
 from k2flow.audit import Finding, Report, Severity
 from k2flow.audit.report import Verdict
 from k2flow.errors import ReportError
-from k2flow.inspection.pinned import LAYERS
+from k2flow.layers import LAYERS
 from k2flow.report import charts, words
 from k2flow.report.charts import Bar, Line
 from k2flow.report.figures import Figures, Freshness, Market, Problem, Reason
-from k2flow.status.report import Level
+from k2flow.status.model import Level
 
 Value = TypeVar("Value")
 
@@ -40,7 +40,7 @@ def render(figures: Figures, audited: Report | Problem | None) -> str:
         audited=audited,
         findings=_findings(audited),
         letters=_letters(figures),
-        layers=LAYERS,
+        layers=[layer.name for layer in LAYERS],
         colours={each.name: charts.colour(i) for i, each in enumerate(figures.exchanges)},
         status=status,
         share=_share,
@@ -113,7 +113,8 @@ class Fact:
 def _summary(figures: Figures, audited: Report | Problem | None) -> list[Fact]:
     """What all exchanges come to."""
     rows = [] if isinstance(figures.rows, Problem) else list(figures.rows.values())
-    sums = {layer: sum(known) if (known := _known(each[layer] for each in rows)) else None for layer in LAYERS}
+    names = [layer.name for layer in LAYERS]
+    sums = {name: sum(known) if (known := _known(each[name] for each in rows)) else None for name in names}
     return [
         Fact("messages", words.count(sums["bronze"])),
         Fact("trades in Gold", words.count(sums["gold"])),

@@ -1,10 +1,10 @@
-"""What ledgers and Kafka say of a flow: how far each layer is behind, how fast it goes, and whether the flow runs.
+"""The state of a flow, from ledgers and Kafka: the lag and rate of each layer, and whether the flow runs.
 
-How far a layer is behind is told twice. In messages: Kafka's high watermark minus the next offset of the layer's
-ledger. In seconds: the age, by Kafka's time, of the oldest message that the layer lacks, which is the one at the
-ledger's next offset. Not the time since the last commit: that is a few seconds for a flow that commits all the time but
-is still a day behind, and hours for one to whose topic nothing came until just now. Where producers set the time of
-their messages (Kafka's CreateTime), it is as right as their clocks are.
+Lag is given twice. In messages: Kafka's high watermark minus the next offset of the layer's ledger. In seconds: the
+age, by Kafka's time, of the oldest message the layer lacks, which is the one at the ledger's next offset. The time
+since the last commit would mislead: it is a few seconds for a flow that commits all the time but is a day behind, and
+hours for a flow whose topic was idle until just now. If producers set the time of their messages (Kafka's CreateTime),
+the lag in seconds is as right as their clocks.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,48 +14,49 @@ from pyiceberg.table.metadata import TableMetadata
 from k2flow.errors import LostOffsetsError
 from k2flow.iceberg.ledger import KEY, Ledger, Writer, read
 from k2flow.kafka.topic import begin_offsets, check_same_topic, first_offset
-from k2flow.status.report import Flow, Kafka, Layer, Level, PartitionLag, Rate, State
+from k2flow.status.model import FlowState, FlowStatus, LayerStatus, Level, PartitionLag, Rate, TopicState
 
 LATE, STALE = 3, 10
-"""So many triggers behind a layer is late, or stale."""
+"""Triggers of lag above which a layer is late, or stale."""
 SHORTEST_TRIGGER = 10.0
-"""What a shorter trigger counts as for that: a start, or a commit that is tried again, takes this long."""
+"""A shorter trigger counts as this long: a start, or a commit with a retry, takes this long."""
 WINDOW_SECONDS = 60.0
 WINDOW_TRIGGERS = 3
-"""Rates are of the last WINDOW_SECONDS, or of so many triggers if they take longer: two commits at least."""
+"""Rates cover the last WINDOW_SECONDS, or this many triggers if they take longer, and at least two commits."""
 
 
-def missing_messages(ledgers: Mapping[str, Ledger], kafka: Kafka) -> set[tuple[int, int]]:
-    """The (partition, offset) of the oldest message that a layer lacks, of each partition and layer that lacks any:
-    what Kafka is to be asked the times of."""
+def missing_messages(ledgers: Mapping[str, Ledger], kafka: TopicState) -> set[tuple[int, int]]:
+    """Return the (partition, offset) of the oldest message each layer lacks in each partition, to ask for its time."""
     positions = {(p, at) for layer in ledgers for p, at in _positions(layer, ledgers, kafka).items()}
-    return {(p, at) for p, at in positions if at < kafka.marks[p][1]}
+    return {(p, at) for p, at in positions if at < kafka.watermarks[p][1]}
 
 
-def _positions(layer: str, ledgers: Mapping[str, Ledger], kafka: Kafka) -> dict[int, int]:
-    """By partition the first offset that a layer lacks, as far as Kafka has it.
+def _positions(layer: str, ledgers: Mapping[str, Ledger], kafka: TopicState) -> dict[int, int]:
+    """Return by partition the first offset that a layer lacks, within the offsets that Kafka has.
 
-    A partition that its table knows nothing of begins where the others began, as `ledger.start_offsets` has it.
+    A partition that is not in its table's ledger begins where the other tables began, as in `ledger.start_offsets`.
     """
     if kafka.topic is None:
         return {}
     held = {name: kafka.topic.held(ledger) for name, ledger in ledgers.items()}
     found = {}
-    for p, (low, high) in kafka.marks.items():
+    for p, (low, high) in kafka.watermarks.items():
         firsts = [each.partitions[p].first for each in held.values() if p in each.partitions]
         own = held[layer].next_offset(p)
         found[p] = min(max(low, min(firsts, default=low) if own is None else own), high)
     return found
 
 
-def behind(layer: str, ledgers: Mapping[str, Ledger], kafka: Kafka, now_ms: int) -> tuple[PartitionLag, ...]:
-    """How far a layer is behind, partition by partition; nothing where Kafka could not be asked.
+def partition_lags(
+    layer: str, ledgers: Mapping[str, Ledger], kafka: TopicState, now_ms: int
+) -> tuple[PartitionLag, ...]:
+    """Return the lag of a layer in each partition; nothing if Kafka could not be asked.
 
-    What follows its last message may be none (Kafka's marks of transactions take offsets too): then it lacks none.
+    Offsets after its last message may all be transaction markers: then the layer lacks no message.
     """
     found = []
     for p, at in sorted(_positions(layer, ledgers, kafka).items()):
-        low, high = kafka.marks[p]
+        low, high = kafka.watermarks[p]
         lag, seconds = high - at, None
         if lag == 0 or kafka.times.get((p, at), 0) is None:
             lag, seconds = 0, 0.0
@@ -66,7 +67,7 @@ def behind(layer: str, ledgers: Mapping[str, Ledger], kafka: Kafka, now_ms: int)
 
 
 def level(seconds: float | None, trigger_seconds: float) -> Level:
-    """Of a layer that is `seconds` behind: late beyond 3 triggers, stale beyond 10 (of 10 s at least)."""
+    """Rate a lag of `seconds`: late above 3 triggers, stale above 10 (a trigger counts as at least 10 s)."""
     if seconds is None:
         return Level.UNKNOWN
     triggers = seconds / max(trigger_seconds, SHORTEST_TRIGGER)
@@ -74,9 +75,10 @@ def level(seconds: float | None, trigger_seconds: float) -> Level:
 
 
 def history(metadata: TableMetadata, exchange: str, topic: str) -> list[Ledger]:
-    """The ledger of an exchange as it is and as the kept snapshots say it was, oldest first; for the topic as it is.
+    """Return the ledgers of an exchange in the kept snapshots and the current one, oldest first, for the current topic.
 
-    Raises CommitError.
+    Raises:
+        CommitError: A ledger cannot be read.
     """
     now = read(metadata.properties, exchange, topic)
     summaries = [snapshot.summary.additional_properties for snapshot in metadata.snapshots if snapshot.summary]
@@ -86,11 +88,16 @@ def history(metadata: TableMetadata, exchange: str, topic: str) -> list[Ledger]:
 
 
 def rate(ledgers: Sequence[Ledger], now_ms: int, trigger_seconds: float) -> Rate | None:
-    """What the commits of the last minute (or 3 triggers) brought, from one of them to the last.
+    """Return the rate of the commits of the last minute (or 3 triggers), from the first of them to the last.
 
-    `ledgers` are a layer's, oldest first. Where there was only one commit in that time, from the last one before it,
-    however long ago; it took a trigger at least, for what a flow finds at its start has gathered for longer than until
-    its first commit. Nothing where there was none; None where it cannot be told.
+    If there was only one commit in that time, the rate is from the commit before it, however long ago. The time counts
+    as at least one trigger: messages that a flow finds at its start arrived over a longer time than its first commit
+    took. Without a commit in that time the rate is 0; it is None if it is unknown.
+
+    Args:
+        ledgers: A layer's ledgers, oldest first.
+        now_ms: The time now.
+        trigger_seconds: The exchange's trigger.
     """
     window = max(WINDOW_SECONDS, WINDOW_TRIGGERS * trigger_seconds)
     known = [each for each in ledgers if each.committed_at]
@@ -106,12 +113,12 @@ def rate(ledgers: Sequence[Ledger], now_ms: int, trigger_seconds: float) -> Rate
 
 
 def messages_of(ledger: Ledger) -> int:
-    """How many offsets a table holds of the topic as it is now."""
+    """Count the offsets of the current topic that a table holds."""
     return sum(extent.next - extent.first for extent in ledger.partitions.values())
 
 
 def rows_of(ledger: Ledger) -> int:
-    """How many rows came out of them."""
+    """Count the rows that came out of the offsets in `messages_of`."""
     return sum(extent.rows for extent in ledger.partitions.values())
 
 
@@ -120,47 +127,47 @@ def layer_status(
     table: str,
     ledgers: Mapping[str, Ledger],
     past: Sequence[Ledger],
-    kafka: Kafka,
+    kafka: TopicState,
     trigger_seconds: float,
     now_ms: int,
-) -> Layer:
-    """One layer; `ledgers` are those of all layers of its exchange, `past` is its own's `history`."""
+) -> LayerStatus:
+    """Return the status of one layer; `ledgers` are those of all layers of its exchange, `past` its own `history`."""
     ledger = ledgers[layer]
-    partitions = behind(layer, ledgers, kafka, now_ms)
+    partitions = partition_lags(layer, ledgers, kafka, now_ms)
     known = [each.seconds for each in partitions if each.seconds is not None]
     seconds = max(known, default=None) if any(known) or len(known) == len(partitions) else None
-    return Layer(
-        table,
-        level(seconds, trigger_seconds),
-        sum(each.lag for each in partitions) if partitions else None,
-        seconds,
-        partitions,
-        messages_of(ledger),
-        rows_of(ledger),
-        rate(past, now_ms, trigger_seconds),
-        ledger.committed_at or None,
+    return LayerStatus(
+        table=table,
+        level=level(seconds, trigger_seconds),
+        lag=sum(each.lag for each in partitions) if partitions else None,
+        seconds=seconds,
+        partitions=partitions,
+        messages=messages_of(ledger),
+        rows=rows_of(ledger),
+        rate=rate(past, now_ms, trigger_seconds),
+        committed_at=ledger.committed_at or None,
     )
 
 
-def flow_status(ledgers: Iterable[Ledger], running: Mapping[Writer, bool | None]) -> Flow:
-    """The processes that committed last, and whether they run: of each true, false, or None for another host's."""
+def flow_status(ledgers: Iterable[Ledger], running: Mapping[Writer, bool | None]) -> FlowStatus:
+    """Return the processes that committed last; `running` says of each whether it runs, None for another host's."""
     known = [ledger for ledger in ledgers if ledger.writer]
     writers = tuple(sorted({each.writer for each in known if each.writer}, key=str))
     states = {running.get(writer) for writer in writers}
     if not writers:
-        state = State.NEVER
+        state = FlowState.NEVER
     elif None in states:
-        state = State.ELSEWHERE
+        state = FlowState.ELSEWHERE
     else:
-        state = State.PARTLY if len(states) > 1 else State.RUNS if True in states else State.STOPPED
+        state = FlowState.PARTLY if len(states) > 1 else FlowState.RUNS if True in states else FlowState.STOPPED
     epoch = max((each.epoch for each in known), default=0)
-    return Flow(state, writers, epoch, max((each.committed_at for each in known), default=None))
+    return FlowStatus(state, writers, epoch, max((each.committed_at for each in known), default=None))
 
 
-def lost_offsets(ledgers: Mapping[str, Ledger], kafka: Kafka, accept_lost: bool, setting: str) -> list[str]:
-    """What would keep the flow from going on where the tables end: its own words, by table or partition.
+def lost_offsets(ledgers: Mapping[str, Ledger], kafka: TopicState, accept_lost: bool, setting: str) -> list[str]:
+    """Return the errors the flow would stop with if it continued where the tables end, by table or partition.
 
-    `ledgers` by table; `accept_lost` is whether `setting` lets it go on without what Kafka no longer has.
+    `ledgers` are by table. With `accept_lost`, the setting named `setting` lets it skip offsets Kafka no longer has.
     """
     if kafka.topic is None:
         return []
@@ -170,7 +177,7 @@ def lost_offsets(ledgers: Mapping[str, Ledger], kafka: Kafka, accept_lost: bool,
         return [str(error)]
     found = []
     for p, wanted in sorted(begin_offsets(kafka.topic, ledgers).items()):
-        low, high = kafka.marks.get(p, (wanted, wanted))
+        low, high = kafka.watermarks.get(p, (wanted, wanted))
         if accept_lost and wanted < low:
             continue
         try:

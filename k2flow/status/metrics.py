@@ -1,4 +1,4 @@
-"""The status as metrics: what shows that a flow stands still, whatever the flow itself can still tell."""
+"""The status as Prometheus metrics: they show that a flow stands still, even if the flow itself cannot report it."""
 
 import logging
 import threading
@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable
 
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+from typing_extensions import override
 
 from k2flow.errors import K2flowError
-from k2flow.status.report import Status
+from k2flow.status.model import Status
 
 log = logging.getLogger(__name__)
 
@@ -18,43 +19,46 @@ LAYER = ["exchange", "layer"]
 
 
 class StatusMetrics(Collector):
-    """Looks every EVERY_SECONDS, in a thread of its own, and gives what the last look has seen to who scrapes.
+    """Collects the status every EVERY_SECONDS in a thread of its own, and exports the newest one to each scrape.
 
-    A lag that could not be found out, since a broker or the catalog does not answer, is left out, and
-    `k2flow_status_age_seconds` grows: no scrape waits for either. `<exchange>_<layer>_lag` is `k2flow_lag_seconds` by
-    the names that dashboards of the former system know.
+    No scrape waits for a broker or the catalog. If one of them does not answer, the lags it would give are left out,
+    and `k2flow_status_age_seconds` grows. `<exchange>_<layer>_lag` is `k2flow_lag_seconds` under the names that
+    dashboards of the former system use.
     """
 
-    def __init__(self, look: Callable[[], Status]) -> None:
-        self._look = look
+    def __init__(self, collect_status: Callable[[], Status]) -> None:
+        self._collect_status = collect_status
         self._last: Status | None = None
         self._began = time.time()
         self._stopped = threading.Event()
 
     def start(self) -> None:
-        """Until it is stopped, or the process ends."""
-        threading.Thread(target=self._go_on, name="status", daemon=True).start()
+        """Start to collect, until `stop` or the end of the process."""
+        threading.Thread(target=self._run, name="status", daemon=True).start()
 
     def stop(self) -> None:
-        """What a look that is under way cannot find out any more is not said."""
+        """Stop to collect. A collection under way logs no warning any more."""
         self._stopped.set()
 
+    @override
     def collect(self) -> Iterable[Metric]:
         status = self._last
         age = time.time() - (status.at / 1000 if status else self._began)
-        yield GaugeMetricFamily("k2flow_status_age_seconds", "Time since Kafka and the tables were looked at.", age)
+        yield GaugeMetricFamily(
+            "k2flow_status_age_seconds", "Time since the status of Kafka and the tables was collected.", age
+        )
         if status is not None:
             yield from _layers(status)
             yield from _dead_letters(status)
             yield from _tables(status)
 
-    def _go_on(self) -> None:
+    def _run(self) -> None:
         while not self._stopped.is_set():
             try:
-                self._last = self._look()
+                self._last = self._collect_status()
             except K2flowError as error:
                 if not self._stopped.is_set():
-                    log.warning("the status could not be looked at: %s", error)
+                    log.warning("the status could not be collected: %s", error)
             self._stopped.wait(EVERY_SECONDS)
 
 

@@ -1,4 +1,4 @@
-"""What snapshots and files say of a table: its size, its dead letters, and what maintenance did and would do."""
+"""The status of a table from its snapshots and files: size, dead letters, maintenance done and due."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -10,13 +10,13 @@ from k2flow.iceberg.ledger import Ledger
 from k2flow.maintain.entries import LiveFile
 from k2flow.maintain.run import Action
 from k2flow.status.flows import rows_of
-from k2flow.status.report import DeadLetters, Maintained, Totals
+from k2flow.status.model import DeadLetters, MaintenanceStep, TableTotals
 
 
 def rows_since(files: Iterable[LiveFile], since_us: int) -> int:
-    """About how many rows were written at `since_us` (us since 1970) or later, by the bounds of the files' time.
+    """Estimate the rows written at `since_us` (us since 1970) or later, from the time bounds of the files.
 
-    Of a file that began before, as compacted ones do, a part in proportion to the time.
+    A file that begins before, as compacted ones do, counts in proportion to its time.
     """
     rows = 0.0
     for live in files:
@@ -30,33 +30,39 @@ def rows_since(files: Iterable[LiveFile], since_us: int) -> int:
 def dead_letters(
     dlq: Ledger, silver: Ledger, hour_letters: int, hour_messages: int, reasons: Mapping[str, int]
 ) -> DeadLetters:
-    """The share of all by the ledgers of both tables, the rest as it was counted."""
+    """Return the dead letters of an exchange; their share of all messages comes from the ledgers of both tables."""
     letters, trades = rows_of(dlq), rows_of(silver)
     share = letters / (letters + trades) if letters + trades else None
     most = sorted(reasons.items(), key=lambda each: (-each[1], each[0]))
-    return DeadLetters(share, hour_letters, hour_messages, tuple(most), sum(reasons.values()))
+    return DeadLetters(
+        share=share,
+        hour_letters=hour_letters,
+        hour_messages=hour_messages,
+        reasons=tuple(most),
+        letters_read=sum(reasons.values()),
+    )
 
 
-def totals(snapshot: Snapshot | None) -> Totals:
-    """What a snapshot says of itself; nothing of none."""
+def totals(snapshot: Snapshot | None) -> TableTotals:
+    """Return the totals in a snapshot's summary; zeros without one."""
     if snapshot is None or snapshot.summary is None:
-        return Totals()
-    told = snapshot.summary.additional_properties
-    rows, files, size = (int(told.get(f"total-{what}", 0)) for what in ("records", "data-files", "files-size"))
-    return Totals(rows, files, size, snapshot.timestamp_ms)
+        return TableTotals()
+    summary = snapshot.summary.additional_properties
+    rows, files, size = (int(summary.get(f"total-{what}", 0)) for what in ("records", "data-files", "files-size"))
+    return TableTotals(rows, files, size, snapshot.timestamp_ms)
 
 
-def last_maintained(metadata: TableMetadata) -> tuple[Maintained, ...]:
-    """Of each step of maintenance the newest snapshot that it made, newest first."""
+def last_maintained(metadata: TableMetadata) -> tuple[MaintenanceStep, ...]:
+    """Return the newest snapshot of each step of maintenance, newest first."""
     found: dict[str, int] = {}
     for snapshot in metadata.snapshots:
-        if what := _maintenance(snapshot.summary):
+        if what := _maintenance_step(snapshot.summary):
             found[what] = max(snapshot.timestamp_ms, found.get(what, 0))
-    return tuple(Maintained(what, at) for what, at in sorted(found.items(), key=lambda each: -each[1]))
+    return tuple(MaintenanceStep(what, at) for what, at in sorted(found.items(), key=lambda each: -each[1]))
 
 
-def _maintenance(summary: Summary | None) -> str | None:
-    """Which step of maintenance has made a snapshot, as `maintain` names it; None if none has."""
+def _maintenance_step(summary: Summary | None) -> str | None:
+    """Return the step of maintenance that committed a snapshot, as `maintain` names it; None for other snapshots."""
     if summary is None or summary.operation not in (Operation.REPLACE, Operation.DELETE):
         return None
     if summary.operation is Operation.DELETE:
@@ -64,8 +70,8 @@ def _maintenance(summary: Summary | None) -> str | None:
     return "compaction" if int(summary.additional_properties.get("added-data-files", 0)) else "manifests"
 
 
-def summed(actions: Iterable[Action]) -> tuple[Action, ...]:
-    """One action for each thing that is to be done to a table, in order."""
+def sum_actions(actions: Iterable[Action]) -> tuple[Action, ...]:
+    """Sum the actions on a table by what they do, in order."""
     sums: dict[str, Action] = {}
     for each in actions:
         so_far = sums.get(each.what, Action(each.table, each.what, 0))

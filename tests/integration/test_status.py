@@ -31,7 +31,7 @@ from k2flow.maintain.lease import Leadership
 from k2flow.maintain.run import Pass, Timing
 from k2flow.status import collector as observe
 from k2flow.status.collector import StatusCollector
-from k2flow.status.report import Level, State
+from k2flow.status.model import FlowState, Level
 from tests.gold import Gold
 from tests.integration.conftest import fill
 from tests.integration.harness import ROOT, Lake
@@ -43,8 +43,8 @@ STATUS = (sys.executable, "-m", "k2flow", "status")
 LAYERS = ("bronze", "silver", "dlq", "gold")
 
 
-def told(lake: Lake, *arguments: str, code: int = 0, **extra: str) -> str:
-    """What `k2flow status` of the lake's exchange prints."""
+def status_output(lake: Lake, *arguments: str, code: int = 0, **extra: str) -> str:
+    """Return the output of `k2flow status` for the lake's exchange."""
     done = lake.command("status", lake.exchange, *arguments, **extra)
     assert done.returncode == code, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stderr
@@ -52,24 +52,24 @@ def told(lake: Lake, *arguments: str, code: int = 0, **extra: str) -> str:
 
 
 def observer(catalog: Catalog, topic: str, bootstrap: str, monkeypatch: pytest.MonkeyPatch) -> StatusCollector:
-    """Of Binance, whose settings are read anew."""
+    """Collect Binance's status, with settings read again."""
     monkeypatch.setenv("K2FLOW_BINANCE_TOPIC", topic)
     monkeypatch.setenv("K2FLOW_KAFKA_BOOTSTRAP_SERVERS", bootstrap)
     return StatusCollector(catalog, load_settings(("binance",)), [replace(find_exchange("binance"))])
 
 
 @pytest.mark.integration
-def test_from_the_first_table_to_a_broker_that_is_gone(new_lake: NewLake, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_status_from_no_tables_to_a_dead_broker(new_lake: NewLake, monkeypatch: pytest.MonkeyPatch) -> None:
     lake = new_lake(partitions=3)
-    looking = observer(lake.catalog(), lake.topic, lake.bootstrap, monkeypatch)
+    collector = observer(lake.catalog(), lake.topic, lake.bootstrap, monkeypatch)
     fill(lake, count=1_000, bad=0.05, duplicates=0.03, seed=3)
-    (before,) = looking.collect().exchanges
-    assert before.flow.state is State.NEVER
-    assert before.troubles == ("there are no tables yet: start the flow, or run `k2flow tables create binance`",)
+    (before,) = collector.collect().exchanges
+    assert before.flow.state is FlowState.NEVER
+    assert before.problems == ("there are no tables yet: start the flow, or run `k2flow tables create binance`",)
     lake.catch_up()
-    (caught_up,) = (found := looking.collect()).exchanges
+    (caught_up,) = (found := collector.collect()).exchanges
     layers, letters = caught_up.layers, caught_up.dead_letters
-    assert (caught_up.flow.state, caught_up.troubles) == (State.STOPPED, ())
+    assert (caught_up.flow.state, caught_up.problems) == (FlowState.STOPPED, ())
     for layer in LAYERS:
         each = layers[layer]
         assert each is not None
@@ -78,29 +78,29 @@ def test_from_the_first_table_to_a_broker_that_is_gone(new_lake: NewLake, monkey
     assert bronze and silver and dlq  # noqa: PT018
     assert letters
     assert (bronze.rows, silver.rows + dlq.rows) == (1_000, 1_000)
-    assert letters.looked_at == letters.hour_letters == dlq.rows > 0
+    assert letters.letters_read == letters.hour_letters == dlq.rows > 0
     assert letters.share == letters.hour_share == dlq.rows / 1_000
-    assert sum(count for _, count in letters.reasons) == letters.looked_at
+    assert sum(count for _, count in letters.reasons) == letters.letters_read
     table = found.tables["bronze_binance_trades"]
     assert table
     assert table.totals.rows == 1_000
     fill(lake, count=500, seed=4)
-    waiting = looking.collect().to_dict()["exchanges"]["binance"]["layers"]
+    waiting = collector.collect().to_dict()["exchanges"]["binance"]["layers"]
     for layer in LAYERS:
         partitions = waiting[layer]["partitions"]
         assert waiting[layer]["lag"] == 500
         assert 0 < waiting[layer]["lag_seconds"] < 60
         assert waiting[layer]["lag_seconds"] == max(each["lag_seconds"] for each in partitions)
         assert [each["lag"] for each in partitions] == [each["high"] - each["next"] for each in partitions]
-    gone = json.loads(told(lake, "--json", K2FLOW_KAFKA_BOOTSTRAP_SERVERS=NOWHERE))["exchanges"]["binance"]
-    assert gone["kafka_trouble"].startswith(f"no Kafka broker answers at {NOWHERE} (")
+    gone = json.loads(status_output(lake, "--json", K2FLOW_KAFKA_BOOTSTRAP_SERVERS=NOWHERE))["exchanges"]["binance"]
+    assert gone["kafka_problem"].startswith(f"no Kafka broker answers at {NOWHERE} (")
     silver_row = gone["layers"]["silver"]
     assert (silver_row["level"], silver_row["lag"], silver_row["rows"]) == ("unknown", None, silver.rows)
 
 
 @pytest.mark.integration
 def test_watch_beside_a_flow(new_lake: NewLake) -> None:
-    """It redraws in place on a terminal, prints lines of JSON into a pipe, and Ctrl-C ends it well."""
+    """It redraws in place on a terminal, prints lines of JSON into a pipe, and ends cleanly on Ctrl-C."""
     lake = new_lake(partitions=2)
     fill(lake, count=2_000, seed=6)
     with lake.start(K2FLOW_BINANCE_TRIGGER_SECONDS="1") as flow:
@@ -123,7 +123,7 @@ def test_watch_beside_a_flow(new_lake: NewLake) -> None:
 
 
 def until_interrupted(lake: Lake, text: str, times: int) -> str:
-    """What `--watch` draws on a terminal until it has drawn `text` so often, and then is told to end."""
+    """Return the output of `--watch` on a terminal, which is ended once it has drawn `text` that many times."""
     ours, its = pty.openpty()
     environment = lake.environment(TERM="xterm", COLUMNS="150", LINES="60")
     process = subprocess.Popen(
@@ -142,56 +142,58 @@ def until_interrupted(lake: Lake, text: str, times: int) -> str:
     return drawn
 
 
-def test_a_catalog_out_of_reach_is_an_error(tmp_path: Path) -> None:
+def test_an_unreachable_catalog_is_an_error(tmp_path: Path) -> None:
     lake = Lake("binance", "trades", tmp_path / "lake", NOWHERE)
     uri = {"PYICEBERG_CATALOG__K2FLOW__URI": "sqlite:////nonexistent/x.db", "PYICEBERG_CATALOG__K2FLOW__TYPE": "sql"}
-    assert "the catalog or its storage cannot be used" in told(lake, code=1, **uri)
+    assert "the catalog or its storage cannot be used" in status_output(lake, code=1, **uri)
 
 
 def without_broker(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> StatusCollector:
-    """Of what tests.gold makes; it waits for no broker."""
+    """Collect the status of the tables of tests.gold, without a broker."""
     monkeypatch.setattr(observe, "BROKER_SECONDS", 0.1)
     return observer(catalog, "topic", NOWHERE, monkeypatch)
 
 
 def test_maintenance_and_replacement(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is due, what was done last, who leads; that rows are being replaced, and what else is found wrong."""
-    gold, looking = Gold(catalog), without_broker(catalog, monkeypatch)
+    """Maintenance due and done, the lease, a replacement of rows, and a problem are reported."""
+    gold, collector = Gold(catalog), without_broker(catalog, monkeypatch)
     for _ in range(3):
         gold.add("binance", np.full(5, 490_000))
-    (exchange,) = (first := looking.collect()).exchanges
+    (exchange,) = (first := collector.collect()).exchanges
     table = first.tables[GOLD_TABLE]
     assert table is not None
     assert [(each.what, each.gone, each.come) for each in table.due] == [("compaction", 3, 1)]
     assert (table.totals.rows, table.totals.files, table.small_files) == (15, 3, 3)
-    assert (table.maintained, table.leader, exchange.replacing) == ((), None, None)
+    assert (table.maintained, table.leader, exchange.replacement) == ((), None, None)
     assert exchange.layers["bronze"] is not None
     assert exchange.layers["bronze"].committed_at is None
     list(Pass(catalog, gold_definition(), Timing()).run())
     assert Leadership(catalog).take(GOLD_TABLE) is None
     set_property(catalog, "bronze_binance_trades", f"{STAGED_KEY}binance", json.dumps({"what": "it", "tables": {}}))
-    (exchange,) = (second := looking.collect()).exchanges
+    (exchange,) = (second := collector.collect()).exchanges
     table = second.tables[GOLD_TABLE]
     assert table is not None
     assert table.due == ()
     assert {each.what for each in table.maintained} == {"compaction", "manifests"}
     assert table.leader is not None
     assert table.leader.pid == os.getpid()
-    assert exchange.replacing is not None
-    assert (exchange.replacing.what, exchange.replacing.decided) == ("it", True)
+    assert exchange.replacement is not None
+    assert (exchange.replacement.what, exchange.replacement.committed) == ("it", True)
     catalog.drop_table("market_data.dlq_binance_trades")
     set_property(catalog, GOLD_TABLE, "k2flow.ledger.binance", "{")
-    (exchange,) = looking.collect().exchanges
+    (exchange,) = collector.collect().exchanges
     assert exchange.layers["dlq"] is None
-    assert "there is no table market_data.dlq_binance_trades: start the flow" in exchange.troubles[0]
-    assert "table property k2flow.ledger.binance is not a ledger" in exchange.troubles[1]
+    assert "there is no table market_data.dlq_binance_trades: start the flow" in exchange.problems[0]
+    assert "table property k2flow.ledger.binance is not a ledger" in exchange.problems[1]
 
 
 def test_each_manifest_is_read_once(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a table of many files metadata alone is read, and each manifest once, however often one looks."""
-    gold, looking = Gold(catalog), without_broker(catalog, monkeypatch)
+    """Only metadata of a table with many files is read, and each manifest once, however often status is collected."""
+    gold, collector = Gold(catalog), without_broker(catalog, monkeypatch)
     gold.add("binance", np.full(100, 490_000))
-    (entry,) = data_manifests(load_table(catalog, GOLD_TABLE))[0].fetch_manifest_entry(load_table(catalog, GOLD_TABLE).io)
+    (entry,) = data_manifests(load_table(catalog, GOLD_TABLE))[0].fetch_manifest_entry(
+        load_table(catalog, GOLD_TABLE).io
+    )
     many = [copied(entry.data_file, n) for n in range(2_000)]
     assert apply(catalog, GOLD_TABLE, lambda table: Rewrite(table, Operation.OVERWRITE, (), many)._commit())
     read: list[str] = []
@@ -203,7 +205,7 @@ def test_each_manifest_is_read_once(catalog: Catalog, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(ManifestFile, "fetch_manifest_entry", counted)
     for _ in range(2):
-        table = looking.collect().tables[GOLD_TABLE]
+        table = collector.collect().tables[GOLD_TABLE]
         assert table is not None
         assert table.small_files == table.totals.files == 2_001
     assert sorted(read) == sorted(each.manifest_path for each in data_manifests(load_table(catalog, GOLD_TABLE)))

@@ -1,4 +1,4 @@
-"""What is told of a flow, as pure functions of ledgers, Kafka's offsets, snapshots, files and the time."""
+"""The status of a flow, as pure functions of ledgers, Kafka's offsets, snapshots, files and the time."""
 
 import json
 from collections.abc import Mapping
@@ -15,17 +15,28 @@ from k2flow.kafka.topic import Topic
 from k2flow.maintain.entries import LiveFile
 from k2flow.maintain.run import Action
 from k2flow.status.flows import (
-    behind,
     flow_status,
     history,
     layer_status,
     level,
     lost_offsets,
     missing_messages,
+    partition_lags,
     rate,
 )
-from k2flow.status.report import Exchange, Kafka, Level, Maintained, PartitionLag, Rate, State, Status, Table, Totals
-from k2flow.status.tables import dead_letters, last_maintained, rows_since, summed, totals
+from k2flow.status.model import (
+    ExchangeStatus,
+    FlowState,
+    Level,
+    MaintenanceStep,
+    PartitionLag,
+    Rate,
+    Status,
+    TableStatus,
+    TableTotals,
+    TopicState,
+)
+from k2flow.status.tables import dead_letters, last_maintained, rows_since, sum_actions, totals
 
 NOW = 1_790_000_000_000
 TOPIC = Topic("t", "id", (0, 1))
@@ -38,16 +49,16 @@ def ledger(*nexts: int, sequence: int = 1, ago: float = 0.0, topic_id: str = "id
     return Ledger("t", topic_id, 1, sequence, HERE, NOW - int(ago * 1000), extents)
 
 
-def kafka(*marks: tuple[int, int], times: Mapping[tuple[int, int], int | None] | None = None) -> Kafka:
-    return Kafka(TOPIC, dict(enumerate(marks)), times or {})
+def kafka(*marks: tuple[int, int], times: Mapping[tuple[int, int], int | None] | None = None) -> TopicState:
+    return TopicState(topic=TOPIC, watermarks=dict(enumerate(marks)), times=times or {})
 
 
-def test_lag_is_what_kafka_has_beyond_the_ledger() -> None:
+def test_lag_counts_the_offsets_after_the_ledger() -> None:
     ledgers = {"bronze": ledger(10, 20), "gold": ledger(7, 20)}
     asked = kafka((0, 15), (5, 20))
     assert missing_messages(ledgers, asked) == {(0, 10), (0, 7)}
     told = replace(asked, times={(0, 10): NOW - 4_000, (0, 7): NOW - 9_500})
-    assert behind("bronze", ledgers, told, NOW) == (
+    assert partition_lags("bronze", ledgers, told, NOW) == (
         PartitionLag(0, 0, 15, 10, 5, 4.0),
         PartitionLag(1, 5, 20, 20, 0, 0.0),
     )
@@ -57,44 +68,44 @@ def test_lag_is_what_kafka_has_beyond_the_ledger() -> None:
 
 
 def test_offsets_after_the_last_message_are_no_lag() -> None:
-    """Kafka's marks of transactions take offsets, too."""
+    """Transaction markers take offsets, too."""
     ledgers = {"bronze": ledger(10)}
-    assert behind("bronze", ledgers, kafka((0, 12), times={(0, 10): None}), NOW) == (
+    assert partition_lags("bronze", ledgers, kafka((0, 12), times={(0, 10): None}), NOW) == (
         PartitionLag(0, 0, 12, 10, 0, 0.0),
     )
 
 
-def test_a_clock_that_is_ahead_makes_no_negative_age() -> None:
+def test_a_clock_ahead_gives_no_negative_age() -> None:
     ledgers = {"bronze": ledger(10)}
-    assert behind("bronze", ledgers, kafka((0, 12), times={(0, 10): NOW + 5_000}), NOW)[0].seconds == 0.0
+    assert partition_lags("bronze", ledgers, kafka((0, 12), times={(0, 10): NOW + 5_000}), NOW)[0].seconds == 0.0
 
 
-def test_what_kafka_did_not_say_is_not_known() -> None:
+def test_a_time_that_kafka_did_not_give_is_unknown() -> None:
     ledgers = {"bronze": ledger(10, 20)}
     silent = layer_status("bronze", "b", ledgers, [], kafka((0, 15), (0, 20)), 10, NOW)
     assert (silent.lag, silent.seconds, silent.level) == (5, None, Level.UNKNOWN)
     half = kafka((0, 15), (0, 25), times={(1, 20): NOW - 2_000})
     assert layer_status("bronze", "b", ledgers, [], half, 10, NOW).seconds == 2.0
-    down = layer_status("bronze", "b", ledgers, [], Kafka(trouble="no broker", answers=False), 10, NOW)
+    down = layer_status("bronze", "b", ledgers, [], TopicState(problem="no broker", answers=False), 10, NOW)
     assert (down.lag, down.seconds, down.level, down.partitions) == (None, None, Level.UNKNOWN, ())
-    assert missing_messages(ledgers, Kafka(trouble="no broker")) == set()
+    assert missing_messages(ledgers, TopicState(problem="no broker")) == set()
 
 
-def test_a_partition_that_a_layer_knows_nothing_of() -> None:
+def test_a_partition_without_ledger_entry_begins_where_the_others_began() -> None:
     """It begins where the others began, or at what Kafka has first."""
     ledgers = {"bronze": ledger(10, first=4), "gold": ledger()}
-    assert [each.next for each in behind("gold", ledgers, kafka((0, 15), (3, 9)), NOW)] == [4, 3]
-    assert [each.lag for each in behind("gold", ledgers, kafka((6, 15), (3, 9)), NOW)] == [9, 6]
+    assert [each.next for each in partition_lags("gold", ledgers, kafka((0, 15), (3, 9)), NOW)] == [4, 3]
+    assert [each.lag for each in partition_lags("gold", ledgers, kafka((6, 15), (3, 9)), NOW)] == [9, 6]
 
 
-def test_a_topic_that_was_made_again_is_all_missing() -> None:
+def test_a_recreated_topic_lags_by_all_its_messages() -> None:
     ledgers = {"bronze": ledger(10, topic_id="before")}
-    assert [each.lag for each in behind("bronze", ledgers, kafka((0, 3)), NOW)] == [3]
+    assert [each.lag for each in partition_lags("bronze", ledgers, kafka((0, 3)), NOW)] == [3]
     (text,) = lost_offsets({"bronze_t": ledgers["bronze"]}, kafka((0, 3)), False, "SETTING")
     assert "was deleted and made again" in text
 
 
-def test_lost_offsets_are_told_in_the_flows_own_words() -> None:
+def test_lost_offsets_are_reported_with_the_flows_errors() -> None:
     ledgers = {"bronze_t": ledger(10, 20), "gold_t": ledger(8, 20)}
     lost = kafka((12, 15), (0, 5))
     found = lost_offsets(ledgers, lost, False, "SETTING")
@@ -104,7 +115,7 @@ def test_lost_offsets_are_told_in_the_flows_own_words() -> None:
     assert "t[1]: the tables end before offset 20 but the topic ends before 5" in found[1]
     assert len(lost_offsets(ledgers, lost, True, "SETTING")) == 1
     assert lost_offsets(ledgers, kafka((0, 15), (0, 25)), False, "SETTING") == []
-    assert lost_offsets(ledgers, Kafka(trouble="no broker"), False, "SETTING") == []
+    assert lost_offsets(ledgers, TopicState(problem="no broker"), False, "SETTING") == []
 
 
 @pytest.mark.parametrize(
@@ -126,13 +137,13 @@ def test_levels(seconds: float | None, trigger: float, is_: Level) -> None:
     assert level(seconds, trigger) is is_
 
 
-def test_rates_are_of_the_last_minute() -> None:
+def test_rates_cover_the_last_minute() -> None:
     past = [ledger(100 * n, sequence=n, ago=200 - 10 * n) for n in range(20)]
     assert rate(past, NOW, 10) == Rate(10.0, 10.0, 50.0)
     assert rate(past, NOW, 60) == Rate(10.0, 10.0, 170.0)  # three triggers
 
 
-def test_rates_where_commits_are_few() -> None:
+def test_rates_with_few_commits() -> None:
     once = [ledger(0, sequence=1, ago=1000), ledger(500, sequence=2, ago=0)]
     assert rate(once, NOW, 10) == Rate(0.5, 0.5, 1000.0)
     at_start = [ledger(0, sequence=1, ago=0.1), ledger(500, sequence=2, ago=0)]
@@ -143,20 +154,20 @@ def test_rates_where_commits_are_few() -> None:
     assert rate([], NOW, 10) is None
 
 
-def test_a_correction_makes_no_negative_rate() -> None:
+def test_a_correction_gives_no_negative_rate() -> None:
     before, after = ledger(100, sequence=1, ago=10), ledger(100, sequence=2)
     found = rate([before, replace(after, partitions={0: Extent(0, 100, 60)})], NOW, 10)
     assert found == Rate(0.0, 0.0, 10.0)
 
 
-def test_whether_the_flow_runs() -> None:
+def test_flow_state() -> None:
     ledgers = [ledger(1), replace(ledger(1), writer=THERE, epoch=4)]
-    assert flow_status([Ledger("t")], {}).state is State.NEVER
-    assert flow_status(ledgers, {HERE: True, THERE: None}).state is State.ELSEWHERE
-    assert flow_status(ledgers, {HERE: True, THERE: False}).state is State.PARTLY
-    assert flow_status(ledgers, {HERE: False, THERE: False}).state is State.STOPPED
+    assert flow_status([Ledger("t")], {}).state is FlowState.NEVER
+    assert flow_status(ledgers, {HERE: True, THERE: None}).state is FlowState.ELSEWHERE
+    assert flow_status(ledgers, {HERE: True, THERE: False}).state is FlowState.PARTLY
+    assert flow_status(ledgers, {HERE: False, THERE: False}).state is FlowState.STOPPED
     found = flow_status(ledgers, {HERE: True, THERE: True})
-    assert (found.state, found.writers, found.epoch, found.committed_at) == (State.RUNS, (HERE, THERE), 4, NOW)
+    assert (found.state, found.writers, found.epoch, found.committed_at) == (FlowState.RUNS, (HERE, THERE), 4, NOW)
 
 
 def snapshot(number: int, operation: Operation = Operation.APPEND, **told: str) -> Snapshot:
@@ -181,7 +192,7 @@ def metadata(*snapshots: Snapshot, properties: Mapping[str, str] | None = None) 
     )
 
 
-def test_history_is_in_the_summaries() -> None:
+def test_history_comes_from_the_summaries() -> None:
     one, two, other = ledger(1, sequence=1), ledger(5, sequence=2), ledger(9, sequence=1, topic_id="before")
     key = f"{KEY}binance"
     copies = [snapshot(n, **{key: each.to_json()}) for n, each in enumerate((other, one, two), 1)]
@@ -190,19 +201,22 @@ def test_history_is_in_the_summaries() -> None:
     assert history(metadata(), "binance", "t") == [Ledger("t")]
 
 
-def test_the_last_maintenance() -> None:
+def test_last_maintained() -> None:
     append = snapshot(5)
     assert last_maintained(metadata(append)) == ()
     compacted = snapshot(3, Operation.REPLACE, **{"added-data-files": "1"})
     then = (snapshot(2, Operation.REPLACE, **{"added-data-files": "1"}), compacted, snapshot(4, Operation.REPLACE))
-    assert last_maintained(metadata(*then)) == (Maintained("manifests", NOW + 4), Maintained("compaction", NOW + 3))
-    assert last_maintained(metadata(snapshot(4, Operation.DELETE))) == (Maintained("retention", NOW + 4),)
+    assert last_maintained(metadata(*then)) == (
+        MaintenanceStep("manifests", NOW + 4),
+        MaintenanceStep("compaction", NOW + 3),
+    )
+    assert last_maintained(metadata(snapshot(4, Operation.DELETE))) == (MaintenanceStep("retention", NOW + 4),)
 
 
 def test_totals() -> None:
     told = {"total-records": "12", "total-data-files": "3", "total-files-size": "4567"}
-    assert totals(snapshot(1, **told)) == Totals(12, 3, 4567, NOW + 1)
-    assert totals(None) == Totals()
+    assert totals(snapshot(1, **told)) == TableTotals(12, 3, 4567, NOW + 1)
+    assert totals(None) == TableTotals()
 
 
 def live(rows: int, lower: int | None, upper: int | None) -> LiveFile:
@@ -217,7 +231,7 @@ def live(rows: int, lower: int | None, upper: int | None) -> LiveFile:
     return LiveFile(file, (0,), lower, upper)
 
 
-def test_rows_of_the_last_hour() -> None:
+def test_rows_since() -> None:
     files = [live(10, 0, 99), live(20, 100, 100), live(30, 200, 300), live(40, 80, 120), live(50, None, None)]
     assert rows_since(files, 100) == 20 + 30 + 20
     assert rows_since([live(7, 5, 5)], 5) == 7
@@ -225,37 +239,52 @@ def test_rows_of_the_last_hour() -> None:
 
 def test_dead_letters() -> None:
     found = dead_letters(ledger(5), ledger(95), 3, 100, {"b": 1, "a": 1, "c": 3})
-    assert (found.share, found.hour_share, found.looked_at) == (0.05, 0.03, 5)
+    assert (found.share, found.hour_share, found.letters_read) == (0.05, 0.03, 5)
     assert found.reasons == (("c", 3), ("a", 1), ("b", 1))
     nothing = dead_letters(Ledger("t"), Ledger("t"), 0, 0, {})
     assert (nothing.share, nothing.hour_share) == (None, None)
 
 
-def test_actions_of_a_kind_are_one() -> None:
+def test_actions_of_one_kind_are_summed() -> None:
     actions = [Action("t", "compaction", 10, 1, 100, 5), Action("t", "snapshots", 3), Action("t", "compaction", 2, 1)]
-    assert summed(actions) == (Action("t", "compaction", 12, 2, 100, 5), Action("t", "snapshots", 3))
+    assert sum_actions(actions) == (Action("t", "compaction", 12, 2, 100, 5), Action("t", "snapshots", 3))
 
 
 def test_as_json() -> None:
-    """All of it is JSON's own, and what is not there is null."""
+    """Every value is a JSON value, and a missing one is null."""
     ledgers = {"bronze": ledger(10, 20)}
     told = kafka((0, 15), (0, 20), times={(0, 10): NOW - 4_000})
     bronze = layer_status("bronze", "bronze_t", ledgers, [], told, 10, NOW)
-    exchange = Exchange(
-        "binance", "t", 10, told, flow_status(ledgers.values(), {HERE: True}), None, {"bronze": bronze, "gold": None},
-        dead_letters(ledger(5), ledger(95), 3, 100, {"c": 3}), ("a trouble",),
-    )  # fmt: skip
-    due = (Action("bronze_t", "compaction", 12, 2),)
-    table = Table("bronze_t", Totals(1, 2, 3, NOW), 2, 5, due, (Maintained("compaction", NOW),), HERE, NOW + 1)
+    exchange = ExchangeStatus(
+        name="binance",
+        topic="t",
+        trigger_seconds=10,
+        kafka=told,
+        flow=flow_status(ledgers.values(), {HERE: True}),
+        replacement=None,
+        layers={"bronze": bronze, "gold": None},
+        dead_letters=dead_letters(ledger(5), ledger(95), 3, 100, {"c": 3}),
+        problems=("a problem",),
+    )
+    table = TableStatus(
+        name="bronze_t",
+        totals=TableTotals(1, 2, 3, NOW),
+        small_files=2,
+        snapshots=5,
+        due=(Action("bronze_t", "compaction", 12, 2),),
+        maintained=(MaintenanceStep("compaction", NOW),),
+        leader=HERE,
+        leads_until=NOW + 1,
+    )
     found = json.loads(json.dumps(Status(NOW, 0.5, (exchange,), {"bronze_t": table, "gold_t": None}).to_dict()))
     assert found["at"] == "2026-09-21T14:13:20.000+00:00"
     one = found["exchanges"]["binance"]
-    assert (one["flow"]["state"], one["topic_id"], one["kafka_trouble"]) == ("runs", "id", None)
+    assert (one["flow"]["state"], one["topic_id"], one["kafka_problem"]) == ("runs", "id", None)
     assert one["layers"]["gold"] is None
     assert (one["layers"]["bronze"]["lag"], one["layers"]["bronze"]["lag_seconds"]) == (5, 4.0)
     assert one["layers"]["bronze"]["partitions"][0]["next"] == 10
     assert one["layers"]["bronze"]["messages_per_second"] is None
     assert one["dead_letters"]["reasons"] == {"c": 3}
     assert found["tables"]["gold_t"] is None
-    assert found["tables"]["bronze_t"]["due"] == [{"what": "compaction", "gone": 12, "come": 2}]
+    assert found["tables"]["bronze_t"]["due"] == [{"what": "compaction", "removed": 12, "added": 2}]
     assert found["tables"]["bronze_t"]["leader"]["until"] == "2026-09-21T14:13:20.001+00:00"

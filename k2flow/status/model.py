@@ -1,6 +1,6 @@
-"""What is told of the flows and their tables.
+"""The status of flows and tables, as plain values.
 
-Times named `at` or `_at` are in ms since 1970, spans in seconds, unless it says otherwise.
+Times named `at` or `_at` are in ms since 1970, spans in seconds, unless stated otherwise.
 """
 
 from collections.abc import Mapping
@@ -25,8 +25,8 @@ class Level(StrEnum):
     UNKNOWN = "unknown"
 
 
-class State(StrEnum):
-    """Whether the processes that committed last still run. Of another host's that cannot be told: ELSEWHERE."""
+class FlowState(StrEnum):
+    """Whether the processes that committed last still run. ELSEWHERE: they are another host's, so it is unknown."""
 
     NEVER = "never"
     RUNS = "runs"
@@ -35,27 +35,32 @@ class State(StrEnum):
     ELSEWHERE = "elsewhere"
 
 
-@dataclass(frozen=True)
-class Kafka:
-    """What Kafka says of one topic; only `trouble`, in words, where it could not be asked (`answers`: a broker does).
+@dataclass(frozen=True, kw_only=True)
+class TopicState:
+    """One topic as Kafka describes it. If Kafka could not be asked, only `problem` is set.
 
-    `marks`: by partition the first offset that it has and the end of the committed messages. `times`: the time (ms) of
-    the first message at or after a (partition, offset), None where no message follows, absent where it is not known.
+    Attributes:
+        topic: The topic; None if it does not exist.
+        watermarks: By partition the first offset that Kafka has, and the end of the committed messages.
+        times: By (partition, offset) the time (ms) of the first message at or after it. None: no message follows.
+            Absent: unknown.
+        problem: Why Kafka could not be asked, and what to do.
+        answers: Whether a broker answers.
     """
 
     topic: Topic | None = None
-    marks: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    watermarks: Mapping[int, tuple[int, int]] = field(default_factory=dict)
     times: Mapping[tuple[int, int], int | None] = field(default_factory=dict)
-    trouble: str = ""
+    problem: str = ""
     answers: bool = True
 
 
 @dataclass(frozen=True)
 class PartitionLag:
-    """How far a layer is behind in one partition, of which Kafka has the offsets [low, high).
+    """The lag of a layer in one partition, of which Kafka has the offsets [low, high).
 
-    `next` is the first offset that the layer lacks, `lag` how many there are, `seconds` how old the first of them is (0
-    where there is none, None where Kafka did not say).
+    `next` is the first offset that the layer lacks, and `lag` the number of offsets from there. `seconds` is the age of
+    the first of them: 0 if there is none, None if Kafka did not say.
     """
 
     partition: int
@@ -68,19 +73,19 @@ class PartitionLag:
 
 @dataclass(frozen=True)
 class Rate:
-    """What a layer's commits of the last `over_seconds` brought, by the second."""
+    """Messages and rows per second in a layer's commits of the last `over_seconds`."""
 
     messages_per_second: float
     rows_per_second: float
     over_seconds: float
 
 
-@dataclass(frozen=True)
-class Layer:
+@dataclass(frozen=True, kw_only=True)
+class LayerStatus:
     """One layer of one exchange.
 
-    `lag` and `seconds` are those of all its partitions: the sum, and the most. `messages` that it holds, of the topic
-    as it is now, and `rows` that came out of them (of Gold: before deduplication) are the ledger's.
+    `lag` is the sum over its partitions, `seconds` the maximum. `messages` and `rows` come from the ledger: the
+    messages of the current topic that the layer holds, and the rows from them (for Gold: before deduplication).
     """
 
     table: str
@@ -95,61 +100,66 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Flow:
-    """Who committed last to the tables of an exchange, and whether it still runs."""
+class FlowStatus:
+    """The processes that committed last to the tables of an exchange, and whether they still run."""
 
-    state: State
+    state: FlowState
     writers: tuple[Writer, ...]
     epoch: int
     committed_at: int | None
 
 
 @dataclass(frozen=True)
-class Replacing:
-    """Rows that are being replaced: `decided`, and so by and by published, or still in preparation."""
+class Replacement:
+    """A replacement of rows: committed and about to be published, or still staged."""
 
     what: str
-    decided: bool
+    committed: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DeadLetters:
-    """How many messages are dead letters: shares from 0 to 1, None of no messages.
+    """The number of messages that are dead letters.
 
-    `hour_letters` of `hour_messages` were taken in during the last hour, by the bounds of the data files (of a file
-    that is older and younger, in proportion). `reasons` are those of the newest `looked_at` letters of the last day,
-    most first.
+    Attributes:
+        share: Share of all messages, 0 to 1; None if there are no messages.
+        hour_letters: Dead letters of the last hour, by the bounds of the data files. A file that also has older rows
+            counts in proportion.
+        hour_messages: Messages of the last hour, counted in the same way.
+        reasons: Reason codes of the newest `letters_read` dead letters of the last day, most frequent first.
+        letters_read: Dead letters whose reasons were read.
     """
 
     share: float | None
     hour_letters: int
     hour_messages: int
     reasons: tuple[tuple[str, int], ...]
-    looked_at: int
+    letters_read: int
 
     @property
     def hour_share(self) -> float | None:
+        """Share of the last hour's messages, 0 to 1; None if there are none."""
         return min(1.0, self.hour_letters / self.hour_messages) if self.hour_messages else None
 
 
-@dataclass(frozen=True)
-class Exchange:
-    """One exchange; a layer whose table is missing is None. `troubles` say what is wrong and what to do."""
+@dataclass(frozen=True, kw_only=True)
+class ExchangeStatus:
+    """One exchange. A layer whose table is missing is None. `problems` say what is wrong and what to do."""
 
     name: str
     topic: str
     trigger_seconds: float
-    kafka: Kafka
-    flow: Flow
-    replacing: Replacing | None
-    layers: Mapping[str, Layer | None]
+    kafka: TopicState
+    flow: FlowStatus
+    replacement: Replacement | None
+    layers: Mapping[str, LayerStatus | None]
     dead_letters: DeadLetters | None
-    troubles: tuple[str, ...]
+    problems: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Totals:
-    """What a table's newest snapshot has."""
+class TableTotals:
+    """The totals in the summary of a table's newest snapshot."""
 
     rows: int = 0
     files: int = 0
@@ -158,52 +168,53 @@ class Totals:
 
 
 @dataclass(frozen=True)
-class Maintained:
-    """The newest commit of one of maintenance's steps, among the snapshots that are kept."""
+class MaintenanceStep:
+    """The newest commit of one step of maintenance, among the snapshots that are kept."""
 
     what: str
     at: int
 
 
-@dataclass(frozen=True)
-class Table:
-    """One table: its size, what maintenance would do to it now, did last (each step), and who leads that until when."""
+@dataclass(frozen=True, kw_only=True)
+class TableStatus:
+    """One table: its size, the maintenance due, the newest commit of each step, and the holder of its lease."""
 
     name: str
-    totals: Totals
+    totals: TableTotals
     small_files: int
     snapshots: int
     due: tuple[Action, ...]
-    maintained: tuple[Maintained, ...]
+    maintained: tuple[MaintenanceStep, ...]
     leader: Writer | None
     leads_until: int | None
 
 
 @dataclass(frozen=True)
 class Status:
-    """All that was looked at, at one moment. `to_dict` is what `--json` prints; its keys are stable within a `version`.
+    """Everything collected at one moment. `to_dict` is the output of `--json`; its keys are stable within a `version`.
 
     - `version`, `at` (ISO 8601, as all times are), `took_seconds`;
     - `exchanges`: by name `topic`, `topic_id` (null: Kafka was not asked, or has no such topic), `trigger_seconds`,
-      `kafka_trouble` (or null), `flow` (`state`: never, runs, partly, stopped, elsewhere; `writers`: `host`, `pid`,
-      `started`; `epoch`, `committed_at`), `replacing` (`what`, `decided`, or null), `layers`, `dead_letters` (or null),
-      `troubles`;
+      `kafka_problem` (or null), `flow` (`state`: never, runs, partly, stopped, elsewhere; `writers`: `host`, `pid`,
+      `started`; `epoch`, `committed_at`), `replacement` (`what`, `committed`, or null), `layers`, `dead_letters` (or
+      null), `problems`;
     - `layers`: by layer null for a missing table, else `table`, `level` (ok, late, stale, unknown), `lag`,
       `lag_seconds`, `messages`, `rows`, `messages_per_second`, `rows_per_second`, `rate_over_seconds`, `committed_at`,
       `partitions` (`partition`, `low`, `high`, `next`, `lag`, `lag_seconds`);
-    - `dead_letters`: `share`, `hour_share`, `hour_letters`, `hour_messages`, `reasons` (by reason how many of
-      the newest `looked_at`);
+    - `dead_letters`: `share`, `hour_share`, `hour_letters`, `hour_messages`, `reasons` (count by reason of the newest
+      `letters_read`);
     - `tables`: by name null for a missing one, else `rows`, `files`, `small_files`, `bytes`, `snapshots`,
-      `committed_at`, `due` (`what`, `gone`, `come`), `maintained` (`what`, `at`), `leader` (`host`, `pid`,
+      `committed_at`, `due` (`what`, `removed`, `added`), `maintained` (`what`, `at`), `leader` (`host`, `pid`,
       `started`, `until`, or null).
     """
 
     at: int
     took_seconds: float
-    exchanges: tuple[Exchange, ...]
-    tables: Mapping[str, Table | None]
+    exchanges: tuple[ExchangeStatus, ...]
+    tables: Mapping[str, TableStatus | None]
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the status as JSON values."""
         return {
             "version": VERSION,
             "at": iso(self.at),
@@ -214,31 +225,31 @@ class Status:
 
 
 def iso(at: int | None) -> str | None:
-    """ISO 8601 of ms since 1970."""
+    """Format ms since 1970 as ISO 8601."""
     return None if at is None else datetime.fromtimestamp(at / 1000, UTC).isoformat(timespec="milliseconds")
 
 
 def moment(at: int) -> str:
-    """Date and time (UTC) of ms since 1970, to the second, for people."""
+    """Format ms since 1970 as date and time (UTC), to the second."""
     return f"{datetime.fromtimestamp(at / 1000, UTC):%Y-%m-%d %H:%M:%S}"
 
 
-def _exchange_dict(each: Exchange) -> dict[str, Any]:
+def _exchange_dict(each: ExchangeStatus) -> dict[str, Any]:
     flow = {**asdict(each.flow), "state": str(each.flow.state), "committed_at": iso(each.flow.committed_at)}
     return {
         "topic": each.topic,
         "topic_id": each.kafka.topic.id if each.kafka.topic else None,
         "trigger_seconds": each.trigger_seconds,
-        "kafka_trouble": each.kafka.trouble or None,
+        "kafka_problem": each.kafka.problem or None,
         "flow": flow,
-        "replacing": asdict(each.replacing) if each.replacing else None,
+        "replacement": asdict(each.replacement) if each.replacement else None,
         "layers": {name: layer and _layer_dict(layer) for name, layer in each.layers.items()},
         "dead_letters": each.dead_letters and _letters_dict(each.dead_letters),
-        "troubles": list(each.troubles),
+        "problems": list(each.problems),
     }
 
 
-def _layer_dict(layer: Layer) -> dict[str, Any]:
+def _layer_dict(layer: LayerStatus) -> dict[str, Any]:
     rate = asdict(layer.rate) if layer.rate else {}
     return {
         "table": layer.table,
@@ -268,11 +279,11 @@ def _letters_dict(letters: DeadLetters) -> dict[str, Any]:
         "hour_letters": letters.hour_letters,
         "hour_messages": letters.hour_messages,
         "reasons": dict(letters.reasons),
-        "looked_at": letters.looked_at,
+        "letters_read": letters.letters_read,
     }
 
 
-def _table_dict(table: Table) -> dict[str, Any]:
+def _table_dict(table: TableStatus) -> dict[str, Any]:
     leader = table.leader
     return {
         "rows": table.totals.rows,
@@ -281,7 +292,7 @@ def _table_dict(table: Table) -> dict[str, Any]:
         "bytes": table.totals.bytes,
         "snapshots": table.snapshots,
         "committed_at": iso(table.totals.committed_at),
-        "due": [{"what": each.what, "gone": each.gone, "come": each.come} for each in table.due],
+        "due": [{"what": each.what, "removed": each.gone, "added": each.come} for each in table.due],
         "maintained": [{"what": each.what, "at": iso(each.at)} for each in table.maintained],
         "leader": leader and {**asdict(leader), "until": iso(table.leads_until)},
     }
