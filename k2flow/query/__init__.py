@@ -1,1 +1,1 @@
-"""."""
+"""SQL over the tables with DuckDB."""

@@ -1,4 +1,4 @@
-"""DuckDB over the tables: a view for each, of one consistent snapshot."""
+"""DuckDB over the tables: one view per table, each pinned to one snapshot."""
 
 import importlib.util
 import math
@@ -22,29 +22,34 @@ EXTENSIONS = ("avro", "iceberg")
 S3 = "s3://"
 
 AsOf = datetime | int
-"""A moment (with a time zone) or the id of a snapshot of one of the tables, which stands for the moment it was made."""
+"""A moment (with a time zone), or the id of a snapshot of any table, which means the moment of its commit."""
 
 
 def connect(as_of: AsOf | None = None) -> duckdb.DuckDBPyConnection:
-    """A DuckDB connection with a view for each table of market_data, named as the table; times are in UTC.
+    """Open a DuckDB connection with a view of each table of market_data, named as the table; times are in UTC.
 
-    Each view reads the snapshot that was the table's newest when `connect` was called, or at `as_of`, however long the
-    connection is used. A table that had no snapshot then is an empty view; one whose snapshots of then are no longer
-    kept is an error once it is read. Raises SettingsError, CatalogError, QueryError.
+    Each view reads the table's newest snapshot at the time of the call, or at `as_of`, as long as the connection is
+    open. A table that had no snapshot then is an empty view. If a table no longer keeps its snapshots of then, reading
+    its view is an error.
+
+    Raises:
+        SettingsError: A setting is unknown or wrong.
+        CatalogError: The catalog or its storage failed.
+        QueryError: DuckDB cannot read a table, or no table has the snapshot `as_of`.
     """
     return connect_to(open_catalog(load_settings(exchange_names())), as_of)
 
 
 def connect_to(catalog: Catalog, as_of: AsOf | None = None) -> duckdb.DuckDBPyConnection:
-    """As `connect`, for a catalog that is open already."""
+    """Open a connection as `connect` does, on an open catalog."""
     with catalog_errors():
         tables = _tables(catalog)
     return connect_tables(tables, as_of)
 
 
 def connect_tables(tables: Mapping[str, Table], as_of: AsOf | None = None) -> duckdb.DuckDBPyConnection:
-    """As `connect`, for these tables alone, by the names of their views; without `as_of` each as it was loaded."""
-    connection = duckdb.connect(config={"autoinstall_known_extensions": "false"})  # nothing is fetched at run time
+    """Open a connection as `connect` does, on these tables by view name; without `as_of`, each as it was loaded."""
+    connection = duckdb.connect(config={"autoinstall_known_extensions": "false"})  # nothing is downloaded at run time
     for extension in EXTENSIONS:
         connection.load_extension(str(_extension_file(extension)))
     connection.execute("SET TimeZone = 'UTC'")
@@ -62,9 +67,9 @@ def connect_tables(tables: Mapping[str, Table], as_of: AsOf | None = None) -> du
 
 
 def s3_secret(name: str, location: str, properties: Mapping[str, str]) -> str:
-    """SQL that lets DuckDB read what is below `location` as PyIceberg does, by the `s3.*` of a catalog or table.
+    """Return SQL that gives DuckDB the S3 access that PyIceberg has below `location`, from a table's `s3.*` properties.
 
-    Without keys in those the ones of AWS's own variables are taken, and so is the region.
+    Keys and region that the properties lack come from AWS's own environment variables.
     """
 
     def named(*suffixes: str) -> list[str | None]:
@@ -99,18 +104,18 @@ def _tables(catalog: Catalog) -> dict[str, Table]:
 
 
 def _moment_ms(tables: Mapping[str, Table], as_of: AsOf) -> int:
-    """Milliseconds since 1970. Raises QueryError."""
+    """Return the moment in ms since 1970. Raises QueryError."""
     if isinstance(as_of, datetime):
         return math.floor(as_of.timestamp() * 1000)
     for table in tables.values():
         snapshot = table.metadata.snapshot_by_id(as_of)
         if snapshot is not None:
             return snapshot.timestamp_ms
-    raise QueryError(f"no table has a snapshot {as_of}: it is wrong, or no longer kept")
+    raise QueryError(f"no table has a snapshot {as_of}: it never existed, or has expired")
 
 
 def _select(table: Table, moment_ms: int | None) -> str:
-    """SQL for all rows of a table as of a moment, or as they are now."""
+    """Return SQL for all rows of a table at a moment, or now."""
     newest = f"SELECT * FROM iceberg_scan({_literal(table.metadata_location)}"
     if moment_ms is None:
         return f"{newest})"
@@ -118,15 +123,15 @@ def _select(table: Table, moment_ms: int | None) -> str:
     if snapshot is not None:
         return f"{newest}, snapshot_from_id => {snapshot.snapshot_id})"
     oldest = min(table.metadata.snapshots, key=lambda snapshot: snapshot.timestamp_ms, default=None)
-    if oldest is None or oldest.sequence_number == 1:  # PyIceberg forgets the parents of those that it drops
+    if oldest is None or oldest.sequence_number == 1:  # its parent is unknown: PyIceberg drops it with the snapshot
         return f"{newest}) WHERE false"
     since = datetime.fromtimestamp(oldest.timestamp_ms / 1000, UTC)
-    text = f"{table.name()[-1]}: snapshots of then are no longer kept, the oldest is {oldest.snapshot_id} of {since}"
+    text = f"{table.name()[-1]}: the snapshots of that time have expired, the oldest is {oldest.snapshot_id} of {since}"
     return f"{newest}) WHERE error('{text}')::BOOLEAN"
 
 
 def table_names(connection: duckdb.DuckDBPyConnection) -> set[str]:
-    """The tables of which a connection has a view."""
+    """Return the names of the tables that a connection has views of."""
     with query_errors():
         return {
             name for (name,) in connection.sql("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall()
@@ -135,7 +140,7 @@ def table_names(connection: duckdb.DuckDBPyConnection) -> set[str]:
 
 @contextmanager
 def query_errors() -> Iterator[None]:
-    """Turns what DuckDB says of a statement, when it is read or while its rows are made, into a QueryError."""
+    """Turn DuckDB's errors into QueryError, both of parsing a statement and of producing its rows."""
     try:
         yield
     except duckdb.Error as error:
@@ -147,7 +152,7 @@ def _line(error: Exception) -> str:
 
 
 def _extension_file(name: str) -> Path:
-    """The extension's file in the package that carries it: nothing is fetched at run time."""
+    """Return the extension's file inside its Python package: nothing is downloaded at run time."""
     spec = importlib.util.find_spec(f"duckdb_extension_{name}")
     folders = list(spec.submodule_search_locations or []) if spec else []
     for folder in folders:

@@ -53,5 +53,5 @@ def test_expired_past_is_an_error_only_for_the_tables_read(catalog: Catalog) -> 
     list(Pass(catalog, gold_definition(), Timing(0, 0)).run())
     connection = connect_to(catalog, early)
     assert connection.sql("SELECT count(*) FROM silver_binance_trades").fetchall() == [(0,)]
-    with pytest.raises(QueryError, match="no longer kept, the oldest is"):
+    with pytest.raises(QueryError, match="have expired, the oldest is"):
         rows(connection)

@@ -1,4 +1,4 @@
-"""What DuckDB is told of an object store."""
+"""The S3 access that queries give DuckDB."""
 
 from collections.abc import Mapping
 
@@ -37,7 +37,7 @@ def test_secret(properties: Mapping[str, str], options: str) -> None:
     assert s3_secret("t", "s3://b/t", properties) == f"CREATE SECRET \"t\" (TYPE 's3', SCOPE 's3://b/t'{options})"
 
 
-def test_what_a_catalog_leaves_out_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_that_the_catalog_lacks_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keys of two sources are never mixed."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "env")
     monkeypatch.setenv("AWS_SESSION_TOKEN", "token")
