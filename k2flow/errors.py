@@ -5,6 +5,7 @@
     ├── UnknownExchangeError no file in flows/ declares this exchange
     ├── CatalogError         the Iceberg catalog or its storage cannot be reached
     ├── TableDiffersError    a table exists but is not the table that k2flow defines
+    ├── DataFileError        a data file of a table cannot be read
     ├── KafkaError           the broker, a topic or a partition cannot be used
     │   ├── NoBrokerError    no broker answers at all
     │   └── LostOffsetsError Kafka no longer has messages that were never committed
@@ -52,6 +53,10 @@ class CatalogError(K2flowError):
 
 class TableDiffersError(K2flowError):
     """A table exists but differs from its definition; the message shows how."""
+
+
+class DataFileError(K2flowError):
+    """A data file is damaged, or its columns do not fit the table's."""
 
 
 class KafkaError(K2flowError):

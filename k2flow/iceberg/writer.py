@@ -67,7 +67,7 @@ class DataFileWriter:
         if rows.num_rows == 0:
             return []
         if self._sorted_by:
-            rows = in_order(rows, self._sorted_by)
+            rows = sort_rows(rows, self._sorted_by)
         return [piece for part in _by_partition(rows, self._columns) for piece in _pieces(part, self._bytes)]
 
     def write_file(self, piece: pa.RecordBatch) -> DataFile:
@@ -151,7 +151,7 @@ class TableWriters:
         return files
 
 
-def in_order(rows: pa.RecordBatch, time_column: str) -> pa.RecordBatch:
+def sort_rows(rows: pa.RecordBatch, time_column: str) -> pa.RecordBatch:
     """`rows` by a time column, ascending; equal times stay in order. Costs nothing if they are."""
     values = rows.column(time_column).cast(pa.int64()).to_numpy()
     if (values[1:] >= values[:-1]).all():

@@ -7,17 +7,15 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pyiceberg.table import FileScanTask, Table
 
-from k2flow.errors import AuditError
+from k2flow.errors import AuditError, DataFileError
 from k2flow.iceberg.catalog import catalog_errors
-from k2flow.iceberg.projection import Projection
+from k2flow.iceberg.reader import FileReader
 from k2flow.inspection.pinned import PinnedTables
 from k2flow.layers import LAYERS
 
 BATCH_ROWS = 32_768
-BUFFER_BYTES = 1 << 20
 _AHEAD = 2
 _FIELDS = {layer.name: layer for layer in LAYERS}
 
@@ -78,20 +76,18 @@ def read(
     """
     types = {field.name: field for field in _FIELDS[plan.layer].arrow_schema}
     wanted = pa.schema([types[name] for name in columns])
+    reader = FileReader(plan.table, wanted, find_by_name=True, buffered=True)
     for task in plan.tasks:
         if checks:
             checks.begin()
-        with catalog_errors(), plan.table.io.new_input(task.file.file_path).open() as stream:
-            try:
-                file = pq.ParquetFile(stream, buffer_size=BUFFER_BYTES, pre_buffer=False)
-                found = Projection(file.schema_arrow, plan.table.schema(), wanted)
-                for batch in map(found.of, file.iter_batches(BATCH_ROWS, columns=found.names, use_threads=False)):
-                    if checks:
-                        checks.look(task, batch)
-                    yield batch
-                    advance(batch.num_rows)
-            except (pa.ArrowException, KeyError) as error:
-                raise AuditError(f"{task.file.file_path} cannot be read: {error}") from error
+        try:
+            for batch in reader.stream(task.file, BATCH_ROWS):
+                if checks:
+                    checks.look(task, batch)
+                yield batch
+                advance(batch.num_rows)
+        except DataFileError as error:
+            raise AuditError(str(error)) from error
 
 
 def ahead(items: Iterable[T]) -> Iterator[T]:

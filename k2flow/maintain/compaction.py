@@ -12,7 +12,7 @@ from pyiceberg.table import Table
 
 from k2flow.iceberg.reader import READ_ROWS, FileReader
 from k2flow.iceberg.tables import TableDefinition
-from k2flow.iceberg.writer import DataFileWriter, in_order
+from k2flow.iceberg.writer import DataFileWriter, sort_rows
 from k2flow.maintain.entries import LiveFile
 from k2flow.maintain.merge import Source, concatenated, merged
 
@@ -30,7 +30,7 @@ class Compactor:
     def __init__(self, table: Table, definition: TableDefinition) -> None:
         own = definition.as_in(table)
         self._writer = DataFileWriter(table, own)
-        self._reader = FileReader(table, definition)
+        self._reader = FileReader.of_table(table, definition)
         self._sorted_by = own.sorted_by
 
     def compact(self, files: Sequence[LiveFile]) -> list[DataFile]:
@@ -62,5 +62,5 @@ class Compactor:
             sources.append(Source(since, partial(self._reader.read, live.file, READ_ROWS, first.num_rows)))
         if not early:
             return []
-        rows = in_order(pa.Table.from_batches(early).combine_chunks().to_batches()[0], column)
+        rows = sort_rows(pa.Table.from_batches(early).combine_chunks().to_batches()[0], column)
         return [Source(rows.column(column)[0].value, lambda: iter((rows,))), *sources]

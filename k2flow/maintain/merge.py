@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from k2flow.iceberg.writer import in_order
+from k2flow.iceberg.writer import sort_rows
 
 CHUNK_ROWS = 256_000
 LIMIT_ROWS = 1_000_000
@@ -81,7 +81,7 @@ def concatenated(sources: Sequence[Source], chunk_rows: int = CHUNK_ROWS) -> Ite
 
 
 def _together(batches: Sequence[pa.RecordBatch], time_column: str) -> pa.RecordBatch:
-    return in_order(pa.concat_batches(batches), time_column)
+    return sort_rows(pa.concat_batches(batches), time_column)
 
 
 def _times(batch: pa.RecordBatch, time_column: str) -> npt.NDArray[np.int64]:

@@ -69,7 +69,7 @@ def _before(
         f'(SELECT id FROM moved WHERE (partition, "offset") IN ({places}))'
     )
     wanted = store.arrays("SELECT row FROM shown")["row"]
-    reader = FileReader(pinned.tables["silver"], definition)
+    reader = FileReader.of_table(pinned.tables["silver"], definition)
     rows: dict[str, dict[str, Any]] = {}
     for (number,) in store.run("SELECT DISTINCT file FROM silver SEMI JOIN shown USING (row)"):
         for batch in reader.read(difference.plans["silver"].tasks[number].file):

@@ -80,7 +80,7 @@ class Rewriting:
         wanted = store.arrays("SELECT row FROM picked ORDER BY row")["row"]
         left = np.ones(len(wanted), np.bool_)
         gold = Gathered(self._writer("gold"))
-        reader = FileReader(self._pinned.tables["silver"], self._definition("silver"))
+        reader = FileReader.of_table(self._pinned.tables["silver"], self._definition("silver"))
         old = self._difference.plans["silver"].tasks if "silver" in self._difference.plans else []
         files = [*self.tables["silver"].added, *(old[n].file for n in self._files_with_picked())]
         for file in files:
@@ -99,7 +99,7 @@ class Rewriting:
     def write_without(self, layer: str) -> None:
         """Each file that has rows that go, without them."""
         replaced, table = self.tables[layer], self._pinned.tables[layer]
-        reader = FileReader(table, self._definition(layer))
+        reader = FileReader.of_table(table, self._definition(layer))
         writer = DataFileWriter(table, self._definition(layer).as_in(table))
         for number in self._difference.files_of(layer):
             file = self._difference.plans[layer].tasks[number].file

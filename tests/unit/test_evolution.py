@@ -5,13 +5,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pyiceberg.catalog import Catalog
+from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
+from pyiceberg.typedef import Record
 from pyiceberg.types import (
     DecimalType,
     DoubleType,
@@ -26,16 +29,16 @@ from pyiceberg.types import (
     StructType,
 )
 
+from k2flow.audit.file_checks import FileChecks
 from k2flow.config.settings import load_settings
-from k2flow.errors import TableDiffersError
+from k2flow.errors import DataFileError, TableDiffersError
 from k2flow.exchange import exchange_names, find_exchange
 from k2flow.iceberg.catalog import NAMESPACE, load_table, open_catalog
 from k2flow.iceberg.commit import Committer
 from k2flow.iceberg.ledger import OffsetRange
-from k2flow.iceberg.projection import Projection
+from k2flow.iceberg.reader import FileReader
 from k2flow.iceberg.tables import TableDefinition, create, definitions, gold_definition
 from k2flow.iceberg.writer import DataFileWriter
-from k2flow.audit.file_checks import FileChecks
 from k2flow.inspection import files
 from k2flow.inspection.files import Plan
 from k2flow.layers import GOLD_TABLE, Field
@@ -341,13 +344,32 @@ def test_maintenance_makes_one_file_of_them_and_loses_nothing(evolved: Lake) -> 
     assert_all_read_them(evolved)
 
 
-def test_a_file_without_ids_is_read_by_its_names() -> None:
-    """Another engine may have added it."""
+def test_file_without_ids_is_read_by_its_names(lake: Lake, tmp_path: Path) -> None:
+    """Another engine may have added it. Only the audit may guess its columns by their names."""
     today = gold_definition()
-    file = pa.schema([pa.field("price", pa.decimal128(9, 8)), pa.field("exchange_date", pa.date32())])
+    lake.evolve(today)
+    schema = pa.schema([pa.field("price", pa.decimal128(9, 8)), pa.field("exchange_date", pa.date32())])
+    path = tmp_path / "file.parquet"
+    pq.write_table(pa.Table.from_pylist([{"price": Decimal(1), "exchange_date": date(2026, 1, 1)}], schema), path)
+    file = DataFile.from_args(file_path=f"file://{path}", record_count=1, partition=Record(None, None))
+    file.spec_id = 0
     wanted = pa.schema([today.arrow_schema.field(name) for name in ("exchange_date", "symbol", "price")])
-    found = Projection(file, today.schema, wanted)
-    assert found.names == ["exchange_date", "price"]
-    batch = found.of(pa.RecordBatch.from_pylist([{"price": Decimal(1), "exchange_date": date(2026, 1, 1)}], file))
+    table = load_table(lake.catalog, GOLD_TABLE)
+    (batch,) = FileReader(table, wanted, find_by_name=True).read(file)
     assert batch.schema == wanted
     assert batch.to_pylist() == [{"exchange_date": date(2026, 1, 1), "symbol": None, "price": Decimal(1)}]
+    with pytest.raises(DataFileError, match="does not have field-ids"):
+        list(FileReader(table, wanted).read(file))
+
+
+def test_rows_of_an_unsorted_file_are_sorted(lake: Lake) -> None:
+    """Another engine wrote it: it names no sort order."""
+    today = gold_definition()
+    lake.evolve(today)
+    table = load_table(lake.catalog, GOLD_TABLE)
+    times = [NOON.replace(second=second) for second in (5, 1, 3)]
+    rows = pa.concat_batches([row(today, str(time), timestamp=time) for time in times])
+    (file,) = DataFileWriter(table, replace(today, layer=replace(today.layer, sorted_by=None))).write(rows)
+    assert file.sort_order_id is None
+    (batch,) = FileReader.of_table(table, today).read(file)
+    assert batch["timestamp"].to_pylist() == sorted(times)
