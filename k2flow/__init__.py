@@ -3,35 +3,13 @@
 The public names load on first use, so that `import k2flow` imports neither Arrow, Iceberg, DuckDB nor Bytewax.
 """
 
+# ruff: noqa: F403, F405
+
 import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
-from k2flow.errors import (
-    AlreadyRunningError,
-    AuditError,
-    CatalogError,
-    CommitError,
-    DataFileError,
-    DedupError,
-    FencedError,
-    K2flowError,
-    KafkaError,
-    LostOffsetsError,
-    MaintenanceError,
-    NoBrokerError,
-    OffsetGapError,
-    ProduceError,
-    QueryError,
-    RegistryError,
-    ReportError,
-    ReprocessError,
-    RunError,
-    SchemaError,
-    SettingsError,
-    TableDiffersError,
-    UnknownExchangeError,
-)
+from k2flow.errors import *
 
 if TYPE_CHECKING:
     from k2flow.exchange import Exchange, Rule
@@ -39,34 +17,11 @@ if TYPE_CHECKING:
     from k2flow.query.connection import connect
 
 __all__ = [
-    "AlreadyRunningError",
-    "AuditError",
-    "CatalogError",
-    "CommitError",
-    "DataFileError",
-    "DedupError",
-    "Exchange",
-    "FencedError",
-    "K2flowError",
-    "KafkaError",
-    "LostOffsetsError",
-    "MaintenanceError",
-    "NoBrokerError",
-    "OffsetGapError",
-    "ProduceError",
-    "QueryError",
-    "RegistryError",
-    "ReportError",
-    "ReprocessError",
-    "Rule",
-    "RunError",
-    "SchemaError",
-    "SettingsError",
-    "TableDiffersError",
-    "UnknownExchangeError",
-    "build",
-    "connect",
-]
+    "AlreadyRunningError", "AuditError", "CatalogError", "CommitError", "DataFileError", "DedupError", "Exchange",
+    "FencedError", "K2flowError", "KafkaError", "LostOffsetsError", "MaintenanceError", "NoBrokerError",
+    "OffsetGapError", "ProduceError", "QueryError", "RegistryError", "ReportError", "ReprocessError", "Rule",
+    "RunError", "SchemaError", "SettingsError", "TableDiffersError", "UnknownExchangeError", "build", "connect",
+]  # fmt: skip
 
 _MODULES = {
     "Exchange": "k2flow.exchange",
