@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from k2flow.cli.progress import progress_bar
+from k2flow.cli.progress import progress_bars
 from k2flow.config.settings import load_settings
 from k2flow.errors import ProduceError
 from k2flow.exchange import all_exchanges, exchange_names, find_exchange
@@ -17,8 +17,14 @@ def produce_trades(exchange: str | None, options: ProduceOptions, path: Path | N
     if exchange is None:
         raise ProduceError("no exchange is given: name one, or give --replay a CSV file of recorded trades")
     found = find_exchange(exchange)
-    with progress_bar("sending", options.count) as sent:
-        manifest = produce(found.code, found.settings.topic, settings.kafka, options, sent)
+    with progress_bars() as advance:
+        manifest = produce(
+            found.code,
+            found.settings.topic,
+            settings.kafka,
+            options,
+            lambda sent: advance("sending", sent, options.count),
+        )
     _report(manifest, path)
 
 
@@ -29,8 +35,10 @@ def replay_trades(csv: Path, exchange: str | None, schema_id: int, path: Path | 
     if exchange is not None:
         raise ProduceError("--replay sends to every exchange in the file: omit the exchange")
     targets = {e.name: Target(e.code, e.settings.topic) for e in all_exchanges()}
-    with progress_bar("sending", None) as sent:
-        manifests = replay(csv, targets, settings.kafka, schema_id, progress=sent)
+    with progress_bars() as advance:
+        manifests = replay(
+            csv, targets, settings.kafka, schema_id, progress=lambda sent: advance("sending", sent, None)
+        )
     for name, manifest in manifests.items():
         _report(manifest, path.with_stem(f"{path.stem}-{name}") if path else None)
 

@@ -16,27 +16,15 @@ from rich.progress import (
 
 
 @contextmanager
-def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
-    """Show a bar per table or step. Yields a function of its name, the rows read since the last call, and all rows."""
+def progress_bars() -> Iterator[Callable[[str, int, int | None], None]]:
+    """Show a bar per name. Yields a function of the name, the items done since its last call, and all items."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     tasks: dict[str, TaskID] = {}
-    with _bars(TimeElapsedColumn()) as bars:
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as bars:
 
-        def advance(name: str, more: int, total: int) -> None:
+        def advance(name: str, more: int, total: int | None) -> None:
             if name not in tasks:
                 tasks[name] = bars.add_task(name, total=total)
             bars.advance(tasks[name], more)
 
         yield advance
-
-
-@contextmanager
-def progress_bar(description: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Show one bar. Yields a function that takes the number of items done since the last call."""
-    with _bars(TimeRemainingColumn()) as bars:
-        task = bars.add_task(description, total=total)
-        yield lambda more: bars.advance(task, more)
-
-
-def _bars(time: TimeElapsedColumn | TimeRemainingColumn) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), time)
-    return Progress(*columns, console=Console(stderr=True))

@@ -1,6 +1,7 @@
 """`k2flow reprocess`, and the output that it shares with `k2flow dlq replay`."""
 
 import signal
+from dataclasses import asdict
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -107,22 +108,17 @@ def _as_json(outcome: Outcome) -> dict[str, Any]:
         "what": outcome.what,
         "finished": outcome.finished,
         "published": outcome.published,
-        "judged": outcome.judged,
+        "messages": outcome.judged,
         "since": outcome.since,
-        "left_alone": outcome.left_alone,
-        "unclear": outcome.unclear,
-        "moved": [{"was": was, "is": now, "messages": n} for (was, now), n in outcome.moved.items()],
+        "skipped": outcome.left_alone,
+        "ambiguous": outcome.unclear,
+        "moved": [{"before": was, "after": now, "messages": n} for (was, now), n in outcome.moved.items()],
         "tables": {
-            layer: {"rows_gone": replaced.rows_gone, "rows_come": replaced.rows_come}
+            layer: {"rows_removed": replaced.rows_gone, "rows_added": replaced.rows_come}
             for layer, replaced in outcome.tables.items()
         },
         "changes": [
-            {
-                "partition": change.partition,
-                "offset": change.offset,
-                "message_id": change.message_id,
-                "values": {name: {"before": a, "after": b} for name, (a, b) in change.values.items()},
-            }
+            {**asdict(change), "values": {name: {"before": a, "after": b} for name, (a, b) in change.values.items()}}
             for change in outcome.changes
         ],
     }
