@@ -1,8 +1,8 @@
-"""`scripts/fuzz`: the decoder against fastavro and a strict reader of its own, on as many damaged trades as one likes.
+"""`scripts/fuzz`: the decoder against fastavro and a strict reader, on any number of damaged trades.
 
-Each batch holds valid trades and damaged ones side by side: bit flips, cuts at every byte, splices of two records,
-inserted and removed bytes, length and count bombs. For every payload the verdict, the first defect, its position and
-all values must be the same as one record at a time; so a neighbour that is touched by a damaged record is found too.
+Each batch mixes valid and damaged trades: bit flips, cuts at every byte, splices of two records, inserted and removed
+bytes, length and count bombs. For every payload, the verdict, the first defect, its position and all values must equal
+those of decoding one record at a time. So the fuzzer also finds damaged records that affect their neighbours.
 """
 
 import random
@@ -33,13 +33,13 @@ BOMBS = (
 
 
 def main(
-    payloads: Annotated[int, typer.Option(help="Payloads in all.")] = 1_000_000,
+    payloads: Annotated[int, typer.Option(help="The total number of payloads.")] = 1_000_000,
     seed: Annotated[
         int | None,
-        typer.Option(help="The same seed gives the same payloads; a new one if not given.", envvar="TEST_SEED"),
+        typer.Option(help="The same seed generates the same payloads; random by default.", envvar="TEST_SEED"),
     ] = None,
 ) -> None:
-    """Run until all payloads are checked, or until one is judged wrong, which is shown."""
+    """Check all payloads; stop at the first wrong verdict and show it."""
     if seed is None:
         seed = random.SystemRandom().randrange(2**32)
     print(f"seed {seed}", flush=True)
@@ -56,13 +56,13 @@ def main(
         slowest = max(slowest, time.perf_counter() - started)
         defects.update(Defect(code).name.lower() for code in decoded.defect.tolist())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"seed {seed}: {defects.total():,} payloads in {time.monotonic() - began:.0f} s, all judged as one by one")
+    print(f"seed {seed}: {defects.total():,} payloads in {time.monotonic() - began:.0f} s, all verdicts correct")
     print(", ".join(f"{name} {count:,}" for name, count in defects.most_common()))
-    print(f"slowest batch of {BATCH}: {slowest * 1000:.1f} ms; {peak:.0f} MB resident at the most")
+    print(f"slowest batch of {BATCH}: {slowest * 1000:.1f} ms; {peak:.0f} MB peak resident")
 
 
 def make_batch(rng: random.Random, number: int) -> list[bytes]:
-    """A third valid, the rest damaged: by one change, by several, by a cut at each byte in turn, by a bomb."""
+    """Create a batch: a third valid, the rest damaged by one or more changes, a cut at each byte in turn, or a bomb."""
     valid = [trade(rng) for _ in range(BATCH // 4)]
     batch = list(valid)
     while len(batch) < BATCH:

@@ -1,4 +1,4 @@
-"""What the tables must hold, one message at a time, with fastavro and plain Python: nothing of k2flow's."""
+"""Computes the expected tables, one message at a time, with fastavro and plain Python, without code of k2flow."""
 
 import copy
 import io
@@ -14,13 +14,13 @@ import fastavro
 from k2flow.trades.schema import trade_schema
 from tests import strict_avro
 
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+UNIX_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 YEAR_1, YEAR_10000 = -62_135_596_800_000_000, 253_402_300_800_000_000
 
 
 @dataclass(frozen=True)
 class Message:
-    """A Kafka message; `timestamp_ms` None where it has none."""
+    """A Kafka message; `timestamp_ms` is None if it has no timestamp."""
 
     partition: int
     offset: int
@@ -31,7 +31,7 @@ class Message:
 
 @dataclass
 class Expected:
-    """What a topic must become. `dlq`: (partition, offset) -> (payload, reason); `silver`: rows as tuples."""
+    """The expected tables of a topic. `dlq`: (partition, offset) -> (payload, reason); `silver`: rows as tuples."""
 
     bronze: dict[tuple[int, int], Message] = field(default_factory=dict)
     silver: Counter[tuple[Any, ...]] = field(default_factory=Counter)
@@ -43,12 +43,12 @@ class Expected:
 
 
 def expect(messages: Iterable[Message], code: str, schema_ids: tuple[int, ...] = (1,)) -> Expected:
-    """The tables of a topic whose exchange is `code`."""
+    """Return the expected tables of a topic of the exchange `code`."""
     expected = Expected()
     for message in messages:
         at = (message.partition, message.offset)
         expected.bronze[at] = message
-        reason, trade = judge(message, code, schema_ids)
+        reason, trade = classify(message, code, schema_ids)
         if reason:
             expected.dlq[at] = (message.value, reason)
         else:
@@ -56,8 +56,8 @@ def expect(messages: Iterable[Message], code: str, schema_ids: tuple[int, ...] =
     return expected
 
 
-def judge(message: Message, code: str, schema_ids: tuple[int, ...]) -> tuple[str, dict[str, Any]]:
-    """The reason for which a message is bad and {}, or an empty reason and the decoded trade."""
+def classify(message: Message, code: str, schema_ids: tuple[int, ...]) -> tuple[str, dict[str, Any]]:
+    """Return the reason and {} for a bad message, or an empty reason and the decoded trade."""
     value = message.value
     if value is None:
         return "null_payload", {}
@@ -70,7 +70,7 @@ def judge(message: Message, code: str, schema_ids: tuple[int, ...]) -> tuple[str
 
 
 def _plain_times(schema: dict[str, Any]) -> dict[str, Any]:
-    """TradeV2 with times as plain numbers: fastavro makes datetimes of them, which end at the year 9999."""
+    """Return TradeV2 with times as plain numbers, because fastavro decodes to datetimes, which end at the year 9999."""
     plain = copy.deepcopy(schema)
     for each in plain["fields"]:
         if isinstance(each["type"], dict) and each["type"].get("logicalType") == "timestamp-micros":
@@ -82,7 +82,7 @@ SCHEMA = fastavro.parse_schema(_plain_times(trade_schema()))
 
 
 def decode(record: bytes) -> tuple[str, dict[str, Any]]:
-    """The defect in the bytes and {}, or an empty defect and the trade as fastavro reads it."""
+    """Return the defect in the bytes and {}, or an empty defect and the trade of fastavro."""
     if reason := strict_avro.defect(record):
         return reason, {}
     stream = io.BytesIO(record)
@@ -91,7 +91,7 @@ def decode(record: bytes) -> tuple[str, dict[str, Any]]:
 
 
 def broken_rule(trade: dict[str, Any], kafka_ms: int | None, code: str) -> str:
-    """The first rule that a decoded trade breaks, or nothing."""
+    """Return the first rule that a decoded trade breaks, or an empty string."""
     time, received = trade["timestamp"], trade["ingestion_timestamp"]
     rules = [
         ("message_id_required", not trade["message_id"].strip()),
@@ -111,8 +111,8 @@ def broken_rule(trade: dict[str, Any], kafka_ms: int | None, code: str) -> str:
 
 
 def silver_row(trade: dict[str, Any]) -> tuple[Any, ...]:
-    """A trade as a hashable row of Silver's 16 columns."""
-    time = EPOCH + timedelta(microseconds=trade["timestamp"])
+    """Convert a trade to a hashable row of Silver's 16 columns."""
+    time = UNIX_EPOCH + timedelta(microseconds=trade["timestamp"])
     return (
         trade["message_id"],
         trade["trade_id"],
@@ -126,7 +126,7 @@ def silver_row(trade: dict[str, Any]) -> tuple[Any, ...]:
         trade["side"],
         tuple(trade["trade_conditions"]),
         trade["source_sequence"],
-        EPOCH + timedelta(microseconds=trade["ingestion_timestamp"]),
+        UNIX_EPOCH + timedelta(microseconds=trade["ingestion_timestamp"]),
         trade["platform_sequence"],
         frozen_map(trade["vendor_data"]),
         time.date(),
@@ -134,7 +134,7 @@ def silver_row(trade: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def frozen_map(pairs: Any) -> tuple[tuple[str, str], ...] | None:
-    """A map, a list of pairs (as Arrow gives a map) or None, as a hashable value."""
+    """Convert a map, a list of pairs (Arrow's form of a map) or None to a hashable value."""
     if pairs is None:
         return None
     return tuple(sorted(pairs.items() if isinstance(pairs, dict) else pairs))

@@ -1,7 +1,7 @@
-"""Which defect a TradeV2 record has, byte by byte and by the letter of the Avro specification.
+"""Finds the first defect of a TradeV2 record, byte by byte, exactly as the Avro specification defines it.
 
-fastavro lets some malformed records pass (varints of more than ten bytes, decimals wider than the schema) and
-reports others as something else (a negative length).
+fastavro accepts some malformed records (varints of more than ten bytes, decimals wider than the schema) and reports
+others as another defect (a negative length).
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ from k2flow.trades.schema import trade_schema
 
 
 class DefectFoundError(Exception):
-    """Holds the reason code."""
+    """A defect; the message is its reason code."""
 
 
 class _Bytes:
@@ -42,7 +42,7 @@ class _Bytes:
 
 
 def defect(record: bytes) -> str:
-    """The reason code of the first defect in the bytes of a record (without the header), or ''."""
+    """Return the reason code of the first defect in a record without its header, or an empty string."""
     data = _Bytes(record)
     try:
         for field in trade_schema()["fields"]:
@@ -78,14 +78,14 @@ def _read(data: _Bytes, kind: Any) -> None:
 
 
 def _read_blocks(data: _Bytes, kind: dict[str, Any]) -> None:
-    """A block whose items cannot fit into what is left is a defect at its count, before any of its items is read."""
-    width = 2 if kind["type"] == "map" else 1  # of the smallest item: one byte for each text
+    """Read blocks of items; a block whose items cannot fit in the remaining bytes is a defect at its count."""
+    min_size = 2 if kind["type"] == "map" else 1  # of an item: one byte per text
     while count := data.long():
         if abs(count) > 2**31 - 1:
             raise DefectFoundError("malformed")
         if count < 0:
             data.long()  # the size of the block, for readers that skip it
-        if abs(count) > data.left() // width:
+        if abs(count) > data.left() // min_size:
             raise DefectFoundError("truncated")
         for _ in range(abs(count)):
             if kind["type"] == "map":

@@ -32,111 +32,104 @@ def read_items(lanes: Lanes, read: ReadItem, min_size: int, can_speculate: bool,
     if not min_size:
         return _read_empty_items(lanes, read, label)
     counts = lanes.read_block_count(min_size, label)
-    open_ = np.flatnonzero(counts)
-    if not len(open_):
-        return counts, read(lanes.take(open_))
-    left, part = counts[open_], lanes.take(open_)
-    collector = _ItemCollector(len(lanes))
-    steps = 0
-    while len(open_):
-        defects = len(lanes.block.defects)
-        if can_speculate and steps >= _STEPS_BEFORE_SPECULATION and len(open_) <= _MAX_SPECULATIVE_LANES:
-            for i in range(len(open_)):
-                left[i] = _read_speculatively(part, i, int(left[i]), read, min_size, label, collector, open_)
-        more = np.flatnonzero(left)
-        if len(more) == len(left):
-            collector.add(open_, read(part))
-            left = left - 1
-        elif len(more):
-            rest = part.take(more)
-            collector.add(open_[more], read(rest))
-            part.put(more, rest)
-            left[more] -= 1
-        if len(lanes.block.defects) != defects:
-            left[part.pos >= lanes.block.padding_start] = 0
-        done = np.flatnonzero(left == 0)
-        if len(done):
-            rest = part.take(done)
-            left[done] = rest.read_block_count(min_size, label)
-            part.put(done, rest)
-            lanes.put(open_, part)
-            on = np.flatnonzero(left)
-            open_, left, part = open_[on], left[on], part.take(on)
-        steps += 1
-    return collector.result()
+    if not counts.any():
+        return counts, read(lanes.take(np.zeros(0, np.int64)))
+    return _ItemReader(lanes, counts, read, min_size, label).read_all(can_speculate)
 
 
-class _ItemCollector:
-    """Collects items in the order of reading, and sorts them by lane."""
+class _ItemReader:
+    """Reads the items of all lanes, one item of each lane per step, and sorts them by lane."""
 
-    def __init__(self, lanes: int) -> None:
-        self._lanes = lanes
-        self._owners: list[Ints] = []
+    def __init__(self, lanes: Lanes, counts: Ints, read: ReadItem, min_size: int, label: str) -> None:
+        self._lanes, self._block = lanes, lanes.block
+        self._read, self._min_size, self._label = read, min_size, label
+        self._open = np.flatnonzero(counts)  # the lanes with an open block
+        self._left = counts[self._open]  # the items left in the block of each
+        self._part = lanes.take(self._open)
+        self._owners: list[Ints] = []  # the lane of each item
         self._items: list[Column] = []
 
-    def add(self, owners: Ints, items: Column) -> None:
+    def read_all(self, can_speculate: bool) -> tuple[Ints, Column]:
+        """Return the number of items of each lane, and all items, lane by lane."""
+        steps = 0
+        while len(self._open):
+            defects = len(self._block.defects)
+            if can_speculate and steps >= _STEPS_BEFORE_SPECULATION and len(self._open) <= _MAX_SPECULATIVE_LANES:
+                for i in range(len(self._open)):
+                    self._read_speculatively(i)
+            self._read_one_item()
+            if len(self._block.defects) != defects:
+                self._left[self._part.pos >= self._block.padding_start] = 0
+            self._open_next_blocks()
+            steps += 1
+        return self._sorted_by_lane()
+
+    def _read_one_item(self) -> None:
+        more = np.flatnonzero(self._left)
+        if len(more) == len(self._left):
+            self._collect(self._open, self._read(self._part))
+            self._left -= 1
+        elif len(more):
+            rest = self._part.take(more)
+            self._collect(self._open[more], self._read(rest))
+            self._part.put(more, rest)
+            self._left[more] -= 1
+
+    def _open_next_blocks(self) -> None:
+        done = np.flatnonzero(self._left == 0)
+        if not len(done):
+            return
+        rest = self._part.take(done)
+        self._left[done] = rest.read_block_count(self._min_size, self._label)
+        self._part.put(done, rest)
+        self._lanes.put(self._open, self._part)
+        more = np.flatnonzero(self._left)
+        self._open, self._left, self._part = self._open[more], self._left[more], self._part.take(more)
+
+    def _read_speculatively(self, i: int) -> None:
+        """Read items of the open lane i, up to a defect, the end of the array or the end of the speculative window."""
+        part, start, left = self._part, int(self._part.pos[i]), int(self._left[i])
+        n = min(_SPECULATIVE_BYTES, int(part.end[i]) - start)
+        if n <= 0:
+            return
+        at = np.arange(start, start + n)
+        guess = Lanes(self._block, np.full(n, part.row[i]), at, np.full(n, part.end[i]))
+        header = guess.take(at - start)
+        with self._block.discarding_defects():
+            items = self._read(guess)
+            counts = header.read_block_count(self._min_size, self._label).tolist()
+        limit = self._block.padding_start - start
+        after_item, after_header = (guess.pos - start).tolist(), (header.pos - start).tolist()
+        chain: list[int] = []
+        at_byte = 0
+        while at_byte < n:
+            if left:
+                if after_item[at_byte] >= limit:
+                    break
+                chain.append(at_byte)
+                at_byte = after_item[at_byte]
+                left -= 1
+            elif counts[at_byte]:
+                left = counts[at_byte]
+                at_byte = after_header[at_byte]
+            else:
+                break  # the end of the array or a defect; the next regular step handles both
+        self._collect(np.full(len(chain), self._open[i]), items.take(np.array(chain, np.int64)))
+        part.pos[i], self._left[i] = start + at_byte, left
+
+    def _collect(self, owners: Ints, items: Column) -> None:
         self._owners.append(owners)
         self._items.append(items)
 
-    def result(self) -> tuple[Ints, Column]:
-        """Return the number of items of each lane, and all items, lane by lane."""
+    def _sorted_by_lane(self) -> tuple[Ints, Column]:
         items = concat(self._items)
         owners = np.concatenate(self._owners)
-        counts = np.bincount(owners, minlength=self._lanes)
+        counts = np.bincount(owners, minlength=len(self._lanes))
         if len(self._owners) == 1:
             return counts, items
         # numpy sorts 16-bit numbers by radix sort, which is much faster than by comparison.
-        small = owners.astype(np.uint16) if self._lanes <= 1 << 16 else owners
+        small = owners.astype(np.uint16) if len(self._lanes) <= 1 << 16 else owners
         return counts, items.take(np.argsort(small, kind="stable"))
-
-
-def _read_speculatively(
-    part: Lanes, i: int, left: int, read: ReadItem, min_size: int, label: str, collector: _ItemCollector, owners: Ints
-) -> int:
-    """Read items of lane i of `part`, up to a defect or the end of the speculative window.
-
-    Args:
-        part: The lanes with open blocks; lane i advances.
-        i: The lane to read.
-        left: The items left in its current block.
-        read: Reads one item per lane.
-        min_size: The smallest size of an item in bytes.
-        label: The field, for details of defects.
-        collector: Receives the items.
-        owners: The owner of each lane, for `collector`.
-
-    Returns:
-        The items left in the block that lane i has reached.
-    """
-    block, start = part.block, int(part.pos[i])
-    n = min(_SPECULATIVE_BYTES, int(part.end[i]) - start)
-    if n <= 0:
-        return left
-    at = np.arange(start, start + n)
-    guess = Lanes(block, np.full(n, part.row[i]), at, np.full(n, part.end[i]))
-    header = guess.take(at - start)
-    with block.discarding_defects():
-        items = read(guess)
-        counts = header.read_block_count(min_size, label).tolist()
-    limit = block.padding_start - start
-    after_item, after_header = (guess.pos - start).tolist(), (header.pos - start).tolist()
-    chain: list[int] = []
-    at_byte = 0
-    while at_byte < n:
-        if left:
-            if after_item[at_byte] >= limit:
-                break
-            chain.append(at_byte)
-            at_byte = after_item[at_byte]
-            left -= 1
-        elif counts[at_byte]:
-            left = counts[at_byte]
-            at_byte = after_header[at_byte]
-        else:
-            break  # the end of the array or a defect; the caller's next step handles both
-    collector.add(np.full(len(chain), owners[i]), items.take(np.array(chain, np.int64)))
-    part.pos[i] = start + at_byte
-    return left
 
 
 def _read_empty_items(lanes: Lanes, read: ReadItem, label: str) -> tuple[Ints, Column]:

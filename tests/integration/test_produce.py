@@ -13,7 +13,7 @@ from k2flow.errors import KafkaError, ProduceError
 from k2flow.sandbox.kafka.local import LocalKafka, free_port
 from k2flow.sandbox.producer import Manifest, ProduceOptions, produce
 from k2flow.sandbox.producer.replay import Target, replay
-from tests.oracle import Message, judge
+from tests.oracle import Message, classify
 from tests.strict_avro import defect
 
 pytestmark = pytest.mark.integration
@@ -52,7 +52,7 @@ def read(kafka: LocalKafka, manifest: Manifest) -> list[Message]:
 def reason(message: Message, exchange: str) -> str:
     value = message.value or b""
     found = defect(value[5:]) if value[:5] == b"\0\0\0\0\x01" else ""
-    return found or judge(message, exchange, (1,))[0]
+    return found or classify(message, exchange, (1,))[0]
 
 
 def test_topic_matches_the_manifest(kafka: LocalKafka, topic: str) -> None:
@@ -70,7 +70,7 @@ def test_topic_matches_the_manifest(kafka: LocalKafka, topic: str) -> None:
     assert reasons.pop("") == manifest.silver == 29_400
     assert reasons == manifest.bad
     good = [message for message in messages if not reason(message, "BINANCE")]
-    assert len({judge(message, "BINANCE", (1,))[1]["message_id"] for message in good}) == manifest.gold
+    assert len({classify(message, "BINANCE", (1,))[1]["message_id"] for message in good}) == manifest.gold
     partitions: dict[bytes | None, set[int]] = {}
     for message in messages:
         partitions.setdefault(message.key, set()).add(message.partition)
@@ -110,7 +110,7 @@ def test_messages_spread_over_the_last_hour(kafka: LocalKafka, topic: str) -> No
     times = [message.timestamp_ms or 0 for message in messages]
     assert end_ms - 3600_000 - 60_000 < min(times) < end_ms - 3000_000
     assert end_ms - 60_000 < max(times) < end_ms
-    assert {judge(message, "BINANCE", (1,))[0] for message in messages} == {""}
+    assert {classify(message, "BINANCE", (1,))[0] for message in messages} == {""}
 
 
 def test_missing_topic_and_missing_broker_are_named(kafka: LocalKafka, capfd: pytest.CaptureFixture[str]) -> None:
@@ -140,7 +140,7 @@ def test_recorded_trades_arrive_unchanged(kafka: LocalKafka, topic: str) -> None
     shifts = set()
     by_id = {f"KRAKEN-{line[3]}": line for line in lines}
     for message in messages:
-        found, trade = judge(message, "KRAKEN", (1,))
+        found, trade = classify(message, "KRAKEN", (1,))
         assert not found
         line = by_id.pop(trade["trade_id"])
         assert (trade["symbol"], trade["currency"], trade["side"]) == (line[1], line[2], line[7])
@@ -152,7 +152,7 @@ def test_recorded_trades_arrive_unchanged(kafka: LocalKafka, topic: str) -> None
 
     again = replay(SAMPLE, {"kraken": Target("KRAKEN", topic)}, config(kafka))["kraken"]
     ids = [
-        {judge(message, "KRAKEN", (1,))[1]["message_id"] for message in read(kafka, one)} for one in (manifest, again)
+        {classify(message, "KRAKEN", (1,))[1]["message_id"] for message in read(kafka, one)} for one in (manifest, again)
     ]
     assert ids[0] == ids[1]
 

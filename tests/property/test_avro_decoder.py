@@ -1,4 +1,4 @@
-"""The decoder against fastavro, and against a decoder of one record at a time that also knows each defect's place."""
+"""The decoder against fastavro, and against a plain decoder of one record that also locates each defect."""
 
 import io
 import json
@@ -26,12 +26,12 @@ from k2flow.trades.schema import trade_schema
 PROFILE = settings(deadline=None, suppress_health_check=list(HealthCheck))
 
 
-# One record at a time: the specification, read as plainly as can be
+# One record at a time: a plain implementation of the specification
 
 
 class BadRecordError(Exception):
     def __init__(self, defect: Defect, position: int, lax: bool = False) -> None:
-        """`lax`: fastavro accepts it, or need not be asked."""
+        """`lax`: fastavro accepts it, or its verdict does not matter."""
         super().__init__(defect, position)
         self.defect, self.position, self.lax = defect, position, lax
 
@@ -190,7 +190,7 @@ def read_one(schema: Any, payload: bytes, skip: int) -> Any:
 
 
 def verdict(schema: Any, payload: bytes, skip: int) -> tuple[Any, BadRecordError | None]:
-    """The value of a good record, or what is wrong with a bad one."""
+    """Return the value of a good record, or the error of a bad one."""
     try:
         return read_one(schema, payload, skip), None
     except BadRecordError as error:
@@ -198,7 +198,7 @@ def verdict(schema: Any, payload: bytes, skip: int) -> tuple[Any, BadRecordError
 
 
 def as_arrow(schema: Any, value: Any) -> Any:
-    """What pyarrow takes for a value that `Reader` read."""
+    """Convert a value of `Reader` to the input of pyarrow."""
     if isinstance(schema, list):
         inner = as_arrow(schema[value.branch], value.value)
         members = [i for i, branch in enumerate(schema) if branch != "null"]
@@ -219,7 +219,7 @@ def as_arrow(schema: Any, value: Any) -> Any:
 
 
 def as_fastavro(schema: Any, value: Any) -> Any:
-    """What fastavro reads for a value that `Reader` read, without logical types."""
+    """Convert a value of `Reader` to the value that fastavro reads, without logical types."""
     if isinstance(schema, list):
         return as_fastavro(schema[value.branch], value.value)
     kind = schema["type"] if isinstance(schema, dict) else schema
@@ -248,7 +248,7 @@ def plain_schemas() -> st.SearchStrategy[Any]:
         return [{"type": kind, "logicalType": name} for name in names]
 
     kinds: list[Any] = ["null", "boolean", "int", "long", "float", "double", "bytes", "string"]
-    kinds += logical("int", "date", "time-millis", "made-up")
+    kinds += logical("int", "date", "time-millis", "unknown-type")
     kinds += logical("long", "time-micros", "timestamp-millis", "timestamp-micros", "timestamp-nanos")
     kinds += logical("long", "local-timestamp-millis", "local-timestamp-micros", "local-timestamp-nanos")
     kinds += logical("string", "uuid")
@@ -270,7 +270,7 @@ def plain_schemas() -> st.SearchStrategy[Any]:
 
 
 def union_of(branches: list[Any]) -> list[Any]:
-    """A valid union: at most one branch of each type that has no name, and no unions."""
+    """Create a valid union: at most one branch of each unnamed type, and no inner unions."""
     found: dict[str, Any] = {}
     for i, branch in enumerate(branches):
         if not isinstance(branch, list):
@@ -298,7 +298,7 @@ def record_of(types: list[Any]) -> Any:
 
 
 def named(schema: Any) -> Any:
-    """The schema with a name for each type that needs one."""
+    """Add a name to each type that needs one."""
     count = 0
 
     def walk(part: Any) -> Any:
@@ -332,7 +332,7 @@ TEXTS = ["", "a", "BTCUSDT", "ünï", "12345678", "x" * 12, "y" * 13, "€" * 30
 
 
 def write_random(schema: Any, rng: random.Random) -> bytes:
-    """A random value of a schema, encoded; arrays and maps in any number of blocks."""
+    """Encode a random value of a schema; arrays and maps have any number of blocks."""
     if isinstance(schema, list):
         branch = rng.randrange(len(schema))
         return zigzag(branch) + write_random(schema[branch], rng)
@@ -402,7 +402,7 @@ def damage(payload: bytes, other: bytes, rng: random.Random) -> bytes:
 
 @contextmanager
 def small_blocks(rows: int, steps: int) -> Any:
-    """Lets few records make several blocks, and few items be read ahead."""
+    """Use several blocks for few records, and speculative decoding for few items."""
     with mock.patch.object(decoder, "_BLOCK_ROWS", rows), mock.patch.object(blocks, "_STEPS_BEFORE_SPECULATION", steps):
         yield
 
@@ -442,11 +442,11 @@ def check(schema: Any, payloads: list[bytes], skip: int, rng: random.Random) -> 
     rows = decoded.batch.take(pa.array(good, pa.int64()))
     wanted = pa.array(expected, pa.struct(list(own.schema)))
     for name, column in zip(own.schema.names, rows.columns, strict=True):
-        same(column, wanted.field(name))
+        assert_equal(column, wanted.field(name))
 
 
-def same(column: pa.Array, wanted: pa.Array) -> None:
-    """Equal, where a NaN equals a NaN."""
+def assert_equal(column: pa.Array, wanted: pa.Array) -> None:
+    """Check equality; NaN equals NaN."""
     assert (column.type, len(column)) == (wanted.type, len(wanted))
     assert column.is_null().equals(wanted.is_null())
     if pa.types.is_floating(column.type):
@@ -454,14 +454,14 @@ def same(column: pa.Array, wanted: pa.Array) -> None:
         assert np.array_equal(*floats, equal_nan=True)
     elif pa.types.is_struct(column.type):
         for pair in zip(column.flatten(), wanted.flatten(), strict=True):
-            same(*pair)
+            assert_equal(*pair)
     elif pa.types.is_list(column.type):
         assert np.array_equal(np.diff(column.offsets), np.diff(wanted.offsets))
-        same(column.flatten(), wanted.flatten())
+        assert_equal(column.flatten(), wanted.flatten())
     elif pa.types.is_map(column.type):
         assert np.array_equal(np.diff(column.offsets), np.diff(wanted.offsets))
-        same(column.keys, wanted.keys)
-        same(column.items, wanted.items)
+        assert_equal(column.keys, wanted.keys)
+        assert_equal(column.items, wanted.items)
     else:
         assert column.equals(wanted)
 
@@ -477,7 +477,7 @@ def fastavro_reads(schema: Any, data: bytes) -> tuple[bool, Any]:
 
 @settings(PROFILE, max_examples=500)
 @given(schemas(), st.integers(0, 2**32))
-def test_random_schemas_and_damage(schema: Any, seed: int) -> None:
+def test_random_schemas_and_damaged_records(schema: Any, seed: int) -> None:
     rng = random.Random(seed)
     skip = rng.choice((0, 5))
     valid = [rng.randbytes(skip) + write_random(schema, rng) for _ in range(12)]
@@ -516,7 +516,7 @@ TRADE = fastavro.parse_schema(json.loads(json.dumps(trade_schema())))
 
 @settings(PROFILE, max_examples=60)
 @given(st.integers(0, 2**32))
-def test_random_trades_and_damage(seed: int) -> None:
+def test_random_and_damaged_trades(seed: int) -> None:
     rng = random.Random(seed)
     valid = [trade(rng) for _ in range(60)]
     payloads = [damage(one, rng.choice(valid), rng) if rng.random() < 0.3 else one for one in valid]
@@ -525,7 +525,7 @@ def test_random_trades_and_damage(seed: int) -> None:
 
 @settings(PROFILE, max_examples=20)
 @given(st.integers(0, 2**32))
-def test_trades_are_what_fastavro_reads_with_all_logical_types(seed: int) -> None:
+def test_trades_equal_those_of_fastavro_with_logical_types(seed: int) -> None:
     rng = random.Random(seed)
     payloads = [trade(rng) for _ in range(50)]
     rows = AvroDecoder(trade_schema()).decode(pa.array(payloads), 5).batch.to_pylist(maps_as_pydicts="strict")
@@ -534,7 +534,7 @@ def test_trades_are_what_fastavro_reads_with_all_logical_types(seed: int) -> Non
 
 @settings(PROFILE, max_examples=10)
 @given(st.integers(0, 2**32))
-def test_a_trade_cut_at_every_byte_leaves_its_neighbours_alone(seed: int) -> None:
+def test_trade_cut_at_any_byte_does_not_affect_its_neighbours(seed: int) -> None:
     rng = random.Random(seed)
     whole, neighbour = trade(rng), trade(rng)
     cuts = [whole[:size] for size in range(len(whole))]
@@ -559,7 +559,7 @@ PROMOTED = {
 @settings(PROFILE, max_examples=150)
 @given(schemas(), st.integers(0, 2**32))
 def test_resolution_changes_no_defect_and_no_value(schema: Any, seed: int) -> None:
-    """Fields dropped, added, moved, promoted and renamed: what stays is what the writer's schema alone gives."""
+    """Drop, add, move, promote and rename fields: the remaining values equal those of the writer's schema alone."""
     rng = random.Random(seed)
     fields = [dict(part) for part in schema["fields"] if rng.random() < 0.7]
     for part in fields:
@@ -581,10 +581,10 @@ def test_resolution_changes_no_defect_and_no_value(schema: Any, seed: int) -> No
         if part["name"] != "added":
             wanted = alone.batch.column(part.get("aliases", [part["name"]])[0]).take(good)
             found = resolved.batch.column(part["name"]).take(good)
-            same(found, wanted.cast(found.type, safe=False) if isinstance(part["type"], str) else wanted)
+            assert_equal(found, wanted.cast(found.type, safe=False) if isinstance(part["type"], str) else wanted)
 
 
 @settings(PROFILE, max_examples=200)
 @given(st.lists(st.one_of(st.binary(max_size=8), st.text(max_size=5).map(str.encode)), min_size=1, max_size=20))
-def test_utf8_is_what_python_says(texts: list[bytes]) -> None:
+def test_utf8_verdicts_equal_those_of_python(texts: list[bytes]) -> None:
     check(named(record_of(["string"])), [zigzag(len(text)) + text for text in texts], 0, random.Random(0))

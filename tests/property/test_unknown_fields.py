@@ -1,4 +1,4 @@
-"""Fields that TradeV2 does not know, of random types at random places: vendor_data is what fastavro reads, as text."""
+"""Fields that TradeV2 lacks, of random types at random places: vendor_data holds the values of fastavro as text."""
 
 import io
 import json
@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 from k2flow.avro.decoder import AvroDecoder
 from k2flow.exchange import Exchange, find_exchange
 from k2flow.trades.decode import TradeDecoder
+from k2flow.trades.record_decoder import RecordDecoder
 from k2flow.trades.schema import trade_schema
+from tests.messages import messages
 from tests.property.test_avro_decoder import (
     PROFILE,
     as_fastavro,
@@ -30,7 +32,6 @@ from tests.property.test_avro_decoder import (
     without_logical,
     write_random,
 )
-from tests.unit.test_decode import messages
 
 KEEP = find_exchange("binance")
 IGNORE = Exchange("binance", "BINANCE", {**KEEP.declared, "unknown_fields": "ignore"})
@@ -38,17 +39,17 @@ TRADE_FIELDS = trade_schema()["fields"]
 
 
 class OneSchema:
-    """All ids mean one schema."""
+    """Every schema id maps to one schema."""
 
-    def __init__(self, decoder: AvroDecoder) -> None:
+    def __init__(self, decoder: RecordDecoder) -> None:
         self._decoder = decoder
 
-    def decoder(self, schema_id: int) -> AvroDecoder:
+    def decoder(self, schema_id: int) -> RecordDecoder:
         return self._decoder
 
 
 def with_fields(extra: list[Any], rng: random.Random) -> Any:
-    """TradeV2 with more fields in between; some have the name of a key that a trade's own vendor_data may have."""
+    """Insert fields into TradeV2; some have the name of a key that a trade's own vendor_data may have."""
     names = rng.sample(["a", "ключ", "buyer_is_maker", *(f"x{i}" for i in range(len(extra)))], len(extra))
     fields = list(TRADE_FIELDS)
     for name, field in zip(names, extra, strict=True):
@@ -57,7 +58,7 @@ def with_fields(extra: list[Any], rng: random.Random) -> Any:
 
 
 def message(schema: Any, rng: random.Random) -> bytes:
-    """A valid trade, its unknown fields of random values."""
+    """Encode a valid trade with random values of its unknown fields."""
     own = fastavro.schemaless_reader(io.BytesIO(trade(rng)[5:]), KNOWN)
     own["asset_class"] = "crypto"
     own["price"], own["quantity"] = own["price"] + Decimal("0.00000001"), own["quantity"] + Decimal("0.00000001")
@@ -77,7 +78,7 @@ KNOWN = fastavro.parse_schema(json.loads(json.dumps(trade_schema())))
 
 
 def expected(schema: Any, value: Any) -> Any:
-    """What a value is as text, or as JSON has it inside another: by plain Python."""
+    """Convert a value to text, or to its JSON form inside another value, in plain Python."""
     if isinstance(schema, list):
         return expected(schema[value.branch], value.value)
     kind = schema["type"] if isinstance(schema, dict) else schema
@@ -98,7 +99,7 @@ def expected(schema: Any, value: Any) -> Any:
 
 
 class Float:
-    """A float or double, equal to any text that gives the same number back."""
+    """A float or double, equal to any text that parses to the same number."""
 
     def __init__(self, kind: str, value: float) -> None:
         self.code, self.value = "<f" if kind == "float" else "<d", value
@@ -126,7 +127,7 @@ def time_text(name: str, value: int) -> Any:
 
 
 def check_text(value: Any, text: str | None) -> None:
-    """A text is what `expected` said."""
+    """Check a text against the value of `expected`."""
     if isinstance(value, list | dict):
         assert json.loads(text or "") == value
     elif isinstance(value, bool):
@@ -136,7 +137,7 @@ def check_text(value: Any, text: str | None) -> None:
 
 
 def fields_of(schema: Any, payload: bytes) -> dict[str, Any]:
-    """A record's fields as the reader of one record gives them, which also tells a union's branch; fastavro agrees."""
+    """Read the fields of one record with the branches of its unions, and check that fastavro reads the same."""
     value: dict[str, Any] = read_one(schema, payload, 5)
     plain = without_logical(schema)
     read = fastavro.schemaless_reader(io.BytesIO(payload[5:]), fastavro.parse_schema(json.loads(json.dumps(plain))))
@@ -174,8 +175,8 @@ def test_unknown_fields_are_kept_as_text(extra: Any, seed: int) -> None:
 
 @settings(PROFILE, max_examples=50)
 @given(schemas(), st.integers(0, 2**32))
-def test_keeping_them_changes_no_verdict(extra: Any, seed: int) -> None:
-    """Damaged or not, every record has the same defect at the same byte, and the same values of known fields."""
+def test_keeping_unknown_fields_changes_no_verdict(extra: Any, seed: int) -> None:
+    """Every record, damaged or not, has the same defect at the same byte, and the same values of known fields."""
     rng = random.Random(seed)
     schema = with_fields(extra["fields"], rng)
     valid = [message(schema, rng) for _ in range(12)]

@@ -1,4 +1,4 @@
-"""Each type, each defect with its place and its words, blocks, resolution, and records made to do harm."""
+"""The Avro decoder: types, defects with their position and detail, blocks, resolution and hostile records."""
 
 import io
 import re
@@ -21,7 +21,7 @@ SIDE = {"type": "enum", "name": "Side", "symbols": ["BUY", "SELL", "SELL_SHORT",
 
 
 def record(*types: Any, **named: Any) -> dict[str, Any]:
-    """A record schema with the fields a, b, ... or those named."""
+    """Create a record schema with the fields a, b, ... or the named fields."""
     fields = [{"name": name, "type": kind} for name, kind in zip("abcdefgh", types, strict=False)]
     return {"type": "record", "name": "R", "fields": fields + [{"name": n, "type": kind} for n, kind in named.items()]}
 
@@ -38,7 +38,7 @@ def decode(schema: Any, *payloads: bytes, reader: Any = None, skip: int = 0) -> 
 
 
 def values(schema: Any, *payloads: bytes, reader: Any = None) -> list[Any]:
-    """The values of good payloads of a schema that is no record."""
+    """Decode good payloads of a schema that is not a record."""
     decoded = decode(schema, *payloads, reader=reader)
     assert not decoded.defect.any(), [decoded.detail(row) for row in range(len(payloads))]
     return list(decoded.batch.column("value").to_pylist())
@@ -102,7 +102,7 @@ def first_defect(decoded: DecodedRecords, row: int = 0) -> tuple[Defect, int, st
         (logical("bytes", "decimal"), b"\x02x", b"x", pa.binary()),
     ],
 )  # fmt: skip
-def test_types(schema: Any, payload: bytes, value: Any, kind: pa.DataType) -> None:
+def test_each_type_has_its_arrow_type_and_value(schema: Any, payload: bytes, value: Any, kind: pa.DataType) -> None:
     assert AvroDecoder(schema).schema == pa.schema([("value", kind)])
     assert values(schema, payload, payload) == [value, value]
 
@@ -124,7 +124,7 @@ def test_timestamps_hold_any_int64(unit: str) -> None:
         (76, pa.decimal256(76, 2)),
     ],
 )
-def test_decimals(precision: int, kind: pa.DataType) -> None:
+def test_decimals_of_any_precision_and_length(precision: int, kind: pa.DataType) -> None:
     schema = logical("bytes", "decimal", precision=precision, scale=2)
     most = 10**precision - 1
     numbers = [0, 1, -1, 127, -128, 128, most, -most]
@@ -148,7 +148,7 @@ def test_decimals(precision: int, kind: pa.DataType) -> None:
         assert decoded.batch.column(0)[1].as_py() == Decimal("0.05")
 
 
-def test_fixed_decimals() -> None:
+def test_decimals_in_fixed_bytes() -> None:
     schema = {"type": "fixed", "name": "F", "size": 9, "logicalType": "decimal", "precision": 19, "scale": 0}
     assert values(schema, (-5).to_bytes(9, "big", signed=True), (10**18).to_bytes(9, "big")) == [-5, 10**18]
     assert decode(schema, (10**19).to_bytes(9, "big")).defect[0] == Defect.MALFORMED
@@ -166,7 +166,7 @@ def test_unions_of_several_types_are_structs() -> None:
     ]
 
 
-def test_nested_records_and_names_used_again() -> None:
+def test_nested_records_and_reused_names() -> None:
     point = {
         "type": "record",
         "name": "Point",
@@ -184,13 +184,13 @@ def test_nested_records_and_names_used_again() -> None:
     assert decoded.batch.to_pylist(maps_as_pydicts="strict") == rows
 
 
-def test_a_record_without_fields() -> None:
+def test_record_without_fields_keeps_its_rows() -> None:
     decoded = decode(record(), b"", b"\x00", b"")
     assert decoded.batch.num_columns == 0
     assert decoded.defect.tolist() == [Defect.NONE, Defect.TRAILING_BYTES, Defect.NONE]
 
 
-def test_payloads_of_any_layout() -> None:
+def test_payloads_may_be_sliced_and_large() -> None:
     payloads = [b"zz\x02a", b"zz\x04bc", b"zz\x06def"]
     for kind in (pa.binary(), pa.large_binary()):
         whole = pa.array([b"junk", *payloads, b"junk"], kind)
@@ -201,7 +201,7 @@ def test_payloads_of_any_layout() -> None:
     assert AvroDecoder(trade_schema()).decode(chunk, 5).batch.schema == AvroDecoder(trade_schema()).schema
 
 
-def test_canonical_types_of_a_trade() -> None:
+def test_arrow_types_of_a_trade() -> None:
     schema = AvroDecoder(trade_schema()).schema
     assert schema.field("price").type == pa.decimal128(18, 8)
     assert schema.field("timestamp").type == pa.timestamp("us", "UTC")
@@ -244,7 +244,9 @@ def test_canonical_types_of_a_trade() -> None:
         (record("int"), b"\x02\x00\x00", "trailing_bytes", 1, "record: 2 trailing bytes from byte 1"),
     ],
 )  # fmt: skip
-def test_defects(schema: Any, payload: bytes, defect: str, position: int, detail: str) -> None:
+def test_each_defect_has_its_position_and_detail(
+    schema: Any, payload: bytes, defect: str, position: int, detail: str
+) -> None:
     assert first_defect(decode(schema, payload)) == (Defect[defect.upper()], position, detail)
 
 
@@ -266,21 +268,21 @@ def test_defects(schema: Any, payload: bytes, defect: str, position: int, detail
     ids=["boolean 2", "65 bits", "11 bytes", "33 bits", "enum -1", "branch -2", "3 digits of 2", "uuid without dashes",
          "time before midnight", "1025 items of no bytes", "block of -2^63"],
 )  # fmt: skip
-def test_fastavro_accepts_what_is_refused_here(schema: Any, payload: bytes) -> None:
-    """All such cases; for all others the property tests hold both to the same verdict."""
+def test_decoder_rejects_defects_that_fastavro_accepts(schema: Any, payload: bytes) -> None:
+    """All such cases; in all others the property tests require the same verdict of both."""
     fastavro_reads(schema, payload)
     assert decode(schema, payload).defect[0] in (Defect.MALFORMED, Defect.INVALID_ENUM)
 
 
-def test_of_a_key_that_comes_twice_the_last_one_holds() -> None:
-    """Readers of Parquet refuse a whole file for one such map."""
+def test_last_entry_of_a_duplicate_key_wins() -> None:
+    """Readers of Parquet reject a whole file because of one such map."""
     schema, payload = {"type": "map", "values": "int"}, b"\x06\x02k\x02\x02j\x06\x02k\x04\x00"
     other = b"\x04\x02j\x02\x02k\x02\x00"
     assert values(schema, payload, other, b"\x00") == [[("j", 3), ("k", 2)], [("j", 1), ("k", 1)], []]
     assert fastavro_reads(schema, payload) == {"j": 3, "k": 2}
 
 
-def test_keys_that_come_twice_among_very_many() -> None:
+def test_duplicate_key_among_200_keys() -> None:
     keys = [f"{i:03}" for i in range(200)]
     entries = b"".join(b"\x06" + key.encode() + b"\x02" for key in keys)
     last = b"\x06000\x04"
@@ -289,7 +291,7 @@ def test_keys_that_come_twice_among_very_many() -> None:
     assert found == [*((key, 1) for key in keys[1:]), ("000", 2)]
 
 
-def test_times_that_fastavro_refuses_are_refused_too() -> None:
+def test_invalid_times_and_uuids_are_rejected_as_by_fastavro() -> None:
     for schema, payload in (
         (logical("int", "time-millis"), b"\x80\xb0\xb3\x52"),
         (logical("string", "uuid"), b"\x02x"),
@@ -299,7 +301,7 @@ def test_times_that_fastavro_refuses_are_refused_too() -> None:
         assert decode(schema, payload).defect[0] == Defect.MALFORMED
 
 
-def test_the_first_defect_in_the_bytes_wins() -> None:
+def test_first_defect_in_the_bytes_wins() -> None:
     schema = record("string", "string", SIDE, "long")
     decoded = decode(
         schema,
@@ -323,7 +325,7 @@ def test_the_first_defect_in_the_bytes_wins() -> None:
     ]
 
 
-def test_a_bad_record_leaves_its_neighbours_alone() -> None:
+def test_bad_record_does_not_affect_its_neighbours() -> None:
     schema = record("string", {"type": "map", "values": "string"}, ["null", "long"])
     rows = [{"a": f"text {i}", "b": {"k": "v" * i, "€": str(i)}, "c": i or None} for i in range(50)]
     payloads = write(schema, *rows)
@@ -336,7 +338,7 @@ def test_a_bad_record_leaves_its_neighbours_alone() -> None:
     assert decoded.batch.take(pa.array(range(0, 250, 5))).to_pylist(maps_as_pydicts="strict") == rows
 
 
-def test_positions_count_the_skipped_bytes() -> None:
+def test_positions_include_the_skipped_bytes() -> None:
     assert first_defect(decode("int", b"12345", skip=5))[:2] == (Defect.TRUNCATED, 5)
     assert first_defect(decode("int", b"123", skip=5))[:2] == (Defect.TRUNCATED, 3)
     assert first_defect(decode(SIDE, b"12345\x0e", skip=5))[1:] == (5, "value: enum index 7 of 4 symbols at byte 5")
@@ -345,14 +347,14 @@ def test_positions_count_the_skipped_bytes() -> None:
 # Blocks of arrays and maps
 
 
-def test_blocks_in_any_number_and_with_their_size() -> None:
+def test_any_number_of_blocks_with_and_without_size() -> None:
     schema = {"type": "array", "items": "string"}
     assert values(
         schema,
         b"\x02\x02a\x04\x02b\x02c\x00",
         b"\x03\x08\x02a\x02b\x00",
         b"\x00",
-        b"\x01\x04\x02a" + b"\x02\x02b" + b"\x03\x00\x02c\x02d\x00",  # the size of the last block is not compared
+        b"\x01\x04\x02a" + b"\x02\x02b" + b"\x03\x00\x02c\x02d\x00",  # the size of the last block is not checked
     ) == [["a", "b", "c"], ["a", "b"], [], ["a", "b", "c", "d"]]
     assert fastavro_reads(schema, b"\x03\x00\x02c\x02d\x00") == ["c", "d"]
 
@@ -373,16 +375,16 @@ def test_very_long_arrays_and_maps(one_by_one: bool) -> None:
     assert decoded.batch.column("b")[1].as_py() == [("k", 4)]
 
 
-def test_a_defect_deep_in_a_long_array_has_its_place() -> None:
+def test_defect_deep_in_a_long_array_has_its_position() -> None:
     items = b"".join(b"\x02x" for _ in range(30_000))
-    spoilt = items[:40_001] + b"\xff" + items[40_002:]
+    damaged = items[:40_001] + b"\xff" + items[40_002:]
     head = b"\xe0\xd4\x03"
-    decoded = decode({"type": "array", "items": "string"}, head + items + b"\0", head + spoilt + b"\0")
+    decoded = decode({"type": "array", "items": "string"}, head + items + b"\0", head + damaged + b"\0")
     assert first_defect(decoded, 1)[:2] == (Defect.INVALID_UTF8, 40_001 + 3)
     assert len(decoded.batch.column(0)[0]) == 30_000
 
 
-# Bombs
+# Length and count bombs
 
 
 @pytest.mark.parametrize(
@@ -398,14 +400,14 @@ def test_a_defect_deep_in_a_long_array_has_its_place() -> None:
         ({"type": "map", "values": "null"}, b"\x80\xa8\xd6\xb9\x07\x00\x00", Defect.TRUNCATED),
     ],
 )
-def test_bombs_cost_no_more_than_their_bytes(schema: Any, payload: bytes, defect: Defect) -> None:
+def test_bombs_allocate_no_memory_for_claimed_sizes(schema: Any, payload: bytes, defect: Defect) -> None:
     before = pa.total_allocated_bytes()
     decoded = decode(schema, *[payload] * 100)
     assert set(decoded.defect.tolist()) == {defect}
     assert pa.total_allocated_bytes() - before < 1 << 20
 
 
-def test_items_without_bytes_are_counted_up_to_a_limit() -> None:
+def test_items_without_bytes_have_a_limit() -> None:
     schema = {"type": "array", "items": "null"}
     assert values(schema, b"\x06\x02\x00", b"\x00") == [[None] * 4, []]
     assert values(schema, b"\x80\x10\x00") == [[None] * MAX_EMPTY_ITEMS]
@@ -425,7 +427,7 @@ def with_fields(*fields: Any, **more: Any) -> dict[str, Any]:
 
 
 def resolved(writer: Any, reader: Any, *rows: Any) -> list[Any]:
-    """The rows a reader's schema gives; the same that fastavro reads."""
+    """Decode rows by a reader's schema, and check that fastavro reads the same."""
     payloads = write(writer, *rows)
     decoded = decode(writer, *payloads, reader=reader)
     assert not decoded.defect.any(), decoded.detail(0)
@@ -434,7 +436,7 @@ def resolved(writer: Any, reader: Any, *rows: Any) -> list[Any]:
     return found
 
 
-def test_fields_are_matched_by_name_or_alias_and_dropped_or_added() -> None:
+def test_fields_are_matched_by_name_or_alias_dropped_or_added() -> None:
     writer = with_fields(("a", "int", {}), ("gone", "string", {}), ("old", "string", {}))
     reader = with_fields(
         ("new", "string", {"aliases": ["old"]}),
@@ -473,7 +475,7 @@ def test_dropped_fields_are_checked() -> None:
         (["null", "int", "string"], None, None),
     ],
 )
-def test_defaults(schema: Any, default: Any, value: Any) -> None:
+def test_added_fields_have_their_default(schema: Any, default: Any, value: Any) -> None:
     reader = with_fields(("a", "int", {}), ("added", schema, {"default": default}))
     decoded = decode(record("int"), b"\x02", b"\x04", reader=reader)
     assert decoded.batch.schema == AvroDecoder(reader).schema
@@ -500,7 +502,7 @@ def test_defaults(schema: Any, default: Any, value: Any) -> None:
         (["bytes", "string"], ["string", "null"], b"\x00\x02x", "x"),
     ],
 )
-def test_promotions(writer: Any, reader: Any, payload: bytes, value: Any) -> None:
+def test_promoted_types_have_the_readers_type(writer: Any, reader: Any, payload: bytes, value: Any) -> None:
     assert AvroDecoder(writer, reader).schema == AvroDecoder(reader).schema
     assert values(writer, payload, payload, reader=reader) == [value, value]
     assert fastavro_reads(writer, payload, reader) == value
@@ -511,7 +513,7 @@ def test_promoted_texts_are_checked() -> None:
         assert decode(writer, b"\x02\xff", b"\x02x", reader=reader).defect.tolist() == [Defect.INVALID_UTF8, 0]
 
 
-def test_branches_that_become_one_type_keep_their_order() -> None:
+def test_branches_merged_into_one_type_keep_their_order() -> None:
     writer = ["null", "int", "long", "float"]
     payloads = [b"\x02\x02", b"\x00", b"\x04\x04", b"\x06\x00\x00\xc0\x3f", b"\x02\x06"]
     assert values(writer, *payloads, reader=["null", "double"]) == [1.0, None, 2.0, 1.5, 3.0]
@@ -520,7 +522,7 @@ def test_branches_that_become_one_type_keep_their_order() -> None:
     assert found == [[1.0, None, 2.0, 1.5, 3.0]]
 
 
-def test_branches_that_the_reader_cannot_take_are_malformed() -> None:
+def test_branches_without_match_in_the_reader_are_malformed() -> None:
     decoded = decode(record(["null", "string", "int"]), b"\x02\x02x", b"\x00", b"\x04\x04", reader=record("string"))
     assert decoded.defect.tolist() == [0, Defect.MALFORMED, Defect.MALFORMED]
     assert decoded.detail(1) == "field `a`: union branch 0 at byte 0 matches no type of the reader's schema"
@@ -545,7 +547,7 @@ def test_named_branches_are_matched_by_full_name_first() -> None:
         ]
 
 
-def test_nested_resolution() -> None:
+def test_inner_records_are_resolved() -> None:
     writer = record({"type": "array", "items": with_fields(("x", "int", {}), ("gone", "string", {})) | {"name": "I"}})
     inner = with_fields(("x", "long", {}), ("y", ["null", "string"], {"default": None})) | {"name": "I"}
     reader = record({"type": "array", "items": inner})
@@ -553,8 +555,8 @@ def test_nested_resolution() -> None:
     assert resolved(writer, reader, *rows) == [{"a": [{"x": 1, "y": None}, {"x": 2, "y": None}]}, {"a": []}]
 
 
-def test_everything_at_once_at_every_depth() -> None:
-    """A reader's schema two versions on: fields added, removed, renamed by alias and promoted, in inner records too."""
+def test_resolution_at_every_depth() -> None:
+    """A reader's schema two versions later: fields added, removed, renamed and promoted, also in inner records."""
     leg = with_fields(("n", "int", {}), ("gone", "string", {}), ("qty", "float", {})) | {"name": "Leg"}
     writer = with_fields(
         ("id", "string", {}),
@@ -592,7 +594,7 @@ def test_everything_at_once_at_every_depth() -> None:
     assert second == {"maybe": None, "by_key": {}, "tags": [], "new": -1, "legs": [], "id": b""}
 
 
-def test_reading_a_schema_as_itself_is_the_same_plan() -> None:
+def test_equal_reader_and_writer_schemas_change_no_plan() -> None:
     alone, both = AvroDecoder(trade_schema()), AvroDecoder(trade_schema(), trade_schema())
     plans = [re.sub(r" at 0x\w+", "", repr(one._plan)) for one in (alone, both)]
     assert plans[0] == plans[1]
@@ -620,13 +622,13 @@ def test_reading_a_schema_as_itself_is_the_same_plan() -> None:
          "field `b`: default 'HOLD' is not a value of its type"),
     ],
 )  # fmt: skip
-def test_incompatible_schemas(writer: Any, reader: Any, message: str) -> None:
+def test_incompatible_schemas_are_errors(writer: Any, reader: Any, message: str) -> None:
     with pytest.raises(SchemaError) as caught:
         AvroDecoder(writer, reader)
     assert str(caught.value) == message
 
 
-def test_a_schema_read_without_its_logical_type_and_the_other_way() -> None:
+def test_logical_type_may_exist_in_only_one_schema() -> None:
     micros = logical("long", "timestamp-micros")
     assert values("long", b"\x02", reader=micros) == [datetime(1970, 1, 1, 0, 0, 0, 1, UTC)]
     assert values(micros, b"\x02", reader="long") == [1]
@@ -641,7 +643,7 @@ def test_schemas_may_be_json_text() -> None:
 
 
 def doubling(levels: int) -> dict[str, Any]:
-    """Each level holds the one below it twice."""
+    """Create a schema in which each level contains the one below it twice."""
     schema: dict[str, Any] = record("int") | {"name": "L0"}
     for i in range(1, levels):
         schema = record(schema, f"L{i - 1}") | {"name": f"L{i}"}
@@ -659,7 +661,10 @@ def nested(levels: int) -> Any:
         ("[]", "value: a union needs branches, each of a different type"),
         (None, "not an Avro schema: TypeError"),
         ("no.such.Type", "not an Avro schema"),
-        ({"type": "record", "name": "R", "fields": [{"name": "a", "type": "Missing"}]}, "not an Avro schema: UnknownType"),
+        (
+            {"type": "record", "name": "R", "fields": [{"name": "a", "type": "Missing"}]},
+            "not an Avro schema: UnknownType",
+        ),
         (record(["null", "R"]), "field `a`: type R contains itself; recursive types have no Arrow type"),
         (record({"type": "map", "values": ["int", "int"]}), "field `a.value`: a union needs branches"),
         (record(["null", ["int"]]), "field `a`: a union directly inside a union"),
@@ -672,13 +677,13 @@ def nested(levels: int) -> Any:
         (nested(80), "types nested more than 64 deep"),
     ],
 )
-def test_schemas_that_cannot_be_used(schema: Any, message: str) -> None:
+def test_unusable_schemas_are_errors(schema: Any, message: str) -> None:
     with pytest.raises(SchemaError) as caught:
         AvroDecoder(schema)
     assert message in str(caught.value)
 
 
-def test_many_rows_take_several_blocks() -> None:
+def test_many_rows_are_decoded_in_several_blocks() -> None:
     schema = record("string", ["null", "int"], {"type": "array", "items": "int"})
     rows = [{"a": str(i), "b": i if i % 3 else None, "c": [i] * (i % 2)} for i in range(40_000)]
     decoded = decode(schema, *write(schema, *rows))

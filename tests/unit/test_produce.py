@@ -21,7 +21,7 @@ from k2flow.sandbox.producer.replay import message_id, read_trades, shift_to_end
 from k2flow.sandbox.producer.stream import CHUNK, Stream
 from k2flow.trades.reasons import Reason
 from k2flow.trades.schema import trade_schema
-from tests.oracle import Message, decode, judge
+from tests.oracle import Message, classify, decode
 from tests.strict_avro import defect
 
 START = datetime(2026, 3, 14, 15, 9, 26, tzinfo=UTC)
@@ -49,7 +49,7 @@ def look(message: Message, exchange: str = "BINANCE") -> tuple[str, dict[str, An
     value = message.value or b""
     if value[:5] == b"\0\0\0\0\x01" and (reason := defect(value[5:])):
         return reason, {}
-    return judge(message, exchange, (1,))
+    return classify(message, exchange, (1,))
 
 
 @pytest.mark.parametrize("exchange", ["BINANCE", "KRAKEN", "COINBASE"])
@@ -95,7 +95,7 @@ def test_copies_have_the_partition_and_nearly_the_time_of_the_original() -> None
     places: dict[str, set[tuple[int, bytes | None]]] = {}
     times: dict[str, list[int]] = {}
     for route, message in take(count=10_000, duplicates=0.3)[1]:
-        trade = judge(message, "BINANCE", (1,))[1]
+        trade = classify(message, "BINANCE", (1,))[1]
         places.setdefault(trade["message_id"], set()).add((route, message.key))
         times.setdefault(trade["message_id"], []).append(trade["timestamp"])
     assert all(len(found) == 1 for found in places.values())
