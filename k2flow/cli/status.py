@@ -19,9 +19,8 @@ from k2flow.errors import CatalogError, K2flowError
 from k2flow.exchange import Exchange, exchange_names, find_exchange
 from k2flow.iceberg.catalog import open_catalog
 from k2flow.observability.logs import set_up_logging
-from k2flow.status import report
 from k2flow.status.collector import StatusCollector
-from k2flow.status.report import Status, iso
+from k2flow.status.model import VERSION, Status, iso
 from k2flow.timeouts import DeadlinePassedError, run_with_timeout
 
 COLLECT_SECONDS = 60
@@ -132,4 +131,4 @@ class _Screen:
 
 
 def _print_json_error(text: str) -> None:
-    print_json({"version": report.VERSION, "at": iso(time.time_ns() // 1_000_000), "error": text})
+    print_json({"version": VERSION, "at": iso(time.time_ns() // 1_000_000), "error": text})

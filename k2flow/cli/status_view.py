@@ -8,8 +8,16 @@ from rich.table import Table
 from rich.text import Text
 
 from k2flow.maintain.run import Action
-from k2flow.status import report
-from k2flow.status.model import Level, FlowState, Status, moment
+from k2flow.status.model import (
+    DeadLetters,
+    ExchangeStatus,
+    FlowState,
+    LayerStatus,
+    Level,
+    Status,
+    TableStatus,
+    moment,
+)
 
 TOP_REASONS = 5
 SHORT_LAG_SECONDS = 120
@@ -34,7 +42,7 @@ def render(status: Status) -> RenderableType:
     return Group(*parts)
 
 
-def _exchange(exchange: report.Exchange, now: int) -> list[RenderableType]:
+def _exchange(exchange: ExchangeStatus, now: int) -> list[RenderableType]:
     flow = exchange.flow
     state = STATES[flow.state].format(" and ".join(map(str, flow.writers)))
     epoch = f", epoch {flow.epoch}" if flow.epoch else ""
@@ -51,7 +59,7 @@ def _exchange(exchange: report.Exchange, now: int) -> list[RenderableType]:
     return parts
 
 
-def _layers(exchange: report.Exchange, now: int) -> Table:
+def _layers(exchange: ExchangeStatus, now: int) -> Table:
     table = Table("layer")
     for column in ("lag", "behind", "messages", "messages/s", "rows/s", "last commit"):
         table.add_column(column, justify="right")
@@ -72,7 +80,7 @@ def _layers(exchange: report.Exchange, now: int) -> Table:
     return table
 
 
-def _behind(layer: report.Layer) -> str:
+def _behind(layer: LayerStatus) -> str:
     """Return the age of the oldest missing message, to 0.1 s while it is short, then to the minute; and the level."""
     if layer.seconds is None:
         return "unknown"
@@ -83,7 +91,7 @@ def _behind(layer: report.Layer) -> str:
     return age if layer.level is Level.OK else f"{age}, {layer.level}"
 
 
-def _dead_letters(letters: report.DeadLetters) -> Text:
+def _dead_letters(letters: DeadLetters) -> Text:
     text = f"dead letters: {_share(letters.share)} of all messages, {_share(letters.hour_share)} in the last hour"
     if letters.reasons:
         top = ", ".join(f"{reason} {count:,}" for reason, count in letters.reasons[:TOP_REASONS])
@@ -106,7 +114,7 @@ def _tables(status: Status) -> Table:
     return table
 
 
-def _maintenance(table: report.Table, now: int) -> str:
+def _maintenance(table: TableStatus, now: int) -> str:
     parts = [f"due: {', '.join(map(_due, table.due)) or 'nothing'}"]
     if table.maintained:
         parts.append(f"done: {', '.join(f'{each.what} {_ago(each.at, now)}' for each in table.maintained)}")

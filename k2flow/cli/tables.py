@@ -10,7 +10,7 @@ from k2flow.exchange import all_exchanges, exchange_names, find_exchange
 from k2flow.iceberg.catalog import NAMESPACE, find_table, open_catalog
 from k2flow.iceberg.tables import create, definitions
 from k2flow.layers import GOLD_TABLE
-from k2flow.status.report import moment
+from k2flow.status.model import moment
 from k2flow.status.tables import totals
 
 
