@@ -26,8 +26,8 @@ class SeenIds:
     The guarantees hold across restarts, because Gold is the only state. Workers own disjoint sets of ids (see
     `owners_of`), so each worker is exact alone. An hour is a number of hours since 1970, of any sign and size.
 
-    Memory: about 20 bytes per UUID, for the ids of all hours in the window and of the hours used since the last commit
-    but one; plus an eighth, plus 2 M ids. Loading an hour temporarily takes as much again as the ids of that hour.
+    Memory: about 20 bytes per UUID, for the ids of all hours in the window and of the hours used between the last two
+    commits; plus an eighth, plus 2 M ids. Loading an hour temporarily takes as much again as the ids of that hour.
     """
 
     def __init__(
