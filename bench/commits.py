@@ -74,7 +74,7 @@ def timed(home: Path, commits: int, rows: int) -> list[Stopwatch]:
     content = gold_of_hour(lake, rows, HOUR)
     watches = []
     for i in track(range(commits), "commits", console=Console(stderr=True)):
-        files = lake.writers[GOLD_TABLE].write(content)
+        files = lake.write_files(GOLD_TABLE, content)
         with Stopwatch() as watch:
             lake.committers[GOLD_TABLE].commit(files, [OffsetRange(0, i * rows, (i + 1) * rows, rows)])
         watches.append(watch)
@@ -84,8 +84,7 @@ def timed(home: Path, commits: int, rows: int) -> list[Stopwatch]:
 def gold_of_hour(lake: LakeWriter, rows: int, hour: int) -> pa.RecordBatch:
     """Return `rows` rows of Gold sorted by time: the market's trades, moved into one hour (since 1970)."""
     batches = message_batches(ProduceOptions(count=rows, seed=1), rows)
-    trades = [lake.decoder.decode(batch).trades.rows for batch in batches]
-    gold = GOLD.rows(pa.concat_batches(trades))
+    gold = GOLD.rows(pa.concat_batches(list(lake.trades(batches))))
     n = gold.num_rows
     times = hour * HOUR_US + np.arange(n) * HOUR_US // n
     columns = {

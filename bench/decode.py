@@ -11,8 +11,8 @@ import typer
 from matplotlib.axes import Axes
 
 from bench.lake import message_batches
+from bench.measure import Stopwatch
 from bench.report import BenchResult, report
-from bench.stages import Stopwatch
 from k2flow.avro.decoder import AvroDecoder
 from k2flow.sandbox.producer import ProduceOptions
 from k2flow.trades.decode import HEADER

@@ -229,7 +229,8 @@ def write_hour(home: Path, ids: int) -> int:
     for first in range(0, ids, step):
         n = min(step, ids - first)
         new = uuid_texts(source.fresh(n))
-        written = lake.writers[GOLD_TABLE].write(rows.slice(0, n).set_column(column, rows.schema.field(column), new))
+        content = rows.slice(0, n).set_column(column, rows.schema.field(column), new)
+        written = lake.write_files(GOLD_TABLE, content)
         lake.committers[GOLD_TABLE].commit(written, [OffsetRange(0, first, first + n, n)])
         files += len(written)
     return files

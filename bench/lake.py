@@ -1,42 +1,27 @@
 """Writes tables as a flow does, by the flow's own steps, without Kafka or Bytewax."""
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 from pyiceberg.manifest import DataFile
 
-from k2flow.compat.table_metadata import install_metadata_cache
+from k2flow.compat.pyiceberg.metadata_cache import install_metadata_cache
 from k2flow.config.settings import load_settings
-from k2flow.dedup.index import SeenIds
 from k2flow.exchange import exchange_names, find_exchange
 from k2flow.iceberg.catalog import load_table, open_catalog
 from k2flow.iceberg.commit import Committer
 from k2flow.iceberg.ledger import OffsetRange
 from k2flow.iceberg.tables import create, definitions
-from k2flow.iceberg.writer import DataFileWriter
-from k2flow.layers import GOLD, GOLD_TABLE
+from k2flow.iceberg.writer import TableWriters
+from k2flow.observability import tracing
 from k2flow.sandbox.producer import ProduceOptions
 from k2flow.sandbox.producer.stream import Messages, Stream
-from k2flow.trades.bronze import bronze_rows
 from k2flow.trades.decode import TradeDecoder
-from k2flow.trades.deduplicate import LateRows, hours_of
 from k2flow.trades.messages import MESSAGE_SCHEMA, MessageBatch
+from k2flow.trades.pipeline import Pipeline
 from k2flow.trades.registry import FixedSchemas
-
-STAGES = (
-    "bronze rows",
-    "Bronze's files",
-    "decode, validate",
-    "Silver's files",
-    "DLQ files",
-    "gold rows, dedup",
-    "Gold's files",
-    "commits",
-)
-"""The steps of `LakeWriter.write`, in order."""
 
 
 class LakeWriter:
@@ -49,52 +34,39 @@ class LakeWriter:
         wanted = definitions(self.exchange)
         create(self.catalog, wanted.values())
         topic = self.exchange.settings.topic
-        self.writers = {name: DataFileWriter(load_table(self.catalog, name), wanted[name]) for name in wanted}
         self.committers = {name: Committer(self.catalog, name, self.exchange.name, topic) for name in wanted}
         for committer in self.committers.values():
             committer.fence("id")
-        self.decoder = TradeDecoder(self.exchange, FixedSchemas((1,)))
-        self._seen = SeenIds(lambda hour: [], None)
-        self._late = LateRows()
+        tables = {name: load_table(self.catalog, name) for name in wanted}
+        self._writers = TableWriters(tables, wanted, wait=True)
+        self._pipeline = Pipeline(self.exchange, catalog=self.catalog, writers=self._writers, schemas=_schemas)
         self._files: dict[str, list[DataFile]] = {name: [] for name in wanted}  # and ranges: since the last commit
         self._ranges: dict[str, list[OffsetRange]] = {name: [] for name in wanted}
 
-    def write(
-        self, messages: MessageBatch, stage: Callable[[str], AbstractContextManager[object]] = nullcontext
-    ) -> None:
-        """Write one batch of messages into all four tables, and commit if the batch ends a checkpoint.
-
-        Each of STAGES runs inside the context manager that `stage` returns for it.
-        """
-        exchange = self.exchange
-
-        def write(table: str, rows: pa.RecordBatch, origin: MessageBatch) -> None:
-            self._files[table] += self.writers[table].write(rows)
-            self._ranges[table] += origin.ranges()
-
-        with stage("bronze rows"):
-            bronze = bronze_rows(messages, exchange.settings.topic)
-        with stage("Bronze's files"):
-            write(exchange.bronze, bronze, messages)
-        with stage("decode, validate"):
-            decoded = self.decoder.decode(messages)
-        with stage("Silver's files"):
-            write(exchange.silver, decoded.trades.rows, decoded.trades)
-        with stage("DLQ files"):
-            write(exchange.dlq, decoded.failures.rows, decoded.failures)
-        with stage("gold rows, dedup"):
-            gold = GOLD.rows(decoded.trades.rows)
-            hours = hours_of(gold)
-            first = self._seen.accept_new(gold.column("message_id"), hours)
-            ready = self._late.ready(gold, first, hours, messages.ends_checkpoint)
-        with stage("Gold's files"):
-            write(GOLD_TABLE, ready, decoded.trades)
+    def write(self, messages: MessageBatch) -> None:
+        """Write one batch of messages into all four tables, and commit if the batch ends a checkpoint."""
+        for committable in self._pipeline.process(messages):
+            self._files[committable.table] += committable.files()
+            self._ranges[committable.table] += committable.ranges
         if messages.ends_checkpoint:
-            with stage("commits"):
-                for name, committer in self.committers.items():
+            for name, committer in self.committers.items():
+                with tracing.span("commit", table=name):
                     committer.commit(self._files[name], self._ranges[name])
-                    self._files[name], self._ranges[name] = [], []
-                self._seen.on_commit()
+                self._files[name], self._ranges[name] = [], []
+
+    def write_files(self, table: str, rows: pa.RecordBatch) -> list[DataFile]:
+        """Write rows into data files of a table, without a commit."""
+        return self._writers.write(table, rows)()
+
+    def trades(self, batches: Iterator[MessageBatch]) -> Iterator[pa.RecordBatch]:
+        """Decode batches of messages, and yield their valid trades as rows of Silver."""
+        decoder = TradeDecoder(self.exchange, _schemas())
+        for batch in batches:
+            yield decoder.decode(batch).trades.rows
+
+
+def _schemas() -> FixedSchemas:
+    return FixedSchemas((1,))
 
 
 def message_batches(

@@ -78,7 +78,8 @@ def write_hour(home: Path, files: int, rows: int) -> None:
         for name, value in values.items():
             field = base.schema.field(name)
             batch = batch.set_column(base.schema.get_field_index(name), field, value.cast(field.type))
-        lake.committers[GOLD_TABLE].commit(lake.writers[GOLD_TABLE].write(batch), [OffsetRange(0, i * n, (i + 1) * n, n)])
+        offsets = [OffsetRange(0, i * n, (i + 1) * n, n)]
+        lake.committers[GOLD_TABLE].commit(lake.write_files(GOLD_TABLE, batch), offsets)
 
 
 def maintain_once(home: Path, *arguments: str) -> Usage:

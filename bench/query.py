@@ -121,7 +121,7 @@ def write_gold(lake: LakeWriter, files: int, rows: int) -> tuple[int, int]:
     waiting: list[DataFile] = []
     written, committed, held = 0, 0, 0
     for piece in track(trades_of(lake, options, rows), "writing", total=pieces, console=Console(stderr=True)):
-        waiting += lake.writers[GOLD_TABLE].write(piece)
+        waiting += lake.write_files(GOLD_TABLE, piece)
         held += piece.num_rows
         done = written + len(waiting) >= files
         if done or len(waiting) >= COMMIT_FILES:
@@ -134,8 +134,8 @@ def write_gold(lake: LakeWriter, files: int, rows: int) -> tuple[int, int]:
 
 def trades_of(lake: LakeWriter, options: ProduceOptions, rows: int) -> Iterator[pa.RecordBatch]:
     """Yield the market's trades as rows of Gold, `rows` at a time."""
-    for messages in message_batches(options, BATCH, partitions=1):
-        trades = GOLD.rows(lake.decoder.decode(messages).trades.rows)
+    for silver in lake.trades(message_batches(options, BATCH, partitions=1)):
+        trades = GOLD.rows(silver)
         for begin in range(0, trades.num_rows, rows):
             yield trades.slice(begin, rows)
 

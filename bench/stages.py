@@ -1,21 +1,25 @@
 """Time of each stage of a flow per message, without Kafka and Bytewax."""
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
+from unittest.mock import patch
 
 import typer
 from matplotlib.axes import Axes
 
-from bench.lake import STAGES, LakeWriter, message_batches
+from bench.lake import LakeWriter, message_batches
 from bench.measure import Stopwatch
 from bench.report import BenchResult, report
 from k2flow.flow.runtime import keep_freed_memory
+from k2flow.observability import tracing
+from k2flow.observability.metrics import layer_of
 from k2flow.sandbox.producer import ProduceOptions
 
-TOTAL = "total"
+TOTAL, REST = "total", "rest"
 
 
 def stages(
@@ -24,10 +28,11 @@ def stages(
 ) -> None:
     """Measure CPU and wall clock per message of each stage of the flow, one after the other in one process.
 
-    2 % bad messages, 3 % duplicates, 6 partitions; a commit to each of the four tables after every ten batches.
+    The stages are the flow's own spans, as traces show them. 2 % bad messages, 3 % duplicates, 6 partitions; a commit
+    to each of the four tables after every ten batches.
     """
     counted = 0
-    took = {stage: Stopwatch() for stage in STAGES}
+    whole = Stopwatch()
     with tempfile.TemporaryDirectory() as home:
         keep_freed_memory()
         lake = LakeWriter(Path(home))
@@ -35,12 +40,30 @@ def stages(
         together = lake.exchange.settings.commit_batches
         warming, *batches = message_batches(options, batch)
         lake.write(warming)
-        for i, one in enumerate(batches, 1):
-            lake.write(replace(one, commit=i % together == 0 or i == len(batches)), took.__getitem__)
-            counted += one.rows.num_rows
+        with timed_spans() as took:
+            for i, one in enumerate(batches, 1):
+                with whole:
+                    lake.write(replace(one, ends_checkpoint=i % together == 0 or i == len(batches)))
+                counted += one.rows.num_rows
     if not counted:
         raise typer.BadParameter("needs at least two batches: the first one is not counted")
+    took[REST] = Stopwatch()
+    took[REST].cpu = whole.cpu - sum(watch.cpu for watch in took.values())
+    took[REST].wall = whole.wall - sum(watch.wall for watch in took.values())
     _report(messages, batch, counted, took)
+
+
+@contextmanager
+def timed_spans() -> Iterator[dict[str, Stopwatch]]:
+    """Time the flow's spans, by name and layer; commits to all layers count as one stage."""
+    watches: dict[str, Stopwatch] = {}
+
+    def span(name: str, table: str = "", **_: tracing.Value) -> Stopwatch:
+        stage = f"{name} {layer_of(table)}" if table and name != "commit" else name
+        return watches.setdefault(stage, Stopwatch())
+
+    with patch.object(tracing, "span", span):
+        yield watches
 
 
 def _report(messages: int, batch: int, counted: int, took: Mapping[str, Stopwatch]) -> None:
@@ -56,7 +79,7 @@ def _report(messages: int, batch: int, counted: int, took: Mapping[str, Stopwatc
     }
 
     def plot(axes: Axes) -> None:
-        bars = axes.barh(STAGES, [cpu[stage] for stage in STAGES])
+        bars = axes.barh(list(took), [cpu[stage] for stage in took])
         axes.bar_label(bars, fmt="%.2f", padding=2)
         axes.margins(x=0.12)
         axes.invert_yaxis()
@@ -64,10 +87,7 @@ def _report(messages: int, batch: int, counted: int, took: Mapping[str, Stopwatc
 
     notes = [
         "Without the consumer and Bytewax: `catchup` measures the whole flow. A message is one of the topic, at every "
-        "stage. Commits: to each of the four tables, for ten batches together."
+        "stage. Commits: to each of the four tables, for ten batches together. Rest: Gold's rows, late rows, metrics."
     ]
-    report(
-        BenchResult(
-            "stages", ["stage", "us CPU/message", "us wall/message", "share of CPU"], rows, figures, plot, notes
-        )
-    )
+    columns = ["stage", "us CPU/message", "us wall/message", "share of CPU"]
+    report(BenchResult("stages", columns, rows, figures, plot, notes))

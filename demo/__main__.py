@@ -81,7 +81,9 @@ def print_heading(what: str) -> None:
 def fill(exchange: Exchange, bootstrap: str) -> Manifest:
     """Produce the trades of an exchange, and return what was sent."""
     count = COUNTS[exchange.name]
-    print_heading(f"{count:,} trades of {exchange.name}: {BAD:.0%} bad, {DUPLICATES:.0%} duplicates")
+    print_heading(
+        f"{count:,} trades of {exchange.name}, over the last hour: {BAD:.0%} bad, {DUPLICATES:.0%} duplicates"
+    )
     options = ProduceOptions(count=count, bad=BAD, duplicates=DUPLICATES, seed=1, over_seconds=SPREAD_SECONDS)
     manifest = produce(exchange.code, exchange.settings.topic, {"bootstrap.servers": bootstrap}, options)
     path = HOME / f"manifest-{exchange.name}.json"
@@ -201,7 +203,7 @@ def show_next_steps(kafka: LocalKafka, keep: bool, page: Path) -> None:
     print(f"export K2FLOW_HOME={HOME}")
     if keep:
         print(f"export K2FLOW_KAFKA_BOOTSTRAP_SERVERS={kafka.bootstrap}")
-        print(".venv/bin/k2flow produce kraken --count 5000 --bad 0.02")
+        print(".venv/bin/k2flow produce kraken --count 5000 --bad 0.02 --over 10m")
         print(".venv/bin/k2flow run kraken --trigger 1")
         print(".venv/bin/k2flow kafka stop")
     else:
