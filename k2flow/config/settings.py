@@ -4,6 +4,7 @@
 |---|---|
 | `K2FLOW_<NAME>` | `Settings` |
 | `K2FLOW_KAFKA_<NAME>` | `Settings.kafka`: librdkafka's own properties, `_` for `.` |
+| `K2FLOW_SCHEMA_REGISTRY_<NAME>` | `Settings.schema_registry`: properties of Confluent's registry client, `_` for `.` |
 | `K2FLOW_<EXCHANGE>_<NAME>` | `ExchangeSettings`, over the values that flows/<exchange>.py declares |
 | files in `K2FLOW_SECRETS_DIR` | k2flow.config.secret_files, which puts them into the environment |
 | `PYICEBERG_*`, `.pyiceberg.yaml` | PyIceberg itself: k2flow.config.pyiceberg_file, k2flow.iceberg.catalog |
@@ -27,13 +28,33 @@ from k2flow.errors import SettingsError
 
 PREFIX = "K2FLOW_"
 KAFKA_PREFIX = "K2FLOW_KAFKA_"
+REGISTRY_PREFIX = "K2FLOW_SCHEMA_REGISTRY_"
+REGISTRY_PROPERTIES = {
+    "basic.auth.user.info": "name and password for basic authentication, as `name:password`",
+    "bearer.auth.token": "a bearer token",
+    "bearer.auth.client.id": "OAuth: the client, whose credentials are exchanged for a token",
+    "bearer.auth.client.secret": "OAuth: the secret of the client",
+    "bearer.auth.scope": "OAuth: the scope of the token",
+    "bearer.auth.issuer.endpoint.url": "OAuth: the address that issues the token",
+    "bearer.auth.issuer.endpoint.query": "OAuth by Azure's metadata service: the query",
+    "bearer.auth.credentials.source": "`STATIC_TOKEN`, `OAUTHBEARER` (each the default with its properties) or "
+    "`OAUTHBEARER_AZURE_IMDS`",
+    "bearer.auth.logical.cluster": "Confluent Cloud: the cluster of the registry",
+    "bearer.auth.identity.pool.id": "Confluent Cloud: the identity pool",
+    "ssl.ca.location": "certificate authorities: a file or folder; default `REQUESTS_CA_BUNDLE`, else certifi's",
+    "ssl.certificate.location": "the client's certificate (PEM)",
+    "ssl.key.location": "the client's private key (PEM)",
+    "ssl.key.password": "the password of the private key",
+    "proxy": "address of an HTTP proxy",
+}
+"""The properties of Confluent's SchemaRegistryClient that can be set, with their descriptions."""
 SERVERS = f"{KAFKA_PREFIX}BOOTSTRAP_SERVERS"
 DEFAULT_SERVERS = "127.0.0.1:9092"
 MIN_SIMILARITY = 0.75
 """Of a misspelt setting to the one that an error suggests; 1 is the same."""
 SECRET = re.compile(
     r"passw|passphrase|secret(?!s[_.]dir)|token|credential|jaas|key\.pem|(access|account|api)[-_.]key|connection[-_.]string"
-    r"|userinfo|header|auth$|sas$",
+    r"|user\.?info|header|auth$|sas$",
     re.IGNORECASE,
 )
 PASSWORD_IN_URL = re.compile(r"(?<=://)([^/:@\s]*):([^@/\s]+)@")
@@ -131,6 +152,22 @@ class Settings(BaseSettings):
         }
         return {"bootstrap.servers": DEFAULT_SERVERS, **given}
 
+    @cached_property
+    def schema_registry(self) -> dict[str, str]:
+        """Properties for Confluent's SchemaRegistryClient; empty without K2FLOW_SCHEMA_REGISTRY_URL."""
+        if not self.schema_registry_url:
+            return {}
+        given = {
+            name: os.environ[variable] for variable, name in _registry_variables().items() if variable in os.environ
+        }
+        defaults: dict[str, str] = {}
+        if "REQUESTS_CA_BUNDLE" in os.environ:  # PyIceberg's REST client reads it too
+            defaults["ssl.ca.location"] = os.environ["REQUESTS_CA_BUNDLE"]
+        for name, source in (("bearer.auth.token", "STATIC_TOKEN"), ("bearer.auth.client.id", "OAUTHBEARER")):
+            if name in given:
+                defaults |= {"bearer.auth.credentials.source": source, "bearer.auth.logical.cluster": ""}
+        return {"url": self.schema_registry_url, **defaults, **given}
+
 
 class ExchangeSettings(BaseSettings):
     """Settings of one exchange: declared in flows/<exchange>.py, overridden by K2FLOW_<EXCHANGE>_*."""
@@ -180,6 +217,11 @@ class ExchangeSettings(BaseSettings):
         return env_settings, init_settings
 
 
+def _registry_variables() -> dict[str, str]:
+    """Return the variables for properties of the registry's client, with the names of the properties."""
+    return {REGISTRY_PREFIX + name.upper().replace(".", "_"): name for name in REGISTRY_PROPERTIES}
+
+
 def load_settings(exchanges: Iterable[str] = ()) -> Settings:
     """Read the settings for all exchanges; variables of the exchanges named in `exchanges` are known too.
 
@@ -214,6 +256,7 @@ def _refuse_unknown(exchanges: Iterable[str]) -> None:
         **{f"{PREFIX}{name.upper()}_": ExchangeSettings for name in exchanges},
     }
     known = {f"{prefix}{field.upper()}" for prefix, model in prefixes.items() for field in model.model_fields}
+    known |= _registry_variables().keys()
     for name in sorted(os.environ):
         if name.startswith(PREFIX) and name not in known and not name.startswith(KAFKA_PREFIX):
             meant = _closest_setting(name, prefixes, known | {SERVERS})
@@ -224,21 +267,21 @@ def _refuse_unknown(exchanges: Iterable[str]) -> None:
 def _closest_setting(name: str, prefixes: Iterable[str], known: Iterable[str]) -> str | None:
     """Return the known setting that a misspelt one most likely means, or None.
 
-    Only settings with the same prefix compete, so that the name of the exchange does not count as similarity.
+    Only settings with the same prefix compete, so that the name of the exchange does not count as similarity. Of equals
+    the shortest wins.
     """
     prefix = max((each for each in prefixes if name.startswith(each)), key=len)
     typed = name.removeprefix(prefix)
     scores = {each: _similarity(typed, each.removeprefix(prefix)) for each in known if each.startswith(prefix)}
-    best = max(sorted(scores), key=scores.__getitem__)
+    best = max(sorted(scores, key=lambda each: (len(each), each)), key=scores.__getitem__)
     return best if scores[best] >= MIN_SIMILARITY else None
 
 
 def _similarity(typed: str, field: str) -> float:
-    """Compare a typed name with a field: with its first words, its last words, and all of it."""
-    words = field.split("_")
-    count = typed.count("_") + 1
-    parts = {"_".join(words[:count]): 1.0, "_".join(words[-count:]): 0.95, field: 0.95}  # first words count most
-    return max(weight * difflib.SequenceMatcher(None, typed, part).ratio() for part, weight in parts.items())
+    """Compare a typed name with a field: with its first words, which count most, its last words, and all of it."""
+    words, count = field.split("_"), typed.count("_") + 1
+    parts = ((1.0, "_".join(words[:count])), (0.95, "_".join(words[-count:])), (0.95, field))
+    return max(weight * difflib.SequenceMatcher(None, typed, part).ratio() for weight, part in parts)
 
 
 def _settings_error(error: ValidationError, prefix: str) -> SettingsError:
@@ -282,6 +325,15 @@ def kafka_origins(settings: Settings) -> list[Origin]:
         variable = KAFKA_PREFIX + name.upper().replace(".", "_")
         rows.append(Origin(variable, mask(name, value), _source(variable, "default")))
     return rows
+
+
+def registry_origins() -> list[Origin]:
+    """Return the properties for the schema registry's client that are set, each with its source."""
+    return [
+        Origin(variable, mask(variable, os.environ[variable]), _source(variable, ""))
+        for variable in _registry_variables()
+        if variable in os.environ
+    ]
 
 
 def _source(variable: str, unset: str) -> str:

@@ -59,6 +59,8 @@ def test_unknown_setting_is_named(monkeypatch: pytest.MonkeyPatch, name: str) ->
         ("HOMEE", "HOME"),
         ("SECRETS", "SECRETS_DIR"),
         ("LOGLEVEL", "LOG_LEVEL"),
+        ("LOG", "LOG_LEVEL"),
+        ("SCHEMA_REGISTRY", "SCHEMA_REGISTRY_URL"),
         ("SCHEMA_ID", "SCHEMA_IDS"),
         ("REGISTRY_URL", "SCHEMA_REGISTRY_URL"),
         ("PORT", "METRICS_PORT"),
@@ -72,7 +74,7 @@ def test_unknown_setting_is_named(monkeypatch: pytest.MonkeyPatch, name: str) ->
         ("KRAKEN_SILVER_RETENTION", "KRAKEN_SILVER_RETENTION_DAYS"),
         ("KRAKEN_COMMIT_BATCH", "KRAKEN_COMMIT_BATCHES"),
         ("BINACE_TOPIC", "BINANCE_TOPIC"),
-        ("TRIGGER_SECONDS", "BINANCE_TRIGGER_SECONDS"),
+        ("TRIGGER_SECONDS", "KRAKEN_TRIGGER_SECONDS"),
     ],
 )
 def test_misspelt_setting_suggests_the_closest(monkeypatch: pytest.MonkeyPatch, typed: str, meant: str) -> None:
