@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from k2flow.audit import Report, audit
+from k2flow.audit import AuditReport, audit
 from k2flow.cli.audit import EXIT_INCOMPLETE, INCOMPLETE
 from k2flow.cli.exits import exit_on_error
 from k2flow.cli.progress import progress_bars
@@ -11,11 +11,11 @@ from k2flow.config.settings import load_settings
 from k2flow.exchange import exchange_names, find_exchange
 from k2flow.iceberg.catalog import open_catalog
 from k2flow.observability.logs import set_up_logging
-from k2flow.report import Problem, attempt, check_writable, gather, render, write
+from k2flow.report import Unavailable, attempt, check_writable, gather, render, write
 
 
 def write_report(html: Path, exchanges: Sequence[str] | None, symbols: Sequence[str] | None, no_audit: bool) -> None:
-    """Write the page and exit with the code of the audit's verdict."""
+    """Write the page and exit with the code of the audit_result's verdict."""
     with exit_on_error(EXIT_INCOMPLETE, "no report is written: "):
         settings = load_settings(exchange_names())
         set_up_logging("CRITICAL")  # the page has librdkafka's messages about a broker that is down
@@ -23,24 +23,24 @@ def write_report(html: Path, exchanges: Sequence[str] | None, symbols: Sequence[
         check_writable(html)
         catalog = open_catalog(settings)
         figures = gather(catalog, settings, found, list(dict.fromkeys(symbols or ())))
-        audited: Report | Problem | None = None
+        audit_result: AuditReport | Unavailable | None = None
         if not no_audit:
             with progress_bars() as progress:
-                audited = attempt(lambda: audit(catalog, settings, found, None, progress))
-        write(html, render(figures, audited))
-    print(f"{html}: {html.stat().st_size:,} bytes; {_verdict(audited)}")
-    raise SystemExit(_exit_code(audited))
+                audit_result = attempt(lambda: audit(catalog, settings, found, None, progress))
+        write(html, render(figures, audit_result))
+    print(f"{html}: {html.stat().st_size:,} bytes; {_verdict(audit_result)}")
+    raise SystemExit(_exit_code(audit_result))
 
 
-def _verdict(audited: Report | Problem | None) -> str:
-    if audited is None:
+def _verdict(audit_result: AuditReport | Unavailable | None) -> str:
+    if audit_result is None:
         return "audit skipped"
-    if isinstance(audited, Problem):
-        return f"{INCOMPLETE}{audited.text}"
-    return f"audit verdict: {audited.verdict}"
+    if isinstance(audit_result, Unavailable):
+        return f"{INCOMPLETE}{audit_result.text}"
+    return f"audit verdict: {audit_result.verdict}"
 
 
-def _exit_code(audited: Report | Problem | None) -> int:
-    if audited is None:
+def _exit_code(audit_result: AuditReport | Unavailable | None) -> int:
+    if audit_result is None:
         return 0
-    return EXIT_INCOMPLETE if isinstance(audited, Problem) else audited.verdict.exit_code
+    return EXIT_INCOMPLETE if isinstance(audit_result, Unavailable) else audit_result.verdict.exit_code

@@ -1,4 +1,4 @@
-"""How time and values are divided, as pure functions."""
+"""Axes of time and values, and their ticks, as pure functions."""
 
 import math
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ STEPS_US = (
     *(n * HOUR_US for n in (1, 2, 4, 6, 12)),
     *(n * DAY_US for n in (1, 2, 7, 14, 28, 91, 364)),
 )
-"""The lengths that a step of a time axis may have; beyond the last one twice that, and so on."""
-ALONE = 3
-"""So many times longer than most rows take, an axis would be for the sake of a few others."""
+"""The lengths of a step of a time axis. Longer ones are doubles of the last one."""
+STRETCH = 3
+"""An axis this many times longer than most rows need shows mainly a few outliers."""
 _FIRST_SECOND, _LAST_SECOND = -62_135_596_800, 253_402_300_799
 
 
@@ -30,13 +30,14 @@ class Axis:
 
     @property
     def end_us(self) -> int:
+        """The end of the last step."""
         return self.begin_us + self.steps * self.step_us
 
 
 def axis(first_us: int, last_us: int, most: int, shortest_us: int = MILLISECOND_US) -> Axis:
-    """From `first_us` to `last_us`, both included, in at most `most` steps, each of which begins at a multiple.
+    """Divide the time from `first_us` to `last_us` inclusive into at most `most` steps at multiples of their length.
 
-    `most` is 2 at least: a boundary may lie between any two moments.
+    `most` is at least 2: a boundary may lie between any two moments.
     """
     step = next((s for s in STEPS_US if s >= shortest_us and _steps(first_us, last_us, s) <= most), STEPS_US[-1])
     while _steps(first_us, last_us, step) > most:
@@ -48,32 +49,30 @@ def _steps(first_us: int, last_us: int, step_us: int) -> int:
     return last_us // step_us - first_us // step_us + 1
 
 
-def without_strays(first_us: int, early_us: int, late_us: int, last_us: int) -> tuple[int, int]:
-    """Where an axis begins and ends: with the first and the last row, or with most of them, from `early_us` to
-    `late_us`, if the others would only stretch it."""
-    stretched = last_us - first_us > ALONE * max(late_us - early_us, MILLISECOND_US)
+def without_outliers(first_us: int, early_us: int, late_us: int, last_us: int) -> tuple[int, int]:
+    """Return the bounds of an axis: of all rows, or of most (`early_us`, `late_us`) if the rest stretch it."""
+    stretched = last_us - first_us > STRETCH * max(late_us - early_us, MILLISECOND_US)
     return (early_us, late_us) if stretched else (first_us, last_us)
 
 
 def utc(us: int) -> datetime:
-    """The second of us since 1970; the first or last of the years 1 to 9999 for what is beyond, as an axis may be."""
+    """Return the second of us since 1970, clamped to the years 1 to 9999, which an axis may exceed."""
     return datetime.fromtimestamp(min(max(us // SECOND_US, _FIRST_SECOND), _LAST_SECOND), UTC)
 
 
-NOTHING = SAME = 1e-12
-"""Values that differ by less, or by a smaller part of them, are the same: amounts have eight digits after the point,
-and the numbers between them would run out."""
+SAME_ABSOLUTE = SAME = 1e-12
+"""Values that differ by less, absolutely or relatively, count as equal: amounts have eight decimal places, and floats
+have no ticks to offer between closer values."""
 
 
 def value_ticks(low: float, high: float, least: float = 0.0, most: int = 5) -> list[float]:
-    """Round values, at most `most` + 2 of them, of which the first is not above `low` and the last not below `high`.
+    """Return at most `most` + 2 round values; the first is not above `low`, the last not below `high`.
 
-    They are `least` apart at least. Where `low` and `high` are as good as the same there is room on both sides, of 0
-    above it.
+    They are at least `least` apart. If `low` and `high` count as equal there is room on both sides, or above 0.
     """
-    if high - low <= max(abs(low) * SAME, NOTHING):
+    if high - low <= max(abs(low) * SAME, SAME_ABSOLUTE):
         room = abs(low) * 0.01
-        low, high = (low - room, low + room) if room > NOTHING else (0.0, 1.0)
+        low, high = (low - room, low + room) if room > SAME_ABSOLUTE else (0.0, 1.0)
     raw = max(least, (high - low) / most)
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(n * power for n in (1, 2, 5, 10) if n * power >= raw * (1 - 1e-9))
@@ -82,9 +81,9 @@ def value_ticks(low: float, high: float, least: float = 0.0, most: int = 5) -> l
 
 
 def time_ticks(begin_us: int, end_us: int, most: int) -> list[tuple[int, str]]:
-    """Round moments in [begin_us, end_us], at most `most` (2 or more), each with a short text in UTC.
+    """Return at most `most` (2 or more) round moments in [begin_us, end_us], each with a short text in UTC.
 
-    The text has the date where ticks are days apart, or where a day begins, and fractions of seconds where needed.
+    The text is a date if ticks are days apart or a day begins, and has fractions of seconds if ticks need them.
     """
     found = axis(begin_us, max(begin_us, end_us - 1), most)
     moments = range(found.begin_us, end_us + 1, found.step_us)

@@ -1,9 +1,7 @@
-"""Charts as inline SVG, coloured by the page's style sheet through classes; pure functions of what they show.
+"""Charts as inline SVG; pure functions of their data. The page's style sheet colours them by class.
 
-`name` is the id of a chart, for which there must be no other on the page.
-
-Each has a title and a description for who cannot see it, and marks that say their values when they are pointed at.
-Text is escaped, and cleaned of what no document may hold.
+`name` is the id of a chart, unique on the page. Each chart has a title and a description for screen readers, and marks
+with tooltips. Text is escaped, and cleaned of characters that no document may contain.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,18 +16,18 @@ from k2flow.report.axes import Axis, time_ticks, value_ticks
 from k2flow.report.figures import Candle
 
 WIDTH, HALF = 1080, 520
-"""Of a chart as wide as the page, and of one of two beside each other."""
+"""Width of a chart across the page, and of one of two side by side."""
 LEFT, RIGHT, TOP, BOTTOM = 64, 14, 12, 30
 SIZE_LABELS, TIME_LABEL = 6, 110
-"""How many sizes fit below a chart of half the width, and how wide a time is."""
+"""Size labels that fit below a chart of half the width, and the width of a time label."""
 BAR = 23
 COLOURS = 8
-"""Series are of the classes s0 to s7, and from there on of these again."""
+"""Series have the classes s0 to s7, repeated."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a chart: a value for each step that has one; `dashed` to tell it from another of the same colour."""
+    """A line of a chart: a value for each step that has one; `dashed` marks the second line of a colour."""
 
     name: str
     colour: int
@@ -39,14 +37,14 @@ class Line:
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar: its name, and what it is put together of, by the number of the colour."""
+    """One bar: its name, and its parts by colour number."""
 
     name: str
     parts: Mapping[int, int]
 
 
 def colour(number: int) -> str:
-    """The class of a series."""
+    """Return the class of a series."""
     return f"s{number % COLOURS}"
 
 
@@ -73,7 +71,7 @@ class _Drawing:
         ElementTree.SubElement(self.svg, "desc", id=f"{name}-description").text = words.clean(description)
 
     def add(self, tag: str, classes: str, tip: str = "", **attributes: float | str) -> ElementTree.Element:
-        """A mark; `tip` is shown when it is pointed at."""
+        """Add a mark with the tooltip `tip`."""
         texts = {name: _text(value) for name, value in attributes.items()}
         found = ElementTree.SubElement(self.svg, tag, {"class": classes, **texts})
         if tip:
@@ -84,11 +82,11 @@ class _Drawing:
         self.add("text", classes, x=x, y=y).text = words.clean(text)
 
     def y(self, value: float, low: float, high: float) -> float:
-        """Where a value is in a plot from `low` to `high`."""
+        """Return the position of a value in a plot from `low` to `high`."""
         return self.low - (value - low) / (high - low) * (self.low - self.high)
 
     def grid(self, ticks: Sequence[float], labels: Iterable[str]) -> None:
-        """A line for each tick; the first and the last are the ends of the plot."""
+        """Draw a line for each tick; the first and the last are the ends of the plot."""
         for value, label in zip(ticks, labels, strict=True):
             y = self.y(value, ticks[0], ticks[-1])
             self.add("line", "grid", x1=self.left, x2=self.right, y1=y, y2=y)
@@ -102,19 +100,19 @@ class _Drawing:
             self.text(label, x if fits else self.right + RIGHT, self.low + 20, "middle" if fits else "end")
 
     def x(self, axis: Axis, step: float) -> float:
-        """Where a step begins."""
+        """Return the position where a step begins."""
         return self.left + step / axis.steps * (self.right - self.left)
 
     def markup(self) -> Markup:
-        return Markup(ElementTree.tostring(self.svg, encoding="unicode"))  # ElementTree has escaped it
+        return Markup(ElementTree.tostring(self.svg, encoding="unicode"))  # ElementTree escapes text
 
 
 def columns(name: str, title: str, axis: Axis, series: Mapping[str, Sequence[int]]) -> Markup:
-    """Counts in steps of time, the series on top of each other; the i-th has the i-th colour."""
+    """Draw counts in steps of time as stacked columns; the i-th series has the i-th colour."""
     totals = [sum(counts) for counts in zip(*series.values(), strict=True)]
     description = (
         f"Counts for each {words.step(axis.step_us)} from {words.moment(axis.begin_us)} to {words.moment(axis.end_us)} "
-        f"UTC: {', '.join(f'{each} {sum(counts):,}' for each, counts in series.items())}; the most is {max(totals):,}."
+        f"UTC: {', '.join(f'{each} {sum(counts):,}' for each, counts in series.items())}; maximum {max(totals):,}."
     )
     drawing = _Drawing(name, title, description, 220, width=HALF)
     ticks = value_ticks(0, max(totals), 1)
@@ -135,7 +133,7 @@ def columns(name: str, title: str, axis: Axis, series: Mapping[str, Sequence[int
 
 
 def lines(name: str, title: str, axis: Axis, series: Sequence[Line]) -> Markup:
-    """Seconds over time. Steps without a value leave a gap; a value between two gaps is a point."""
+    """Draw seconds over time. Steps without a value leave a gap; a value between two gaps is a point."""
     values = [value for line in series for value in line.values.values()]
     description = f"From {words.moment(axis.begin_us)} to {words.moment(axis.end_us)} UTC: " + "; ".join(
         f"{line.name} at most {words.span(max(line.values.values()))}" for line in series if line.values
@@ -158,7 +156,7 @@ def lines(name: str, title: str, axis: Axis, series: Sequence[Line]) -> Markup:
 
 
 def _runs(values: Mapping[int, float]) -> list[list[int]]:
-    """The steps that have a value, in runs without a gap."""
+    """Return the steps that have a value, in runs without a gap."""
     runs: list[list[int]] = []
     for step in sorted(values):
         if runs and runs[-1][-1] == step - 1:
@@ -169,7 +167,7 @@ def _runs(values: Mapping[int, float]) -> list[list[int]]:
 
 
 def bars(name: str, title: str, rows: Sequence[Bar], names: Sequence[str]) -> Markup:
-    """A bar to the right for each row, put together of series of these names."""
+    """Draw a horizontal bar for each row, stacked from series of these names."""
     most = max((sum(row.parts.values()) for row in rows), default=0)
     listed = ", ".join(f"{row.name} {sum(row.parts.values()):,}" for row in rows)
     drawing = _Drawing(name, title, f"{listed}.", BAR * len(rows) + 12)
@@ -189,7 +187,7 @@ def bars(name: str, title: str, rows: Sequence[Bar], names: Sequence[str]) -> Ma
 
 
 def histogram(name: str, title: str, counts: Mapping[int, int], target_bytes: int) -> Markup:
-    """Files by size: column n has those of 2^n bytes up to twice that; where the target size is, there is a mark."""
+    """Draw files by size: column n has the files of 2^n up to 2^(n+1) bytes; a line marks the target size."""
     goal = target_bytes.bit_length() - 1
     first, last = min([goal, *counts]), max([goal, *counts])
     listed = ", ".join(f"{count:,} from {words.binary(2**power)}" for power, count in sorted(counts.items()))
@@ -217,7 +215,7 @@ def histogram(name: str, title: str, counts: Mapping[int, int], target_bytes: in
 
 
 def candles(name: str, title: str, axis: Axis, found: Mapping[int, Candle]) -> Markup:
-    """Open, high, low, close (hollow where it closed higher than it opened, filled where lower), and the volume."""
+    """Draw candles of open, high, low, close (hollow if the close is not below the open), and the volume."""
     low, high = min(each.low for each in found.values()), max(each.high for each in found.values())
     first, last = found[min(found)], found[max(found)]
     description = (

@@ -1,4 +1,4 @@
-"""Gathers what a report tells, of one snapshot of each table, taken when it begins."""
+"""Gathers the figures of a report, from one snapshot of each table, pinned at its start."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,67 +17,68 @@ from k2flow.errors import TableDiffersError
 from k2flow.exchange import Exchange
 from k2flow.iceberg.catalog import NAMESPACE, catalog_errors, configured, default_properties, find_table
 from k2flow.layers import Layer
+from k2flow.maintain.actions import target_bytes
 from k2flow.maintain.entries import live_files
 from k2flow.maintain.plans import is_small
-from k2flow.maintain.run import target_bytes
 from k2flow.query.connection import connect_tables
 from k2flow.report import freshness, queries
-from k2flow.report.figures import Figures, Problem, TableFiles, attempt
+from k2flow.report.figures import Figures, FileStats, Unavailable, attempt
 from k2flow.report.freshness import Commit
 from k2flow.status.collector import StatusCollector
 from k2flow.status.flows import history
 
 T = TypeVar("T")
-DESCRIBED = ("type", "uri", "warehouse", "s3.endpoint", "s3.region")
-"""The properties of a catalog that a report, which is made to be passed on, may show."""
+SHOWN_PROPERTIES = ("type", "uri", "warehouse", "s3.endpoint", "s3.region")
+"""Properties of a catalog that a report may show: people pass reports on."""
 
 
 def gather(catalog: Catalog, settings: Settings, exchanges: Sequence[Exchange], symbols: Sequence[str]) -> Figures:
-    """All figures of these exchanges, with candles of `symbols`, or of the most traded ones if there are none.
+    """Return all figures of these exchanges, with candles of `symbols`, or of the most traded ones if it is empty.
 
-    The status is a look of its own, a moment later. Nothing is raised for what cannot be told: that is a Problem.
+    The status is collected separately, a moment later. A figure that cannot be determined is `Unavailable`; nothing is
+    raised for it.
     """
-    made_us = time.time_ns() // 1000
+    created_us = time.time_ns() // 1000
     layers = {name: layer for exchange in exchanges for name, layer in exchange.layer_by_table.items()}
-    looked = {name: attempt(partial(find_table, catalog, name)) for name in layers}
-    found = {name: table for name, table in looked.items() if isinstance(table, Table)}
+    loaded = {name: attempt(partial(find_table, catalog, name)) for name in layers}
+    found = {name: table for name, table in loaded.items() if isinstance(table, Table)}
     status = attempt(lambda: StatusCollector(catalog, settings, exchanges).collect())
     with _connection(found) as db:
 
-        def told(query: Callable[..., T], *more: object) -> T | Problem:
-            return db if isinstance(db, Problem) else attempt(lambda: query(db, exchanges, found.keys(), *more))
+        def query_figure(query: Callable[..., T], *more: object) -> T | Unavailable:
+            return db if isinstance(db, Unavailable) else attempt(lambda: query(db, exchanges, found.keys(), *more))
 
         commits = attempt(lambda: _commits(exchanges, found))
         return Figures(
-            made_us,
-            _described(settings),
-            exchanges,
-            symbols,
-            status,
-            told(queries.layer_rows),
-            told(queries.taken_in),
-            told(queries.traded),
-            commits if isinstance(commits, Problem) else told(queries.freshness, commits),
-            told(queries.reasons),
-            told(queries.markets, symbols),
-            {name: _files(looked[name], layer) for name, layer in layers.items()},
+            created_us=created_us,
+            catalog=_catalog_properties(settings),
+            exchanges=exchanges,
+            symbols=symbols,
+            status=status,
+            rows=query_figure(queries.rows_by_layer),
+            ingested=query_figure(queries.ingested),
+            traded=query_figure(queries.traded),
+            freshness=commits if isinstance(commits, Unavailable) else query_figure(queries.freshness, commits),
+            reasons=query_figure(queries.reasons),
+            markets=query_figure(queries.markets, symbols),
+            files={name: _files(loaded[name], layer) for name, layer in layers.items()},
         )
 
 
 @contextmanager
-def _connection(tables: Mapping[str, Table]) -> Iterator[duckdb.DuckDBPyConnection | Problem]:
-    """DuckDB over these tables, in bounded memory."""
+def _connection(tables: Mapping[str, Table]) -> Iterator[duckdb.DuckDBPyConnection | Unavailable]:
+    """Open DuckDB over these tables, in bounded memory."""
     opened = attempt(lambda: connect_tables(tables))
-    if isinstance(opened, Problem):
+    if isinstance(opened, Unavailable):
         yield opened
         return
     with TemporaryDirectory(prefix="k2flow-report-") as folder, closing(opened):
-        queries.limit(opened, folder)
+        queries.bound_memory(opened, folder)
         yield opened
 
 
 def _commits(exchanges: Sequence[Exchange], tables: Mapping[str, Table]) -> list[Commit]:
-    """Raises CommitError for an unreadable ledger."""
+    """Return the commits of all exchanges. Raises CommitError for an unreadable ledger."""
     found = []
     for exchange in exchanges:
         for layer in freshness.LAYERS:
@@ -87,37 +88,37 @@ def _commits(exchanges: Sequence[Exchange], tables: Mapping[str, Table]) -> list
     return found
 
 
-def _files(table: Table | Problem | None, layer: Layer) -> TableFiles | Problem | None:
-    return attempt(lambda: _measured(table, layer)) if isinstance(table, Table) else table
+def _files(table: Table | Unavailable | None, layer: Layer) -> FileStats | Unavailable | None:
+    return attempt(lambda: _file_stats(table, layer)) if isinstance(table, Table) else table
 
 
-def _measured(table: Table, layer: Layer) -> TableFiles:
-    """Raises CatalogError, TableDiffersError."""
+def _file_stats(table: Table, layer: Layer) -> FileStats:
+    """Return the statistics of a table's files. Raises CatalogError, TableDiffersError."""
     with catalog_errors():
         try:
             files = live_files(table, layer.event_time)
-        except ValueError as error:  # PyIceberg's word for a column that is not there
+        except ValueError as error:  # PyIceberg's error for a missing column
             raise TableDiffersError(
-                f"{NAMESPACE}.{table.name()[-1]} is not as k2flow makes it ({error}): `k2flow tables create` says how"
+                f"{NAMESPACE}.{table.name()[-1]} lacks a column ({error}): `k2flow tables create` names the difference"
             ) from error
     snapshot, target = table.current_snapshot(), target_bytes(table)
     sizes = np.array([live.file.file_size_in_bytes for live in files], np.int64)
     powers, counts = np.unique(np.frexp(np.maximum(sizes, 1))[1] - 1, return_counts=True)
-    return TableFiles(
-        snapshot.snapshot_id if snapshot else None,
-        snapshot.timestamp_ms * 1000 if snapshot else None,
-        sum(live.file.record_count for live in files),
-        len(files),
-        sum(is_small(live, target) for live in files),
-        int(sizes.sum()),
-        int(np.median(sizes)) if files else 0,
-        target,
-        len(table.metadata.snapshots),
-        dict(zip(powers.tolist(), counts.tolist(), strict=True)),
+    return FileStats(
+        snapshot_id=snapshot.snapshot_id if snapshot else None,
+        committed_us=snapshot.timestamp_ms * 1000 if snapshot else None,
+        rows=sum(live.file.record_count for live in files),
+        files=len(files),
+        small=sum(is_small(live, target) for live in files),
+        bytes=int(sizes.sum()),
+        median_bytes=int(np.median(sizes)) if files else 0,
+        target_bytes=target,
+        snapshots=len(table.metadata.snapshots),
+        histogram=dict(zip(powers.tolist(), counts.tolist(), strict=True)),
     )
 
 
-def _described(settings: Settings) -> list[tuple[str, str]]:
-    """Where the tables are. Of all else that a catalog may be told nobody knows what is a secret."""
+def _catalog_properties(settings: Settings) -> list[tuple[str, str]]:
+    """Return where the tables are. Other properties of a catalog may be secrets, so they are not shown."""
     properties = configured(settings) or default_properties(settings.home)
-    return [(key, mask(key, properties[key])) for key in DESCRIBED if key in properties]
+    return [(key, mask(key, properties[key])) for key in SHOWN_PROPERTIES if key in properties]

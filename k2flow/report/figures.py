@@ -1,6 +1,6 @@
-"""What a report tells. Times named `_us` are us since 1970 (UTC).
+"""The figures of a report, as plain values. Times named `_us` are us since 1970 (UTC).
 
-What cannot be told is a Problem in the place of what was to be told, and what there is nothing of yet is None.
+A figure that could not be determined is `Unavailable`; a figure without data is None.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,33 +17,32 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Problem:
-    """Why something is not told, in words."""
+class Unavailable:
+    """Why a figure could not be determined."""
 
     text: str
 
 
-def attempt(look: Callable[[], T]) -> T | Problem:
-    """What `look` returns, or its K2flowError as a Problem."""
+def attempt(compute: Callable[[], T]) -> T | Unavailable:
+    """Return what `compute` returns, or its K2flowError as `Unavailable`."""
     try:
-        return look()
+        return compute()
     except K2flowError as error:
-        return Problem(str(error))
+        return Unavailable(str(error))
 
 
 @dataclass(frozen=True)
-class Counts:
-    """How many rows there are in each step of a time axis, by exchange; `left_out` are those before and after it."""
+class RowCounts:
+    """The number of rows in each step of a time axis, by exchange; `outside` counts rows before and after it."""
 
     axis: Axis
     rows: Mapping[str, Sequence[int]]
-    left_out: int
+    outside: int
 
 
 @dataclass(frozen=True)
 class Delays:
-    """How long `messages` messages took from Kafka's time until a commit, in ms: half of them `median` or less, 99 of
-    100 `p99` or less (both to three digits), none more than `most`."""
+    """Delays of `messages` messages from Kafka's time until a commit, in ms; `median` and `p99` to three digits."""
 
     messages: int
     median: int
@@ -53,7 +52,7 @@ class Delays:
 
 @dataclass(frozen=True)
 class Freshness:
-    """Delays by (exchange, layer): of all commits that are known, and of those of each step of `axis` that has any."""
+    """Delays by (exchange, layer): of all known commits, and of each step of `axis` that has commits."""
 
     axis: Axis
     total: Mapping[tuple[str, str], Delays]
@@ -61,8 +60,8 @@ class Freshness:
 
 
 @dataclass(frozen=True)
-class Reason:
-    """The dead letters of one exchange and reason; of the newest one when it failed and how its detail begins."""
+class ReasonCount:
+    """The dead letters of one exchange and reason; `newest_us` and `detail` (its start) are of the newest."""
 
     exchange: str
     reason: str
@@ -73,7 +72,7 @@ class Reason:
 
 @dataclass(frozen=True)
 class Candle:
-    """The trades of one step of time; all digits are kept."""
+    """The trades of one step of time, exact."""
 
     open: Decimal
     high: Decimal
@@ -85,19 +84,19 @@ class Candle:
 
 @dataclass(frozen=True)
 class Market:
-    """One symbol at one exchange: a candle for each step of `axis` that has trades. `left_out` is as in Counts."""
+    """One symbol at one exchange: a candle for each step of `axis` that has trades. `outside` is as in RowCounts."""
 
     exchange: str
     symbol: str
     trades: int
     axis: Axis
     candles: Mapping[int, Candle]
-    left_out: int
+    outside: int
 
 
-@dataclass(frozen=True)
-class TableFiles:
-    """A table's snapshot, and its data files; `histogram` counts those of 2^n bytes up to twice that, by n."""
+@dataclass(frozen=True, kw_only=True)
+class FileStats:
+    """A table's snapshot and data files; `histogram` counts by n the files of 2^n up to 2^(n+1) bytes."""
 
     snapshot_id: int | None
     committed_us: int | None
@@ -111,29 +110,28 @@ class TableFiles:
     histogram: Mapping[int, int]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Figures:
-    """All that a report tells but the audit.
+    """All figures of a report except the audit.
 
-    `rows` are by exchange and layer, None for a missing table; `files` by table, None for a missing one. `symbols` are
-    those that were asked for.
+    `rows` are by exchange and layer, `files` by table; a missing table is None. `symbols` are the requested ones.
     """
 
-    made_us: int
+    created_us: int
     catalog: Sequence[tuple[str, str]]
     exchanges: Sequence[Exchange]
     symbols: Sequence[str]
-    status: Status | Problem
-    rows: Mapping[str, Mapping[str, int | None]] | Problem
-    taken_in: Counts | Problem | None
-    traded: Counts | Problem | None
-    freshness: Freshness | Problem | None
-    reasons: Sequence[Reason] | Problem
-    markets: Sequence[Market] | Problem
-    files: Mapping[str, TableFiles | Problem | None]
+    status: Status | Unavailable
+    rows: Mapping[str, Mapping[str, int | None]] | Unavailable
+    ingested: RowCounts | Unavailable | None
+    traded: RowCounts | Unavailable | None
+    freshness: Freshness | Unavailable | None
+    reasons: Sequence[ReasonCount] | Unavailable
+    markets: Sequence[Market] | Unavailable
+    files: Mapping[str, FileStats | Unavailable | None]
 
     def missing(self, layer: str) -> list[str]:
-        """The tables of a layer that there are not."""
+        """Return the names of a layer's missing tables."""
         tables = ((each.name, own) for each in self.exchanges for own in each.layers if own.name == layer)
         names = dict.fromkeys(own.table(exchange) for exchange, own in tables)
         return [name for name in names if self.files[name] is None]

@@ -1,8 +1,8 @@
-"""When which offsets were committed: the ledgers of a table's snapshots say it, as far back as snapshots are kept.
+"""When offsets were committed, from the ledgers of a table's snapshots, as far back as snapshots are kept.
 
-A ledger covers all offsets of a topic, whichever of them became rows of its table; so Bronze, which has the Kafka time
-of each offset, says with any table's ledgers how long messages took until that table's commit. Compaction does not
-change that, for it moves rows and no ledgers.
+A ledger covers all offsets of a topic, whether or not they became rows of its table. Bronze has the Kafka time of each
+offset. Together they give the time from message to commit for any table. Compaction moves rows but no ledgers, so it
+changes nothing.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,7 +15,7 @@ from k2flow.iceberg.ledger import Ledger
 from k2flow.layers import BRONZE, GOLD
 
 LAYERS = (BRONZE, GOLD)
-"""The layers whose freshness is told: where messages come in, and where all of it ends."""
+"""The layers whose freshness is reported: the first and the last of the data's way."""
 SCHEMA = pa.schema(
     [
         *(pa.field(name, pa.string()) for name in ("exchange", "layer")),
@@ -28,7 +28,7 @@ SCHEMA = pa.schema(
 class Commit:
     """One commit of a layer, of the offsets [first, next) of one partition.
 
-    `since_us`: a Bronze row that was taken in before has the same offset in an earlier topic of the same name.
+    A Bronze row ingested before `since_us` has its offset in a former topic of the same name.
     """
 
     exchange: str
@@ -41,10 +41,10 @@ class Commit:
 
 
 def commits(exchange: str, layer: str, ledgers: Sequence[Ledger]) -> list[Commit]:
-    """The commits between `ledgers`, a table's oldest first, as `status.flows.history` has them."""
+    """Return the commits between a table's `ledgers`, oldest first, as `status.flows.history` returns them."""
     found = []
     for before, after in pairwise(ledgers):
-        since = max((each.until for each in after.earlier), default=0)
+        since = max((each.until for each in after.former_topics), default=0)
         for partition, extent in sorted(after.partitions.items()):
             held = before.partitions.get(partition)
             first = extent.first if held is None else held.next
@@ -54,6 +54,6 @@ def commits(exchange: str, layer: str, ledgers: Sequence[Ledger]) -> list[Commit
     return found
 
 
-def as_arrow(found: Iterable[Commit]) -> pa.Table:
-    """The commits as rows of SCHEMA, for DuckDB."""
+def commits_table(found: Iterable[Commit]) -> pa.Table:
+    """Return the commits as rows of SCHEMA, for DuckDB."""
     return pa.Table.from_pylist([vars(each) for each in found], schema=SCHEMA)

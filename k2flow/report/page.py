@@ -1,7 +1,7 @@
-"""The page: figures and an audit's result in the template, and the file that it becomes.
+"""Renders figures and an audit's result into the page, and writes the file.
 
-Whatever comes from messages is escaped by the template, and cleaned of what no document may hold; the page loads and
-runs nothing, which its content security policy has the browser enforce.
+The template escapes text from messages, and cleans it of characters that no document may contain. The page loads and
+runs nothing; its content security policy makes the browser enforce that.
 """
 
 import os
@@ -15,42 +15,42 @@ from typing import Any, TypeVar
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from k2flow.audit import Finding, Report, Severity
+from k2flow.audit import AuditReport, Finding, Severity
 from k2flow.audit.report import Verdict
 from k2flow.errors import ReportError
 from k2flow.layers import LAYERS
 from k2flow.report import charts, words
 from k2flow.report.charts import Bar, Line
-from k2flow.report.figures import Figures, Freshness, Market, Problem, Reason
+from k2flow.report.figures import Figures, Freshness, Market, ReasonCount, Unavailable
 from k2flow.status.model import Level
 
 Value = TypeVar("Value")
 
 TEMPLATE = "report.html"
-MOST_BARS = 20
-"""So many reasons have a bar; the table has them all."""
+MAX_BARS = 20
+"""Reasons that have a bar; the table has all of them."""
 
 
-def render(figures: Figures, audited: Report | Problem | None) -> str:
-    """The whole page; `audited` is None where the audit was left out."""
-    status = {} if isinstance(figures.status, Problem) else {each.name: each for each in figures.status.exchanges}
+def render(figures: Figures, audit_result: AuditReport | Unavailable | None) -> str:
+    """Render the whole page; `audit_result` is None if the audit was skipped."""
+    status = {} if isinstance(figures.status, Unavailable) else {each.name: each for each in figures.status.exchanges}
     template = _environment().get_template(TEMPLATE)
     return template.render(
         figures=figures,
-        audited=audited,
-        findings=_findings(audited),
-        letters=_letters(figures),
+        audit=audit_result,
+        findings=_findings(audit_result),
+        letters=_reason_rows(figures),
         layers=[layer.name for layer in LAYERS],
         colours={each.name: charts.colour(i) for i, each in enumerate(figures.exchanges)},
         status=status,
         share=_share,
-        summary=_summary(figures, audited),
+        summary=_summary(figures, audit_result),
         charts=_charts(figures),
     )
 
 
 def check_writable(path: Path) -> None:
-    """Raises ReportError where `write` could not write, so that nobody waits for a report in vain."""
+    """Raise ReportError if `write` would fail, before the report is computed."""
     if path.is_dir():
         raise ReportError(f"{path} is a folder: name a file")
     try:
@@ -61,8 +61,8 @@ def check_writable(path: Path) -> None:
 
 
 def write(path: Path, text: str) -> None:
-    """Puts `text` in place of what the file has, all of it or nothing. Raises ReportError."""
-    target = path.resolve()  # a link stays one
+    """Replace the file's content by `text` atomically. Raises ReportError."""
+    target = path.resolve()  # keep a symbolic link
     beside = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         beside.write_text(text, "utf-8")
@@ -70,7 +70,7 @@ def write(path: Path, text: str) -> None:
     except OSError as error:
         raise _unwritable(path, error) from error
     finally:
-        with suppress(OSError):  # it is gone if all went well
+        with suppress(OSError):  # after success it has been moved
             beside.unlink()
 
 
@@ -89,12 +89,12 @@ def _environment() -> Environment:
     )
     for word in (words.count, words.span, words.moment, words.step, words.amount, words.binary):
         environment.filters[word.__name__] = word
-    environment.tests["trouble"] = lambda value: isinstance(value, Problem)
+    environment.tests["unavailable"] = lambda value: isinstance(value, Unavailable)
     return environment
 
 
 def _share(rows: Mapping[str, int | None]) -> str:
-    """Of rows by layer the share of the messages that are dead letters."""
+    """Return the share of messages that are dead letters, from rows by layer."""
     letters, trades = rows.get("dlq"), rows.get("silver")
     if letters is None or trades is None:
         return "unknown"
@@ -103,106 +103,106 @@ def _share(rows: Mapping[str, int | None]) -> str:
 
 @dataclass(frozen=True)
 class Fact:
-    """One of the few things to see first; `level` is good, warn or bad, or nothing of these."""
+    """One fact of the summary; `level` is good, warn, bad or empty."""
 
     name: str
     value: str
     level: str = ""
 
 
-def _summary(figures: Figures, audited: Report | Problem | None) -> list[Fact]:
-    """What all exchanges come to."""
-    rows = [] if isinstance(figures.rows, Problem) else list(figures.rows.values())
+def _summary(figures: Figures, audit_result: AuditReport | Unavailable | None) -> list[Fact]:
+    """Return the summary over all exchanges."""
+    rows = [] if isinstance(figures.rows, Unavailable) else list(figures.rows.values())
     names = [layer.name for layer in LAYERS]
-    sums = {name: sum(known) if (known := _known(each[name] for each in rows)) else None for name in names}
+    sums = {name: sum(known) if (known := _present(each[name] for each in rows)) else None for name in names}
     return [
         Fact("messages", words.count(sums["bronze"])),
         Fact("trades in Gold", words.count(sums["gold"])),
         Fact("dead letters", _share(sums)),
-        _furthest(figures),
-        _verdict(audited),
+        _largest_lag(figures),
+        _verdict(audit_result),
     ]
 
 
-def _known(values: Iterable[Value | None]) -> list[Value]:
+def _present(values: Iterable[Value | None]) -> list[Value]:
     return [value for value in values if value is not None]
 
 
-def _furthest(figures: Figures) -> Fact:
-    """How far the layer that is furthest behind is, if of all layers it is known."""
-    if isinstance(figures.status, Problem):
-        return Fact("furthest behind", "unknown")
-    layers = _known(layer for each in figures.status.exchanges for layer in each.layers.values())
-    seconds = _known(layer.seconds for layer in layers)
+def _largest_lag(figures: Figures) -> Fact:
+    """Return the largest lag of all layers, if all lags are known."""
+    if isinstance(figures.status, Unavailable):
+        return Fact("largest lag", "unknown")
+    layers = _present(layer for each in figures.status.exchanges for layer in each.layers.values())
+    seconds = _present(layer.seconds for layer in layers)
     if not layers or len(seconds) < len(layers):
-        return Fact("furthest behind", "unknown")
+        return Fact("largest lag", "unknown")
     levels = {Level.OK: "good", Level.LATE: "warn", Level.STALE: "bad"}
     furthest = max(layers, key=lambda layer: layer.seconds or 0.0)
-    return Fact("furthest behind", words.span(max(seconds)), levels.get(furthest.level, ""))
+    return Fact("largest lag", words.span(max(seconds)), levels.get(furthest.level, ""))
 
 
-def _verdict(audited: Report | Problem | None) -> Fact:
-    if audited is None:
-        return Fact("audit", "left out")
-    if isinstance(audited, Problem):
-        return Fact("audit", "not possible", "bad")
+def _verdict(audit_result: AuditReport | Unavailable | None) -> Fact:
+    if audit_result is None:
+        return Fact("audit", "skipped")
+    if isinstance(audit_result, Unavailable):
+        return Fact("audit", "incomplete", "bad")
     levels = {Verdict.HOLDS: "good", Verdict.UNKNOWN: "warn", Verdict.BROKEN: "bad"}
-    return Fact("audit", str(audited.verdict), levels[audited.verdict])
+    return Fact("audit", str(audit_result.verdict), levels[audit_result.verdict])
 
 
 @dataclass(frozen=True)
-class Letters:
-    """The dead letters of one reason, by exchange, and what is told of the newest one of all."""
+class ReasonRows:
+    """The dead letters of one reason by exchange, and the newest one of all exchanges."""
 
     reason: str
     rows: Mapping[str, int]
-    newest: Reason
+    newest: ReasonCount
 
 
-def _letters(figures: Figures) -> list[Letters]:
-    """By reason, most first."""
-    reasons: dict[str, list[Reason]] = {}
-    for each in [] if isinstance(figures.reasons, Problem) else figures.reasons:
+def _reason_rows(figures: Figures) -> list[ReasonRows]:
+    """Return the dead letters by reason, most frequent first."""
+    reasons: dict[str, list[ReasonCount]] = {}
+    for each in [] if isinstance(figures.reasons, Unavailable) else figures.reasons:
         reasons.setdefault(each.reason, []).append(each)
     found = [
-        Letters(reason, {each.exchange: each.rows for each in some}, max(some, key=lambda each: each.newest_us))
+        ReasonRows(reason, {each.exchange: each.rows for each in some}, max(some, key=lambda each: each.newest_us))
         for reason, some in reasons.items()
     ]
     return sorted(found, key=lambda each: (-sum(each.rows.values()), each.reason))
 
 
-def _findings(audited: Report | Problem | None) -> list[Finding]:
-    """What the audit found, the worst first."""
-    if not isinstance(audited, Report):
+def _findings(audit_result: AuditReport | Unavailable | None) -> list[Finding]:
+    """Return the audit's findings, worst first."""
+    if not isinstance(audit_result, AuditReport):
         return []
-    return sorted(audited.findings, key=lambda finding: list(Severity).index(finding.severity))
+    return sorted(audit_result.findings, key=lambda finding: list(Severity).index(finding.severity))
 
 
 def _charts(figures: Figures) -> dict[str, Any]:
-    """The charts that there is something to draw in, by the name of the section; a list of those of the markets."""
+    """Return the charts that have data, by section; those of the markets as a list."""
     found: dict[str, Any] = {}
     for name, title, counts in (
-        ("taken_in", "Messages taken in", figures.taken_in),
+        ("ingested", "Messages ingested", figures.ingested),
         ("traded", "Trades by their own time", figures.traded),
     ):
-        if counts and not isinstance(counts, Problem):
+        if counts and not isinstance(counts, Unavailable):
             found[name] = charts.columns(f"chart-{name}", title, counts.axis, counts.rows)
-    if figures.freshness and not isinstance(figures.freshness, Problem):
+    if figures.freshness and not isinstance(figures.freshness, Unavailable):
         found["freshness"] = _freshness(figures.freshness, [each.name for each in figures.exchanges])
-    if letters := _letters(figures):
+    if letters := _reason_rows(figures):
         found["reasons"] = _reasons(letters, [each.name for each in figures.exchanges])
-    if not isinstance(figures.markets, Problem):
+    if not isinstance(figures.markets, Unavailable):
         found["markets"] = [_market(i, market) for i, market in enumerate(figures.markets)]
     found["files"] = {
         name: charts.histogram(f"chart-{name}", f"File sizes of {name}", files.histogram, files.target_bytes)
         for name, files in figures.files.items()
-        if files and not isinstance(files, Problem) and files.files
+        if files and not isinstance(files, Unavailable) and files.files
     }
     return found
 
 
 def _freshness(freshness: Freshness, exchanges: Sequence[str]) -> Markup:
-    """Until Gold's commit, of each exchange: the median, and dashed what 99 of 100 messages stay below."""
+    """Draw the delay until Gold's commit of each exchange: the median, and dashed the 99th percentile."""
     series = []
     for number, exchange in enumerate(exchanges):
         steps = freshness.steps.get((exchange, "gold"), {})
@@ -215,10 +215,10 @@ def _freshness(freshness: Freshness, exchanges: Sequence[str]) -> Markup:
     return charts.lines("chart-freshness", "From Kafka's time to Gold's commit", freshness.axis, series)
 
 
-def _reasons(letters: Sequence[Letters], exchanges: Sequence[str]) -> Markup:
+def _reasons(letters: Sequence[ReasonRows], exchanges: Sequence[str]) -> Markup:
     rows = [
         Bar(each.reason, {number: each.rows[name] for number, name in enumerate(exchanges) if name in each.rows})
-        for each in letters[:MOST_BARS]
+        for each in letters[:MAX_BARS]
     ]
     return charts.bars("chart-reasons", "Dead letters by reason", rows, exchanges)
 

@@ -1,6 +1,6 @@
-"""What DuckDB sums up for a report: Python sees at most some hundred rows of each answer, whatever the tables hold.
+"""Aggregates for a report, in DuckDB: Python reads a few hundred rows of each answer, whatever the tables hold.
 
-`tables` are the names of those that there are. All functions raise QueryError.
+`tables` are the names of the existing tables. All functions raise QueryError.
 """
 
 from bisect import bisect_right
@@ -14,29 +14,29 @@ import duckdb
 from k2flow.exchange import Exchange
 from k2flow.layers import GOLD_TABLE
 from k2flow.query.connection import query_errors
-from k2flow.report.axes import SECOND_US, axis, without_strays
-from k2flow.report.figures import Candle, Counts, Delays, Freshness, Market, Reason
-from k2flow.report.freshness import Commit, as_arrow
+from k2flow.report.axes import SECOND_US, axis, without_outliers
+from k2flow.report.figures import Candle, Delays, Freshness, Market, ReasonCount, RowCounts
+from k2flow.report.freshness import Commit, commits_table
 
 MEMORY_MB, THREADS = 512, 4
-"""What DuckDB may use; what is beyond it goes to disk."""
-MOST_BARS, MOST_POINTS, MOST_CANDLES = 120, 120, 200
+"""DuckDB's limits; it spills what exceeds its memory to disk."""
+MAX_BARS, MAX_POINTS, MAX_CANDLES = 120, 120, 200
 MARKETS = 3
-"""So many markets get candles where no symbol is asked for: the most traded ones."""
+"""Without requested symbols, this many of the most traded markets get candles."""
 DETAIL_CHARACTERS = 300
-CELLS = 10_000
-"""Into about so many pieces the offsets of all commits are divided: a message's commit is looked up by its piece, so
-that the lookup is a join by equality, which takes little memory and time."""
-DIGITS = 3
-"""To so many digits, upwards, delays are counted: few numbers, of however many messages."""
-STRAYS = 0.02
-"""The share of rows that may be left out at each end of a time axis, for being far from the others."""
-ZOOM = 1_000
-"""Into so many steps a time is divided to find where most rows are."""
+OFFSET_CELLS = 10_000
+"""The offsets of all commits are divided into about this many cells. The commit of a message is found by its cell: an
+equality join, which needs little memory and time."""
+DELAY_DIGITS = 3
+"""Delays are rounded up to this many digits, so that any number of messages has few distinct delays."""
+OUTLIER_SHARE = 0.02
+"""The share of rows at each end of a time axis that may be left out because they are far from the others."""
+ZOOM_STEPS = 1_000
+"""Steps that a time is divided into to find where most rows are."""
 
 
-def limit(db: duckdb.DuckDBPyConnection, folder: str) -> None:
-    """Bounds the memory of a connection; `folder` takes what does not fit."""
+def bound_memory(db: duckdb.DuckDBPyConnection, folder: str) -> None:
+    """Bound the memory of a connection; `folder` takes what DuckDB spills."""
     with query_errors():
         db.execute(f"SET memory_limit = '{MEMORY_MB}MB'")
         db.execute(f"SET threads = {THREADS}")
@@ -44,11 +44,13 @@ def limit(db: duckdb.DuckDBPyConnection, folder: str) -> None:
         db.execute(f"SET temp_directory = {_literal(folder)}")
 
 
-def layer_rows(
+def rows_by_layer(
     db: duckdb.DuckDBPyConnection, exchanges: Sequence[Exchange], tables: Collection[str]
 ) -> dict[str, dict[str, int | None]]:
-    """The rows of each exchange and layer, None for a missing table."""
-    in_gold = dict(_fetch(db, f"SELECT exchange, count(*) FROM {GOLD_TABLE} GROUP BY ALL")) if GOLD_TABLE in tables else {}
+    """Return the rows of each exchange and layer; None for a missing table."""
+    in_gold = (
+        dict(_fetch(db, f"SELECT exchange, count(*) FROM {GOLD_TABLE} GROUP BY ALL")) if GOLD_TABLE in tables else {}
+    )
     found: dict[str, dict[str, int | None]] = {}
     for each in exchanges:
         own = {"bronze": each.bronze, "silver": each.silver, "dlq": each.dlq}
@@ -60,8 +62,8 @@ def layer_rows(
     return found
 
 
-def taken_in(db: duckdb.DuckDBPyConnection, exchanges: Sequence[Exchange], tables: Collection[str]) -> Counts | None:
-    """Bronze's rows by the time when they were taken in; None if there are none."""
+def ingested(db: duckdb.DuckDBPyConnection, exchanges: Sequence[Exchange], tables: Collection[str]) -> RowCounts | None:
+    """Count Bronze's rows by the time of ingestion; None if there are none."""
     parts = [
         f"SELECT {_literal(each.name)} AS exchange, ingestion_timestamp AS moment FROM {each.bronze}"
         for each in exchanges
@@ -70,22 +72,23 @@ def taken_in(db: duckdb.DuckDBPyConnection, exchanges: Sequence[Exchange], table
     return _counts(db, " UNION ALL ".join(parts), exchanges) if parts else None
 
 
-def traded(db: duckdb.DuckDBPyConnection, exchanges: Sequence[Exchange], tables: Collection[str]) -> Counts | None:
-    """Gold's rows by the time of the trade; None if there are none."""
+def traded(db: duckdb.DuckDBPyConnection, exchanges: Sequence[Exchange], tables: Collection[str]) -> RowCounts | None:
+    """Count Gold's rows by the time of the trade; None if there are none."""
     if GOLD_TABLE not in tables:
         return None
     names = " ".join(f"WHEN {_literal(each.code)} THEN {_literal(each.name)}" for each in exchanges)
-    sql = f'SELECT CASE exchange {names} END AS exchange, "timestamp" AS moment FROM {GOLD_TABLE} WHERE {_of(exchanges)}'
+    columns = f'CASE exchange {names} END AS exchange, "timestamp" AS moment'
+    sql = f"SELECT {columns} FROM {GOLD_TABLE} WHERE {_of_exchanges(exchanges)}"
     return _counts(db, sql, exchanges)
 
 
-def _counts(db: duckdb.DuckDBPyConnection, rows: str, exchanges: Sequence[Exchange]) -> Counts | None:
-    """`rows` is SQL for rows of (exchange, moment)."""
+def _counts(db: duckdb.DuckDBPyConnection, rows: str, exchanges: Sequence[Exchange]) -> RowCounts | None:
+    """Count rows over time; `rows` is SQL for rows of (exchange, moment)."""
     bounds = _bounds(db, rows)
     if bounds is None:
         return None
     first, last, total = bounds
-    time = axis(first, last, MOST_BARS, SECOND_US)
+    time = axis(first, last, MAX_BARS, SECOND_US)
     counts = {each.name: [0] * time.steps for each in exchanges}
     sums = _fetch(
         db,
@@ -95,24 +98,24 @@ def _counts(db: duckdb.DuckDBPyConnection, rows: str, exchanges: Sequence[Exchan
     )
     for name, step, count in sums:
         counts[name][step] = count
-    return Counts(time, counts, total - sum(map(sum, counts.values())))
+    return RowCounts(time, counts, total - sum(map(sum, counts.values())))
 
 
 def _bounds(
     db: duckdb.DuckDBPyConnection, rows: str, values: Mapping[str, Any] = MappingProxyType({})
 ) -> tuple[int, int, int] | None:
-    """Where an axis of rows of (moment) begins and ends, and how many rows there are in all; None of none.
+    """Return the bounds of an axis of rows of (moment), and the number of all rows; None if there are none.
 
-    It has all of them, or most, if some would only stretch it: those are looked for in ever shorter times, each of
-    which costs one more look at the column.
+    The axis covers all rows, or most if the rest would stretch it. The search narrows in rounds; each round
+    scans the column once.
     """
     sql = f"SELECT epoch_us(min(moment)), epoch_us(max(moment)), count(*) FROM ({rows})"
     first, last, total = _fetch(db, sql, values)[0]
     if not total:
         return None
-    spared, before, after = int(total * STRAYS), 0, 0
+    spared, before, after = int(total * OUTLIER_SHARE), 0, 0
     while True:
-        time = axis(first, last, ZOOM)
+        time = axis(first, last, ZOOM_STEPS)
         steps, counts = zip(
             *_fetch(
                 db,
@@ -123,18 +126,18 @@ def _bounds(
             ),
             strict=True,
         )
-        low, more_before = _passed(counts, spared - before)
-        high, more_after = _passed(counts[::-1], spared - after)
+        low, more_before = _leading(counts, spared - before)
+        high, more_after = _leading(counts[::-1], spared - after)
         early = max(first, time.begin_us + steps[low] * time.step_us)
         late = min(last, time.begin_us + (steps[-1 - high] + 1) * time.step_us - 1)
-        begin, end = without_strays(first, early, late, last)
+        begin, end = without_outliers(first, early, late, last)
         if (begin, end) == (first, last):
             return first, last, total
         first, last, before, after = begin, end, before + more_before, after + more_after
 
 
-def _passed(counts: Sequence[int], most: int) -> tuple[int, int]:
-    """How many of the first counts come to `most` together or less, and to how much; never all of them."""
+def _leading(counts: Sequence[int], most: int) -> tuple[int, int]:
+    """Return how many of the first counts sum to at most `most`, and their sum; never all of them."""
     sums = list(accumulate(counts[:-1]))
     passed = bisect_right(sums, most)
     return passed, sums[passed - 1] if passed else 0
@@ -143,9 +146,9 @@ def _passed(counts: Sequence[int], most: int) -> tuple[int, int]:
 def freshness(
     db: duckdb.DuckDBPyConnection, exchanges: Sequence[Exchange], tables: Collection[str], commits: Sequence[Commit]
 ) -> Freshness | None:
-    """How long messages took until `commits`; None if no commit is known, or no message of any has a time.
+    """Return the delays of messages until `commits`; None without a known commit of a message that has a time.
 
-    Of the delays the longest is exact, the others are to DIGITS digits, rounded up.
+    The longest delay is exact; median and p99 are rounded up to DELAY_DIGITS digits.
     """
     present = [each for each in exchanges if each.bronze in tables and any(c.exchange == each.name for c in commits)]
     if not present:
@@ -159,9 +162,9 @@ def freshness(
     )
     held = sum(each.next - each.first for each in commits)
     times = [each.committed_us for each in commits]
-    time = axis(min(times), max(times), MOST_POINTS, SECOND_US)
+    time = axis(min(times), max(times), MAX_POINTS, SECOND_US)
     with query_errors():
-        db.register("commits", as_arrow(commits))
+        db.register("commits", commits_table(commits))
     sums = _fetch(
         db,
         f"""
@@ -173,7 +176,8 @@ def freshness(
             FROM messages m JOIN cells c
             ON m.exchange = c.exchange AND m."partition" = c."partition" AND m."offset" // $cell = c.cell
             WHERE m."offset" >= c.first AND m."offset" < c.next AND m.taken_us >= c.since_us),
-        digits AS (SELECT *, pow(10, greatest(0, floor(log10(greatest(ms, 1))) + 1 - {DIGITS})) AS unit FROM delays),
+        digits AS (
+            SELECT *, pow(10, greatest(0, floor(log10(greatest(ms, 1))) + 1 - {DELAY_DIGITS})) AS unit FROM delays),
         spread AS (
             SELECT exchange, layer, step, (ceil(ms / unit) * unit)::BIGINT AS delay, count(*) AS n, max(ms) AS most
             FROM digits GROUP BY GROUPING SETS ((exchange, layer, step, delay), (exchange, layer, delay))),
@@ -184,7 +188,7 @@ def freshness(
         SELECT exchange, layer, step, sum(n)::BIGINT, min(delay) FILTER (so_far * 2 >= whole),
                min(delay) FILTER (so_far * 100 >= whole * 99), max(most)
         FROM ranked GROUP BY exchange, layer, step""",
-        {"cell": 1 + held // CELLS, "begin": time.begin_us, "step": time.step_us},
+        {"cell": 1 + held // OFFSET_CELLS, "begin": time.begin_us, "step": time.step_us},
     )
     total: dict[tuple[str, str], Delays] = {}
     steps: dict[tuple[str, str], dict[int, Delays]] = {}
@@ -196,8 +200,8 @@ def freshness(
     return Freshness(time, total, steps) if total else None
 
 
-def reasons(db: duckdb.DuckDBPyConnection, exchanges: Sequence[Exchange], tables: Collection[str]) -> list[Reason]:
-    """The dead letters of each exchange by reason, most first."""
+def reasons(db: duckdb.DuckDBPyConnection, exchanges: Sequence[Exchange], tables: Collection[str]) -> list[ReasonCount]:
+    """Return the dead letters of each exchange by reason, most frequent first."""
     found = []
     for each in exchanges:
         if each.dlq in tables:
@@ -207,21 +211,21 @@ def reasons(db: duckdb.DuckDBPyConnection, exchanges: Sequence[Exchange], tables
                 f'coalesce(left(arg_max(detail, (failed_at, "partition", "offset")), {DETAIL_CHARACTERS}), \'\') '
                 f"FROM {each.dlq} GROUP BY reason",
             )
-            found += [Reason(each.name, *values) for values in sums]
+            found += [ReasonCount(each.name, *values) for values in sums]
     return sorted(found, key=lambda each: (-each.rows, each.exchange, each.reason))
 
 
 def markets(
     db: duckdb.DuckDBPyConnection, exchanges: Sequence[Exchange], tables: Collection[str], symbols: Sequence[str]
 ) -> list[Market]:
-    """Candles of `symbols` at each exchange that trades them, or of the most traded markets; most traded first."""
+    """Return candles of `symbols` at each exchange, or of the most traded markets; most traded first."""
     if GOLD_TABLE not in tables:
         return []
     names = {each.code: each.name for each in exchanges}
     which, most = (" AND list_contains($symbols, symbol)", "") if symbols else ("", f" LIMIT {MARKETS}")
     chosen = _fetch(
         db,
-        f"SELECT exchange, symbol FROM {GOLD_TABLE} WHERE {_of(exchanges)}{which} "
+        f"SELECT exchange, symbol FROM {GOLD_TABLE} WHERE {_of_exchanges(exchanges)}{which} "
         f"GROUP BY ALL ORDER BY count(*) DESC, exchange, symbol{most}",
         {"symbols": list(symbols)} if symbols else {},
     )
@@ -236,7 +240,7 @@ def _market(db: duckdb.DuckDBPyConnection, exchange: str, code: str, symbol: str
     if bounds is None:
         return None
     first, last, total = bounds
-    time = axis(first, last, MOST_CANDLES)
+    time = axis(first, last, MAX_CANDLES)
     sums = _fetch(
         db,
         f'SELECT (epoch_us("timestamp") - $begin) // $step, arg_min(price, ("timestamp", trade_id)), max(price), '
@@ -255,7 +259,7 @@ def _fetch(
         return db.execute(sql, dict(values)).fetchall()
 
 
-def _of(exchanges: Sequence[Exchange]) -> str:
+def _of_exchanges(exchanges: Sequence[Exchange]) -> str:
     return f"exchange IN ({', '.join(_literal(each.code) for each in exchanges)})"
 
 

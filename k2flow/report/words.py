@@ -1,25 +1,29 @@
-"""Numbers, spans and times for people; and text that nobody has to trust."""
+"""Numbers, durations and times as text, and text from messages made safe.
+
+humanize formats durations with words and rounds; the report needs exact prices, axis steps and short units.
+"""
 
 import re
 from decimal import Decimal
 
 from k2flow.report.axes import DAY_US, HOUR_US, MILLISECOND_US, MINUTE_US, SECOND_US, utc
 
-_UNSHOWN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
-"""What no document may hold, and what would turn the text around it."""
+_UNSAFE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
+"""Characters that no document may contain, and those that change the direction of the text around them."""
 
 
 def clean(text: str) -> str:
-    """`text` with U+FFFD for what cannot be shown, or would change how the rest is shown. Not escaped."""
-    return _UNSHOWN.sub("�", text)
+    """Replace characters that cannot be shown, or change how the rest is shown, by U+FFFD. Does not escape."""
+    return _UNSAFE.sub("�", text)
 
 
 def count(number: int | None) -> str:
+    """Format a number with thousands separators; None as `unknown`."""
     return "unknown" if number is None else f"{number:,}"
 
 
 def compact(value: float) -> str:
-    """A number of an axis: 0.25, 250, 2.5k, 25M."""
+    """Format a number for an axis: 0.25, 250, 2.5k, 25M."""
     for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.10g}{unit}"
@@ -27,7 +31,7 @@ def compact(value: float) -> str:
 
 
 def binary(size: int) -> str:
-    """Bytes, in powers of 1024: 512 B, 1.5 MiB."""
+    """Format a size in powers of 1024: 512 B, 1.5 MiB."""
     for power, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
         if size >= 1 << power:
             return f"{size / (1 << power):,.1f}".removesuffix(".0") + f" {unit}"
@@ -35,13 +39,13 @@ def binary(size: int) -> str:
 
 
 def amount(value: Decimal) -> str:
-    """All digits of a price or a quantity but zeros at the end of a fraction."""
+    """Format a price or quantity with all its digits, without trailing zeros of a fraction."""
     text = f"{value:,f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def span(seconds: float | None) -> str:
-    """A time of about so many seconds, in the unit in which people would say it."""
+    """Format a duration of `seconds` in its natural unit."""
     if seconds is None:
         return "unknown"
     if 0 < seconds < 1:
@@ -52,14 +56,14 @@ def span(seconds: float | None) -> str:
 
 
 def step(us: int) -> str:
-    """The length of a step of a time axis, exactly: 5 min, 20 ms."""
+    """Format the exact length of a step of a time axis: 5 min, 20 ms."""
     units = ((DAY_US, "d"), (HOUR_US, "h"), (MINUTE_US, "min"), (SECOND_US, "s"), (MILLISECOND_US, "ms"))
     return next(f"{us // length} {unit}" for length, unit in units if us % length == 0)
 
 
 def moment(us: int | None, fractions: bool = False) -> str:
-    """Date and time (UTC) of us since 1970, to the second, or to the millisecond with `fractions`."""
+    """Format us since 1970 as date and time (UTC), to the second, or to the millisecond with `fractions`."""
     if us is None:
         return "never"
-    text = utc(us).replace(tzinfo=None).isoformat(" ")  # strftime leaves out the zeros before years of three digits
+    text = utc(us).replace(tzinfo=None).isoformat(" ")  # strftime drops the zeros before years of three digits
     return text + (f".{us % SECOND_US // MILLISECOND_US:03d}" if fractions else "")

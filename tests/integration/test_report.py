@@ -1,4 +1,4 @@
-"""`k2flow report`: its page says what the tables hold, says what cannot be told, and is safe to open in a browser."""
+"""`k2flow report`: its page shows the tables' content and what is unavailable, and is safe to open in a browser."""
 
 import json
 import re
@@ -33,7 +33,7 @@ from k2flow.sandbox.kafka.local import LocalKafka
 from tests.integration import damage
 from tests.integration.conftest import fill
 from tests.integration.harness import Lake, batches
-from tests.unit.test_decode import value
+from tests.messages import value
 
 pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("report")]
 
@@ -150,11 +150,11 @@ def test_the_page_says_what_the_tables_hold(
                                                    "volume 0.001, 1 trades")  # fmt: skip
     assert "There are no trades of NONE." in page.sections["candles"]
     assert_files(page, lake)
-    assert "The conservation law holds." in page.sections["audit"]
+    assert "All invariants hold." in page.sections["audit"]
     assert [(row[1], row[7], row[8]) for row in page.body("partitions")] == [(str(p), "0", "0") for p in range(3)]
     assert "there are no tables of kraken" in page.sections["audit"]
     assert "there are no tables yet: start the flow" in page.sections["flows"]
-    assert "There is no table bronze_kraken_trades." in page.sections["throughput"]
+    assert "Table bronze_kraken_trades does not exist." in page.sections["throughput"]
     assert_harmless(page, tmp_path / "report.html")
 
 
@@ -186,9 +186,9 @@ def assert_throughput(page: Page, db: duckdb.DuckDBPyConnection) -> None:
     )
     assert page.tips["chart-taken_in"] == [f"{at}: binance {n:,}" for at, n in seconds]
     shown = sum(int(tip.rpartition(" ")[2].replace(",", "")) for tip in page.tips["chart-traded"])
-    left_out = re.search(r"([\d,]+) of them are from before or after", page.sections["throughput"])
-    assert left_out
-    assert shown + int(left_out[1].replace(",", "")) == count(db, GOLD_TABLE)
+    outside = re.search(r"([\d,]+) of them are from before or after", page.sections["throughput"])
+    assert outside
+    assert shown + int(outside[1].replace(",", "")) == count(db, GOLD_TABLE)
     assert shown > 0.9 * count(db, GOLD_TABLE)  # the simulated market has stragglers, of hours and days
 
 
@@ -245,8 +245,8 @@ def assert_candles(page: Page, db: duckdb.DuckDBPyConnection, chart: str, symbol
     )
     end = last + timedelta(microseconds=step_us)
     shown = f"symbol = '{symbol}' AND timestamp >= '{begin.isoformat()}' AND timestamp < '{end.isoformat()}'"
-    ((left_out,),) = fetch(db, f"SELECT count(*) FROM {GOLD_TABLE} WHERE symbol = '{symbol}' AND NOT ({shown})")
-    assert not left_out or f"{left_out:,} trades are from before or after" in page.sections["candles"]
+    ((outside,),) = fetch(db, f"SELECT count(*) FROM {GOLD_TABLE} WHERE symbol = '{symbol}' AND NOT ({shown})")
+    assert not outside or f"{outside:,} trades are from before or after" in page.sections["candles"]
     candles = fetch(
         db,
         f"""
@@ -303,23 +303,23 @@ def assert_harmless(page: Page, path: Path) -> None:
     assert f"exchange = '{HOSTILE}'" in page.sections["dead-letters"]
 
 
-def test_what_is_wrong_is_told_and_the_exit_code_is_the_audits(
+def test_problems_are_shown_and_the_exit_code_is_the_audits(
     lake: Lake, report: Callable[..., tuple[int, Page]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     damage.delete(lake, "dlq", "reason = 'bad_magic'")
     code, page = report("binance")
-    assert (code, "The conservation law is broken." in page.sections["audit"]) == (1, True)
+    assert (code, "An invariant is broken." in page.sections["audit"]) == (1, True)
     assert "broken" in page.sections[""]
     assert "bad_magic" not in [row[0] for row in page.body("reasons")]
     monkeypatch.setenv("K2FLOW_KAFKA_BOOTSTRAP_SERVERS", NOWHERE)
     lake.catalog().rename_table(f"market_data.{GOLD_TABLE}", "market_data.elsewhere")
     code, page = report("binance")
     lake.catalog().rename_table("market_data.elsewhere", f"market_data.{GOLD_TABLE}")
-    assert (code, f"{GOLD_TABLE} cannot be audited: there is no such table" in page.sections["audit"]) == (2, True)
+    assert (code, f"{GOLD_TABLE} cannot be audit: there is no such table" in page.sections["audit"]) == (2, True)
     assert f"Kafka could not be asked: no Kafka broker answers at {NOWHERE}" in page.sections["flows"]
     assert [row[2:4] for row in page.body("layers-binance")] == [["unknown", "unknown"]] * 4
     for section in ("throughput", "freshness", "candles"):
-        assert f"There is no table {GOLD_TABLE}." in page.sections[section]
+        assert f"Table {GOLD_TABLE} does not exist." in page.sections[section]
     assert page.body("layers-binance")[3][1] == "no table"
     assert [row[1] for row in page.body("delays")] == ["bronze"]
 
@@ -337,7 +337,7 @@ def test_a_page_that_cannot_be_written(report: Callable[..., tuple[int, Page]], 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed to open the page in")
 def test_a_browser_draws_it_and_loads_nothing(report: Callable[..., tuple[int, Page]], tmp_path: Path) -> None:
     code, made = report("binance", "--no-audit", "--symbol", HOSTILE)
-    assert (code, "The audit was left out" in made.sections["audit"]) == (0, True)
+    assert (code, "The audit was skipped" in made.sections["audit"]) == (0, True)
     path = tmp_path / "report.html"
     shot = tmp_path / "page.png"
     dom, console = opened(path, tmp_path, "--dump-dom", f"--screenshot={shot}", "--window-size=1200,3000")

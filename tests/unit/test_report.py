@@ -1,4 +1,4 @@
-"""The parts of a report that need no tables: axes, words, charts, commits, pages of little, and the file."""
+"""The parts of a report that need no tables: axes, words, charts, commits, pages with little data, the file."""
 
 import math
 from collections.abc import Sequence
@@ -14,16 +14,26 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from markupsafe import Markup
 
-from k2flow.audit import Report, Severity
+from k2flow.audit import AuditReport, Severity
 from k2flow.errors import QueryError, ReportError
 from k2flow.exchange import find_exchange
-from k2flow.iceberg.ledger import Earlier, Extent, Ledger
+from k2flow.iceberg.ledger import CommittedRange, FormerTopic, Ledger
 from k2flow.layers import GOLD_TABLE
 from k2flow.report import check_writable, queries, render, words, write
-from k2flow.report.axes import DAY_US, SECOND_US, STEPS_US, Axis, axis, time_ticks, value_ticks, without_strays
+from k2flow.report.axes import DAY_US, SECOND_US, STEPS_US, Axis, axis, time_ticks, value_ticks, without_outliers
 from k2flow.report.charts import WIDTH, Bar, Line, bars, candles, columns, histogram, lines
-from k2flow.report.figures import Candle, Counts, Delays, Figures, Market, Problem, Reason, TableFiles, attempt
-from k2flow.report.freshness import Commit, as_arrow, commits
+from k2flow.report.figures import (
+    Candle,
+    Delays,
+    Figures,
+    FileStats,
+    Market,
+    ReasonCount,
+    RowCounts,
+    Unavailable,
+    attempt,
+)
+from k2flow.report.freshness import Commit, commits, commits_table
 
 NOW_US = 1_764_000_000_000_000
 HOSTILE = "<script>alert(1)</script>\"'&]]>\x00\x1b\u202e\ud800"
@@ -61,7 +71,7 @@ def tips(found: Sequence[Svg]) -> list[str]:
 
 @given(TIMES, TIMES, st.integers(1, 300))
 @example(NOW_US, NOW_US, 1)
-def test_an_axis_has_all_and_no_more_steps_than_asked_for(first: int, last: int, most: int) -> None:
+def test_an_axis_covers_all_in_at_most_the_given_steps(first: int, last: int, most: int) -> None:
     first, last = sorted((first, last))
     found = axis(first, last, most + 1)
     assert found.begin_us <= first < found.begin_us + found.step_us
@@ -75,17 +85,17 @@ def test_an_axis_has_all_and_no_more_steps_than_asked_for(first: int, last: int,
         assert last // shorter - first // shorter + 1 > most + 1
 
 
-def test_an_axis_is_not_shorter_than_it_may_be() -> None:
+def test_an_axis_keeps_its_shortest_step() -> None:
     assert axis(NOW_US, NOW_US + 10, 100, SECOND_US) == Axis(NOW_US, SECOND_US, 1)
     assert axis(NOW_US, NOW_US + 199 * SECOND_US, 200) == Axis(NOW_US, SECOND_US, 200)
     assert axis(NOW_US, NOW_US + 200 * SECOND_US, 200) == Axis(NOW_US, 2 * SECOND_US, 101)
 
 
-def test_strays_alone_do_not_stretch_an_axis() -> None:
-    assert without_strays(0, 10, 90, 100) == (0, 100)
-    assert without_strays(-DAY_US, 10, 90, 100) == (10, 90)
-    assert without_strays(0, 10, 90, DAY_US) == (10, 90)
-    assert without_strays(5, 5, 5, 5) == (5, 5)
+def test_outliers_do_not_stretch_an_axis() -> None:
+    assert without_outliers(0, 10, 90, 100) == (0, 100)
+    assert without_outliers(-DAY_US, 10, 90, 100) == (10, 90)
+    assert without_outliers(0, 10, 90, DAY_US) == (10, 90)
+    assert without_outliers(5, 5, 5, 5) == (5, 5)
 
 
 @given(st.floats(-1e12, 1e12), st.floats(0, 1e12), st.sampled_from([0.0, 1.0]))
@@ -106,7 +116,7 @@ def test_ticks_hold_all_values(low: float, room: float, least: float) -> None:
     assert all(b - a >= least for a, b in pairwise(ticks))
 
 
-def test_times_are_told_as_finely_as_they_differ() -> None:
+def test_time_labels_are_as_fine_as_the_ticks() -> None:
     ten = 10 * SECOND_US
     assert time_ticks(NOW_US, NOW_US + 3 * ten, 4) == [
         (NOW_US + i * ten, f"16:00:{i * 10:02}") for i in range(4)
@@ -138,7 +148,7 @@ def test_words() -> None:
     assert words.moment(-1) == "1969-12-31 23:59:59"
 
 
-def test_columns_stand_on_each_other() -> None:
+def test_columns_are_stacked() -> None:
     svg = parsed(columns("c", HOSTILE, Axis(NOW_US, SECOND_US, 3), {"binance": [1, 0, 4], HOSTILE: [3, 0, 0]}))
     first, second, third = marks(svg, "fill")
     assert tips([first, second, third]) == [
@@ -222,12 +232,14 @@ def test_a_constant_price_is_drawn(price: str) -> None:
     assert 0 < float(body.attrib["x"]) < WIDTH
 
 
-def ledger(sequence: int, at: int, partitions: dict[int, tuple[int, int]], earlier: tuple[Earlier, ...] = ()) -> Ledger:
-    extents = {p: Extent(first, end, end - first) for p, (first, end) in partitions.items()}
+def ledger(
+    sequence: int, at: int, partitions: dict[int, tuple[int, int]], earlier: tuple[FormerTopic, ...] = ()
+) -> Ledger:
+    extents = {p: CommittedRange(first, end, end - first) for p, (first, end) in partitions.items()}
     return Ledger("t", "id", 1, sequence, None, at, extents, earlier)
 
 
-def test_commits_are_what_ledgers_gained() -> None:
+def test_commits_are_the_differences_of_ledgers() -> None:
     past = [
         ledger(1, 1_000, {}),
         ledger(2, 2_000, {0: (5, 10)}),
@@ -241,11 +253,11 @@ def test_commits_are_what_ledgers_gained() -> None:
         Commit("binance", "gold", 0, 10, 12, 4_000_000, 0),
     ]
     assert commits("binance", "gold", past[1:]) == found[1:]  # when the first was made is no longer known
-    again = ledger(5, 9_000, {0: (0, 1)}, (Earlier("old", 8_000, {}),))
+    again = ledger(5, 9_000, {0: (0, 1)}, (FormerTopic("old", 8_000, {}),))
     assert commits("binance", "gold", [ledger(4, 8_500, {}), again]) == [
         Commit("binance", "gold", 0, 0, 1, 9_000_000, 8_000_000)
     ]
-    assert as_arrow(found).to_pylist() == [vars(each) for each in found]
+    assert commits_table(found).to_pylist() == [vars(each) for each in found]
     assert commits("binance", "gold", past[:1]) == []
 
 
@@ -253,17 +265,20 @@ def failing() -> int:
     raise QueryError("why it failed")
 
 
-NOTHING = Problem("why it failed")
-TELLING_NOTHING = Figures(
-    NOW_US, [("uri", "sqlite:///x.db")], [find_exchange("binance"), find_exchange("kraken")], (),
-    NOTHING, NOTHING, NOTHING, NOTHING, NOTHING, NOTHING, NOTHING,
-    dict.fromkeys([*find_exchange("binance").tables, *find_exchange("kraken").tables], NOTHING),
-)  # fmt: skip
+UNAVAILABLE = Unavailable("why it failed")
+ALL_UNAVAILABLE = Figures(
+    created_us=NOW_US,
+    catalog=[("uri", "sqlite:///x.db")],
+    exchanges=[find_exchange("binance"), find_exchange("kraken")],
+    symbols=(),
+    **dict.fromkeys(("status", "rows", "ingested", "traded", "freshness", "reasons", "markets"), UNAVAILABLE),
+    files=dict.fromkeys([*find_exchange("binance").tables, *find_exchange("kraken").tables], UNAVAILABLE),
+)
 
 
-def test_troubles_are_told_in_their_places() -> None:
-    assert attempt(failing) == NOTHING
-    page = render(TELLING_NOTHING, NOTHING)
+def test_unavailable_figures_are_shown_in_their_sections() -> None:
+    assert attempt(failing) == UNAVAILABLE
+    page = render(ALL_UNAVAILABLE, UNAVAILABLE)
     assert page.startswith("<!DOCTYPE html>")
     for section in ("flows", "throughput", "freshness", "candles", "dead-letters", "tables", "audit"):
         part = page[page.index(f'<section id="{section}"') :].partition("</section>")[0]
@@ -272,53 +287,64 @@ def test_troubles_are_told_in_their_places() -> None:
     assert page.rstrip().endswith("</html>")
 
 
-def test_missing_and_empty_tables_are_told_in_their_places() -> None:
-    exchanges = TELLING_NOTHING.exchanges
-    empty = TableFiles(None, None, 0, 0, 0, 0, 0, 1 << 27, 0, {})
+def test_missing_and_empty_tables_are_shown_in_their_sections() -> None:
+    exchanges = ALL_UNAVAILABLE.exchanges
+    empty = FileStats(
+        snapshot_id=None,
+        committed_us=None,
+        rows=0,
+        files=0,
+        small=0,
+        bytes=0,
+        median_bytes=0,
+        target_bytes=1 << 27,
+        snapshots=0,
+        histogram={},
+    )
     none = dict.fromkeys(("bronze", "silver", "dlq", "gold"), None)
     figures = replace(
-        TELLING_NOTHING,
+        ALL_UNAVAILABLE,
         rows={"binance": dict.fromkeys(none, 0), "kraken": none},
-        taken_in=None, traded=None, freshness=None, reasons=[], markets=[],
-        files={name: None if "kraken" in name else empty for name in TELLING_NOTHING.files},
+        ingested=None, traded=None, freshness=None, reasons=[], markets=[],
+        files={name: None if "kraken" in name else empty for name in ALL_UNAVAILABLE.files},
         symbols=["NO<b>"],
     )  # fmt: skip
     page = render(figures, None)
-    assert page.count("There is no table bronze_kraken_trades.") == 2  # for throughput and for freshness
-    assert page.count("There is no table dlq_kraken_trades.") == 1
+    assert page.count("Table bronze_kraken_trades does not exist.") == 2  # for throughput and for freshness
+    assert page.count("Table dlq_kraken_trades does not exist.") == 1
     assert "There are no dead letters." in page
     assert "There are no trades of NO&lt;b&gt;." in page
-    assert "The audit was left out" in page
+    assert "The audit was skipped" in page
     gone = replace(figures, exchanges=exchanges[1:], files={**figures.files, GOLD_TABLE: None}, symbols=())
-    page = render(gone, Report("2026-01-31T12:00:00+00:00"))
-    assert f"There is no table {GOLD_TABLE}." in page
+    page = render(gone, AuditReport("2026-01-31T12:00:00+00:00"))
+    assert f"Table {GOLD_TABLE} does not exist." in page
     assert "There are no dead letters." not in page
-    assert "The conservation law holds." in page
+    assert "All invariants hold." in page
 
 
-def test_text_from_messages_is_text() -> None:
+def test_text_from_messages_is_escaped() -> None:
     """In tables, in charts, and in what the audit found."""
     time = Axis(NOW_US, SECOND_US, 1)
     price = candle("1", "2", "0.5", "1")
     figures = replace(
-        TELLING_NOTHING,
+        ALL_UNAVAILABLE,
         catalog=[("uri", HOSTILE)],
-        taken_in=Counts(time, {"binance": [1], "kraken": [0]}, 3),
-        reasons=[Reason("binance", HOSTILE, 2, NOW_US, HOSTILE)],
+        ingested=RowCounts(time, {"binance": [1], "kraken": [0]}, 3),
+        reasons=[ReasonCount("binance", HOSTILE, 2, NOW_US, HOSTILE)],
         markets=[Market("binance", HOSTILE, 2, time, {0: price}, 1)],
-        files={**TELLING_NOTHING.files, GOLD_TABLE: Problem(HOSTILE)},
+        files={**ALL_UNAVAILABLE.files, GOLD_TABLE: Unavailable(HOSTILE)},
     )
-    found = Report("2026-01-31T12:00:00+00:00")
+    found = AuditReport("2026-01-31T12:00:00+00:00")
     found.add("wrong", Severity.BROKEN, HOSTILE, table=HOSTILE, samples=[{HOSTILE: HOSTILE}])
     page = render(figures, found)
-    assert "The conservation law is broken." in page
+    assert "An invariant is broken." in page
     assert "<script" not in page
     assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 12
     assert not set(HOSTILE[-4:]) & set(page)
     page.encode()
 
 
-def test_a_page_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_a_page_is_written_atomically(tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     check_writable(path)
     write(path, "one")
@@ -334,7 +360,7 @@ def test_a_page_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert sorted(each.name for each in tmp_path.iterdir()) == ["link.html", "report.html"]
 
 
-def test_what_cannot_be_written_is_said(tmp_path: Path) -> None:
+def test_an_unwritable_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for path, why in {
         tmp_path: "is a folder: name a file",
@@ -353,7 +379,7 @@ BRONZE = "bronze_binance_trades"
 
 
 def in_memory(*rows: tuple[int, int, int, int | None]) -> duckdb.DuckDBPyConnection:
-    """Bronze of Binance: partition, offset, when a row was taken in and its Kafka time (us since 1970)."""
+    """Bronze of Binance: partition, offset, time of ingestion and Kafka time (us since 1970)."""
     db = duckdb.connect()
     db.execute("SET TimeZone = 'UTC'")
     db.execute(
@@ -366,23 +392,23 @@ def in_memory(*rows: tuple[int, int, int, int | None]) -> duckdb.DuckDBPyConnect
     return db
 
 
-def test_strays_of_all_ages_leave_the_rest_to_be_seen() -> None:
+def test_outliers_at_both_ends_are_left_out() -> None:
     """As far away as a time can be, on both sides, and again among those that are left."""
     usual = [NOW_US + i * SECOND_US for i in range(100)]
     strays = [-62_135_596_800_000_000, 253_402_300_799_999_999, NOW_US - 30 * DAY_US, NOW_US + 30 * DAY_US]
     db = in_memory(*((0, 0, us, None) for us in [*usual, *strays]))
-    found = queries.taken_in(db, [find_exchange("binance")], {BRONZE})
-    assert found == Counts(Axis(NOW_US, SECOND_US, 100), {"binance": [1] * 100}, 4)
+    found = queries.ingested(db, [find_exchange("binance")], {BRONZE})
+    assert found == RowCounts(Axis(NOW_US, SECOND_US, 100), {"binance": [1] * 100}, 4)
     many = [*usual, *[NOW_US - 300 * DAY_US] * 10]  # too many to be strays
     db = in_memory(*((0, 0, us, None) for us in many))
-    found = queries.taken_in(db, [find_exchange("binance")], {BRONZE})
+    found = queries.ingested(db, [find_exchange("binance")], {BRONZE})
     assert found
-    assert (found.left_out, sum(found.rows["binance"]), found.rows["binance"][0]) == (0, 110, 10)
-    assert queries.taken_in(in_memory(), [find_exchange("binance")], {BRONZE}) is None
-    assert queries.taken_in(in_memory(), [find_exchange("binance")], ()) is None
+    assert (found.outside, sum(found.rows["binance"]), found.rows["binance"][0]) == (0, 110, 10)
+    assert queries.ingested(in_memory(), [find_exchange("binance")], {BRONZE}) is None
+    assert queries.ingested(in_memory(), [find_exchange("binance")], ()) is None
 
 
-def test_delays_are_of_the_messages_that_commits_brought() -> None:
+def test_delays_are_of_the_committed_messages() -> None:
     """Of none that came before the first known commit, of an earlier topic, without a time, or of another partition."""
     exchanges, second = [find_exchange("binance")], SECOND_US
     known = [
