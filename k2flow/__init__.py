@@ -33,7 +33,7 @@ _MODULES = {
 
 __version__ = "0.1.0"
 
-# Arrow reads this when it is imported: see keep_freed_memory in k2flow.flow.runtime.
+# Arrow reads this when it is imported: see k2flow.compat.pyarrow.
 os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 
 
