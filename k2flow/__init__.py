@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from k2flow.query.connection import connect
 
 __all__ = [
-    "AlreadyRunningError", "AuditError", "CatalogError", "CommitError", "DataFileError", "DedupError", "Exchange",
-    "FencedError", "K2flowError", "KafkaError", "LostOffsetsError", "MaintenanceError", "NoBrokerError",
-    "OffsetGapError", "ProduceError", "QueryError", "RegistryError", "ReportError", "ReprocessError", "Rule",
-    "RunError", "SchemaError", "SettingsError", "TableDiffersError", "UnknownExchangeError", "build", "connect",
+    "AlreadyRunningError", "AuditError", "CatalogError", "CommitConflictError", "CommitError", "DataFileError",
+    "DedupError", "Exchange", "FencedError", "K2flowError", "KafkaError", "LostOffsetsError", "MaintenanceError",
+    "NoBrokerError", "OffsetGapError", "ProduceError", "QueryError", "RegistryError", "ReportError",
+    "ReprocessError", "Rule", "RunError", "SchemaError", "SettingsError", "TableDiffersError",
+    "UnknownExchangeError", "UnsupportedVersionError", "build", "connect",
 ]  # fmt: skip
 
 _MODULES = {
