@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from k2flow.iceberg.commit import Committer
-from k2flow.iceberg.ledger import Extent, Ledger
+from k2flow.iceberg.commit import Committer, LedgerCommit
+from k2flow.iceberg.ledger import CommittedRange, Ledger
 from k2flow.trades.messages import MessageBatch
 
 
@@ -19,8 +19,8 @@ def no_contiguity() -> None:
     def advanced(self, ranges, accept_gaps=False):
         partitions = dict(self.partitions)
         for r in sorted(ranges, key=lambda r: (r.partition, r.first)):
-            old = partitions.get(r.partition, Extent(r.first, r.first, 0))
-            partitions[r.partition] = Extent(old.first, r.next, old.rows + r.rows)
+            old = partitions.get(r.partition, CommittedRange(r.first, r.first, 0))
+            partitions[r.partition] = CommittedRange(old.first, r.next, old.rows + r.rows)
         return replace(self, sequence=self.sequence + 1, partitions=partitions)
 
     Ledger.advanced = advanced
@@ -35,14 +35,14 @@ def weak_fence() -> None:
     """The fence changes only the ledger and leaves the table's current snapshot as it was."""
 
     def fence(self, topic_id, began_with=None):
-        self._commit(self.ledger.fenced(self._writer, topic_id), [], append=False)
+        self._commit(LedgerCommit(after=self.ledger.fenced(self._writer, topic_id), append=False))
 
     Committer.fence = fence
 
 
 def no_replay_filter() -> None:
     """Rows that a table already holds are written again."""
-    MessageBatch.beyond = lambda self, committed: self
+    MessageBatch.after = lambda self, committed: self
 
 
 MUTATIONS = {

@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from k2flow.maintain.run import Action
+from k2flow.maintain.actions import MaintenanceAction
 from k2flow.status.model import (
     DeadLetters,
     ExchangeStatus,
@@ -123,9 +123,9 @@ def _maintenance(table: TableStatus, now: int) -> str:
     return "; ".join(parts)
 
 
-def _due(action: Action) -> str:
-    into = f" into {action.come:,}" if action.come else ""
-    return f"{action.what} of {action.gone:,}{into}"
+def _due(action: MaintenanceAction) -> str:
+    into = f" into {action.added:,}" if action.added else ""
+    return f"{action.what} of {action.removed:,}{into}"
 
 
 def _share(share: float | None) -> str:

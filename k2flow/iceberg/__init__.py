@@ -1,1 +1,1 @@
-"""."""
+"""Iceberg: the tables, their files and their commits."""

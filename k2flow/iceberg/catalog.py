@@ -20,15 +20,16 @@ from k2flow.errors import CatalogError
 CATALOG = "k2flow"
 NAMESPACE = "market_data"
 OUTAGES = (SQLAlchemyError, RESTError, OSError)
-"""What a catalog or a storage that cannot be reached raises, through PyIceberg; what requests raises is an OSError."""
+"""The errors of an unreachable catalog or storage, through PyIceberg. Those of requests are OSErrors."""
 
 SQLITE_BUSY_SECONDS = 60  # SQLite's own 5 s ended in 'database is locked' when several processes committed
 
 
 def open_catalog(settings: Settings) -> Catalog:
-    """The catalog that the environment or .pyiceberg.yaml configures as `k2flow`, else SQLite under `settings.home`.
+    """Open the catalog that the environment or .pyiceberg.yaml configures as `k2flow`, else SQLite in `settings.home`.
 
-    Raises CatalogError where it cannot be reached or is configured wrongly.
+    Raises:
+        CatalogError: it cannot be reached, or is configured wrongly.
     """
     with catalog_errors():
         try:
@@ -36,14 +37,14 @@ def open_catalog(settings: Settings) -> Catalog:
             uri = str(given.get("uri", ""))
             rest = str(given.get("type", "rest")).lower() == "rest" and "py-catalog-impl" not in given
             if rest and uri.startswith("http"):
-                from k2flow.compat.rest_catalog import (
+                from k2flow.compat.pyiceberg.rest_catalog import (
                     TimedRestCatalog,  # the others start sooner without an HTTP client
                 )
 
                 return TimedRestCatalog(CATALOG, **given)
             if given:
-                # PyIceberg reads PYICEBERG_CATALOG__K2FLOW__POOL_PRE_PING as `pool-pre-ping`, which nothing heeds, and
-                # without it the first call after a restart of the database fails.
+                # Without the ping, the first call after a restart of the database fails. PyIceberg reads
+                # PYICEBERG_CATALOG__K2FLOW__POOL_PRE_PING as `pool-pre-ping`, which it then ignores.
                 ping = {"pool_pre_ping": "true"} if uri.startswith("postgresql") else {}
                 return pyiceberg.catalog.load_catalog(CATALOG, **{**ping, **given})
             return _open_default(settings.home)
@@ -54,7 +55,7 @@ def open_catalog(settings: Settings) -> Catalog:
 
 
 def _open_default(home: Path) -> Catalog:
-    """The SQLite catalog. Of several processes that make its file at once all but one fail, and then find it made."""
+    """Open the SQLite catalog. If several processes create its file at once, all but one fail, and succeed later."""
     retrying = Retrying(
         retry=retry_if_exception_type(SQLAlchemyError), stop=stop_after_attempt(4), wait=wait_fixed(0.3), reraise=True
     )
@@ -62,17 +63,17 @@ def _open_default(home: Path) -> Catalog:
 
 
 def configured(settings: Settings) -> dict[str, str]:
-    """PyIceberg's properties of the catalog `k2flow`, to be shown; empty where none are given."""
+    """Return PyIceberg's properties of the catalog `k2flow` as text; empty if none are given."""
     return {key: str(value) for key, value in _given().items()}
 
 
 def _given() -> dict[str, Any]:
-    """The same as they are: some have properties of their own."""
+    """Return the same properties as they are: some are nested."""
     return dict(Config().get_catalog_config(CATALOG) or {})
 
 
 def default_properties(home: Path) -> dict[str, str]:
-    """The properties of the SQLite catalog and the warehouse folder under `home`, which is made."""
+    """Return the properties of the SQLite catalog and warehouse folder under `home`. Create the folder."""
     root = home.resolve()
     (root / "warehouse").mkdir(parents=True, exist_ok=True)
     return {
@@ -83,7 +84,11 @@ def default_properties(home: Path) -> dict[str, str]:
 
 
 def load_table(catalog: Catalog, name: str) -> Table:
-    """The table `name` of the namespace market_data. Raises CatalogError where it is missing or out of reach."""
+    """Return the table `name` of the namespace market_data.
+
+    Raises:
+        CatalogError: the table does not exist, or the catalog cannot be reached.
+    """
     found = find_table(catalog, name)
     if found is None:
         raise CatalogError(f"table {NAMESPACE}.{name} does not exist: run `k2flow tables create`")
@@ -91,7 +96,7 @@ def load_table(catalog: Catalog, name: str) -> Table:
 
 
 def find_table(catalog: Catalog, name: str) -> Table | None:
-    """As `load_table`, but None where it is missing."""
+    """Return the table as `load_table` does, but None if it does not exist."""
     with catalog_errors():
         try:
             return catalog.load_table((NAMESPACE, name))
@@ -101,7 +106,7 @@ def find_table(catalog: Catalog, name: str) -> Table | None:
 
 @contextmanager
 def catalog_errors() -> Iterator[None]:
-    """Turns what an unreachable catalog or storage raises into a CatalogError."""
+    """Raise a CatalogError for each error of an unreachable catalog or storage."""
     try:
         yield
     except OUTAGES as error:

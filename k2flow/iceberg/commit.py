@@ -1,74 +1,93 @@
 """Commits data files together with the ledger of the offsets they hold, in one atomic Iceberg commit.
 
-Delivery guarantee: exactly once. Whatever fails or dies, at whatever moment, a table holds the rows of exactly the
-offsets that its ledger names:
+Delivery guarantee: exactly once. At every moment, and after any crash, a table holds exactly the rows of the offsets in
+its ledger:
 
-- the ledger and the files are one commit, which Iceberg makes atomic (spec, "Optimistic concurrency");
-- every attempt commits only if the table's head is still the one it knows (`assert-ref-snapshot-id`), which every fence
-  and every append moves, so no stale writer can slip in; the first attempt knows the head that this writer's last
-  commit left, each further one reads the table anew and refuses if another epoch has begun;
-- an attempt whose outcome is unknown (a timeout, a dropped connection) is looked up in the ledger before it is
-  repeated;
-- each range of offsets must begin where the ledger ends.
+1. The ledger and the files are one commit, which Iceberg makes atomic (spec, "Optimistic concurrency").
+2. Every attempt commits only if the table's head is the one it knows (`assert-ref-snapshot-id`). Every fence and every
+   append moves the head, so no stale writer can commit in between. The first attempt knows the head that this writer's
+   last commit left. Each further attempt reads the table again.
+3. An attempt that reads a ledger of another writer epoch stops: this writer is fenced.
+4. If the outcome of an attempt is unknown (a timeout, a dropped connection), the next attempt first looks for its
+   ledger in the table, and repeats the commit only if it did not land (commit-state-unknown reconciliation).
+5. Each range of offsets must begin where the ledger ends.
 
-The metadata that a commit carries stays small: snapshots beyond the newest KEEP_SNAPSHOTS are dropped from it in the
-same commit (their files stay, for maintenance to remove), so the 10,000th commit costs what the 100th did.
+The metadata that a commit carries stays small: the same commit expires snapshots older than the newest KEEP_SNAPSHOTS.
+Their files stay until maintenance deletes them. So the 10,000th commit costs as much as the 100th.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from types import MappingProxyType
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from pyiceberg.catalog import Catalog
 from pyiceberg.exceptions import CommitFailedException
 from pyiceberg.manifest import DataFile
-from pyiceberg.table import Transaction
+from pyiceberg.table import Table, Transaction
 from pyiceberg.table.metadata import TableMetadata
 from pyiceberg.table.refs import MAIN_BRANCH, SnapshotRefType
 from pyiceberg.table.snapshots import Operation
 from pyiceberg.table.update import (
     AssertRefSnapshotId,
     AssertTableUUID,
-    RemoveSnapshotsUpdate,
     SetPropertiesUpdate,
     SetSnapshotRefUpdate,
-    TableRequirement,
     TableUpdate,
 )
-from pyiceberg.table.update.snapshot import _MergeAppendFiles
-from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
+from tenacity import stop_after_delay
 
+from k2flow.compat.pyiceberg.private import MergeAppendFiles
 from k2flow.errors import AlreadyRunningError, CatalogError, CommitError, FencedError
 from k2flow.failpoints import Point, reach
 from k2flow.iceberg import ledger as ledgers
 from k2flow.iceberg.catalog import OUTAGES, load_table
 from k2flow.iceberg.ledger import Ledger, OffsetRange, Writer
-from k2flow.iceberg.snapshots import superfluous_snapshots
+from k2flow.iceberg.retry import Changes, commit_once, retry_conflicts
+from k2flow.iceberg.snapshots import plan_expiration
 from k2flow.observability.metrics import COMMIT_RETRIES, layer_of
 from k2flow.timeouts import DeadlinePassedError, run_with_timeout
 
 log = logging.getLogger(__name__)
 
 STAGED_BRANCH = "k2flow-staged-"
-"""And the exchange and an epoch: a branch whose head replaces rows, once it is decided (k2flow.iceberg.staging)."""
+"""Prefix of a branch whose head replaces rows once it is committed; the exchange and a writer epoch follow."""
 STAGED_KEY = "k2flow.staged."
-"""And the exchange: a property of its Bronze table while the decided replacements are not all published."""
+"""Prefix of a property of Bronze while a committed replacement is not fully published; the exchange follows."""
 REPLACED_KEY = "k2flow.replaced."
-"""And the exchange: a property of its Bronze table, the branch whose replacements were published last."""
-DROP_AT = 110  # dropping ten at once costs a tenth of dropping one in each commit
+"""Prefix of a property of Bronze, the branch of the replacement published last; the exchange follows."""
+EXPIRE_AT = 110  # expiring ten snapshots at once costs a tenth of expiring one in each commit
 MANIFEST_BYTES = 1 << 17
-"""What manifests are merged up to. A merge writes every entry again, so that Iceberg's 8 MB would cost seconds."""
+"""Manifests are merged up to this size. A merge writes every entry again: with Iceberg's 8 MB it would take seconds."""
 RETRY_SECONDS = 120
+MAX_WAIT_SECONDS = 5
 HUNG_SECONDS = 180
-"""How long a commit may take with all its attempts. PyIceberg's clients wait for ever for a server that is frozen."""
+"""How long a commit may take with all its attempts. PyIceberg's clients wait forever for a frozen server."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LedgerCommit:
+    """One commit of a ledger.
+
+    Attributes:
+        after: The ledger after the commit.
+        append: Whether to append a snapshot, which moves the head. Otherwise only properties change.
+        files: The data files to append.
+        branch: The name of a branch to create at the appended snapshot.
+        properties: Further table properties to set.
+    """
+
+    after: Ledger
+    append: bool
+    files: Sequence[DataFile] = ()
+    branch: str | None = None
+    properties: Mapping[str, str] = field(default_factory=dict)
 
 
 class Committer:
-    """The one writer of commits of one exchange into one table.
+    """The only writer that commits one exchange's rows to one table.
 
-    `fence` comes first. After that `commit` is all; a CommitError means that this copy of the flow must stop: what was
-    not committed is read from Kafka again by the next one.
+    Call `fence` first. After a CommitError this copy of the flow must stop: the next one reads everything that was not
+    committed from Kafka again.
     """
 
     def __init__(self, catalog: Catalog, name: str, exchange: str, topic: str, accept_gaps: bool = False) -> None:
@@ -83,91 +102,93 @@ class Committer:
         self.ledger = self._read()
 
     def fence(self, topic_id: str, began_with: Ledger | None = None, branch: str | None = None) -> None:
-        """Begins a new epoch, after which no commit of an earlier one can succeed; `branch` then begins at it.
+        """Begin a new writer epoch: no commit of an earlier one can succeed after it.
 
-        `began_with` is the ledger that the flow found when it began, if it has read anything since: what it has read
-        (Gold's ids above all) may lack the rows of a commit that came in between, so it must begin again after one.
+        The fence is an empty append. A commit that changes only properties would leave the table's head as it was, and
+        with it the predecessor's `assert-ref-snapshot-id`.
 
-        The fence is an empty append: a commit that changes properties alone would leave the table's head, and with it a
-        predecessor's `assert-ref-snapshot-id`, as it was. Raises AlreadyRunningError where the predecessor still runs
-        on this host, FencedError where another has begun an epoch since, CommitError.
+        Args:
+            topic_id: Kafka's id of the topic.
+            began_with: The ledger that the flow found when it began, if it has read rows since. These rows (above all
+                Gold's ids) may lack a commit of the predecessor in between. The flow must then start again.
+            branch: The name of a branch to create at the fence.
+
+        Raises:
+            AlreadyRunningError: the predecessor still runs on this host.
+            FencedError: another writer epoch has begun since.
+            CommitError: the commit failed, or the predecessor has committed since the flow began.
         """
         before = self.ledger
         if before.writer is not None and before.writer.running_here():
             raise AlreadyRunningError(
                 f"the flow of {self._exchange} already runs: {before.writer} commits to {self._name}. Stop it first"
             )
-        if began_with is not None and began_with.epoch != before.epoch:
-            raise self._taken_over(before, began_with.epoch)
+        if began_with is not None and began_with.writer_epoch != before.writer_epoch:
+            raise self._fenced_by(before, began_with.writer_epoch)
         reach(Point.FENCE)
-        self._commit(before.fenced(self._writer, topic_id), [], append=True, branch=branch)
+        self._commit(LedgerCommit(after=before.fenced(self._writer, topic_id), append=True, branch=branch))
         if began_with is not None and began_with != before:
             raise CommitError(
                 f"{self._name}: {before.writer} has committed since this copy of the flow began, and cannot any more: "
                 "start again"
             )
 
-    def decide(self, key: str, text: str) -> None:
-        """Sets a property, if nothing was committed since this writer's last commit.
+    def commit_property(self, key: str, text: str) -> None:
+        """Set a property, if nothing was committed since this writer's last commit.
 
-        An empty append, for what `fence` is one: a fence that has read the table before lands no more. Raises
-        FencedError, CommitError.
+        It is an empty append, for the same reason as `fence`: a fence that has read the table before cannot land after.
+
+        Raises:
+            FencedError: another writer epoch has begun since.
+            CommitError: the commit failed.
         """
         after = replace(self.ledger, sequence=self.ledger.sequence + 1)
-        self._commit(after, [], append=True, properties={key: text})
+        self._commit(LedgerCommit(after=after, append=True, properties={key: text}))
 
-    def check(self) -> None:
-        """Raises FencedError where others have committed since this writer's last commit."""
+    def check_not_fenced(self) -> None:
+        """Read the table again.
+
+        Raises:
+            FencedError: others have committed since this writer's last commit.
+        """
         self._refresh()
-        self._fresh = False
-        if (current := self._read()) != self.ledger:
-            raise self._taken_over(current, self.ledger.epoch)
+        self._check_fence()
 
     def commit(self, files: Sequence[DataFile], ranges: Sequence[OffsetRange]) -> None:
-        """Adds `files`, which hold the rows of exactly `ranges`, and advances the ledger over them.
+        """Add `files`, which hold the rows of exactly `ranges`, and advance the ledger over them.
 
-        Without files only the ledger is advanced, and no snapshot is made. Raises OffsetGapError, FencedError,
-        CommitError.
+        Without files only the ledger advances, and no snapshot is created.
+
+        Raises:
+            OffsetGapError: a range is not contiguous with the ledger.
+            FencedError: another writer epoch has begun.
+            CommitError: the commit failed.
         """
         after = self.ledger.advanced(ranges, self._accept_gaps)
-        self._commit(after, files, append=bool(files))
+        self._commit(LedgerCommit(after=after, append=bool(files), files=files))
 
-    def _commit(
-        self,
-        after: Ledger,
-        files: Sequence[DataFile],
-        append: bool,
-        branch: str | None = None,
-        properties: Mapping[str, str] = MappingProxyType({}),
-    ) -> None:
-        """`branch` begins at the snapshot that is appended, and `properties` are set with it."""
+    def _commit(self, request: LedgerCommit) -> None:
         try:
-            run_with_timeout(HUNG_SECONDS, lambda: self._try_until_done(after, files, append, branch, properties))
+            run_with_timeout(HUNG_SECONDS, lambda: self._retry(request))
         except DeadlinePassedError as error:
             raise CommitError(
                 f"{self._name}: the catalog or its storage has not answered for {HUNG_SECONDS} s; nothing is lost: "
                 "start again when it does"
             ) from error
-        self.ledger = after
+        self.ledger = request.after
 
-    def _try_until_done(
-        self, after: Ledger, files: Sequence[DataFile], append: bool, branch: str | None, properties: Mapping[str, str]
-    ) -> None:
-        retrying = Retrying(
-            retry=retry_if_exception_type((CommitFailedException, *OUTAGES)),
-            # Short at first: the flows of two exchanges meet at Gold whenever their triggers coincide.
-            wait=wait_exponential_jitter(initial=0.05, max=5, jitter=0.05),
-            stop=stop_after_delay(RETRY_SECONDS),
-            before_sleep=lambda _: COMMIT_RETRIES.labels(self._exchange, layer_of(self._name)).inc(),
-            reraise=True,
-        )
+    def _retry(self, request: LedgerCommit) -> None:
         try:
-            for attempt in retrying:
-                with attempt:
-                    self._attempt(after, files, append, branch, properties)
+            retry_conflicts(
+                lambda: self._attempt(request),
+                stop_after_delay(RETRY_SECONDS),
+                max_wait_seconds=MAX_WAIT_SECONDS,
+                outages=OUTAGES,
+                on_retry=lambda: COMMIT_RETRIES.labels(self._exchange, layer_of(self._name)).inc(),
+            )
         except CommitFailedException as error:
             raise CommitError(
-                f"{self._name}: gave up after {RETRY_SECONDS} s of conflicting commits: {error}"
+                f"{self._name}: conflicting commits for {RETRY_SECONDS} s ({error}): start again"
             ) from error
         except OUTAGES as error:
             raise CommitError(
@@ -175,7 +196,24 @@ class Committer:
                 "start again when it is back"
             ) from error
 
+    def _attempt(self, request: LedgerCommit) -> None:
+        reach(Point.COMMIT_BEGUN)
+        if not self._fresh or len(self._table.metadata.snapshots) >= EXPIRE_AT:  # maintenance may have expired some
+            self._refresh()
+        self._fresh = False
+        if self._has_landed(request):
+            log.info("%s: an attempt whose outcome was unknown had landed", self._name)
+            return
+        self._check_fence()
+        self._check_replacements(request)
+        changes, discard = self._build(request)
+        commit_once(self._table, changes, discard)
+        reach(Point.COMMIT_LANDED)
+        self._fresh = True
+
     def _refresh(self) -> None:
+        """Read the table again. An outage is raised as it is, for the next attempt."""
+        self._fresh = False
         try:
             self._table = load_table(self._catalog, self._name)
         except CatalogError as error:
@@ -183,79 +221,71 @@ class Committer:
                 raise error.__cause__ from None
             raise
 
-    def _read(self) -> Ledger:
-        return ledgers.read(self._table.properties, self._exchange, self._topic)
+    def _has_landed(self, request: LedgerCommit) -> bool:
+        """Reconcile an unknown commit state: an earlier attempt landed if the table has the request's ledger."""
+        return self._read() == request.after
 
-    def _taken_over(self, by: Ledger, epoch: int) -> FencedError:
-        who = f"{by.writer} (epoch {by.epoch})" if by.writer else "nobody"
-        return FencedError(f"{self._name}: {who} has taken over from epoch {epoch}; this copy of the flow stops")
+    def _check_fence(self) -> None:
+        if (current := self._read()) != self.ledger:
+            raise self._fenced_by(current, self.ledger.writer_epoch)
 
-    def _attempt(
-        self, after: Ledger, files: Sequence[DataFile], append: bool, branch: str | None, properties: Mapping[str, str]
-    ) -> None:
-        reach(Point.COMMIT_BEGUN)
-        if not self._fresh or len(self._table.metadata.snapshots) >= DROP_AT:  # maintenance may have dropped some
-            self._refresh()
-        self._fresh = False
-        current, before = self._read(), self.ledger
-        if current == after:
-            log.info("%s: an attempt whose outcome was unknown had landed", self._name)
-            return
-        if current != before:
-            raise self._taken_over(current, before.epoch)
+    def _check_replacements(self, request: LedgerCommit) -> None:
+        """Refuse to commit while rows are being replaced, and to begin a second replacement."""
         if STAGED_KEY + self._exchange in self._table.properties:
             raise CommitError(
                 f"{self._name}: rows of {self._exchange} are being replaced: start again, which finishes it first"
             )
-        metadata = self._table.metadata
-        if branch is not None and (other := next((r for r in metadata.refs if r.startswith(STAGED_BRANCH)), None)):
+        if request.branch is not None and (other := staged_branch(self._table)):
             raise CommitError(
-                f"{self._name}: rows of it are being replaced already, on branch {other}: let that end. If nobody does "
-                "it any more, the next start of that exchange's flow ends it"
+                f"{self._name}: rows of it are already being replaced, on branch {other}: wait for the end. If no "
+                "process does it any more, the next start of that exchange's flow ends it"
             )
-        entry = {ledgers.KEY + self._exchange: after.to_json()}
-        updates: tuple[TableUpdate, ...] = (SetPropertiesUpdate(updates={**entry, **properties}),)
-        requirements: tuple[TableRequirement, ...] = (AssertTableUUID(uuid=metadata.table_uuid),)
-        producer = None
-        if append:
-            producer = _MergeAppendFiles(
-                Operation.APPEND, Unstaged(self._table), self._table.io, snapshot_properties=entry
-            )
-            producer._target_size_bytes = MANIFEST_BYTES
-            for file in files:
-                producer.append_data_file(file)
-            appended, unchanged_head = producer._commit()
-            reach(Point.MANIFEST_WRITTEN)
-            updates = (*appended, *updates, *_drop_old_snapshots(metadata))
-            requirements = (*requirements, *unchanged_head)
-            if branch is not None:
-                updates = (*updates, _branch_at(branch, producer.snapshot_id))
-        else:
-            head = metadata.current_snapshot_id
-            requirements = (
-                *requirements,
-                AssertRefSnapshotId.model_validate({"ref": MAIN_BRANCH, "snapshot-id": head}),
-            )
-        try:
-            self._table._do_commit(updates, requirements)
-            reach(Point.COMMIT_LANDED)
-            self._fresh = True
-        except CommitFailedException:
-            if producer is not None:  # certainly not committed; after any other error it may be, so nothing is deleted
-                producer._clean_all_uncommitted()
-            raise
-        except ValueError as error:
-            # PyIceberg's word for updates that do not fit the table as it is by now: another process has made a
-            # snapshot elsewhere than on the head, or has dropped one that this attempt drops.
-            raise CommitFailedException(f"the table has changed: {error}") from error
+
+    def _build(self, request: LedgerCommit) -> tuple[Changes, Callable[[], object]]:
+        """Write the manifests of a request. Return its changes, and what deletes the manifests again."""
+        metadata = self._table.metadata
+        entry = {ledgers.KEY + self._exchange: request.after.to_json()}
+        properties = SetPropertiesUpdate(updates={**entry, **request.properties})
+        same_table = AssertTableUUID(uuid=metadata.table_uuid)
+        if not request.append:
+            return ((properties,), (same_table, same_head(self._table))), lambda: None
+        producer = MergeAppendFiles(
+            Operation.APPEND, EmptyTransaction(self._table), self._table.io, snapshot_properties=entry
+        )
+        producer._target_size_bytes = MANIFEST_BYTES
+        for file in request.files:
+            producer.append_data_file(file)
+        appended, unchanged_head = producer._commit()
+        reach(Point.MANIFEST_WRITTEN)
+        branch = () if request.branch is None else (_branch_at(request.branch, producer.snapshot_id),)
+        updates = (*appended, properties, *_expire_snapshots(metadata), *branch)
+        return (updates, (same_table, *unchanged_head)), producer._clean_all_uncommitted
+
+    def _read(self) -> Ledger:
+        return ledgers.read(self._table.properties, self._exchange, self._topic)
+
+    def _fenced_by(self, other: Ledger, epoch: int) -> FencedError:
+        who = f"{other.writer} (writer epoch {other.writer_epoch})" if other.writer else "an unknown process"
+        return FencedError(f"{self._name}: {who} has fenced writer epoch {epoch}; this copy of the flow stops")
 
 
-class Unstaged(Transaction):
-    """A transaction with nothing staged: PyIceberg's own copies all metadata at each look, 14 times a commit."""
+class EmptyTransaction(Transaction):
+    """A transaction without updates. PyIceberg's own copies all metadata at each access, 14 times a commit."""
 
     @property
     def table_metadata(self) -> TableMetadata:
+        """The table's metadata, not copied."""
         return self._table.metadata
+
+
+def same_head(table: Table) -> AssertRefSnapshotId:
+    """Return the requirement that the head of main is still the one that `table` has."""
+    return AssertRefSnapshotId.model_validate({"ref": MAIN_BRANCH, "snapshot-id": table.metadata.current_snapshot_id})
+
+
+def staged_branch(table: Table) -> str | None:
+    """Return the branch of rows that are being replaced, if there is one: no file may be removed meanwhile."""
+    return next((name for name in table.metadata.refs if name.startswith(STAGED_BRANCH)), None)
 
 
 def _branch_at(branch: str, snapshot_id: int) -> SetSnapshotRefUpdate:
@@ -264,9 +294,6 @@ def _branch_at(branch: str, snapshot_id: int) -> SetSnapshotRefUpdate:
     )
 
 
-def _drop_old_snapshots(metadata: TableMetadata) -> tuple[TableUpdate, ...]:
-    """Return the update that drops superfluous snapshots, once there are DROP_AT. Tags of readers are maintenance's."""
-    if len(metadata.snapshots) < DROP_AT:
-        return ()
-    old = superfluous_snapshots(metadata)
-    return (RemoveSnapshotsUpdate.model_validate({"snapshot-ids": old}),) if old else ()
+def _expire_snapshots(metadata: TableMetadata) -> tuple[TableUpdate, ...]:
+    """Return the update that expires old snapshots, once there are EXPIRE_AT. Readers' tags stay for maintenance."""
+    return plan_expiration(metadata).updates() if len(metadata.snapshots) >= EXPIRE_AT else ()

@@ -1,4 +1,4 @@
-"""What a writer hands to a committer."""
+"""The committable: what a writer passes to a committer."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,15 +11,15 @@ from k2flow.observability.metrics import EMPTY_STATS, BatchStats
 
 @dataclass(frozen=True, kw_only=True)
 class Committable:
-    """Data files of one table, and the offset ranges whose rows are all in files that come until the next commit.
+    """Data files of one table, and offset ranges whose rows are all in files that arrive before the next commit.
 
     Files and ranges need not come together. Gold's files come from the worker that owns the keys, its ranges from the
     worker that read them.
 
     Attributes:
         table: The table's name.
-        files: Waits until the files are written, and raises what went wrong with them. The next steps need not wait.
-        ranges: The offset ranges, with the rows that came out of each.
+        files: Waits until the files are written, and raises their errors. The next steps need not wait.
+        ranges: The offset ranges, with the number of rows from each.
         stats: Published to Prometheus after the commit.
         ends_checkpoint: Whether the table commits at the end of this epoch.
     """

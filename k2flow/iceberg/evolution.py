@@ -1,19 +1,22 @@
-"""The columns of a table that is there into those of its definition, by Iceberg's schema evolution.
+"""Evolves the columns of an existing table into those of its definition, by Iceberg's schema evolution.
 
-    lacks a column                  added, optional: null in the rows that are there
-    narrower                        int to long, float to double, a decimal to more digits of the same scale
+    the table's column is ...       and becomes
+    missing                         added, optional: null in the existing rows
+    narrower                        wider: int to long, float to double, a decimal with more digits of the same scale
     required                        optional
-    has a column's former name      renamed
-    has a column beyond             kept, as optional: null in the rows that come
-    another order                   the definition's, columns beyond it last
+    under its former name           renamed
+    not in the definition           kept, optional: null in new rows
+    at another position             moved to the definition's position; columns not in the definition come last
 
-That is a change of metadata alone, in one commit: Iceberg finds the columns of a file by their ids, which stay, so
-files written before are read as they are (Iceberg spec, "Schema Evolution"). Flows that run meanwhile go on with the
+Evolution changes only metadata, in one commit. Iceberg finds the columns of a file by their ids, which stay, so files
+written before are read as they are (Iceberg spec, "Schema Evolution"). Flows that run meanwhile continue with the
 columns that they know. Every other difference is a conflict.
+
+PyIceberg's `union_by_name` adds columns, widens types and makes columns optional. It knows no former names, keeps the
+positions, and silently ignores a table that is wider than its definition. Those parts are ours.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 from pyiceberg.schema import Schema
 from pyiceberg.table.update.schema import UpdateSchema
@@ -31,127 +34,112 @@ from pyiceberg.types import (
 )
 
 
-@dataclass(frozen=True)
-class Change:
-    """One change, in words (none where they would say nothing more), and how PyIceberg is told of it."""
-
-    text: str
-    apply: Callable[[UpdateSchema], object]
-
-
 class Evolution:
-    """What makes the columns `found` those that are `wanted`; `former_names` has for some of these what they were.
+    """The difference between the columns `found` in a table and those `wanted`.
 
-    `changes` are to be made all in one commit, unless there are `conflicts`, a line each. `renamed` has the new name
-    of each column that gets one.
+    Attributes:
+        conflicts: The differences that Iceberg cannot resolve, a line each. If there are any, do not call `apply`.
+        changes: What `apply` does, a line each.
+        renamed: The new name of each renamed column, by its former name.
     """
 
     def __init__(self, found: Schema, wanted: Schema, former_names: Mapping[str, str]) -> None:
-        self.changes: list[Change] = []
+        """Compare two schemas; `former_names` has the former names of some wanted columns, by today's name."""
         self.conflicts: list[str] = []
-        there = {field.name: field for field in found.fields}
+        existing = {field.name: field for field in found.fields}
         names = [field.name for field in wanted.fields]
         self.renamed = {
             former: name
             for name, former in former_names.items()
-            if name in names and name not in there and former in there and former not in names
+            if name in names and name not in existing and former in existing and former not in names
         }
         self._former = {name: former for former, name in self.renamed.items()}
-        for former, name in self.renamed.items():
-            self._change(f"column {name} was {former}", _renaming(former, name))
+        self._wanted = wanted
+        self.changes = [f"column {name} was {former}" for former, name in self.renamed.items()]
         for field in wanted.fields:
-            own = there.get(self._old(field.name))
+            own = existing.get(self._name_in_table(field.name))
             if own is None:
-                self._change(f"column {field.name} {kind_name(field.field_type)} is new", _adding(field))
+                self.changes.append(f"column {field.name} {type_name(field.field_type)} is new")
             else:
-                self._compare((own.name,), field.name, own, field)
-        beyond = [field for field in found.fields if self.renamed.get(field.name, field.name) not in names]
-        for field in beyond:
-            if field.required:
-                self._make_optional((field.name,), field.name)
+                self._compare(field.name, own, field)
+        extra = [field for field in found.fields if self.renamed.get(field.name, field.name) not in names]
+        self._required = [field.name for field in extra if field.required]
+        self.changes += [f"column {name} is optional" for name in self._required]
         order = [self.renamed.get(field.name, field.name) for field in found.fields]
-        self._order(order, [*names, *(field.name for field in beyond)])
+        self._moves = _moves(order, [*names, *(field.name for field in extra)])
+        if any(name in order for name, _ in self._moves):
+            self.changes.append("columns are in the order of the definition")
 
     def apply(self, update: UpdateSchema) -> None:
-        for change in self.changes:
-            change.apply(update)
+        """Add all changes to `update`."""
+        fields = [_renamed(field, self._name_in_table(field.name)) for field in self._wanted.fields]
+        update.union_by_name(Schema(*fields))
+        for name in self._required:
+            update.make_column_optional(name)
+        for former, name in self.renamed.items():
+            update.rename_column(former, name)
+        for name, after in self._moves:
+            if after is None:
+                update.move_first(self._name_in_table(name))
+            else:
+                update.move_after(self._name_in_table(name), self._name_in_table(after))
 
     def __str__(self) -> str:
-        return "; ".join(change.text for change in self.changes if change.text)
+        return "; ".join(self.changes)
 
-    def _old(self, name: str) -> str:
-        """What the table calls a column now."""
+    def _name_in_table(self, name: str) -> str:
         return self._former.get(name, name)
 
-    def _change(self, text: str, apply: Callable[[UpdateSchema], object]) -> None:
-        self.changes.append(Change(text, apply))
-
-    def _make_optional(self, path: tuple[str, ...], label: str) -> None:
-        self._change(f"column {label} is optional", lambda u: u.make_column_optional(path))
-
-    def _compare(self, path: tuple[str, ...], label: str, own: NestedField, field: NestedField) -> None:
-        """A column, or what is inside one, that both have; `path` is where the table has it."""
+    def _compare(self, label: str, own: NestedField, field: NestedField) -> None:
+        """Compare a column, or a type inside one, that both schemas have."""
         if own.required and not field.required:
-            self._make_optional(path, label)
-        is_, wanted = own.field_type, field.field_type
-        if isinstance(is_, ListType) and isinstance(wanted, ListType):
-            self._compare((*path, "element"), f"{label}.element", is_.element_field, wanted.element_field)
-        elif isinstance(is_, MapType) and isinstance(wanted, MapType) and is_.key_type == wanted.key_type:
-            self._compare((*path, "value"), f"{label}.value", is_.value_field, wanted.value_field)
-        elif _can_become(is_, wanted):
-            text = f"column {label} is {kind_name(wanted)}, was {kind_name(is_)}"
-            self._change(text, lambda u: u.update_column(path, field_type=wanted))
-        elif kind_name(is_) != kind_name(wanted):
+            self.changes.append(f"column {label} is optional")
+        found, wanted = own.field_type, field.field_type
+        if isinstance(found, ListType) and isinstance(wanted, ListType):
+            self._compare(f"{label}.element", found.element_field, wanted.element_field)
+        elif isinstance(found, MapType) and isinstance(wanted, MapType) and found.key_type == wanted.key_type:
+            self._compare(f"{label}.value", found.value_field, wanted.value_field)
+        elif _can_become(found, wanted):
+            self.changes.append(f"column {label} is {type_name(wanted)}, was {type_name(found)}")
+        elif type_name(found) != type_name(wanted):
             why = "Iceberg cannot turn one into the other"
-            if _can_become(wanted, is_):
-                why = "a newer k2flow has made it wider, and none can make it narrower: run the newer one"
-            self.conflicts.append(f"column {label} is {kind_name(is_)}, not {kind_name(wanted)} ({why})")
-
-    def _order(self, found: list[str], wanted: list[str]) -> None:
-        """Puts the columns, which are `found` in this order with new ones after them, into the order `wanted`."""
-        order = [*found, *(name for name in wanted if name not in found)]
-        moves: list[tuple[str, str | None]] = []
-        for i, name in enumerate(wanted):
-            if order[i] != name:
-                order.remove(name)
-                order.insert(i, name)
-                moves.append((self._old(name), self._old(order[i - 1]) if i else None))
-        if moves:
-            new = all(self.renamed.get(name, name) not in found for name, _ in moves)
-            text = "" if new else "columns are in the order of the definition"
-            self._change(text, lambda update: _move(update, moves))
+            if _can_become(wanted, found):
+                why = "a newer k2flow has widened it, and no k2flow can narrow it: run the newer one"
+            self.conflicts.append(f"column {label} is {type_name(found)}, not {type_name(wanted)} ({why})")
 
 
-def _adding(field: NestedField) -> Callable[[UpdateSchema], object]:
-    return lambda update: update.add_column(field.name, field.field_type)
+def _renamed(field: NestedField, name: str) -> NestedField:
+    return field.model_copy(update={"name": name})
 
 
-def _renaming(former: str, name: str) -> Callable[[UpdateSchema], object]:
-    return lambda update: update.rename_column(former, name)
+def _moves(found: list[str], wanted: list[str]) -> list[tuple[str, str | None]]:
+    """Return each column to move and the one before it (None: to the front), in order.
 
-
-def _move(update: UpdateSchema, moves: list[tuple[str, str | None]]) -> None:
-    """Each column after the other one, or to the front."""
-    for name, other in moves:
-        if other is None:
-            update.move_first(name)
-        else:
-            update.move_after(name, other)
+    The columns are in the order `found`, with new ones after them, and are to be in the order `wanted`.
+    """
+    order = [*found, *(name for name in wanted if name not in found)]
+    moves: list[tuple[str, str | None]] = []
+    for i, name in enumerate(wanted):
+        if order[i] != name:
+            order.remove(name)
+            order.insert(i, name)
+            moves.append((name, order[i - 1] if i else None))
+    return moves
 
 
 def _can_become(one: IcebergType, other: IcebergType) -> bool:
-    """Whether every value of a type is one of a wider type, to which Iceberg promotes (spec, "Schema Evolution")."""
+    """Return whether Iceberg promotes a type to a wider one (spec, "Schema Evolution")."""
     if isinstance(one, DecimalType) and isinstance(other, DecimalType):
         return one.scale == other.scale and one.precision < other.precision
     return (type(one), type(other)) in ((IntegerType, LongType), (FloatType, DoubleType))
 
 
-def kind_name(kind: IcebergType) -> str:
-    """What messages call a type."""
+def type_name(kind: IcebergType) -> str:
+    """Return the name of a type in messages."""
     if isinstance(kind, ListType):
-        return f"list<{kind_name(kind.element_type)}>"
+        return f"list<{type_name(kind.element_type)}>"
     if isinstance(kind, MapType):
-        return f"map<{kind_name(kind.key_type)}, {kind_name(kind.value_type)}>"
+        return f"map<{type_name(kind.key_type)}, {type_name(kind.value_type)}>"
     if isinstance(kind, StructType):
-        return f"struct<{', '.join(f'{field.name} {kind_name(field.field_type)}' for field in kind.fields)}>"
+        return f"struct<{', '.join(f'{field.name} {type_name(field.field_type)}' for field in kind.fields)}>"
     return str(kind)

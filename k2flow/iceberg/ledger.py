@@ -1,33 +1,36 @@
 """The ledger: which Kafka offsets of a topic a table holds, kept in the table itself.
 
-It is one table property for each exchange, `k2flow.ledger.<exchange>`, set in the same Iceberg commit as the rows it
-speaks of, so the two cannot disagree; it survives compaction and snapshot expiry. Each snapshot's summary carries a
-copy under the same key. JSON:
+Each exchange has one table property, `k2flow.ledger.<exchange>`. The Iceberg commit that adds rows also sets it, so the
+rows and the ledger cannot disagree. It survives compaction and snapshot expiration. The summary of each snapshot
+carries a copy under the same key. JSON:
 
-    {"epoch": 3, "sequence": 41, "writer": {...}, "topic": "...", "topic_id": "...", "committed_at": 1764000000000,
+    {"topic": "...", "topic_id": "...", "epoch": 3, "sequence": 41, "writer": {...}, "committed_at": 1764000000000,
      "partitions": {"0": {"first": 0, "next": 1500, "rows": 1470}, ...}, "earlier": []}
 
-A topic that is deleted and made again begins with an empty ledger; what the table holds of the one before is kept in
-`earlier`, for the audit to tell the rows of the two apart.
+If a topic is deleted and created again, its ledger starts empty. `earlier` keeps the offsets of the deleted topics, so
+that the audit can tell their rows from those of the current one.
 """
 
-import json
 import os
 import socket
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, ClassVar
 
 import psutil
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from k2flow.errors import CommitError, OffsetGapError
+from k2flow.iceberg.properties import first_error
 
 KEY = "k2flow.ledger."
+"""Prefix of the property; the name of the exchange follows."""
 
 
 @dataclass(frozen=True)
 class OffsetRange:
-    """Offsets [first, next) of one partition; `rows` of the table came out of them (for Gold: before deduplication)."""
+    """Offsets [first, next) of one partition, and the number of table rows from them (for Gold: before dedup)."""
 
     partition: int
     first: int
@@ -36,8 +39,10 @@ class OffsetRange:
 
 
 @dataclass(frozen=True)
-class Extent:
-    """All offsets [first, next) of one partition that a table holds, and how many of its rows came out of them."""
+class CommittedRange:
+    """All offsets [first, next) of one partition that a table holds, and the number of its rows from them."""
+
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
 
     first: int
     next: int
@@ -45,21 +50,23 @@ class Extent:
 
 
 @dataclass(frozen=True)
-class Earlier:
-    """What a table holds of a topic that was deleted since, and had the same name.
+class FormerTopic:
+    """The offsets that a table holds of a deleted topic with the same name.
 
-    `until` (ms since 1970) is when the ledger last changed for it: its rows were all written before, and those of its
-    successor after.
+    Its rows were all written before `until` (ms since 1970), when its ledger last changed. Rows of the current topic
+    were all written later.
     """
 
     topic_id: str
     until: int
-    partitions: Mapping[int, Extent]
+    partitions: Mapping[int, CommittedRange]
 
 
 @dataclass(frozen=True)
 class Writer:
-    """The process that commits: enough to tell on its host whether it still lives."""
+    """The process that commits, identified well enough to check on its host whether it still runs."""
+
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
 
     host: str
     pid: int
@@ -67,11 +74,11 @@ class Writer:
 
     @classmethod
     def this(cls) -> "Writer":
-        """The current process."""
+        """Return the current process."""
         return cls(socket.gethostname(), os.getpid(), psutil.Process().create_time())
 
     def running_here(self) -> bool:
-        """Whether it is another process of this host that runs now (one that is stopped by a signal does not)."""
+        """Return whether it is another process of this host, and runs. A process stopped by a signal does not run."""
         if self.host != socket.gethostname() or self.pid == os.getpid():
             return False
         try:
@@ -87,69 +94,90 @@ class Writer:
 
 @dataclass(frozen=True)
 class Ledger:
-    """What one table holds of one exchange's topic.
+    """The offsets of one exchange's topic that one table holds.
 
-    `epoch` counts the starts of the flow, `sequence` its commits within all epochs, `committed_at` is in ms since 1970.
+    Attributes:
+        topic: The topic's name.
+        topic_id: Kafka's own id of it, which changes if the topic is deleted and created again.
+        writer_epoch: The fencing token: it counts the starts of the flow. JSON: `epoch`.
+        sequence: Counts the commits of all writer epochs.
+        writer: The process of this writer epoch.
+        committed_at: The time of the last commit, in ms since 1970.
+        partitions: The offsets by partition.
+        former_topics: The offsets of deleted topics of this name. JSON: `earlier`.
     """
+
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
 
     topic: str
     topic_id: str = ""
-    epoch: int = 0
+    writer_epoch: Annotated[int, Field(alias="epoch")] = 0
     sequence: int = 0
     writer: Writer | None = None
     committed_at: int = 0
-    partitions: Mapping[int, Extent] = field(default_factory=dict)
-    earlier: tuple[Earlier, ...] = ()
+    partitions: Mapping[int, CommittedRange] = field(default_factory=dict)
+    former_topics: Annotated[tuple[FormerTopic, ...], Field(alias="earlier")] = ()
 
     def next_offset(self, partition: int) -> int | None:
-        """The first offset of `partition` that is not in the table; None if the table has none of it."""
-        extent = self.partitions.get(partition)
-        return None if extent is None else extent.next
+        """Return the first offset of `partition` that is not in the table; None if the table has no offset of it."""
+        committed = self.partitions.get(partition)
+        return None if committed is None else committed.next
 
     def fenced(self, writer: Writer, topic_id: str) -> "Ledger":
-        """The ledger with which `writer` takes over: a new epoch, the same offsets, unless the topic is another."""
-        renewed = bool(self.topic_id and topic_id) and self.topic_id != topic_id
-        ended = (Earlier(self.topic_id, self.committed_at, self.partitions),) if renewed and self.partitions else ()
+        """Return the ledger of the next writer epoch, with the same offsets unless the topic was created again."""
+        created_again = bool(self.topic_id and topic_id) and self.topic_id != topic_id
+        former = self.former_topics
+        if created_again and self.partitions:
+            former = (*former, FormerTopic(self.topic_id, self.committed_at, self.partitions))
         return replace(
             self,
-            epoch=self.epoch + 1,
+            writer_epoch=self.writer_epoch + 1,
             sequence=self.sequence + 1,
             writer=writer,
             topic_id=topic_id or self.topic_id,
             committed_at=_now(),
-            partitions={} if renewed else self.partitions,
-            earlier=(*self.earlier, *ended),
+            partitions={} if created_again else self.partitions,
+            former_topics=former,
         )
 
     def advanced(self, ranges: Iterable[OffsetRange], accept_gaps: bool = False) -> "Ledger":
-        """The ledger after `ranges`, each of which must begin where the last one of its partition ended.
+        """Return the ledger after `ranges`, which must be contiguous with it and with each other in each partition.
 
-        A partition that the table has nothing of may begin anywhere. `accept_gaps` lets a range begin later than the
-        last one ended (messages that Kafka no longer has), never earlier. Raises OffsetGapError.
+        A partition that the table has no offset of may begin anywhere. With `accept_gaps` a range may begin after the
+        end of the last one (Kafka no longer has the messages between them), never before it.
+
+        Raises:
+            OffsetGapError: a range does not begin where the last one of its partition ended.
         """
         partitions = dict(self.partitions)
         for r in sorted(ranges, key=lambda r: (r.partition, r.first)):
-            old = partitions.get(r.partition, Extent(r.first, r.first, 0))
+            old = partitions.get(r.partition, CommittedRange(r.first, r.first, 0))
             if r.first < old.next or (r.first > old.next and not accept_gaps):
                 raise OffsetGapError(
                     f"{self.topic}[{r.partition}]: offsets {r.first} to {r.next - 1} were to follow but the table "
                     f"ends before {old.next}: another copy of the flow has written to it. Stop that one and start again"
                 )
-            partitions[r.partition] = Extent(old.first, r.next, old.rows + r.rows)
+            partitions[r.partition] = CommittedRange(old.first, r.next, old.rows + r.rows)
         return replace(self, sequence=self.sequence + 1, partitions=partitions, committed_at=_now())
 
     def corrected(self, more: Mapping[int, int]) -> "Ledger":
-        """The ledger after `more` (or fewer) rows came out of the same offsets of each partition."""
-        partitions = {p: replace(extent, rows=extent.rows + more.get(p, 0)) for p, extent in self.partitions.items()}
+        """Return the ledger with `more` rows (negative: fewer) from the same offsets of each partition."""
+        partitions = {p: replace(old, rows=old.rows + more.get(p, 0)) for p, old in self.partitions.items()}
         return replace(self, sequence=self.sequence + 1, partitions=partitions, committed_at=_now())
 
     def to_json(self) -> str:
-        """One line of JSON, as the property holds it."""
-        return json.dumps(asdict(self), separators=(",", ":"))
+        """Return the value of the property, one line of JSON."""
+        return _JSON.dump_json(self, by_alias=True, ensure_ascii=True).decode()
 
 
-def _extents(raw: Mapping[str, Mapping[str, int]]) -> dict[int, Extent]:
-    return {int(p): Extent(**extent) for p, extent in raw.items()}
+def _complete(raw: Any) -> Any:
+    """Refuse JSON without offsets: it is damaged, and would start the flow at the beginning of the topic."""
+    if isinstance(raw, dict) and (missing := {"writer", "partitions"} - raw.keys()):
+        raise ValueError(f"it lacks {' and '.join(sorted(missing))}")
+    return raw
+
+
+_JSON: TypeAdapter[Ledger] = TypeAdapter(Annotated[Ledger, BeforeValidator(_complete)])
 
 
 def _now() -> int:
@@ -157,21 +185,19 @@ def _now() -> int:
 
 
 def read(properties: Mapping[str, str], exchange: str, topic: str) -> Ledger:
-    """The ledger of `exchange` in a table's properties, an empty one where there is none. Raises CommitError."""
+    """Return the ledger of `exchange` in a table's properties, an empty one if there is none.
+
+    Raises:
+        CommitError: the property is damaged, or is the ledger of another topic.
+    """
     text = properties.get(KEY + exchange)
     if text is None:
         return Ledger(topic)
     try:
-        raw = json.loads(text)
-        raw["writer"] = Writer(**raw["writer"]) if raw["writer"] else None
-        raw["partitions"] = _extents(raw["partitions"])
-        raw["earlier"] = tuple(
-            Earlier(e["topic_id"], e["until"], _extents(e["partitions"])) for e in raw.get("earlier", ())
-        )
-        ledger = Ledger(**raw)
-    except (ValueError, TypeError, KeyError) as error:
+        ledger = _JSON.validate_json(text)
+    except ValidationError as error:
         raise CommitError(
-            f"table property {KEY}{exchange} is not a ledger ({error}): restore it from a snapshot"
+            f"table property {KEY}{exchange} is not a ledger ({first_error(error)}): restore it from a snapshot"
         ) from error
     if ledger.topic != topic:
         raise CommitError(
@@ -182,14 +208,15 @@ def read(properties: Mapping[str, str], exchange: str, topic: str) -> Ledger:
 
 
 def start_offsets(ledgers: Iterable[Ledger]) -> dict[int, int]:
-    """Where the flow begins: for each partition that any table knows the smallest next offset over all tables.
+    """Return the offset at which the flow begins in each partition: the smallest next offset over all tables.
 
-    A partition that a table knows nothing of begins, for that table, at the first offset the others began at.
+    Only partitions that a table knows are included. A table without offsets of such a partition begins it at the first
+    offset of the others.
     """
     known = list(ledgers)
     starts: dict[int, int] = {}
     for partition in {p for ledger in known for p in ledger.partitions}:
-        extents = [ledger.partitions.get(partition) for ledger in known]
-        first = min(extent.first for extent in extents if extent)
-        starts[partition] = min(extent.next if extent else first for extent in extents)
+        ranges = [ledger.partitions.get(partition) for ledger in known]
+        first = min(committed.first for committed in ranges if committed)
+        starts[partition] = min(committed.next if committed else first for committed in ranges)
     return starts

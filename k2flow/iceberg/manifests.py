@@ -1,10 +1,10 @@
-"""What is kept of the entries of Iceberg's manifests."""
+"""Entries of Iceberg's manifests, made small to be kept in memory."""
 
 from pyiceberg.manifest import DataFile
 
 
 def without_statistics(file: DataFile) -> DataFile:
-    """What reading needs of a data file: its statistics take many times as much memory."""
+    """Return a data file without its statistics, which take many times the memory of the rest."""
     slim = DataFile.from_args(
         content=file.content,
         file_path=file.file_path,

@@ -63,7 +63,7 @@ class FileReader:
     def of_table(cls, table: Table, definition: TableDefinition) -> "FileReader":
         """Return a reader of all columns that `table` has now, each file sorted as the table is."""
         own = definition.as_in(table)
-        return cls(table, own.arrow_schema, sorted_by=own.sorted_by)
+        return cls(table, own.arrow_schema, sorted_by=own.layer.sorted_by)
 
     def read(self, file: DataFile, rows: int = READ_ROWS, skip: int = 0) -> Generator[pa.RecordBatch, None, None]:
         """Yield the rows of a file without the first `skip`, about `rows` at a time.

@@ -5,37 +5,47 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from pyiceberg.table.metadata import TableMetadata
+from pyiceberg.table.update import RemoveSnapshotRefUpdate, RemoveSnapshotsUpdate, TableUpdate
 
 KEEP_SNAPSHOTS = 100
 _READERS_TAG = re.compile(r"k2flow-readers-(\d+)-\d+")
 
 
 def readers_tag(at_ms: int, snapshot_id: int | None) -> str:
-    """The name of a tag that keeps the files of a snapshot, some of them replaced since, for who still reads it."""
+    """Return the name of a tag that keeps a snapshot's replaced files until its readers end."""
     return f"k2flow-readers-{at_ms}-{snapshot_id}"
 
 
 @dataclass(frozen=True)
-class Expiry:
-    """Snapshots and tags to drop from a table's metadata. Their files go when nothing else reaches them."""
+class SnapshotExpiration:
+    """Snapshots and tags to remove from a table's metadata. Afterwards their files may be orphan files."""
 
-    snapshot_ids: tuple[int, ...]
-    tags: tuple[str, ...]
+    snapshot_ids: tuple[int, ...] = ()
+    tags: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        """Return whether there is anything to expire."""
+        return bool(self.snapshot_ids or self.tags)
+
+    def updates(self) -> tuple[TableUpdate, ...]:
+        """Return the updates that remove them."""
+        tags = [RemoveSnapshotRefUpdate.model_validate({"ref-name": tag}) for tag in self.tags]
+        ids = {"snapshot-ids": list(self.snapshot_ids)}
+        return (*tags, *([RemoveSnapshotsUpdate.model_validate(ids)] if self.snapshot_ids else []))
 
 
-def superfluous_snapshots(metadata: TableMetadata, dropped_refs: Collection[str] = ()) -> list[int]:
-    """Return the ids of all snapshots but the newest KEEP_SNAPSHOTS and the heads of the branches and tags that stay."""
-    named = {ref.snapshot_id for name, ref in metadata.refs.items() if name not in dropped_refs}
-    newest = sorted(metadata.snapshots, key=lambda snapshot: snapshot.sequence_number or 0)
-    return [s.snapshot_id for s in newest[:-KEEP_SNAPSHOTS] if s.snapshot_id not in named]
+def plan_expiration(metadata: TableMetadata, tags_before_ms: int = 0) -> SnapshotExpiration:
+    """Expire the readers' tags of before a time (ms since 1970; 0: none), then each snapshot that nothing needs.
 
-
-def expiry(metadata: TableMetadata, now_ms: int, reader_ms: int) -> Expiry:
-    """Drops maintenance's tags that are older than `reader_ms`, and then all snapshots but those that anything needs:
-
-    the newest KEEP_SNAPSHOTS, and the heads of the branches and tags that are left.
+    The newest KEEP_SNAPSHOTS stay, and the heads of the branches and tags that are left.
     """
     tags = tuple(
-        name for name in metadata.refs if (made := _READERS_TAG.fullmatch(name)) and now_ms - int(made[1]) > reader_ms
+        name for name in metadata.refs if (created := _READERS_TAG.fullmatch(name)) and int(created[1]) < tags_before_ms
     )
-    return Expiry(tuple(superfluous_snapshots(metadata, tags)), tags)
+    return SnapshotExpiration(_unneeded(metadata, tags), tags)
+
+
+def _unneeded(metadata: TableMetadata, expired_refs: Collection[str]) -> tuple[int, ...]:
+    named = {ref.snapshot_id for name, ref in metadata.refs.items() if name not in expired_refs}
+    newest = sorted(metadata.snapshots, key=lambda snapshot: snapshot.sequence_number or 0)
+    return tuple(s.snapshot_id for s in newest[:-KEEP_SNAPSHOTS] if s.snapshot_id not in named)

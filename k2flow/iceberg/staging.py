@@ -1,35 +1,33 @@
-"""Replaces rows of several tables of an exchange as if in one step: written, staged, decided, published.
+"""Replaces rows of several tables of an exchange as if in one step: written, staged, committed, published.
 
-No transaction spans tables, so the replacement is made durable before any reader sees some of it:
+No transaction spans tables, so the replacement is made durable before any reader sees a part of it:
 
-1. `Staging.begin` fences the flow off and lets a branch of each table begin at its fence. While a table has it,
+1. `Staging.begin` fences the flow, and creates a branch of each table at its fence. While a table has the branch,
    maintenance leaves its files alone.
-2. `Staging.stage` commits, on the branch, which data files go and which come.
-3. `Staging.decide` sets one property of the Bronze table: which branches, and by how much each ledger's counts change.
-   **From here on the replacement happens, whoever dies.** It lands only if nobody has taken over since `begin`, and
-   after it nobody who has read Bronze before can.
-4. `finish` publishes each branch on its table's main, with the ledger, in one commit that also drops the branch; then
-   it removes the property, and leaves another that says so. It may be repeated, also by several processes at once. A
-   flow that starts does it first.
+2. `Staging.stage` commits, on the branch, which data files are removed and which are added.
+3. `Staging.commit_replacement` sets one property of the Bronze table: the branches, and the change of each ledger's
+   counts. **From here on the replacement happens, whichever process dies.** It lands only if no process has fenced
+   Bronze since `begin`. After it, no process that has read Bronze before can fence it.
+4. `publish` applies each branch to its table's main, with the ledger, in one commit that also drops the branch. Then it
+   removes the property, and sets another one that records it. It may be repeated, also by several processes at once.
+   A flow that starts does it first.
 
-What dies before 3 leaves the tables as they were, and branches that the next flow or the next replacement drops.
+A crash before step 3 leaves the tables as they were, and branches that the next flow or replacement drops.
 
-Delivery guarantee: exactly once. Write-audit-publish as Iceberg's branches are made for (spec, "Snapshot References"),
-but published by applying the same files to a newer main: flows of other exchanges append to Gold meanwhile.
+Delivery guarantee: exactly once. This is write-audit-publish with Iceberg's branches (spec, "Snapshot References").
+But publishing applies the same files to a newer main, because flows of other exchanges append to Gold meanwhile.
 """
 
-import json
 import logging
 import re
 import time
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 
+from pydantic import TypeAdapter, ValidationError
 from pyiceberg.catalog import Catalog
 from pyiceberg.manifest import DataFile, ManifestEntryStatus
 from pyiceberg.table import Table
-from pyiceberg.table.refs import MAIN_BRANCH
 from pyiceberg.table.snapshots import Operation
 from pyiceberg.table.update import (
     AssertRefSnapshotId,
@@ -39,32 +37,46 @@ from pyiceberg.table.update import (
     SetPropertiesUpdate,
     TableUpdate,
 )
+from tenacity import stop_after_delay
 
-from k2flow.errors import CommitError, FencedError
+from k2flow.errors import CommitConflictError, CommitError, FencedError
 from k2flow.exchange import Exchange
 from k2flow.failpoints import Point, reach
 from k2flow.iceberg import ledger as ledgers
-from k2flow.iceberg.catalog import catalog_errors, load_table
-from k2flow.iceberg.commit import REPLACED_KEY, STAGED_BRANCH, STAGED_KEY, Committer
-from k2flow.iceberg.rewrite import Change, CommitConflictError, Rewrite, apply, keep_for_readers
+from k2flow.iceberg.catalog import load_table
+from k2flow.iceberg.commit import REPLACED_KEY, STAGED_BRANCH, STAGED_KEY, Committer, same_head
+from k2flow.iceberg.properties import first_error
+from k2flow.iceberg.retry import Changes
+from k2flow.iceberg.rewrite import RewriteFiles, commit_change, tag_for_readers
 
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 120
-TAKEN_OVER = "the flow of {} has begun meanwhile: nothing was replaced. Stop it and start again"
+FENCED = "the flow of {} has started meanwhile: nothing was replaced. Stop it and start again"
 
 
 @dataclass(frozen=True)
-class Staged:
-    """What is decided of one table: a branch, its head, and by how many rows each partition's count changes."""
+class StagedTable:
+    """The replacement in one table: a branch, its head, and the change of each partition's row count."""
 
     branch: str
     head: int
     rows: Mapping[int, int]
 
 
+@dataclass(frozen=True)
+class CommittedReplacement:
+    """A committed replacement: what it is, in words, and its part in each table by name."""
+
+    what: str
+    tables: Mapping[str, StagedTable]
+
+
+_JSON: TypeAdapter[CommittedReplacement] = TypeAdapter(CommittedReplacement)
+
+
 class Staging:
-    """One replacement of rows of one exchange in tables `names`, up to its decision. Bronze's rows stay."""
+    """One replacement of rows of one exchange in tables `names`, up to its commit. Bronze's rows stay."""
 
     def __init__(self, catalog: Catalog, exchange: Exchange, names: Sequence[str]) -> None:
         self._catalog = catalog
@@ -74,119 +86,153 @@ class Staging:
         self._branch = ""
 
     def begin(self) -> None:
-        """Raises AlreadyRunningError where the flow runs on this host, CommitError, CatalogError."""
+        """Fence the flow and create the branches.
+
+        Raises:
+            AlreadyRunningError: the flow runs on this host.
+            CommitError: a commit failed.
+            CatalogError: the catalog failed.
+        """
         exchange = self._exchange
         self._bronze.fence("")
-        abandon(self._catalog, exchange, self._bronze.ledger.epoch)
-        self._branch = f"{STAGED_BRANCH}{exchange.name}-{self._bronze.ledger.epoch}"
+        epoch = self._bronze.ledger.writer_epoch
+        abort_replacements(self._catalog, exchange, epoch)
+        self._branch = f"{STAGED_BRANCH}{exchange.name}-{epoch}"
         for name in self._names:
-            self._bronze.check()
+            self._bronze.check_not_fenced()
             Committer(self._catalog, name, exchange.name, exchange.settings.topic).fence("", branch=self._branch)
 
-    def give_up(self) -> None:
-        """Leaves the tables as they were: nothing was decided. Raises CommitError, CatalogError."""
-        abandon(self._catalog, self._exchange, self._bronze.ledger.epoch + 1)
+    def abort(self) -> None:
+        """Roll back before the commit: the tables stay as they were. Raises CommitError, CatalogError."""
+        abort_replacements(self._catalog, self._exchange, self._bronze.ledger.writer_epoch + 1)
 
     def stage(self, name: str, removed: Collection[str], added: Sequence[DataFile]) -> None:
-        """Files of table `name`, by their paths, that go, and those that come in their place."""
+        """Remove files of table `name`, by their paths, and add others, on the branch."""
         if not removed and not added:
             return
-        self._bronze.check()
+        self._bronze.check_not_fenced()
 
-        def change(table: Table) -> Change:
+        def build(table: Table) -> Changes:
             if self._branch not in table.metadata.refs:
-                raise FencedError(f"{name}: {TAKEN_OVER.format(self._exchange.name)}")
-            return Rewrite(table, Operation.OVERWRITE, removed, added, branch=self._branch)._commit()
+                raise FencedError(f"{name}: {FENCED.format(self._exchange.name)}")
+            return RewriteFiles(table, Operation.OVERWRITE, removed, added, branch=self._branch)._commit()
 
-        _apply(self._catalog, name, change)
+        _commit_change(self._catalog, name, build)
         reach(Point.STAGED)
 
-    def decide(self, rows: Mapping[str, Mapping[int, int]], what: str) -> None:
-        """`rows`: by table and partition how many more rows come of the same offsets.
+    def commit_replacement(self, rows: Mapping[str, Mapping[int, int]], what: str) -> None:
+        """Commit the replacement.
 
-        `what` is told to whoever finishes it. Raises FencedError: then nothing was decided; CommitError, CatalogError:
-        then it may have been.
+        Args:
+            rows: By table and partition, how many more rows come from the same offsets.
+            what: Describes the replacement to the process that publishes it.
+
+        Raises:
+            FencedError: the flow has started; nothing was committed.
+            CommitError: the commit failed; it may have landed.
+            CatalogError: the catalog failed; the commit may have landed.
         """
         tables = {}
         for name in self._names:
             ref = load_table(self._catalog, name).metadata.refs.get(self._branch)
             if ref is None:
-                raise FencedError(f"{name}: {TAKEN_OVER.format(self._exchange.name)}")
-            tables[name] = asdict(Staged(self._branch, ref.snapshot_id, rows.get(name, {})))
-        self._bronze.decide(STAGED_KEY + self._exchange.name, json.dumps({"what": what, "tables": tables}))
+                raise FencedError(f"{name}: {FENCED.format(self._exchange.name)}")
+            tables[name] = StagedTable(self._branch, ref.snapshot_id, rows.get(name, {}))
+        text = _JSON.dump_json(CommittedReplacement(what, tables), ensure_ascii=True).decode()
+        self._bronze.commit_property(STAGED_KEY + self._exchange.name, text)
         reach(Point.COMMITTED)
 
 
-def finish(catalog: Catalog, exchange: Exchange) -> str | None:
-    """Publishes what was decided for `exchange` and is not all published; what it was, None where there is nothing.
+def publish(catalog: Catalog, exchange: Exchange) -> str | None:
+    """Publish the committed replacement of `exchange` where that is not done yet.
 
-    Raises CommitError, CatalogError; then it may be called again.
+    Returns:
+        What it is, in words; None if there is none.
+
+    Raises:
+        CommitError: a commit failed. Call it again.
+        CatalogError: the catalog failed. Call it again.
     """
     key = STAGED_KEY + exchange.name
     properties = load_table(catalog, exchange.bronze).properties
-    decision = decided(properties, exchange)
-    if decision is None:
+    replacement = committed_replacement(properties, exchange)
+    if replacement is None:
         return None
-    text, (what, tables) = properties[key], decision
-    for name, staged in tables.items():
-        _apply(catalog, name, lambda table, staged=staged: _publication(table, exchange, staged))
+    for name, staged in replacement.tables.items():
+        _commit_change(catalog, name, lambda table, staged=staged: _publication(table, exchange, staged))  # type: ignore[misc]
         reach(Point.PUBLISHED)
-    branch = next(iter(tables.values())).branch
-    # Set once more, since PyIceberg fails to remove what another has just removed.
+    text, branch = properties[key], next(iter(replacement.tables.values())).branch
+    # The property is set once more, since PyIceberg fails to remove one that another process has just removed.
     properties = {key: text, REPLACED_KEY + exchange.name: branch}
     done = SetPropertiesUpdate(updates=properties), RemovePropertiesUpdate(removals=[key])
 
-    def end(table: Table) -> Change:
-        """Another may have ended it, and have begun and decided a next one since, whose fence moved the head."""
-        return (done, (_head_is(table),)) if table.properties.get(key) == text else ((), ())
+    def build(table: Table) -> Changes:
+        """End it, unless another process has, and has committed a next replacement, whose fence moved the head."""
+        return (done, (same_head(table),)) if table.properties.get(key) == text else ((), ())
 
-    _apply(catalog, exchange.bronze, end)
-    log.info("%s: %s: published", exchange.name, what)
-    return what
+    _commit_change(catalog, exchange.bronze, build)
+    log.info("%s: %s: published", exchange.name, replacement.what)
+    return replacement.what
 
 
-def abandon(catalog: Catalog, exchange: Exchange, epoch: int) -> None:
-    """Drops the branches of replacements that were begun before `epoch` of Bronze's ledger and never decided.
+def abort_replacements(catalog: Catalog, exchange: Exchange, before_epoch: int) -> None:
+    """Drop the branches of replacements begun before a writer epoch of Bronze's ledger, and never committed.
 
-    Only for who has begun that epoch, after which they cannot be decided any more. Raises CatalogError, CommitError.
+    Only the process that has begun this epoch may call it: they cannot be committed any more. Raises CatalogError,
+    CommitError.
     """
     own = re.compile(re.escape(f"{STAGED_BRANCH}{exchange.name}-") + r"(\d+)")
 
-    def change(table: Table) -> Change:
+    def build(table: Table) -> Changes:
         found = {name: own.fullmatch(name) for name in table.metadata.refs}
-        old = [name for name, match in found.items() if match and int(match[1]) < epoch]
-        return tuple(update for name in old for update in _without(table, name)), ()
+        old = [name for name, match in found.items() if match and int(match[1]) < before_epoch]
+        return tuple(update for name in old for update in _drop_branch(table, name)), ()
 
     for name in exchange.tables:
-        _apply(catalog, name, change)
+        _commit_change(catalog, name, build)
 
 
-def _publication(table: Table, exchange: Exchange, staged: Staged) -> Change:
-    """The commit that replaces on main what `staged` replaces on its branch; nothing where that is done."""
+def committed_replacement(bronze: Mapping[str, str], exchange: Exchange) -> CommittedReplacement | None:
+    """Return the replacement of `exchange` that is committed and not fully published, by Bronze's properties.
+
+    Raises:
+        CommitError: the property is damaged.
+    """
+    key = STAGED_KEY + exchange.name
+    text = bronze.get(key)
+    if text is None:
+        return None
+    try:
+        return _JSON.validate_json(text)
+    except ValidationError as error:
+        raise CommitError(
+            f"table property {key} cannot be read ({first_error(error)}): restore it from a snapshot"
+        ) from error
+
+
+def _publication(table: Table, exchange: Exchange, staged: StagedTable) -> Changes:
+    """Return the commit that replaces on main what `staged` replaces on its branch; nothing if that is done."""
     branch = staged.branch
     ref = table.metadata.refs.get(branch)
     if ref is None:
         return (), ()
     if ref.snapshot_id != staged.head:
-        raise CommitError(f"{table.name()[-1]}: branch {branch} is not what was decided: another program has moved it")
+        raise CommitError(
+            f"{table.name()[-1]}: branch {branch} is not what was committed: another program has moved it"
+        )
     removed, added = _files(table, staged.head)
     ledger = ledgers.read(table.properties, exchange.name, exchange.settings.topic).corrected(staged.rows)
     entry = {ledgers.KEY + exchange.name: ledger.to_json()}
-    updates: tuple[TableUpdate, ...] = (SetPropertiesUpdate(updates=entry), *_without(table, branch))
+    updates: tuple[TableUpdate, ...] = (SetPropertiesUpdate(updates=entry), *_drop_branch(table, branch))
     same_branch = AssertRefSnapshotId.model_validate({"ref": branch, "snapshot-id": staged.head})
     if removed or added:
-        made, _ = Rewrite(table, Operation.OVERWRITE, removed, added, entry)._commit()
-        updates = (*made, keep_for_readers(table, time.time_ns() // 1_000_000), *updates)
-    return updates, (same_branch, _head_is(table))
-
-
-def _head_is(table: Table) -> AssertRefSnapshotId:
-    """That main's head is still what `table` has."""
-    return AssertRefSnapshotId.model_validate({"ref": MAIN_BRANCH, "snapshot-id": table.metadata.current_snapshot_id})
+        rewritten, _ = RewriteFiles(table, Operation.OVERWRITE, removed, added, entry)._commit()
+        updates = (*rewritten, tag_for_readers(table, time.time_ns() // 1_000_000), *updates)
+    return updates, (same_branch, same_head(table))
 
 
 def _files(table: Table, head: int) -> tuple[list[str], list[DataFile]]:
-    """The paths that a branch's head removed, and the files it added."""
+    """Return the paths that a branch's head removed, and the files it added."""
     removed, added = [], []
     snapshot = table.metadata.snapshot_by_id(head)
     for manifest in snapshot.manifests(table.io) if snapshot else []:
@@ -200,8 +246,8 @@ def _files(table: Table, head: int) -> tuple[list[str], list[DataFile]]:
     return removed, added
 
 
-def _without(table: Table, branch: str) -> tuple[TableUpdate, ...]:
-    """Drops a branch, and its head where nothing else has it."""
+def _drop_branch(table: Table, branch: str) -> tuple[TableUpdate, ...]:
+    """Return the updates that drop a branch, and its head unless main has it too."""
     head = table.metadata.refs[branch].snapshot_id
     dropped = RemoveSnapshotRefUpdate.model_validate({"ref-name": branch})
     if _is_on_main(table, head):
@@ -217,36 +263,13 @@ def _is_on_main(table: Table, snapshot_id: int) -> bool:
     return at == snapshot_id
 
 
-def _apply(catalog: Catalog, name: str, change: Any) -> None:
-    """Makes a change however often others commit in between, for RETRY_SECONDS. Raises CommitError, CatalogError."""
-    deadline = time.monotonic() + RETRY_SECONDS
+def _commit_change(catalog: Catalog, name: str, build: Callable[[Table], Changes]) -> None:
+    """Commit a change, however often other commits come first, for RETRY_SECONDS. Raises CommitError, CatalogError."""
     try:
-        with catalog_errors():
-            while not apply(catalog, name, change):
-                if time.monotonic() > deadline:
-                    raise CommitError(f"{name}: gave up after {RETRY_SECONDS} s of conflicting commits: start again")
+        if not commit_change(catalog, name, build, stop_after_delay(RETRY_SECONDS)):
+            raise CommitError(f"{name}: conflicting commits for {RETRY_SECONDS} s: start again")
     except CommitConflictError as error:
         raise CommitError(
             f"{name}: {error}: another program has replaced them since. Let that table's main go back to the snapshot "
             "before it, and start again"
         ) from error
-
-
-def decided(bronze: Mapping[str, str], exchange: Exchange) -> tuple[str, dict[str, Staged]] | None:
-    """What is decided of `exchange` and not all published, by Bronze's properties: in words, and by table.
-
-    Raises CommitError.
-    """
-    key = STAGED_KEY + exchange.name
-    text = bronze.get(key)
-    if text is None:
-        return None
-    try:
-        raw = json.loads(text)
-        tables = {
-            name: Staged(one["branch"], one["head"], {int(p): n for p, n in one["rows"].items()})
-            for name, one in raw["tables"].items()
-        }
-        return raw["what"], tables
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise CommitError(f"table property {key} cannot be read ({error}): restore it from a snapshot") from error

@@ -1,4 +1,4 @@
-"""The tables of the namespace market_data: their definitions, how they are made and evolve, how a found one differs."""
+"""The tables of the namespace market_data: defines, creates and evolves them, and shows how an existing one differs."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -17,17 +17,15 @@ from pyiceberg.schema import Schema
 from pyiceberg.table import Table
 from pyiceberg.table.sorting import UNSORTED_SORT_ORDER, SortField, SortOrder
 from pyiceberg.transforms import IdentityTransform
-from pyiceberg.types import (
-    ListType,
-    MapType,
-)
+from pyiceberg.types import ListType, MapType
 from sqlalchemy.exc import SQLAlchemyError
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+from tenacity import stop_after_attempt
 
 from k2flow.errors import CommitError, TableDiffersError
 from k2flow.exchange import Exchange
 from k2flow.iceberg.catalog import NAMESPACE, catalog_errors
 from k2flow.iceberg.evolution import Evolution
+from k2flow.iceberg.retry import retry_conflicts
 from k2flow.layers import GOLD, GOLD_FILE_SIZE_MB, GOLD_TABLE, Field, Layer, iceberg_schema
 
 MIB = 1 << 20
@@ -45,7 +43,7 @@ COMMON_PROPERTIES = {
 
 @dataclass(frozen=True, kw_only=True)
 class TableDefinition:
-    """One table as it must be: a layer, its name, and what the settings of its exchange say of it."""
+    """One table as it must be: its layer, its name, and the settings of its exchange."""
 
     layer: Layer
     name: str
@@ -54,7 +52,7 @@ class TableDefinition:
 
     @cached_property
     def repeating_columns(self) -> list[str]:
-        """The Parquet columns whose values repeat within a file, which a dictionary makes small."""
+        """The Parquet columns whose values repeat within a file, so that a dictionary makes them small."""
         inside = {ListType: (".list.element",), MapType: (".key_value.key", ".key_value.value")}
         fields = [field for field in self.layer.fields if field.repeats]
         return [field.name + path for field in fields for path in inside.get(type(field.type), ("",))]
@@ -77,16 +75,6 @@ class TableDefinition:
         return replace(self, layer=replace(self.layer, fields=fields))
 
     @property
-    def sorted_by(self) -> str | None:
-        """The column that every file is sorted by."""
-        return self.layer.sorted_by
-
-    @property
-    def time_column(self) -> str:
-        """The time column that orders rows when files are merged."""
-        return self.layer.time_column
-
-    @property
     def spec(self) -> PartitionSpec:
         """The partition spec."""
         return PartitionSpec(
@@ -99,9 +87,9 @@ class TableDefinition:
     @property
     def sort_order(self) -> SortOrder:
         """The sort order."""
-        if self.sorted_by is None:
+        if self.layer.sorted_by is None:
             return UNSORTED_SORT_ORDER
-        return SortOrder(SortField(self.schema.find_field(self.sorted_by).field_id, IdentityTransform()))
+        return SortOrder(SortField(self.schema.find_field(self.layer.sorted_by).field_id, IdentityTransform()))
 
     @property
     def properties(self) -> dict[str, str]:
@@ -131,17 +119,24 @@ def definitions(exchange: Exchange) -> dict[str, TableDefinition]:
 
 
 def create(catalog: Catalog, wanted: Iterable[TableDefinition]) -> dict[str, str]:
-    """Makes what is missing, evolves what has former columns, checks the rest; never drops.
+    """Create missing tables, evolve those with former columns, check the rest; never drop anything.
 
-    The result says in words what was done to each table, and is empty for one that was as it must be. Safe to call from
-    several processes at once, and beside flows. Raises TableDiffersError, CatalogError, CommitError.
+    Several processes may call it at once, beside flows.
+
+    Returns:
+        By table name, "created", "evolved: ..." or, for a table that is up to date, an empty text.
+
+    Raises:
+        TableDiffersError: a table differs from its definition in a way that evolution cannot resolve.
+        CatalogError: the catalog failed.
+        CommitError: other commits came first each time.
     """
-    made = {}
+    outcomes = {}
     with catalog_errors():
         _create_namespace(catalog)
         for definition in wanted:
-            made[definition.name] = _create_one(catalog, definition)
-    return made
+            outcomes[definition.name] = _create_one(catalog, definition)
+    return outcomes
 
 
 def _create_namespace(catalog: Catalog) -> None:
@@ -149,7 +144,7 @@ def _create_namespace(catalog: Catalog) -> None:
         catalog.create_namespace(NAMESPACE)
     except NamespaceAlreadyExistsError:
         pass
-    except SQLAlchemyError:  # two at once: SQL catalogs tell the slower one of the row that is there
+    except SQLAlchemyError:  # two at once: SQL catalogs refuse the slower one's row
         if not catalog.namespace_exists(NAMESPACE):
             raise
 
@@ -168,25 +163,19 @@ def _create_one(catalog: Catalog, definition: TableDefinition) -> str:
             sort_order=definition.sort_order,
             properties={"format-version": "2", **definition.properties},
         )
-        return "made"
+        return "created"
     except TableAlreadyExistsError:  # another process was faster
         return _evolve(catalog, definition)
 
 
 def _evolve(catalog: Catalog, definition: TableDefinition) -> str:
-    """Checks a table that is there, and brings its columns up to date; what was done, or nothing."""
-    retrying = Retrying(
-        retry=retry_if_exception_type(CommitFailedException),
-        wait=wait_random_exponential(multiplier=0.05, max=1),
-        stop=stop_after_attempt(EVOLUTION_ATTEMPTS),
-        reraise=True,
-    )
+    """Check an existing table and bring its columns up to date. Return what was done, or an empty text."""
     try:
-        return retrying(_evolve_once, catalog, definition)
+        return retry_conflicts(lambda: _evolve_once(catalog, definition), stop_after_attempt(EVOLUTION_ATTEMPTS))
     except CommitFailedException as error:
         raise CommitError(
-            f"{definition.name}: others committed before each of {EVOLUTION_ATTEMPTS} attempts to evolve it ({error}): "
-            "try again"
+            f"{definition.name}: other commits came before each of {EVOLUTION_ATTEMPTS} attempts to evolve it "
+            f"({error}): try again"
         ) from error
 
 
@@ -197,7 +186,7 @@ def _evolve_once(catalog: Catalog, definition: TableDefinition) -> str:
     if found:
         raise TableDiffersError(
             f"table {NAMESPACE}.{definition.name} differs: {'; '.join(found)}. "
-            "Change the setting back, alter the table, or rename it and let k2flow make a new one"
+            "Change the setting back, alter the table, or rename it and let k2flow create a new one"
         )
     if not evolution.changes:
         return ""
@@ -207,16 +196,16 @@ def _evolve_once(catalog: Catalog, definition: TableDefinition) -> str:
 
 
 def differences(table: Table, definition: TableDefinition, renamed: Mapping[str, str]) -> list[str]:
-    """What is different in `table` beside its columns, a line each; `renamed` columns are to get a new name."""
-    found = []
+    """Return the differences of `table` other than its columns, a line each; `renamed` columns will get a new name."""
+    found, layer = [], definition.layer
     if table.metadata.format_version != 2:
         found.append(f"format version {table.metadata.format_version}, not 2")
     names = {f.field_id: renamed.get(f.name, f.name) for f in table.schema().fields}
     partitioning = [f"{f.transform}({names.get(f.source_id)})" for f in table.spec().fields]
-    wanted = [f"{transform}({column})" for column, transform, _ in definition.layer.partitioned_by]
+    wanted = [f"{transform}({column})" for column, transform, _ in layer.partitioned_by]
     found += _compare("partitioning", partitioning, wanted)
     sorted_by = [f"{names.get(f.source_id)} {f.direction.name.lower()}" for f in table.sort_order().fields]
-    found += _compare("sort order", sorted_by, [f"{definition.sorted_by} asc"] if definition.sorted_by else [])
+    found += _compare("sort order", sorted_by, [f"{layer.sorted_by} asc"] if layer.sorted_by else [])
     for key, value in definition.properties.items():
         if table.properties.get(key) != value:
             found.append(f"property {key} is {table.properties.get(key, 'absent')}, not {value}")

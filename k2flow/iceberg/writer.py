@@ -1,4 +1,4 @@
-"""Rows into Parquet data files of an Iceberg table: written by every worker, committed by none of them."""
+"""Writes rows into Parquet data files of an Iceberg table. Every worker writes; none of them commits."""
 
 import itertools
 import os
@@ -32,10 +32,10 @@ FIELD_ID = b"PARQUET:field_id"
 class DataFileWriter:
     """Writes batches of one table into data files, one or more for each partition value.
 
-    A file that is written but never committed is an orphan: no reader sees it, maintenance removes it. The rows must be
-    of the definition's Arrow schema. A sorted table's files are each sorted. Raises CatalogError if the storage fails.
+    A file that is never committed is an orphan: no reader sees it, and maintenance deletes it. The rows must have the
+    definition's Arrow schema. Each file of a sorted table is sorted. Raises CatalogError if the storage fails.
 
-    PyIceberg's own writer gives every column a dictionary; without one for unique columns (ids, payloads) a file of
+    PyIceberg's own writer gives every column a dictionary. Without one for unique columns (ids, payloads), a file of
     Silver or Gold takes a quarter less CPU and a tenth less space.
     """
 
@@ -44,8 +44,8 @@ class DataFileWriter:
         self._io = table.io
         self._schema = table.schema()
         self._spec = table.spec()
-        self._sort_order_id = metadata.default_sort_order_id if definition.sorted_by else None
-        self._sorted_by = definition.sorted_by
+        self._sort_order_id = metadata.default_sort_order_id if definition.layer.sorted_by else None
+        self._sorted_by = definition.layer.sorted_by
         self._columns = [by.column for by in definition.layer.partitioned_by]
         self._bytes = definition.file_size_mb << 20
         self._locations = load_location_provider(metadata.location, metadata.properties)
@@ -59,11 +59,11 @@ class DataFileWriter:
         self._paths = parquet_path_to_id_mapping(self._schema)
 
     def write(self, rows: pa.RecordBatch) -> list[DataFile]:
-        """The data files that now hold `rows`; none for no rows."""
+        """Write `rows` into data files. No rows give no file."""
         return [self.write_file(piece) for piece in self.pieces(rows)]
 
     def pieces(self, rows: pa.RecordBatch) -> list[pa.RecordBatch]:
-        """`rows`, sorted as the table is, by the files that they go into."""
+        """Return `rows`, sorted as the table is and split into one batch for each file."""
         if rows.num_rows == 0:
             return []
         if self._sorted_by:
@@ -71,13 +71,13 @@ class DataFileWriter:
         return [piece for part in _by_partition(rows, self._columns) for piece in _pieces(part, self._bytes)]
 
     def write_file(self, piece: pa.RecordBatch) -> DataFile:
-        """The one file that now holds one of the `pieces`. May be called by several threads at once."""
+        """Write one of the `pieces` into one file. Several threads may call it at once."""
         return self.write_stream(iter((piece,)))
 
     def write_stream(self, batches: Iterator[pa.RecordBatch]) -> DataFile:
-        """The one file that now holds `batches`, a row group each: rows of one partition, in the table's order.
+        """Write `batches` into one file, a row group each: rows of one partition, in the table's order.
 
-        What raises while they come, raises here; then there is no file. Raises StopIteration for no batch.
+        An error of the iterator is raised, and leaves no file. Raises StopIteration without a batch.
         """
         with catalog_errors():
             file = self._write_file(batches)
@@ -123,7 +123,7 @@ class DataFileWriter:
 class TableWriters:
     """The writers of several tables, each opened at its first rows. They write in threads.
 
-    Arrow and zstd work without the interpreter's lock, so the next steps go on while files are written.
+    Arrow and zstd release the interpreter's lock, so the next steps continue while files are written.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class TableWriters:
         self._pool = ThreadPoolExecutor(max(2, os.cpu_count() or 1), "files")
 
     def write(self, table: str, rows: pa.RecordBatch) -> Callable[[], list[DataFile]]:
-        """Begin to write `rows`. Return a function that waits for the files, and raises what went wrong with them."""
+        """Begin to write `rows`. Return a function that waits for the files, and raises their errors."""
         if table not in self._writers:
             self._writers[table] = DataFileWriter(self._tables[table], self._definitions[table])
         writer = self._writers[table]
@@ -152,7 +152,7 @@ class TableWriters:
 
 
 def sort_rows(rows: pa.RecordBatch, time_column: str) -> pa.RecordBatch:
-    """`rows` by a time column, ascending; equal times stay in order. Costs nothing if they are."""
+    """Return `rows` in ascending order of a time column, stably. Rows that are in order are not copied."""
     values = rows.column(time_column).cast(pa.int64()).to_numpy()
     if (values[1:] >= values[:-1]).all():
         return rows
@@ -160,7 +160,7 @@ def sort_rows(rows: pa.RecordBatch, time_column: str) -> pa.RecordBatch:
 
 
 def _by_partition(rows: pa.RecordBatch, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    """`rows` split by the values of `columns`, in which every row's order among its equals is kept."""
+    """Split `rows` by the values of `columns`; rows with equal values keep their order."""
     keys = np.column_stack([_numbers(rows.column(column)) for column in columns])
     starts = _starts(keys)
     if len({tuple(key) for key in keys[starts].tolist()}) < len(starts):  # equal keys are not side by side
@@ -172,7 +172,7 @@ def _by_partition(rows: pa.RecordBatch, columns: list[str]) -> Iterator[pa.Recor
 
 
 def _starts(keys: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
-    """Where in (n, columns) keys another one begins than that of the row before."""
+    """Return the rows of (n, columns) keys at which another key begins."""
     return np.flatnonzero(np.append(True, (keys[1:] != keys[:-1]).any(axis=1)))
 
 
@@ -182,14 +182,14 @@ def _numbers(column: pa.Array) -> npt.NDArray[np.int32]:
 
 
 def _pieces(rows: pa.RecordBatch, size: int) -> Iterator[pa.RecordBatch]:
-    """`rows` in pieces of about `size` bytes in memory, which is more than they take in a file."""
+    """Split `rows` into pieces of about `size` bytes in memory, which is more than they take in a file."""
     step = max(1, rows.num_rows * size // max(rows.nbytes, 1))
     for start in range(0, rows.num_rows, step):
         yield rows.slice(start, step)
 
 
 def with_field_ids(schema: pa.Schema, table: Table) -> pa.Schema:
-    """`schema` with the ids of the table's columns, by which readers find them (Iceberg spec, "Column Projection")."""
+    """Return `schema` with the ids of the table's columns; readers find columns by them (spec, "Column Projection")."""
     fields = []
     for field in schema:
         column = table.schema().find_field(field.name)
@@ -218,7 +218,7 @@ def _with_id(field: pa.Field, number: int) -> pa.Field:
 
 
 def same_columns(one: pa.Schema, other: pa.Schema) -> bool:
-    """Whether two schemas have columns of the same names, types and field ids, whatever a map calls its inside."""
+    """Return whether two schemas have the same names, types and field ids. Names inside a map do not matter."""
     return one.equals(other) and list(map(_ids, one)) == list(map(_ids, other))
 
 

@@ -1,4 +1,4 @@
-"""The live data files of a snapshot, as maintenance looks at them."""
+"""The live data files of a snapshot, as maintenance sees them."""
 
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -9,13 +9,19 @@ from pyiceberg.table import Table
 
 from k2flow.iceberg.manifests import without_statistics
 
-EPOCH = date(1970, 1, 1)
+UNIX_EPOCH = date(1970, 1, 1)
 
 
 @dataclass(frozen=True)
 class LiveFile:
-    """One data file without its statistics, the values of its partition fields, and where its time column begins and
-    ends (us since 1970; None where that is not known)."""
+    """One data file without its statistics.
+
+    Attributes:
+        file: The file.
+        partition: The values of its partition fields.
+        lower: The earliest value of its time column, in us since 1970; None if unknown.
+        upper: The latest value.
+    """
 
     file: DataFile
     partition: tuple[Any, ...]
@@ -24,19 +30,19 @@ class LiveFile:
 
     @property
     def day(self) -> date:
-        """The day of its partition: the first partition field of every table is one."""
-        return EPOCH + timedelta(days=self.partition[0])
+        """The day of its partition: the first partition field of every table is a day."""
+        return UNIX_EPOCH + timedelta(days=self.partition[0])
 
     @property
     def hour(self) -> int | None:
-        """The hour of its partition, where the table has hours."""
+        """The hour of its partition; None if the table is partitioned by days only."""
         return self.partition[1] if len(self.partition) > 1 else None
 
 
 def live_files(table: Table, time_column: str, known: dict[str, list[LiveFile]] | None = None) -> list[LiveFile]:
-    """All data files of the table's current snapshot that belong to a day: flows make no others, and others stay.
+    """Return the data files of the current snapshot that belong to a day. Flows write no others, and others stay.
 
-    `known` keeps, for who looks again, what was read of each manifest (by its path), for a manifest never changes.
+    `known` caches the files of each manifest by its path, since manifests never change. Pass it again to save reads.
     """
     column = table.schema().find_field(time_column).field_id
     known = {} if known is None else known
@@ -50,7 +56,7 @@ def live_files(table: Table, time_column: str, known: dict[str, list[LiveFile]] 
 
 
 def data_manifests(table: Table) -> list[ManifestFile]:
-    """The manifests of data files of the current snapshot; none where there is no snapshot."""
+    """Return the manifests of data files of the current snapshot; none without a snapshot."""
     snapshot = table.current_snapshot()
     manifests = snapshot.manifests(table.io) if snapshot else []
     return [manifest for manifest in manifests if manifest.content == ManifestContent.DATA]

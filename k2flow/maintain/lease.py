@@ -1,19 +1,21 @@
-"""One leader for each table, however many processes maintain it: the one whose lease the table's properties hold.
+"""Leases: one process maintains each table, however many run. The table's properties hold the lease.
 
-The lease saves work and conflicts; nothing depends on it. Two that both think they lead, in the moments in which a
-catalog lets two such commits pass, get in each other's way as two commits do: one of them steps back.
+A lease saves work and conflicts; correctness does not depend on it. A catalog may let two such commits pass at the same
+moment, so two processes may both hold a lease. Their commits then conflict, and one of them yields.
 """
 
-import json
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import dataclass
+from typing import ClassVar
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pyiceberg.catalog import Catalog
 
 from k2flow.iceberg.catalog import load_table
 from k2flow.iceberg.ledger import Writer
+from k2flow.iceberg.properties import first_error
 from k2flow.iceberg.rewrite import set_property
 
 log = logging.getLogger(__name__)
@@ -22,52 +24,72 @@ LEASE = "k2flow.maintenance.leader"
 LEASE_SECONDS = 900
 
 
-class Leadership:
+@dataclass(frozen=True)
+class _Lease(Writer):
+    """The property's JSON: the holder, and the end of the lease in seconds since 1970."""
+
+    __pydantic_config__: ClassVar = ConfigDict(extra="ignore")
+
+    until: float
+
+
+_JSON: TypeAdapter[_Lease] = TypeAdapter(_Lease)
+
+
+class MaintenanceLeases:
     """The leases of this process."""
 
     def __init__(self, catalog: Catalog, clock: Callable[[], float] = time.time) -> None:
         self._catalog = catalog
         self._clock = clock
-        self._me = Writer.this()
-        self._mine: set[str] = set()
+        self._process = Writer.this()
+        self._held: set[str] = set()
 
-    def take(self, name: str) -> Writer | None:
-        """Takes or renews the lease of a table. None if this process leads now, else who does. Raises CatalogError."""
+    def acquire(self, name: str) -> Writer | None:
+        """Acquire or renew the lease of a table.
+
+        Returns:
+            None if this process holds the lease now, else its holder.
+
+        Raises:
+            CatalogError: the catalog failed.
+        """
         holder, until = self._read(name)
         now = self._clock()
-        if holder == self._me and until - now > LEASE_SECONDS / 2:
+        if holder == self._process and until - now > LEASE_SECONDS / 2:
             return None
-        # Of its own host a process can tell whether a holder is gone; of another's only once the lease is over.
-        gone = holder is None or until <= now or (holder.host == self._me.host and not holder.running_here())
-        if holder not in (None, self._me) and not gone:
+        # A holder on the same host is known to have ended; one on another host only after the lease ends.
+        ended = holder is None or until <= now or (holder.host == self._process.host and not holder.running_here())
+        if holder not in (None, self._process) and not ended:
             return holder
-        text = json.dumps({**asdict(self._me), "until": now + LEASE_SECONDS})
-        set_property(self._catalog, name, LEASE, text)
+        own = self._process
+        lease = _Lease(own.host, own.pid, own.started, now + LEASE_SECONDS)
+        set_property(self._catalog, name, LEASE, _JSON.dump_json(lease, ensure_ascii=True).decode())
         holder, _ = self._read(name)
-        if holder != self._me:
+        if holder != self._process:
             return holder
-        self._mine.add(name)
+        self._held.add(name)
         return None
 
     def release(self) -> None:
-        """Gives the leases back, so that the next process need not wait for their end. Raises CatalogError."""
-        for name in sorted(self._mine):
-            if self._read(name)[0] == self._me:
+        """Release all leases, so that the next process need not wait for their end. Raises CatalogError."""
+        for name in sorted(self._held):
+            if self._read(name)[0] == self._process:
                 set_property(self._catalog, name, LEASE, None)
-        self._mine.clear()
+        self._held.clear()
 
     def _read(self, name: str) -> tuple[Writer | None, float]:
-        return lease(name, load_table(self._catalog, name).properties)
+        return read_lease(name, load_table(self._catalog, name).properties)
 
 
-def lease(name: str, properties: Mapping[str, str]) -> tuple[Writer | None, float]:
-    """Who leads the maintenance of table `name`, by its properties, and until when (seconds since 1970)."""
+def read_lease(name: str, properties: Mapping[str, str]) -> tuple[Writer | None, float]:
+    """Return the holder of the lease of table `name`, by its properties, and its end in seconds since 1970."""
     text = properties.get(LEASE)
     if text is None:
         return None, 0
     try:
-        raw = json.loads(text)
-        return Writer(raw["host"], raw["pid"], raw["started"]), float(raw["until"])
-    except (ValueError, TypeError, KeyError) as error:
-        log.warning("%s: property %s is not a lease (%s): taken as free", name, LEASE, error)
+        lease = _JSON.validate_json(text)
+    except ValidationError as error:
+        log.warning("%s: property %s is not a lease (%s): treated as free", name, LEASE, first_error(error))
         return None, 0
+    return Writer(lease.host, lease.pid, lease.started), lease.until

@@ -1,4 +1,4 @@
-"""Sorted streams of batches into one, in little memory."""
+"""Merges sorted streams of batches into one, in little memory."""
 
 import heapq
 from collections.abc import Callable, Iterator, Sequence
@@ -13,27 +13,25 @@ from k2flow.iceberg.writer import sort_rows
 CHUNK_ROWS = 256_000
 LIMIT_ROWS = 1_000_000
 
-Open = Callable[[], Iterator[pa.RecordBatch]]
-
 
 @dataclass(frozen=True)
 class Source:
-    """Batches that ascend by a time column. `lower`: no row is earlier; `open` begins to read them."""
+    """Batches in ascending order of a time column; no row is earlier than `lower`. `open` starts to read them."""
 
     lower: int
-    open: Open
+    open: Callable[[], Iterator[pa.RecordBatch]]
 
 
-def merged(
+def merge_sorted(
     sources: Sequence[Source], time_column: str, chunk_rows: int = CHUNK_ROWS, limit_rows: int = LIMIT_ROWS
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """All rows of all sources, in batches of about `chunk_rows`, each with the number of its run.
+    """Yield all rows of all sources, in batches of about `chunk_rows`, each with the number of its run.
 
-    Within a run the rows ascend. There is one run unless so many sources overlap that `limit_rows` wait for those that
-    are not read yet: then what waits is given out, and a new run begins. A source is opened once its first row may be
-    the next; about `limit_rows` rows are held at most, and one batch of each source that is open.
+    Rows ascend within a run. There is one run, unless the sources overlap so much that `limit_rows` rows wait for
+    sources that are not read yet. Then the waiting rows are yielded, and a new run begins. A source is opened once its
+    first row may be the next. Memory: about `limit_rows` rows, and one batch of each open source.
     """
-    # By where each source goes on: the earliest is read next, and all that is no later than it can be given out.
+    # By the position of each source. The earliest source is read next; only rows up to its position can be yielded.
     heap: list[tuple[int, int]] = [(source.lower, i) for i, source in enumerate(sources)]
     heapq.heapify(heap)
     reading: dict[int, Iterator[pa.RecordBatch]] = {}
@@ -56,19 +54,19 @@ def merged(
         cuts = [int(np.searchsorted(_times(each, time_column), heap[0][0], side="right")) for each in held]
         ready = sum(cuts)
         if rows - ready >= limit_rows or (rows >= limit_rows and ready < chunk_rows // 2):
-            yield run, _together(held, time_column)
+            yield run, _sorted_chunk(held, time_column)
             held, rows = [], 0
             run += 1
         elif ready >= chunk_rows // 2:
-            yield run, _together([each.slice(0, cut) for each, cut in zip(held, cuts, strict=True)], time_column)
+            yield run, _sorted_chunk([each.slice(0, cut) for each, cut in zip(held, cuts, strict=True)], time_column)
             held = [each.slice(cut) for each, cut in zip(held, cuts, strict=True) if cut < each.num_rows]
             rows -= ready
     if held:
-        yield run, _together(held, time_column)
+        yield run, _sorted_chunk(held, time_column)
 
 
-def concatenated(sources: Sequence[Source], chunk_rows: int = CHUNK_ROWS) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """All rows of all sources, one source after the other, as one run."""
+def concatenate(sources: Sequence[Source], chunk_rows: int = CHUNK_ROWS) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Yield all rows of all sources, one source after the other, as one run."""
     held: list[pa.RecordBatch] = []
     for source in sources:
         for batch in source.open():
@@ -80,7 +78,7 @@ def concatenated(sources: Sequence[Source], chunk_rows: int = CHUNK_ROWS) -> Ite
         yield 0, pa.concat_batches(held)
 
 
-def _together(batches: Sequence[pa.RecordBatch], time_column: str) -> pa.RecordBatch:
+def _sorted_chunk(batches: Sequence[pa.RecordBatch], time_column: str) -> pa.RecordBatch:
     return sort_rows(pa.concat_batches(batches), time_column)
 
 

@@ -1,4 +1,4 @@
-"""The files of a table in its storage: which there are, which its metadata reach, and how the others go."""
+"""The files of a table in its storage: lists them, finds those that its metadata reach, and deletes others."""
 
 import re
 from collections.abc import Iterable
@@ -12,16 +12,16 @@ from pyiceberg.table.locations import load_location_provider
 from k2flow.errors import MaintenanceError
 from k2flow.iceberg.catalog import catalog_errors
 
-OWN = re.compile(r"\.(parquet|avro|orc|puffin|stats)$|\.metadata\.json(\.gz)?$")
-"""The names of the files that Iceberg's writers make. Others are nobody's business here."""
-DELETERS = 16
+ICEBERG_FILE = re.compile(r"\.(parquet|avro|orc|puffin|stats)$|\.metadata\.json(\.gz)?$")
+"""The names of files that Iceberg's writers create. Never touch files with other names."""
+DELETE_THREADS = 16
 
-File = tuple[str, int, float]
-"""(path, bytes, when it was written in seconds since 1970)"""
+ListedFile = tuple[str, int, float]
+"""(path, bytes, time written in seconds since 1970)"""
 
 
-class TableFiles:
-    """All files under a table's folders for data and metadata. Raises CatalogError, MaintenanceError."""
+class TableStorage:
+    """The storage under a table's folders for data and metadata. Raises CatalogError, MaintenanceError."""
 
     def __init__(self, table: Table) -> None:
         if not isinstance(table.io, PyArrowFileIO):
@@ -39,21 +39,21 @@ class TableFiles:
         self._filesystem: fs.FileSystem = table.io.fs_by_scheme(scheme, netloc)
         self._folders = sorted(map(path_of, folders))
 
-    def listed(self) -> list[File]:
-        """Every file that there is, of the kinds that Iceberg's writers make."""
+    def list_files(self) -> list[ListedFile]:
+        """Return all files of the kinds that Iceberg's writers create."""
         found = []
         with catalog_errors():
             for folder in self._folders:
                 for info in self._filesystem.get_file_info(
                     fs.FileSelector(folder, recursive=True, allow_not_found=True)
                 ):
-                    if info.is_file and OWN.search(info.base_name):
+                    if info.is_file and ICEBERG_FILE.search(info.base_name):
                         found.append((info.path, info.size, info.mtime.timestamp()))
         return found
 
     def delete(self, paths: Iterable[str]) -> int:
-        """Deletes files; how many there were. One that is already gone is as good."""
-        with catalog_errors(), ThreadPoolExecutor(DELETERS, "deleters") as pool:
+        """Delete files. Return how many existed: a file that is already gone is no error."""
+        with catalog_errors(), ThreadPoolExecutor(DELETE_THREADS, "delete") as pool:
             return sum(pool.map(self._delete, paths))
 
     def _delete(self, path: str) -> int:
@@ -65,15 +65,18 @@ class TableFiles:
 
 
 def path_of(location: str) -> str:
-    """A location as a file system knows it: without the scheme."""
+    """Return a location without its scheme, as a file system knows it."""
     path: str = PyArrowFileIO.parse_location(location)[2]
     return path
 
 
-def reachable(table: Table) -> set[str]:
-    """The paths of all files that a reader of any snapshot, tag or branch of `table` may come to, or an engine need.
+def reachable_files(table: Table) -> set[str]:
+    """Return the paths of all files that a reader of any snapshot, tag or branch of `table`, or an engine, may need.
 
-    Manifests are read once each, whatever number of snapshots share them. Raises CatalogError.
+    Each manifest is read once, however many snapshots share it.
+
+    Raises:
+        CatalogError: the metadata cannot be read.
     """
     metadata = table.metadata
     locations = {table.metadata_location, *(entry.metadata_file for entry in metadata.metadata_log)}

@@ -18,17 +18,17 @@ from k2flow.config.settings import Settings
 from k2flow.errors import CommitError, KafkaError, NoBrokerError, TableDiffersError
 from k2flow.exchange import Exchange
 from k2flow.iceberg.catalog import NAMESPACE, catalog_errors, find_table
+from k2flow.iceberg.commit import staged_branch
 from k2flow.iceberg.ledger import Ledger, Writer
-from k2flow.iceberg.rewrite import staged_branch
-from k2flow.iceberg.staging import decided
-from k2flow.inspection.broker import Broker
-from k2flow.inspection.files import Plan
+from k2flow.iceberg.staging import committed_replacement
+from k2flow.inspection.broker import TopicReader
+from k2flow.inspection.files import ReadPlan
 from k2flow.inspection.files import read as read_columns
 from k2flow.layers import BRONZE, DLQ, GOLD, SILVER
+from k2flow.maintain.actions import Timing, due_actions, target_bytes
 from k2flow.maintain.entries import LiveFile, live_files
-from k2flow.maintain.lease import lease
+from k2flow.maintain.lease import read_lease
 from k2flow.maintain.plans import is_small
-from k2flow.maintain.run import Timing, due, target_bytes
 from k2flow.status.flows import flow_status, history, layer_status, lost_offsets, missing_messages
 from k2flow.status.model import DeadLetters, ExchangeStatus, FlowStatus, Replacement, Status, TableStatus, TopicState
 from k2flow.status.tables import dead_letters, last_maintained, rows_since, sum_actions, totals
@@ -132,7 +132,7 @@ class StatusCollector:
         """Ask Kafka for an exchange's topic. Raises SettingsError."""
         config, topic = self._settings.kafka, exchange.settings.topic
         try:
-            with closing(Broker(config, topic, BROKER_SECONDS, FETCH)) as broker:
+            with closing(TopicReader(config, topic, BROKER_SECONDS, FETCH)) as broker:
                 if broker.topic is None:
                     setting = exchange.setting("topic")
                     text = f"topic {topic} does not exist on {config['bootstrap.servers']}: create it, or set {setting}"
@@ -175,7 +175,7 @@ class StatusCollector:
 def _reasons(table: Table, live: LiveFile, since_us: int, most: int) -> Counter[str]:
     """Count the reasons of at most `most` dead letters in a file that failed since `since_us`."""
     counts = Counter[str]()
-    plan = Plan("dlq", table, [FileScanTask(live.file)], 0)
+    plan = ReadPlan(DLQ, table, [FileScanTask(live.file)], 0)
     for rows in read_columns(plan, ["reason", "failed_at"], None, lambda _: None):
         recent = rows.filter(pc.greater_equal(pc.cast(rows.column("failed_at"), "int64"), since_us))
         for each in pc.value_counts(recent.column("reason").slice(0, most - counts.total())).to_pylist():
@@ -196,9 +196,9 @@ def _missing(exchange: Exchange, tables: Mapping[str, TableFiles]) -> list[str]:
 
 def _replacement(exchange: Exchange, tables: Mapping[str, TableFiles]) -> Replacement | None:
     """Return the replacement of rows under way, if there is one. Raises CommitError."""
-    decision = decided(tables[BRONZE.name].table.properties, exchange) if BRONZE.name in tables else None
-    if decision:
-        return Replacement(decision[0], committed=True)
+    committed = committed_replacement(tables[BRONZE.name].table.properties, exchange) if BRONZE.name in tables else None
+    if committed:
+        return Replacement(committed.what, committed=True)
     branches = [staged_branch(tables[layer].table) for layer in (SILVER.name, DLQ.name) if layer in tables]
     return next((Replacement(branch, committed=False) for branch in branches if branch), None)
 
@@ -218,7 +218,7 @@ def _lost(exchange: Exchange, ledgers: Mapping[str, Ledger], kafka: TopicState) 
 
 def _table(found: TableFiles, now_ms: int) -> TableStatus:
     table, name = found.table, found.table.name()[-1]
-    leader, until = lease(name, table.properties)
+    leader, until = read_lease(name, table.properties)
     gone = leader is not None and leader.host == socket.gethostname() and not _runs(leader)
     if until * 1000 <= now_ms or gone:
         leader = None
@@ -228,7 +228,7 @@ def _table(found: TableFiles, now_ms: int) -> TableStatus:
         totals=totals(table.current_snapshot()),
         small_files=sum(is_small(live, target) for live in found.files),
         snapshots=len(table.metadata.snapshots),
-        due=sum_actions(due(table, found.files, Timing(clock=lambda: now_ms / 1000))),
+        due=sum_actions(due_actions(table, found.files, Timing(clock=lambda: now_ms / 1000))),
         maintained=last_maintained(table.metadata),
         leader=leader,
         leads_until=int(until * 1000) if leader else None,

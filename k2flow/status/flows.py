@@ -13,7 +13,7 @@ from pyiceberg.table.metadata import TableMetadata
 
 from k2flow.errors import LostOffsetsError
 from k2flow.iceberg.ledger import KEY, Ledger, Writer, read
-from k2flow.kafka.topic import begin_offsets, check_same_topic, first_offset
+from k2flow.kafka.start_offsets import begin_offsets, check_same_topic, first_offset
 from k2flow.status.model import FlowState, FlowStatus, LayerStatus, Level, PartitionLag, Rate, TopicState
 
 LATE, STALE = 3, 10
@@ -160,7 +160,7 @@ def flow_status(ledgers: Iterable[Ledger], running: Mapping[Writer, bool | None]
         state = FlowState.ELSEWHERE
     else:
         state = FlowState.PARTLY if len(states) > 1 else FlowState.RUNS if True in states else FlowState.STOPPED
-    epoch = max((each.epoch for each in known), default=0)
+    epoch = max((each.writer_epoch for each in known), default=0)
     return FlowStatus(state, writers, epoch, max((each.committed_at for each in known), default=None))
 
 

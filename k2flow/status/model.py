@@ -11,7 +11,7 @@ from typing import Any
 
 from k2flow.iceberg.ledger import Writer
 from k2flow.kafka.topic import Topic
-from k2flow.maintain.run import Action
+from k2flow.maintain.actions import MaintenanceAction
 
 VERSION = 1
 
@@ -183,7 +183,7 @@ class TableStatus:
     totals: TableTotals
     small_files: int
     snapshots: int
-    due: tuple[Action, ...]
+    due: tuple[MaintenanceAction, ...]
     maintained: tuple[MaintenanceStep, ...]
     leader: Writer | None
     leads_until: int | None
@@ -292,7 +292,7 @@ def _table_dict(table: TableStatus) -> dict[str, Any]:
         "bytes": table.totals.bytes,
         "snapshots": table.snapshots,
         "committed_at": iso(table.totals.committed_at),
-        "due": [{"what": each.what, "removed": each.gone, "added": each.come} for each in table.due],
+        "due": [{"what": each.what, "removed": each.removed, "added": each.added} for each in table.due],
         "maintained": [{"what": each.what, "at": iso(each.at)} for each in table.maintained],
         "leader": leader and {**asdict(leader), "until": iso(table.leads_until)},
     }

@@ -7,8 +7,8 @@ from pyiceberg.table.metadata import TableMetadata
 from pyiceberg.table.snapshots import Operation, Snapshot, Summary
 
 from k2flow.iceberg.ledger import Ledger
+from k2flow.maintain.actions import MaintenanceAction
 from k2flow.maintain.entries import LiveFile
-from k2flow.maintain.run import Action
 from k2flow.status.flows import rows_of
 from k2flow.status.model import DeadLetters, MaintenanceStep, TableTotals
 
@@ -70,15 +70,15 @@ def _maintenance_step(summary: Summary | None) -> str | None:
     return "compaction" if int(summary.additional_properties.get("added-data-files", 0)) else "manifests"
 
 
-def sum_actions(actions: Iterable[Action]) -> tuple[Action, ...]:
+def sum_actions(actions: Iterable[MaintenanceAction]) -> tuple[MaintenanceAction, ...]:
     """Sum the actions on a table by what they do, in order."""
-    sums: dict[str, Action] = {}
+    sums: dict[str, MaintenanceAction] = {}
     for each in actions:
-        so_far = sums.get(each.what, Action(each.table, each.what, 0))
+        so_far = sums.get(each.what, MaintenanceAction(each.table, each.what, 0))
         sums[each.what] = replace(
             so_far,
-            gone=so_far.gone + each.gone,
-            come=so_far.come + each.come,
+            removed=so_far.removed + each.removed,
+            added=so_far.added + each.added,
             rows=so_far.rows + each.rows,
             bytes=so_far.bytes + each.bytes,
         )

@@ -1,4 +1,4 @@
-"""Commits, against a real catalog: exactly once, fenced, guarded when the outcome is unknown, flat in cost."""
+"""Commits to a real catalog: exactly once, fenced, reconciled after an unknown outcome, constant in cost."""
 
 import pickle
 import threading
@@ -13,8 +13,8 @@ from pyiceberg.serializers import FromInputFile, ToOutputFile
 from pyiceberg.table.update import RemoveSnapshotsUpdate
 from sqlalchemy.exc import OperationalError
 
-from k2flow.compat import table_metadata
-from k2flow.compat.table_metadata import install_metadata_cache
+from k2flow.compat.pyiceberg import metadata_cache
+from k2flow.compat.pyiceberg.metadata_cache import install_metadata_cache
 from k2flow.errors import AlreadyRunningError, CommitError, FencedError, OffsetGapError
 from k2flow.exchange import find_exchange
 from k2flow.failpoints import Point
@@ -55,7 +55,7 @@ def rows(first: int, end: int) -> pa.RecordBatch:
 
 @pytest.fixture(autouse=True)
 def as_in_a_flow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Metadata are handled as a flow does; the process is as it was afterwards."""
+    """Cache metadata as a flow does, and restore the process afterwards."""
     for owner in (FromInputFile, ToOutputFile):
         monkeypatch.setattr(owner, "table_metadata", owner.table_metadata)
     install_metadata_cache()
@@ -73,7 +73,7 @@ def offsets_in(catalog: Catalog) -> list[int]:
 
 def test_rows_and_ledger_are_one_commit(catalog: Catalog, writer: DataFileWriter) -> None:
     committer = open_committer(catalog)
-    files = pickle.loads(pickle.dumps(writer.write(rows(0, 5))))  # as they come from another process
+    files = pickle.loads(pickle.dumps(writer.write(rows(0, 5))))  # as from another process
     committer.commit(files, [OffsetRange(0, 0, 5, 5)])
     table = load_table(catalog, TABLE)
     ledger = read(table.properties, "binance", TOPIC)
@@ -94,7 +94,7 @@ def test_offsets_without_rows_advance_the_ledger_without_a_snapshot(catalog: Cat
     assert read(table.properties, "binance", TOPIC).next_offset(0) == 5
 
 
-def test_a_gap_and_an_overlap_are_refused(catalog: Catalog, writer: DataFileWriter) -> None:
+def test_gap_and_overlap_are_refused(catalog: Catalog, writer: DataFileWriter) -> None:
     committer = open_committer(catalog)
     committer.commit(writer.write(rows(0, 5)), [OffsetRange(0, 0, 5, 5)])
     for first in (4, 6):
@@ -103,11 +103,11 @@ def test_a_gap_and_an_overlap_are_refused(catalog: Catalog, writer: DataFileWrit
     assert offsets_in(catalog) == [0, 1, 2, 3, 4]
 
 
-def test_a_fenced_committer_commits_nothing(catalog: Catalog, writer: DataFileWriter) -> None:
+def test_fenced_committer_commits_nothing(catalog: Catalog, writer: DataFileWriter) -> None:
     old = open_committer(catalog)
     files = writer.write(rows(0, 5))
     new = open_committer(catalog)
-    with pytest.raises(FencedError, match="epoch 2"):
+    with pytest.raises(FencedError, match="writer epoch 2"):
         old.commit(files, [OffsetRange(0, 0, 5, 5)])
     with pytest.raises(FencedError):
         old.commit([], [OffsetRange(0, 0, 5, 0)])
@@ -116,8 +116,8 @@ def test_a_fenced_committer_commits_nothing(catalog: Catalog, writer: DataFileWr
     assert offsets_in(catalog) == [0, 1, 2, 3, 4]
 
 
-def test_a_flow_that_began_before_a_commit_of_another_begins_again(catalog: Catalog, writer: DataFileWriter) -> None:
-    """What it has read since (Gold's ids above all) may lack the rows of that commit. The other one is fenced."""
+def test_flow_that_began_before_another_commit_must_start_again(catalog: Catalog, writer: DataFileWriter) -> None:
+    """The rows that it has read (above all Gold's ids) may lack those of the commit. The other flow is fenced."""
     old = open_committer(catalog)
     began_with = read(load_table(catalog, TABLE).properties, "binance", TOPIC)
     old.commit(writer.write(rows(0, 5)), [OffsetRange(0, 0, 5, 5)])
@@ -132,19 +132,19 @@ def test_a_flow_that_began_before_a_commit_of_another_begins_again(catalog: Cata
     assert offsets_in(catalog) == list(range(9))
 
 
-def test_of_two_flows_that_begin_at_once_the_first_to_fence_goes_on(catalog: Catalog, writer: DataFileWriter) -> None:
+def test_first_of_two_flows_to_fence_continues(catalog: Catalog, writer: DataFileWriter) -> None:
     one, other = (Committer(catalog, TABLE, "binance", TOPIC) for _ in range(2))
     late = Committer(catalog, TABLE, "binance", TOPIC)
     one.fence("id", one.ledger)
-    with pytest.raises(FencedError, match="has taken over from epoch 0"):
+    with pytest.raises(FencedError, match="has fenced writer epoch 0"):
         other.fence("id", other.ledger)
-    with pytest.raises(FencedError, match="has taken over from epoch 0"):
+    with pytest.raises(FencedError, match="has fenced writer epoch 0"):
         Committer(catalog, TABLE, "binance", TOPIC).fence("id", late.ledger)
     one.commit(writer.write(rows(0, 5)), [OffsetRange(0, 0, 5, 5)])
     assert offsets_in(catalog) == list(range(5))
 
 
-def test_another_running_copy_is_named(
+def test_error_names_another_running_copy(
     catalog: Catalog, writer: DataFileWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import os
@@ -161,7 +161,7 @@ def test_another_running_copy_is_named(
 
 
 @pytest.mark.parametrize("landed", [True, False])
-def test_an_unknown_outcome_is_looked_up_before_it_is_repeated(
+def test_unknown_commit_state_is_reconciled(
     catalog: Catalog, writer: DataFileWriter, monkeypatch: pytest.MonkeyPatch, landed: bool
 ) -> None:
     committer = open_committer(catalog)
@@ -184,8 +184,8 @@ def test_an_unknown_outcome_is_looked_up_before_it_is_repeated(
     assert calls == (2 if landed else 3)
 
 
-def test_another_exchange_commits_to_gold_at_the_same_time(catalog: Catalog, writer: DataFileWriter) -> None:
-    """Two flows share Gold: neither disturbs the other's ledger, and conflicts are tried again."""
+def test_two_exchanges_commit_to_one_table(catalog: Catalog, writer: DataFileWriter) -> None:
+    """Two flows share Gold: neither changes the other's ledger, and conflicting commits are repeated."""
     ours = open_committer(catalog)
     theirs = Committer(catalog, TABLE, "kraken", TOPIC)
     theirs.fence("id")
@@ -198,7 +198,7 @@ def test_another_exchange_commits_to_gold_at_the_same_time(catalog: Catalog, wri
     assert offsets_in(catalog) == [*range(5), *range(100, 105)]
 
 
-def test_a_lasting_conflict_ends_in_a_clear_error(
+def test_lasting_conflict_is_a_clear_error(
     catalog: Catalog, writer: DataFileWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     committer = open_committer(catalog)
@@ -212,7 +212,7 @@ def test_a_lasting_conflict_ends_in_a_clear_error(
         committer.commit(writer.write(rows(0, 5)), [OffsetRange(0, 0, 5, 5)])
 
 
-def test_a_catalog_that_is_frozen_ends_in_a_clear_error(
+def test_frozen_catalog_is_a_clear_error(
     catalog: Catalog, writer: DataFileWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     committer = open_committer(catalog)
@@ -233,8 +233,8 @@ def test_metadata_stays_small(catalog: Catalog, writer: DataFileWriter) -> None:
     assert offsets_in(catalog) == list(range(KEEP_SNAPSHOTS + 25))
 
 
-def test_a_snapshot_of_another_process_on_a_branch(catalog: Catalog, writer: DataFileWriter) -> None:
-    """It leaves the head where it was, and yet the next snapshot's number has to be another one."""
+def test_snapshot_of_another_process_on_a_branch_is_no_conflict(catalog: Catalog, writer: DataFileWriter) -> None:
+    """The head stays, but the next snapshot needs another sequence number."""
     committer = open_committer(catalog)
     committer.commit(writer.write(rows(0, 5)), [OffsetRange(0, 0, 5, 5)])
     table = load_table(catalog, TABLE)
@@ -247,34 +247,34 @@ def test_a_snapshot_of_another_process_on_a_branch(catalog: Catalog, writer: Dat
     assert offsets_in(catalog) == list(range(9))
 
 
-def test_snapshots_dropped_by_another_process_while_a_commit_drops_them(
+def test_snapshots_expired_by_another_process_during_a_commit(
     catalog: Catalog, writer: DataFileWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     committer = open_committer(catalog)
-    dropped: list[int] = []
+    expired: list[int] = []
 
-    def drop(point: Point) -> None:
-        if point is Point.MANIFEST_WRITTEN and not dropped:
+    def expire(point: Point) -> None:
+        if point is Point.MANIFEST_WRITTEN and not expired:
             table = load_table(catalog, TABLE)
-            if len(table.snapshots()) >= commits.DROP_AT:
-                dropped.extend(snapshot.snapshot_id for snapshot in table.snapshots()[:5])
-                table._do_commit((RemoveSnapshotsUpdate.model_validate({"snapshot-ids": dropped}),), ())
+            if len(table.snapshots()) >= commits.EXPIRE_AT:
+                expired.extend(snapshot.snapshot_id for snapshot in table.snapshots()[:5])
+                table._do_commit((RemoveSnapshotsUpdate.model_validate({"snapshot-ids": expired}),), ())
 
-    monkeypatch.setattr(commits, "reach", drop)
-    for i in range(commits.DROP_AT + 2):
+    monkeypatch.setattr(commits, "reach", expire)
+    for i in range(commits.EXPIRE_AT + 2):
         committer.commit(writer.write(rows(i, i + 1)), [OffsetRange(0, i, i + 1, 1)])
-    assert dropped
-    assert offsets_in(catalog) == list(range(commits.DROP_AT + 2))
+    assert expired
+    assert offsets_in(catalog) == list(range(commits.EXPIRE_AT + 2))
 
 
-def test_metadata_that_is_not_read_again_is_what_its_file_says(catalog: Catalog, writer: DataFileWriter) -> None:
+def test_cached_metadata_equals_its_file(catalog: Catalog, writer: DataFileWriter) -> None:
     committer = open_committer(catalog)
     held = {}
-    for i in range(KEEP_SNAPSHOTS + 12):  # so many that old snapshots are dropped
+    for i in range(KEEP_SNAPSHOTS + 12):  # enough to expire old snapshots
         committer.commit(writer.write(rows(i, i + 1)), [OffsetRange(0, i, i + 1, 1)])
         table = load_table(catalog, TABLE)
         held[table.metadata_location] = table.metadata
-    parse = table_metadata._read
+    parse = metadata_cache._read
     for location, metadata in held.items():
         assert parse(committer._table.io.new_input(location)) == metadata
 

@@ -1,4 +1,4 @@
-"""Maintenance on real tables: what goes, what stays, and that nobody beside it notices."""
+"""Maintenance of real tables: what it removes, what stays, and that flows and readers do not notice it."""
 
 import os
 import resource
@@ -29,12 +29,13 @@ from k2flow.iceberg.snapshots import KEEP_SNAPSHOTS
 from k2flow.iceberg.tables import TableDefinition, definitions, gold_definition
 from k2flow.iceberg.writer import DataFileWriter
 from k2flow.layers import GOLD_TABLE
+from k2flow.maintain.actions import Timing
 from k2flow.maintain.compaction import Compactor
 from k2flow.maintain.entries import LiveFile, live_files
-from k2flow.maintain.lease import LEASE, LEASE_SECONDS, Leadership
+from k2flow.maintain.lease import LEASE, LEASE_SECONDS, MaintenanceLeases
 from k2flow.maintain.plans import is_closed
-from k2flow.maintain.run import Pass, Timing
-from k2flow.maintain.storage import TableFiles, reachable
+from k2flow.maintain.run import MaintenanceRun
+from k2flow.maintain.storage import TableStorage, reachable_files
 from k2flow.query.connection import connect_to
 from k2flow.sandbox.producer import ProduceOptions
 from k2flow.sandbox.producer.send import Sender
@@ -51,13 +52,13 @@ pytestmark = pytest.mark.integration
 NewLake = Callable[..., Lake]
 
 LAYERS = ("bronze", "silver", "dlq", "gold")
-NOW = Timing(safe_seconds=0, reader_seconds=0)
-TOGETHER_SECONDS = float(os.environ.get("TOGETHER_SECONDS", "8"))
-"""How long flow, maintenance and readers run beside each other."""
+NOW = Timing(orphan_seconds=0, reader_seconds=0)
+CONCURRENT_SECONDS = float(os.environ.get("CONCURRENT_SECONDS", "8"))
+"""How long a flow, maintenance and readers run at once."""
 
 
 def maintain(lake: Lake, *arguments: str, code: int = 0) -> str:
-    """What `k2flow maintain` prints."""
+    """Return the output of `k2flow maintain`."""
     done = lake.command("maintain", *arguments)
     assert done.returncode == code, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout + done.stderr
@@ -67,12 +68,12 @@ def definition(lake: Lake, layer: str) -> TableDefinition:
     return definitions(find_exchange(lake.exchange))[lake.table(layer).name()[-1]]
 
 
-def pass_over(lake: Lake, layer: str, timing: Timing = NOW) -> list[str]:
-    return [action.what for action in Pass(lake.catalog(), definition(lake, layer), timing).run()]
+def run_maintenance(lake: Lake, layer: str, timing: Timing = NOW) -> list[str]:
+    return [action.what for action in MaintenanceRun(lake.catalog(), definition(lake, layer), timing).run()]
 
 
 def send_days(lake: Lake, days: int, a_day: int) -> None:
-    """`a_day` messages of each of so many days, the last of which ends now; with bad and doubled ones among them."""
+    """Send `a_day` messages of each of the last `days` days, with bad messages and duplicates."""
     sender = Sender({"bootstrap.servers": lake.bootstrap}, lake.topic)
     for day in range(days, 0, -1):
         start = datetime.now(UTC) - timedelta(days=day)
@@ -87,8 +88,8 @@ def by_day(table: Table) -> Counter[date]:
     return Counter(table.scan(selected_fields=(column,)).to_arrow()[column].to_pylist())
 
 
-def test_three_weeks_of_days(new_lake: NewLake, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each day a batch: each table keeps its own days, exactly, Gold all of them, and the audit still holds."""
+def test_each_table_keeps_exactly_its_days(new_lake: NewLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each day is a batch. Gold keeps all of them, and the audit still holds."""
     lake = new_lake(partitions=1)
     kept = {"bronze": 7, "silver": 12, "dlq": 5}
     settings = {
@@ -112,7 +113,9 @@ def test_three_weeks_of_days(new_lake: NewLake, monkeypatch: pytest.MonkeyPatch)
     for layer, days in kept.items():
         first = today - timedelta(days=days)
         assert by_day(lake.table(layer)) == Counter({d: n for d, n in before[layer].items() if d >= first}), layer
-    assert connect_to(lake.catalog()).sql(f"SELECT * FROM {GOLD_TABLE} ORDER BY message_id, timestamp").fetchall() == gold
+    assert (
+        connect_to(lake.catalog()).sql(f"SELECT * FROM {GOLD_TABLE} ORDER BY message_id, timestamp").fetchall() == gold
+    )
     assert audited(lake, **settings)["verdict"] == "holds"
     assert maintain_again(lake, settings) == "nothing to do\n"
 
@@ -121,24 +124,24 @@ def maintain_again(lake: Lake, settings: dict[str, str]) -> str:
     return lake.command("maintain", "--orphan-older-than", "1h", **settings).stdout
 
 
-def test_what_is_promised_of_a_table(new_lake: NewLake) -> None:
-    """After hours of small commits: few files, few snapshots, nothing unreachable, little metadata; the same rows."""
+def test_tables_stay_small_after_hours_of_commits(new_lake: NewLake) -> None:
+    """Few files, few snapshots, no orphan files, little metadata; the same rows."""
     lake = new_lake(partitions=3)
     send_days(lake, days=1, a_day=4_500)
     lake.catch_up(**batches(40), K2FLOW_LOG_LEVEL="WARNING")
     expected = expect(read_topic(lake.bootstrap, lake.topic), "BINANCE")
     assert len(live_files(lake.table("gold"), "timestamp")) > 110
     for layer in LAYERS:
-        pass_over(lake, layer)
+        run_maintenance(lake, layer)
         table = lake.table(layer)
         target = int(table.properties["write.target-file-size-bytes"])
-        files = live_files(table, definition(lake, layer).time_column)
+        files = live_files(table, definition(lake, layer).layer.time_column)
         small = Counter(live.partition for live in files if live.file.file_size_in_bytes < target // 2)
         closed = {live.partition for live in files if is_closed(live, datetime.now(UTC))}
         assert all(count == 1 for partition, count in small.items() if partition in closed)
         assert len(table.metadata.snapshots) <= KEEP_SNAPSHOTS + 5
-        listed = {path for path, _, _ in TableFiles(table).listed()}
-        assert listed == reachable(table)
+        listed = {path for path, _, _ in TableStorage(table).list_files()}
+        assert listed == reachable_files(table)
         assert Path(table.metadata_location.removeprefix("file://")).stat().st_size < 1_000_000
     assert_tables(lake, expected)
     assert audited(lake)["verdict"] == "holds"
@@ -147,7 +150,7 @@ def test_what_is_promised_of_a_table(new_lake: NewLake) -> None:
     assert_tables(lake, expect(read_topic(lake.bootstrap, lake.topic), "BINANCE"))
 
 
-def test_a_dry_run_changes_nothing_and_says_what_would_be_done(new_lake: NewLake) -> None:
+def test_dry_run_changes_nothing_and_shows_what_is_due(new_lake: NewLake) -> None:
     lake = new_lake(partitions=1)
     send_days(lake, days=1, a_day=500)
     lake.catch_up(**batches(50))
@@ -172,29 +175,29 @@ def test_files_in_flight_and_files_of_readers_stay(new_lake: NewLake) -> None:
     table = lake.table("gold")
     read_before = paths(lake)
     in_flight = Path(table.metadata.location.removeprefix("file://")) / "data" / "in-flight.parquet"
-    in_flight.write_bytes(b"a worker has just written it")
-    elses = in_flight.with_name("notes.txt")
-    elses.write_text("somebody else's")
-    moved = time.time()
-    assert "compaction" in pass_over(lake, "gold", Timing(600, 300, lambda: moved))
+    in_flight.write_bytes(b"a worker has just written this")
+    foreign = in_flight.with_name("notes.txt")
+    foreign.write_text("of another program")
+    now = time.time()
+    assert "compaction" in run_maintenance(lake, "gold", Timing(600, 300, lambda: now))
     replaced = read_before - paths(lake)
     assert replaced
-    pass_over(lake, "gold", Timing(600, 300, lambda: moved + 299))
+    run_maintenance(lake, "gold", Timing(600, 300, lambda: now + 299))
     assert all(path.exists() for path in {*replaced, in_flight})
     fill(lake, count=2_000, seed=4)
-    lake.catch_up(**batches(15), K2FLOW_LOG_LEVEL="WARNING")  # more snapshots than are kept
-    pass_over(lake, "gold", Timing(600, 300, lambda: moved + 700))
+    lake.catch_up(**batches(15), K2FLOW_LOG_LEVEL="WARNING")  # more snapshots than maintenance keeps
+    run_maintenance(lake, "gold", Timing(600, 300, lambda: now + 700))
     assert not any(path.exists() for path in {*replaced, in_flight})
-    assert elses.exists()
+    assert foreign.exists()
     assert_tables(lake, expect(read_topic(lake.bootstrap, lake.topic), "BINANCE"))
 
 
-def test_more_files_than_may_be_open(catalog: Catalog) -> None:
-    """Late trades: an hour of many files, each of a few rows from all over the hour."""
+def test_compaction_of_more_files_than_may_be_open(catalog: Catalog) -> None:
+    """Late trades give an hour many files, each with a few rows from the whole hour."""
     gold = Gold(catalog)
     for _ in range(3):
         gold.add("binance", np.full(5, 490_000))
-    list(Pass(catalog, gold_definition(), NOW).run())
+    list(MaintenanceRun(catalog, gold_definition(), NOW).run())
     table = load_table(catalog, GOLD_TABLE)
     writer = DataFileWriter(table, gold_definition())
     (one,) = live_files(table, "timestamp")
@@ -213,28 +216,28 @@ def test_more_files_than_may_be_open(catalog: Catalog) -> None:
 
 
 def paths(lake: Lake) -> set[Path]:
-    """Gold's data files."""
+    """Return Gold's data files."""
     return {Path(live.file.file_path.removeprefix("file://")) for live in live_files(lake.table("gold"), "timestamp")}
 
 
-def test_one_leader_for_each_table(new_lake: NewLake) -> None:
+def test_one_process_holds_the_lease_of_a_table(new_lake: NewLake) -> None:
     lake = new_lake(partitions=1)
     fill(lake, count=100)
     lake.catch_up()
     catalog, now = lake.catalog(), [1_000.0]
-    first, second = Leadership(catalog, lambda: now[0]), Leadership(catalog, lambda: now[0])
-    second._me = type(second._me)("another-host", 1, 1.0)
-    assert first.take(GOLD_TABLE) is None
-    assert second.take(GOLD_TABLE) == first._me
+    first, second = MaintenanceLeases(catalog, lambda: now[0]), MaintenanceLeases(catalog, lambda: now[0])
+    second._process = type(second._process)("another-host", 1, 1.0)
+    assert first.acquire(GOLD_TABLE) is None
+    assert second.acquire(GOLD_TABLE) == first._process
     now[0] += LEASE_SECONDS + 1
-    assert second.take(GOLD_TABLE) is None
-    assert first.take(GOLD_TABLE) == second._me
-    assert "process 1 on another-host maintains it" not in maintain(lake, GOLD_TABLE)  # its lease is long over by the clock
+    assert second.acquire(GOLD_TABLE) is None
+    assert first.acquire(GOLD_TABLE) == second._process
+    assert "process 1 on another-host maintains it" not in maintain(lake, GOLD_TABLE)  # its lease ended long ago
     assert LEASE not in lake.table("gold").properties
 
 
-def test_killed_midway_again_and_again(new_lake: NewLake) -> None:
-    """Whatever moment maintenance dies at, the next one goes on, and no row is lost or doubled."""
+def test_maintenance_killed_at_any_moment_loses_nothing(new_lake: NewLake) -> None:
+    """The next run continues, and no row is lost or duplicated."""
     lake = new_lake(partitions=1)
     send_days(lake, days=1, a_day=3_000)
     lake.catch_up(**batches(60), K2FLOW_LOG_LEVEL="WARNING")
@@ -252,8 +255,19 @@ def test_killed_midway_again_and_again(new_lake: NewLake) -> None:
 
 @contextmanager
 def maintaining(lake: Lake) -> Any:
-    """Maintenance, pass after pass; it must end well."""
-    command = [sys.executable, "-m", "k2flow", "maintain", "--every", "1s", "--reader-grace", "20s", "--orphan-older-than", "20s"]
+    """Repeat maintenance runs, which must end without error."""
+    command = [
+        sys.executable,
+        "-m",
+        "k2flow",
+        "maintain",
+        "--every",
+        "1s",
+        "--reader-grace",
+        "20s",
+        "--orphan-older-than",
+        "20s",
+    ]
     with (lake.home / "maintain.log").open("w+") as log:
         process = subprocess.Popen(command, cwd=ROOT, env=lake.environment(), stdout=log, stderr=log)
         try:
@@ -270,49 +284,49 @@ def maintaining(lake: Lake) -> Any:
 
 
 def test_flow_maintenance_and_readers_at_once(new_lake: NewLake) -> None:
-    """No reader misses a file or sees a wrong count, and the flow commits as if it were alone."""
+    """No reader misses a file or sees a wrong count, and the flow commits without delay."""
     lake = new_lake(partitions=3)
     send_days(lake, days=1, a_day=2_000)
     lake.catch_up(**batches(100), K2FLOW_LOG_LEVEL="WARNING")
     wrong: list[str] = []
-    looks: Counter[str] = Counter()
+    reads: Counter[str] = Counter()
     over = threading.Event()
     readers = [
-        threading.Thread(target=keep_reading, args=(lake, name, over, looks, wrong))
+        threading.Thread(target=keep_reading, args=(lake, name, over, reads, wrong))
         for name in ("duckdb", "pyiceberg", "polars")
     ]
     with lake.start(K2FLOW_BINANCE_TRIGGER_SECONDS="1") as flow, maintaining(lake):
         for reader in readers:
             reader.start()
-        fill(lake, count=int(TOGETHER_SECONDS * 200), rate=200, bad=0.02, duplicates=0.03, seed=8)
+        fill(lake, count=int(CONCURRENT_SECONDS * 200), rate=200, bad=0.02, duplicates=0.03, seed=8)
         over.set()
         for reader in readers:
             reader.join()
         flow.signal(signal.SIGTERM)
         log = flow.wait()
         assert flow.codes() == [0], log
-    lake.catch_up()  # the flow has committed what it had read, not what was sent just before it was told to stop
+    lake.catch_up()  # the flow committed the messages it had read, not those sent just before the signal
     assert not wrong, wrong[:3]
-    assert all(looks[name] > 1 for name in ("duckdb", "pyiceberg", "polars")), looks
+    assert all(reads[name] > 1 for name in ("duckdb", "pyiceberg", "polars")), reads
     assert_tables(lake, expect(read_topic(lake.bootstrap, lake.topic), "BINANCE"))
     assert audited(lake)["verdict"] == "holds"
 
 
-def keep_reading(lake: Lake, name: str, over: threading.Event, looks: Counter[str], wrong: list[str]) -> None:
-    """Looks at Gold again and again: every row once, and never fewer than before."""
+def keep_reading(lake: Lake, name: str, over: threading.Event, reads: Counter[str], wrong: list[str]) -> None:
+    """Read Gold repeatedly: each row once, and never fewer rows than before."""
     before = 0
     catalog = lake.catalog()
     while not over.is_set():
         try:
             rows, ids = READERS[name](catalog)
-        except Exception as error:  # noqa: BLE001 - whatever it is, a reader must not see it
+        except Exception as error:  # noqa: BLE001 - a reader must see no error at all
             wrong.append(f"{name}: {error!r}")
             return
         if rows != ids or rows < before:
             wrong.append(f"{name}: {rows} rows, {ids} ids, {before} before")
             return
         before = rows
-        looks[name] += 1
+        reads[name] += 1
 
 
 def count_by_duckdb(catalog: Any) -> tuple[int, int]:

@@ -156,7 +156,7 @@ def assert_all_readers_agree(lake: Lake, spark: "SparkSession") -> dict[str, Con
     readers, seen = Readers(lake, spark), {}
     for layer in LAYERS:
         seen[layer] = agreed(layer, readers.read(layer))
-        column = definition(lake, layer).time_column
+        column = definition(lake, layer).layer.time_column
         window = middle(seen[layer], column)
         place = list(seen[layer].columns).index(column)
         wanted = Counter({row: n for row, n in seen[layer].rows.items() if window.holds(row[place])})

@@ -23,12 +23,13 @@ from k2flow.config.settings import load_settings
 from k2flow.exchange import find_exchange
 from k2flow.iceberg.catalog import load_table
 from k2flow.iceberg.commit import STAGED_KEY
-from k2flow.iceberg.rewrite import Rewrite, apply, set_property
+from k2flow.iceberg.rewrite import RewriteFiles, commit_change, set_property
 from k2flow.iceberg.tables import gold_definition
 from k2flow.layers import GOLD_TABLE
 from k2flow.maintain.entries import data_manifests
-from k2flow.maintain.lease import Leadership
-from k2flow.maintain.run import Pass, Timing
+from k2flow.maintain.actions import Timing
+from k2flow.maintain.lease import MaintenanceLeases
+from k2flow.maintain.run import MaintenanceRun
 from k2flow.status import collector as observe
 from k2flow.status.collector import StatusCollector
 from k2flow.status.model import FlowState, Level
@@ -162,13 +163,13 @@ def test_maintenance_and_replacement(catalog: Catalog, monkeypatch: pytest.Monke
     (exchange,) = (first := collector.collect()).exchanges
     table = first.tables[GOLD_TABLE]
     assert table is not None
-    assert [(each.what, each.gone, each.come) for each in table.due] == [("compaction", 3, 1)]
+    assert [(each.what, each.removed, each.added) for each in table.due] == [("compaction", 3, 1)]
     assert (table.totals.rows, table.totals.files, table.small_files) == (15, 3, 3)
     assert (table.maintained, table.leader, exchange.replacement) == ((), None, None)
     assert exchange.layers["bronze"] is not None
     assert exchange.layers["bronze"].committed_at is None
-    list(Pass(catalog, gold_definition(), Timing()).run())
-    assert Leadership(catalog).take(GOLD_TABLE) is None
+    list(MaintenanceRun(catalog, gold_definition(), Timing()).run())
+    assert MaintenanceLeases(catalog).acquire(GOLD_TABLE) is None
     set_property(catalog, "bronze_binance_trades", f"{STAGED_KEY}binance", json.dumps({"what": "it", "tables": {}}))
     (exchange,) = (second := collector.collect()).exchanges
     table = second.tables[GOLD_TABLE]
@@ -195,7 +196,7 @@ def test_each_manifest_is_read_once(catalog: Catalog, monkeypatch: pytest.Monkey
         load_table(catalog, GOLD_TABLE).io
     )
     many = [copied(entry.data_file, n) for n in range(2_000)]
-    assert apply(catalog, GOLD_TABLE, lambda table: Rewrite(table, Operation.OVERWRITE, (), many)._commit())
+    assert commit_change(catalog, GOLD_TABLE, lambda table: RewriteFiles(table, Operation.OVERWRITE, (), many)._commit())
     read: list[str] = []
     fetch = ManifestFile.fetch_manifest_entry
 

@@ -1,4 +1,4 @@
-"""Queries of the past: by time, by snapshot, and of a time that is no longer kept."""
+"""Queries of the past: by time, by snapshot, and of expired snapshots."""
 
 import time
 from datetime import UTC, datetime, timedelta
@@ -12,7 +12,8 @@ from k2flow.errors import QueryError
 from k2flow.iceberg.catalog import load_table
 from k2flow.iceberg.tables import gold_definition
 from k2flow.layers import GOLD_TABLE
-from k2flow.maintain.run import Pass, Timing
+from k2flow.maintain.actions import Timing
+from k2flow.maintain.run import MaintenanceRun
 from k2flow.query.connection import connect_to, query_errors
 from tests.gold import Gold
 
@@ -50,7 +51,7 @@ def test_expired_past_is_an_error_only_for_the_tables_read(catalog: Catalog) -> 
     early = datetime.now(UTC)
     for _ in range(115):
         gold.add("binance", HOURS)
-    list(Pass(catalog, gold_definition(), Timing(0, 0)).run())
+    list(MaintenanceRun(catalog, gold_definition(), Timing(0, 0)).run())
     connection = connect_to(catalog, early)
     assert connection.sql("SELECT count(*) FROM silver_binance_trades").fetchall() == [(0,)]
     with pytest.raises(QueryError, match="have expired, the oldest is"):

@@ -1,4 +1,4 @@
-"""Sorted streams into one, against sorting everything."""
+"""Merging sorted streams gives the same rows as sorting everything."""
 
 from collections.abc import Iterator
 
@@ -6,14 +6,14 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from k2flow.maintain.merge import Source, concatenated, merged
+from k2flow.maintain.merge import Source, concatenate, merge_sorted
 
 SCHEMA = pa.schema([("timestamp", pa.timestamp("us", "UTC")), ("id", pa.int64())])
 streams = st.lists(st.lists(st.lists(st.integers(-50, 50), max_size=6), max_size=5), max_size=6)
 
 
 def sources(streams: list[list[list[int]]]) -> list[Source]:
-    """Each stream's values, sorted, in batches of the lengths given; every row with a number of its own."""
+    """Return a source per stream: its values, sorted, in batches of the given lengths; each row has its own number."""
     found, number = [], 0
     for lengths in streams:
         times = sorted(time for batch in lengths for time in batch)
@@ -38,26 +38,26 @@ def rows(batches: Iterator[tuple[int, pa.RecordBatch]]) -> list[tuple[int, int, 
 
 
 @given(streams, st.integers(1, 20), st.integers(1, 40))
-def test_each_row_once_and_each_run_in_order(streams: list[list[list[int]]], chunk: int, limit: int) -> None:
-    found = rows(merged(sources(streams), "timestamp", chunk, limit))
+def test_each_row_appears_once_and_each_run_ascends(streams: list[list[list[int]]], chunk: int, limit: int) -> None:
+    found = rows(merge_sorted(sources(streams), "timestamp", chunk, limit))
     assert sorted(number for _, _, number in found) == list(range(len(found)))
     assert len(found) == sum(len(batch) for stream in streams for batch in stream)
     assert [(run, time) for run, time, _ in found] == sorted((run, time) for run, time, _ in found)
 
 
 @given(streams, st.integers(1, 20))
-def test_one_run_where_all_may_be_held(streams: list[list[list[int]]], chunk: int) -> None:
-    found = rows(merged(sources(streams), "timestamp", chunk, 10_000))
+def test_one_run_if_all_rows_may_be_held(streams: list[list[list[int]]], chunk: int) -> None:
+    found = rows(merge_sorted(sources(streams), "timestamp", chunk, 10_000))
     assert {run for run, _, _ in found} <= {0}
 
 
 @given(streams, st.integers(1, 20))
-def test_without_an_order_rows_stay_as_they_come(streams: list[list[list[int]]], chunk: int) -> None:
-    found = rows(concatenated(sources(streams), chunk))
+def test_concatenation_keeps_the_order_of_rows(streams: list[list[list[int]]], chunk: int) -> None:
+    found = rows(concatenate(sources(streams), chunk))
     assert [number for _, _, number in found] == list(range(len(found)))
 
 
-def test_a_source_is_opened_only_when_its_rows_may_be_next() -> None:
+def test_source_is_opened_only_if_its_rows_may_be_next() -> None:
     opened: list[int] = []
 
     def source(n: int) -> Source:
@@ -68,6 +68,6 @@ def test_a_source_is_opened_only_when_its_rows_may_be_next() -> None:
 
         return Source(n * 100, read)
 
-    batches = merged([source(n) for n in range(50)], "timestamp", chunk_rows=100, limit_rows=1_000)
+    batches = merge_sorted([source(n) for n in range(50)], "timestamp", chunk_rows=100, limit_rows=1_000)
     next(batches)
     assert len(opened) < 5

@@ -1,4 +1,4 @@
-"""Data files, against a real catalog: partitions, sizes, order, ids, statistics; read back by two readers."""
+"""Data files in a real catalog: partitions, sizes, order, ids and statistics, read back by two readers."""
 
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
@@ -44,7 +44,7 @@ def tables(catalog: Catalog, wanted: dict[str, TableDefinition]) -> dict[str, Ta
 
 
 def values(i: int, time: datetime) -> dict[str, Any]:
-    """What each column of any of the tables holds in row i: nulls, empty values and extremes among them."""
+    """Return a value for each column of all tables in row i: also nulls, empty values and extremes."""
     third = i % 3
     return {
         "message_key": (None, "", "ключ" * 10)[third],
@@ -87,7 +87,7 @@ def batch(definition: TableDefinition, times: list[datetime]) -> pa.RecordBatch:
 
 
 def scattered(count: int = 60) -> list[datetime]:
-    """Times of several days and hours, in no order, some equal, some before 1970."""
+    """Return times of several days and hours, unordered, some equal, some before 1970."""
     spread = [timedelta(hours=(7 * i % 5) * 13, seconds=(11 * i) % 17) for i in range(count)]
     return [(datetime(1969, 12, 30, 23, 59, 50, tzinfo=UTC) if i % 4 == 0 else NOON) + spread[i] for i in range(count)]
 
@@ -108,13 +108,13 @@ def append(table: Table, files: list[DataFile]) -> None:
 
 
 def comparable(rows: list[dict[str, Any]]) -> list[str]:
-    """Rows in an order that does not depend on the reader's."""
+    """Return rows in an order that does not depend on the reader."""
     return sorted(repr(sorted(row.items())) for row in rows)
 
 
 @pytest.mark.parametrize("name", TABLES)
 def test_each_file_holds_one_partition(tables: dict[str, Table], wanted: dict[str, TableDefinition], name: str) -> None:
-    """All rows of a file have the partition values that its metadata says; each value has one file; no row is lost."""
+    """The rows of a file have the partition values of its metadata; each value has one file; no row is lost."""
     rows = batch(wanted[name], scattered())
     files = DataFileWriter(tables[name], wanted[name]).write(rows)
     found = []
@@ -135,14 +135,14 @@ def test_each_file_holds_one_partition(tables: dict[str, Table], wanted: dict[st
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_metadata_is_what_pyiceberg_itself_writes(
+def test_metadata_equals_that_of_pyicebergs_append(
     tables: dict[str, Table],
     wanted: dict[str, TableDefinition],
     name: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """For the same rows PyIceberg's own append gives the same partitions, counts and bounds of every column."""
+    """The same rows give the same partitions, counts and bounds of every column."""
     monkeypatch.setenv("K2FLOW_HOME", str(tmp_path / "other"))
     other = open_catalog(load_settings(exchange_names()))
     create(other, wanted.values())
@@ -164,7 +164,7 @@ def test_metadata_is_what_pyiceberg_itself_writes(
 
 @pytest.mark.parametrize("name", TABLES)
 def test_types_and_field_ids(tables: dict[str, Table], wanted: dict[str, TableDefinition], name: str) -> None:
-    """A file has string, binary, list and map, never their large or dictionary forms, and each column's field id."""
+    """A file has string, binary, list and map, never large or dictionary types, and each column's field id."""
     (file, *_) = DataFileWriter(tables[name], wanted[name]).write(batch(wanted[name], [NOON] * 5))
     parquet = pq.ParquetFile(local(file))
     assert parquet.schema_arrow.names == wanted[name].arrow_schema.names
@@ -188,10 +188,10 @@ def test_types_and_field_ids(tables: dict[str, Table], wanted: dict[str, TableDe
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_only_a_sorted_tables_files_name_a_sort_order(
+def test_only_files_of_a_sorted_table_name_a_sort_order(
     tables: dict[str, Table], wanted: dict[str, TableDefinition], name: str
 ) -> None:
-    """Gold's files are sorted by `timestamp`, and say so; the others make no such claim and keep their order."""
+    """Gold's files are sorted by `timestamp`. Other files name no sort order and keep their order."""
     rows = batch(wanted[name], scattered())
     files = DataFileWriter(tables[name], wanted[name]).write(rows)
     order = tables[name].metadata.default_sort_order_id if name in SORTED else None
@@ -212,7 +212,7 @@ def test_only_a_sorted_tables_files_name_a_sort_order(
 def test_large_batches_are_split_by_size(
     tables: dict[str, Table], wanted: dict[str, TableDefinition], name: str
 ) -> None:
-    """No file holds more than the target in memory; the pieces are together all rows, each sorted if the table is."""
+    """No piece exceeds the target in memory. Together they hold all rows, each sorted if the table is."""
     definition = replace(wanted[name], file_size_mb=1)
     times = [NOON + timedelta(milliseconds=(i * 7919) % 20_000) for i in range(20_000)]
     rows = batch(definition, times)
@@ -231,7 +231,7 @@ def test_large_batches_are_split_by_size(
     assert len(set(found)) == rows.num_rows
 
 
-def test_a_row_larger_than_a_file_is_a_file(tables: dict[str, Table], wanted: dict[str, TableDefinition]) -> None:
+def test_row_larger_than_the_target_is_one_file(tables: dict[str, Table], wanted: dict[str, TableDefinition]) -> None:
     """A message is never split."""
     name = BINANCE.bronze
     definition = replace(wanted[name], file_size_mb=1)
@@ -243,10 +243,10 @@ def test_a_row_larger_than_a_file_is_a_file(tables: dict[str, Table], wanted: di
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_rows_are_read_back_as_they_were(
+def test_rows_are_read_back_unchanged(
     catalog: Catalog, tables: dict[str, Table], wanted: dict[str, TableDefinition], name: str
 ) -> None:
-    """PyIceberg and DuckDB see the same rows, and PyIceberg the very types that were written."""
+    """PyIceberg and DuckDB read the same rows."""
     rows = batch(wanted[name], scattered())
     append(tables[name], DataFileWriter(tables[name], wanted[name]).write(rows))
     table = load_table(catalog, name)
@@ -262,15 +262,15 @@ def test_rows_are_read_back_as_they_were(
             assert one_day.num_rows == rows[column].to_pylist().count(day) > 0
 
 
-def test_no_rows_make_no_file(tables: dict[str, Table], wanted: dict[str, TableDefinition], tmp_path: Path) -> None:
+def test_no_rows_give_no_file(tables: dict[str, Table], wanted: dict[str, TableDefinition], tmp_path: Path) -> None:
     """An empty batch writes nothing."""
     for name in TABLES:
         assert DataFileWriter(tables[name], wanted[name]).write(batch(wanted[name], [])) == []
     assert not list(tmp_path.rglob("*.parquet"))
 
 
-def test_a_slice_writes_its_own_rows(tables: dict[str, Table], wanted: dict[str, TableDefinition]) -> None:
-    """A slice of a longer batch: its rows, and statistics of them alone."""
+def test_slice_writes_only_its_rows(tables: dict[str, Table], wanted: dict[str, TableDefinition]) -> None:
+    """A slice of a longer batch: the file has its rows, and only their statistics."""
     name = BINANCE.silver
     rows = batch(wanted[name], [NOON + timedelta(seconds=i) for i in range(30)])
     (file,) = DataFileWriter(tables[name], wanted[name]).write(rows.slice(10, 5))
@@ -293,7 +293,7 @@ TIMES = st.lists(
 def test_any_times_are_split_by_hour_and_sorted(
     tables: dict[str, Table], wanted: dict[str, TableDefinition], times: list[datetime]
 ) -> None:
-    """Whatever the order of the rows: one file for each hour that occurs, sorted, all rows once."""
+    """In any order of rows: one sorted file for each hour, each row once."""
     files = DataFileWriter(tables[GOLD_TABLE], wanted[GOLD_TABLE]).write(batch(wanted[GOLD_TABLE], times))
     assert len(files) == len({(time.date(), time.hour) for time in times})
     found = [[row["timestamp"] for row in stored(file)] for file in files]

@@ -1,4 +1,4 @@
-"""Tables with former columns, against a real catalog: they evolve, or say why not; files from before stay readable."""
+"""Tables with former columns in a real catalog: they evolve, or an error says why not; old files stay readable."""
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -40,8 +40,8 @@ from k2flow.iceberg.reader import FileReader
 from k2flow.iceberg.tables import TableDefinition, create, definitions, gold_definition
 from k2flow.iceberg.writer import DataFileWriter
 from k2flow.inspection import files
-from k2flow.inspection.files import Plan
-from k2flow.layers import GOLD_TABLE, Field
+from k2flow.inspection.files import ReadPlan
+from k2flow.layers import GOLD, GOLD_TABLE, Field
 from k2flow.maintain.compaction import Compactor
 from k2flow.maintain.entries import live_files
 from k2flow.query.connection import connect_to
@@ -74,7 +74,7 @@ def with_layer(definition: TableDefinition, **changes: Any) -> TableDefinition:
 def changed(
     definition: TableDefinition, types: Mapping[str, IcebergType | None], *more: tuple[str, IcebergType], **changes: Any
 ) -> TableDefinition:
-    """The definition with other types for some fields, without those whose type is None, and with more at the end."""
+    """Return the definition with some types changed (None removes the field) and with more fields at the end."""
     kept = [field._replace(type=types.get(field.name, field.type)) for field in definition.layer.fields]
     fields = (*(field for field in kept if field.type is not None), *(Field(*each) for each in more))
     return with_layer(definition, fields=fields, **changes)
@@ -91,7 +91,7 @@ def row(definition: TableDefinition, message_id: str, **values: Any) -> pa.Recor
 
 
 class Lake:
-    """Gold, written by one definition after the other, a file each."""
+    """Gold, written with one definition after another, a file each."""
 
     def __init__(self, catalog: Catalog) -> None:
         self.catalog = catalog
@@ -114,12 +114,12 @@ def lake(catalog: Catalog) -> Lake:
     return Lake(catalog)
 
 
-def test_former_columns_become_todays(lake: Lake) -> None:
-    """In one commit, with the ids that they had; then there is nothing left to do."""
+def test_former_columns_evolve_in_one_commit(lake: Lake) -> None:
+    """They keep their ids. A second evolution changes nothing."""
     today = gold_definition()
     former = {"price": DecimalType(9, 8), "source_sequence": IntegerType(), "platform_sequence": None}
     old = changed(today, former)
-    assert lake.evolve(old) == "made"
+    assert lake.evolve(old) == "created"
     before = load_table(lake.catalog, GOLD_TABLE)
     ids = {field.name: field.field_id for field in before.schema().fields}
     assert lake.evolve(today) == (
@@ -143,7 +143,7 @@ def test_former_columns_become_todays(lake: Lake) -> None:
          "column trade_conditions.element is optional; column trade_conditions.element is double, was float"),
     ],
 )  # fmt: skip
-def test_columns_beyond_todays_and_types_inside_others(
+def test_extra_columns_stay_and_nested_types_evolve(
     lake: Lake, former: tuple[str, IcebergType], wanted: IcebergType | None, text: str
 ) -> None:
     today = gold_definition()
@@ -156,7 +156,7 @@ def test_columns_beyond_todays_and_types_inside_others(
     assert lake.evolve(today) == ""
 
 
-def test_where_more_than_columns_differs_nothing_is_done(lake: Lake) -> None:
+def test_nothing_evolves_if_more_than_columns_differs(lake: Lake) -> None:
     today = gold_definition()
     lake.evolve(changed(today, {"timestamp": None}, sorted_by="message_id"))
     with pytest.raises(TableDiffersError, match="sort order: has message_id asc and lacks timestamp asc"):
@@ -164,25 +164,25 @@ def test_where_more_than_columns_differs_nothing_is_done(lake: Lake) -> None:
     assert "timestamp" not in load_table(lake.catalog, GOLD_TABLE).schema().column_names
 
 
-def test_required_columns_become_optional_and_the_order_todays(lake: Lake) -> None:
+def test_required_columns_become_optional_and_move(lake: Lake) -> None:
     today = definitions(find_exchange("binance"))["bronze_binance_trades"]
     schema = today.schema
     fields = [replace_field(schema.fields[i], required=i < 3) for i in (4, 0, 1, 2, 3, 5, 6, 7)]
     lake.catalog.create_namespace(NAMESPACE)
-    made = lake.catalog.create_table(
+    created = lake.catalog.create_table(
         (NAMESPACE, today.name),
-        schema=schema.model_copy(update={"fields": (*fields, NestedField(9, "gone", LongType(), required=True))}),
+        schema=schema.model_copy(update={"fields": (*fields, NestedField(9, "extra", LongType(), required=True))}),
         partition_spec=today.spec,
         properties={"format-version": "2", **today.properties},
     )
-    assert columns(made)[:3] == ["offset long", "message_key string required", "avro_payload binary required"]
+    assert columns(created)[:3] == ["offset long", "message_key string required", "avro_payload binary required"]
     (done,) = create(lake.catalog, [today]).values()
     assert done == (
         "evolved: column message_key is optional; column avro_payload is optional; column topic is optional; "
-        "column gone is optional; columns are in the order of the definition"
+        "column extra is optional; columns are in the order of the definition"
     )
     names = [f"{field.name} {field.field_type}" for field in schema.fields]
-    assert columns(load_table(lake.catalog, today.name)) == [*names, "gone long"]
+    assert columns(load_table(lake.catalog, today.name)) == [*names, "extra long"]
 
 
 def replace_field(field: NestedField, required: bool) -> NestedField:
@@ -199,30 +199,28 @@ def replace_field(field: NestedField, required: bool) -> NestedField:
         (STRUCT, "struct<s string>", "long", "Iceberg cannot turn one into the other"),
     ],
 )
-def test_what_cannot_be_done_says_what_to_do(
-    lake: Lake, former: IcebergType, found: str, wanted: str, why: str
-) -> None:
-    """The column, both types, and what to do; nothing else is done either."""
+def test_conflict_says_what_to_do(lake: Lake, former: IcebergType, found: str, wanted: str, why: str) -> None:
+    """The error names the column, both types and the remedy. Nothing else evolves either."""
     today = gold_definition()
     lake.evolve(changed(today, {"source_sequence": former, "platform_sequence": None}))
     with pytest.raises(TableDiffersError) as error:
         lake.evolve(today)
     text = f"table market_data.{GOLD_TABLE} differs: column source_sequence is {found}, not {wanted} ({why})"
     assert str(error.value).startswith(text)
-    assert "rename it and let k2flow make a new one" in str(error.value)
+    assert "rename it and let k2flow create a new one" in str(error.value)
     assert "platform_sequence" not in load_table(lake.catalog, GOLD_TABLE).schema().column_names
 
 
-def test_a_table_that_is_wider_is_a_newer_ones(lake: Lake) -> None:
+def test_wider_table_needs_a_newer_k2flow(lake: Lake) -> None:
     today = gold_definition()
     lake.evolve(changed(today, {"exchange_hour": LongType(), "price": DecimalType(30, 8)}))
     with pytest.raises(TableDiffersError) as error:
         lake.evolve(today)
-    assert "column exchange_hour is long, not int (a newer k2flow has made it wider" in str(error.value)
+    assert "column exchange_hour is long, not int (a newer k2flow has widened it" in str(error.value)
     assert "column price is decimal(30, 8), not decimal(18, 8)" in str(error.value)
 
 
-def test_a_renamed_column_keeps_its_values(lake: Lake) -> None:
+def test_renamed_column_keeps_its_values(lake: Lake) -> None:
     today = gold_definition()
     old = changed(today, {}, ("venue", StringType()))
     new = changed(today, {}, ("market", StringType()), former_names=(("market", "venue"),))
@@ -237,8 +235,26 @@ def test_a_renamed_column_keeps_its_values(lake: Lake) -> None:
     ]
 
 
-def test_renamed_columns_that_partitions_and_order_name(lake: Lake) -> None:
-    """The table is partitioned and sorted by their ids."""
+def test_renamed_column_widens_and_moves(lake: Lake) -> None:
+    """PyIceberg's union by name must find it by its former name."""
+    today = gold_definition()
+    old = changed(today, {}, ("venue", IntegerType()))
+    fields = (today.layer.fields[0], Field("market", LongType()), *today.layer.fields[1:], Field("new", LongType()))
+    new = with_layer(today, fields=fields, former_names=(("market", "venue"),))
+    lake.evolve(old)
+    before = load_table(lake.catalog, GOLD_TABLE).schema().find_field("venue").field_id
+    assert lake.evolve(new) == (
+        "evolved: column market was venue; column market is long, was int; column new long is new; "
+        "columns are in the order of the definition"
+    )
+    schema = load_table(lake.catalog, GOLD_TABLE).schema()
+    assert [field.name for field in schema.fields] == list(new.layer.columns)
+    assert schema.find_field("market").field_id == before
+    assert lake.evolve(new) == ""
+
+
+def test_columns_of_the_partitioning_and_sort_order_are_renamed(lake: Lake) -> None:
+    """Iceberg partitions and sorts by their ids."""
     today = gold_definition()
     renamed = {"timestamp": "time", "exchange_hour": "hour"}
     fields = tuple(each._replace(name=renamed.get(each.name, each.name)) for each in today.layer.fields)
@@ -249,7 +265,7 @@ def test_renamed_columns_that_partitions_and_order_name(lake: Lake) -> None:
     assert lake.evolve(today) == ""
 
 
-def test_several_evolve_a_table_at_once() -> None:
+def test_several_processes_evolve_a_table_at_once() -> None:
     today = gold_definition()
     catalog = open_catalog(load_settings(exchange_names()))
     Lake(catalog).evolve(changed(today, {"price": DecimalType(9, 8), "symbol": None}))
@@ -261,12 +277,12 @@ def test_several_evolve_a_table_at_once() -> None:
     assert [f.name for f in load_table(catalog, GOLD_TABLE).schema().fields] == list(today.layer.columns)
 
 
-# Files from before and after
+# Files written before and after an evolution
 
 
 @pytest.fixture
 def evolved(lake: Lake) -> Lake:
-    """Gold with a file of each of three definitions, the first two of which had columns that today's lacks."""
+    """Gold with a file of each of three definitions. The first two have columns that today's lacks."""
     today = gold_definition()
     former = {"price": DecimalType(9, 8), "source_sequence": IntegerType(), "platform_sequence": None}
     first = changed(today, former, ("fee", FloatType()), ("details", STRUCT))
@@ -288,8 +304,8 @@ EXPECTED = [
 SHOWN = ("message_id", "price", "source_sequence", "platform_sequence", "fee", "details")
 
 
-def assert_all_read_them(lake: Lake) -> None:
-    """PyIceberg and DuckDB, with filters on columns that became wider or new, and the set of ids of an hour."""
+def assert_all_readers_agree(lake: Lake) -> None:
+    """PyIceberg and DuckDB, with filters on widened and new columns, and the ids of an hour."""
     table = load_table(lake.catalog, GOLD_TABLE)
     found = table.scan(selected_fields=SHOWN).to_arrow().sort_by("message_id").select(SHOWN).to_pylist()
     assert [tuple(each.values()) for each in found] == EXPECTED
@@ -311,15 +327,15 @@ def assert_all_read_them(lake: Lake) -> None:
     assert sorted(pa.chunked_array(list(ids.load(HOUR))).to_pylist()) == ["1", "2", "3"]
 
 
-def test_files_of_all_times_are_read(evolved: Lake) -> None:
-    assert_all_read_them(evolved)
+def test_old_and_new_files_are_read(evolved: Lake) -> None:
+    assert_all_readers_agree(evolved)
 
 
-def test_the_audit_reads_them_as_today(evolved: Lake) -> None:
-    """Missing columns as null, narrower ones cast; columns beyond today's are not looked at."""
+def test_audit_reads_them_with_todays_columns(evolved: Lake) -> None:
+    """Missing columns are null, narrower ones are cast, extra ones are not read."""
     table = load_table(evolved.catalog, GOLD_TABLE)
     own = gold_definition().arrow_schema
-    plan = Plan("gold", table, list(table.scan().plan_files()), 0)
+    plan = ReadPlan(GOLD, table, list(table.scan().plan_files()), 0)
     checks = FileChecks(plan)
     batches = list(files.read(plan, own.names, checks, lambda _: None))
     assert {batch.schema for batch in batches} == {own}
@@ -328,8 +344,8 @@ def test_the_audit_reads_them_as_today(evolved: Lake) -> None:
     assert not any(checks._wrong.values())
 
 
-def test_maintenance_makes_one_file_of_them_and_loses_nothing(evolved: Lake) -> None:
-    """Not even the values of columns that today's definition has no more."""
+def test_compaction_merges_them_and_loses_nothing(evolved: Lake) -> None:
+    """Not even the values of columns that today's definition lacks."""
     table = load_table(evolved.catalog, GOLD_TABLE)
     old = live_files(table, "timestamp")
     assert len(old) == 3
@@ -341,7 +357,7 @@ def test_maintenance_makes_one_file_of_them_and_loses_nothing(evolved: Lake) -> 
             overwrite.delete_data_file(next(t.file for t in table.scan().plan_files() if t.file == live.file))
         overwrite.append_data_file(new)
     assert len(list(load_table(evolved.catalog, GOLD_TABLE).scan().plan_files())) == 1
-    assert_all_read_them(evolved)
+    assert_all_readers_agree(evolved)
 
 
 def test_file_without_ids_is_read_by_its_names(lake: Lake, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What maintenance plans: which days go, which files become one, which snapshots and files nobody needs."""
+"""Plans of maintenance: retention, compaction, expired snapshots, orphan files."""
 
 from datetime import UTC, date, datetime, timedelta
 
@@ -10,10 +10,10 @@ from pyiceberg.table.snapshots import Operation, Snapshot, Summary
 from pyiceberg.typedef import Record
 
 from k2flow.exchange import find_exchange
-from k2flow.iceberg.snapshots import KEEP_SNAPSHOTS, expiry, readers_tag
+from k2flow.iceberg.snapshots import KEEP_SNAPSHOTS, plan_expiration, readers_tag
 from k2flow.iceberg.tables import definitions
-from k2flow.maintain.entries import EPOCH, LiveFile
-from k2flow.maintain.plans import HOT_FILES, compactions, expired, unreachable
+from k2flow.maintain.entries import UNIX_EPOCH, LiveFile
+from k2flow.maintain.plans import HOT_FILES, expired_files, orphan_files, plan_compactions
 
 MIB = 1 << 20
 TODAY = date(2026, 3, 10)
@@ -21,7 +21,7 @@ NOON = datetime(2026, 3, 10, 12, tzinfo=UTC)
 
 
 def live(day: date, size: int = MIB, hour: int | None = None, lower: int = 0, name: str = "f") -> LiveFile:
-    days = (day - EPOCH).days
+    days = (day - UNIX_EPOCH).days
     partition = (days,) if hour is None else (days, hour)
     file = DataFile.from_args(
         content=DataFileContent.DATA,
@@ -36,33 +36,33 @@ def live(day: date, size: int = MIB, hour: int | None = None, lower: int = 0, na
 
 def test_retention_is_exact_to_the_day() -> None:
     files = [live(TODAY - timedelta(days=n)) for n in range(20)]
-    assert [each.day for each in expired(files, 7, TODAY)] == [TODAY - timedelta(days=n) for n in range(8, 20)]
-    assert expired(files, None, TODAY) == []
+    assert [each.day for each in expired_files(files, 7, TODAY)] == [TODAY - timedelta(days=n) for n in range(8, 20)]
+    assert expired_files(files, None, TODAY) == []
 
 
-def test_a_closed_day_or_hour_keeps_one_small_file_at_most() -> None:
+def test_closed_partition_keeps_at_most_one_small_file() -> None:
     yesterday = TODAY - timedelta(days=1)
     files = [live(yesterday, name="a"), live(yesterday, 64 * MIB, name="b"), live(yesterday, 30 * MIB, name="c")]
-    (plan,) = compactions(files, 128 * MIB, NOON)
+    (plan,) = plan_compactions(files, 128 * MIB, NOON)
     assert {each.file.file_path for each in plan.files} == {"a", "c"}
-    assert compactions(files[:2], 128 * MIB, NOON) == []
+    assert plan_compactions(files[:2], 128 * MIB, NOON) == []
 
 
 @pytest.mark.parametrize(("hour", "closed"), [(9, True), (10, True), (11, False), (12, False)])
-def test_an_hour_closes_an_hour_after_its_end(hour: int, closed: bool) -> None:
-    assert bool(compactions([live(TODAY, hour=hour)] * 2, 128 * MIB, NOON)) is closed
+def test_hour_closes_one_hour_after_its_end(hour: int, closed: bool) -> None:
+    assert bool(plan_compactions([live(TODAY, hour=hour)] * 2, 128 * MIB, NOON)) is closed
 
 
-def test_an_open_one_waits_for_many_files() -> None:
-    assert compactions([live(TODAY)] * (HOT_FILES - 1), 128 * MIB, NOON) == []
-    (plan,) = compactions([live(TODAY)] * HOT_FILES, 128 * MIB, NOON)
+def test_open_partition_waits_for_many_files() -> None:
+    assert plan_compactions([live(TODAY)] * (HOT_FILES - 1), 128 * MIB, NOON) == []
+    (plan,) = plan_compactions([live(TODAY)] * HOT_FILES, 128 * MIB, NOON)
     assert (len(plan.files), plan.rows, plan.bytes) == (HOT_FILES, 10 * HOT_FILES, MIB * HOT_FILES)
 
 
-def test_a_large_partition_becomes_several_files_by_time() -> None:
+def test_large_partition_becomes_several_files_by_time() -> None:
     yesterday = TODAY - timedelta(days=1)
     files = [live(yesterday, 10 * MIB, lower=-n, name=str(n)) for n in range(100)]
-    plan = compactions(files, 100 * MIB, NOON)
+    plan = plan_compactions(files, 100 * MIB, NOON)
     assert [each.file.file_path for one in plan for each in one.files] == [str(n) for n in range(99, -1, -1)]
     assert all(50 * MIB <= one.bytes < 160 * MIB for one in plan)
     assert len(plan) == 10
@@ -70,7 +70,7 @@ def test_a_large_partition_becomes_several_files_by_time() -> None:
 
 def metadata(snapshots: int, refs: dict[str, int]) -> TableMetadata:
     definition = definitions(find_exchange("binance"))["gold_crypto_trades"]
-    made = [
+    created = [
         Snapshot(
             snapshot_id=n,
             sequence_number=n,
@@ -95,19 +95,19 @@ def metadata(snapshots: int, refs: dict[str, int]) -> TableMetadata:
         default_sort_order_id=1,
         last_sequence_number=snapshots,
         current_snapshot_id=snapshots,
-        snapshots=made,
+        snapshots=created,
         refs={"main": main, **tags},
     )
 
 
-def test_expiry_keeps_the_newest_and_what_a_ref_names() -> None:
+def test_newest_snapshots_and_heads_of_refs_stay() -> None:
     young, old = readers_tag(9_000, 4), readers_tag(1_000, 5)
-    plan = expiry(metadata(150, {"users": 3, young: 4, old: 5}), now_ms=10_000, reader_ms=5_000)
+    plan = plan_expiration(metadata(150, {"users": 3, young: 4, old: 5}), tags_before_ms=5_000)
     assert plan.tags == (old,)
     assert plan.snapshot_ids == (1, 2, *range(5, 150 - KEEP_SNAPSHOTS + 1))
-    assert expiry(metadata(KEEP_SNAPSHOTS, {}), 10_000, 0).snapshot_ids == ()
+    assert plan_expiration(metadata(KEEP_SNAPSHOTS, {}), 10_000).snapshot_ids == ()
 
 
-def test_only_what_is_old_and_not_reached_is_unreachable() -> None:
-    listed = [("reached", 1, 0.0), ("young", 2, 950.0), ("old", 3, 10.0)]
-    assert unreachable(listed, {"reached"}, now=1_000, safe_seconds=100) == [("old", 3)]
+def test_orphan_files_are_old_and_unreachable() -> None:
+    listed = [("reachable", 1, 0.0), ("young", 2, 950.0), ("old", 3, 10.0)]
+    assert orphan_files(listed, {"reachable"}, now=1_000, orphan_seconds=100) == [("old", 3)]

@@ -10,10 +10,10 @@ from pyiceberg.table.metadata import TableMetadata, TableMetadataV2
 from pyiceberg.table.snapshots import Operation, Snapshot, Summary
 from pyiceberg.typedef import Record
 
-from k2flow.iceberg.ledger import KEY, Extent, Ledger, Writer
+from k2flow.iceberg.ledger import KEY, CommittedRange, Ledger, Writer
 from k2flow.kafka.topic import Topic
 from k2flow.maintain.entries import LiveFile
-from k2flow.maintain.run import Action
+from k2flow.maintain.actions import MaintenanceAction
 from k2flow.status.flows import (
     flow_status,
     history,
@@ -45,7 +45,7 @@ HERE, THERE = Writer("here", 7, 1.0), Writer("there", 8, 2.0)
 
 def ledger(*nexts: int, sequence: int = 1, ago: float = 0.0, topic_id: str = "id", first: int = 0) -> Ledger:
     """A ledger of one partition for each next offset, a row for each message, committed so many seconds ago."""
-    extents = {p: Extent(first, end, end - first) for p, end in enumerate(nexts)}
+    extents = {p: CommittedRange(first, end, end - first) for p, end in enumerate(nexts)}
     return Ledger("t", topic_id, 1, sequence, HERE, NOW - int(ago * 1000), extents)
 
 
@@ -102,7 +102,7 @@ def test_a_recreated_topic_lags_by_all_its_messages() -> None:
     ledgers = {"bronze": ledger(10, topic_id="before")}
     assert [each.lag for each in partition_lags("bronze", ledgers, kafka((0, 3)), NOW)] == [3]
     (text,) = lost_offsets({"bronze_t": ledgers["bronze"]}, kafka((0, 3)), False, "SETTING")
-    assert "was deleted and made again" in text
+    assert "was deleted and created again" in text
 
 
 def test_lost_offsets_are_reported_with_the_flows_errors() -> None:
@@ -156,12 +156,12 @@ def test_rates_with_few_commits() -> None:
 
 def test_a_correction_gives_no_negative_rate() -> None:
     before, after = ledger(100, sequence=1, ago=10), ledger(100, sequence=2)
-    found = rate([before, replace(after, partitions={0: Extent(0, 100, 60)})], NOW, 10)
+    found = rate([before, replace(after, partitions={0: CommittedRange(0, 100, 60)})], NOW, 10)
     assert found == Rate(0.0, 0.0, 10.0)
 
 
 def test_flow_state() -> None:
-    ledgers = [ledger(1), replace(ledger(1), writer=THERE, epoch=4)]
+    ledgers = [ledger(1), replace(ledger(1), writer=THERE, writer_epoch=4)]
     assert flow_status([Ledger("t")], {}).state is FlowState.NEVER
     assert flow_status(ledgers, {HERE: True, THERE: None}).state is FlowState.ELSEWHERE
     assert flow_status(ledgers, {HERE: True, THERE: False}).state is FlowState.PARTLY
@@ -246,8 +246,8 @@ def test_dead_letters() -> None:
 
 
 def test_actions_of_one_kind_are_summed() -> None:
-    actions = [Action("t", "compaction", 10, 1, 100, 5), Action("t", "snapshots", 3), Action("t", "compaction", 2, 1)]
-    assert sum_actions(actions) == (Action("t", "compaction", 12, 2, 100, 5), Action("t", "snapshots", 3))
+    actions = [MaintenanceAction("t", "compaction", 10, 1, 100, 5), MaintenanceAction("t", "snapshots", 3), MaintenanceAction("t", "compaction", 2, 1)]
+    assert sum_actions(actions) == (MaintenanceAction("t", "compaction", 12, 2, 100, 5), MaintenanceAction("t", "snapshots", 3))
 
 
 def test_as_json() -> None:
@@ -271,7 +271,7 @@ def test_as_json() -> None:
         totals=TableTotals(1, 2, 3, NOW),
         small_files=2,
         snapshots=5,
-        due=(Action("bronze_t", "compaction", 12, 2),),
+        due=(MaintenanceAction("bronze_t", "compaction", 12, 2),),
         maintained=(MaintenanceStep("compaction", NOW),),
         leader=HERE,
         leads_until=NOW + 1,

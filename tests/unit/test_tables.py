@@ -1,4 +1,4 @@
-"""The tables, against a real catalog: the definitions to the letter, idempotent creation, differences."""
+"""Tables in a real catalog: they are as documented, creation is idempotent, differences are shown."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -70,15 +70,15 @@ EXPECTED = {
 }
 
 
-def make_all(catalog: Catalog) -> dict[str, str]:
-    made: dict[str, str] = {}
+def create_all(catalog: Catalog) -> dict[str, str]:
+    created: dict[str, str] = {}
     for exchange in all_exchanges():
-        made |= {k: v or made.get(k, "") for k, v in create(catalog, definitions(exchange).values()).items()}
-    return made
+        created |= {k: v or created.get(k, "") for k, v in create(catalog, definitions(exchange).values()).items()}
+    return created
 
 
 def test_tables_are_as_documented(catalog: Catalog) -> None:
-    assert make_all(catalog) == dict.fromkeys(EXPECTED, "made")
+    assert create_all(catalog) == dict.fromkeys(EXPECTED, "created")
     for name, (columns, partitioning, retention, size) in EXPECTED.items():
         table = load_table(catalog, name)
         assert [f"{f.name} {f.field_type}" for f in table.schema().fields] == columns
@@ -95,33 +95,33 @@ def test_tables_are_as_documented(catalog: Catalog) -> None:
 
 
 def test_creation_is_idempotent(catalog: Catalog) -> None:
-    make_all(catalog)
+    create_all(catalog)
     uuids = {name: load_table(catalog, name).metadata.table_uuid for name in EXPECTED}
-    assert make_all(catalog) == dict.fromkeys(EXPECTED, "")
+    assert create_all(catalog) == dict.fromkeys(EXPECTED, "")
     assert uuids == {name: load_table(catalog, name).metadata.table_uuid for name in EXPECTED}
 
 
-def test_creation_by_several_at_once() -> None:
+def test_several_processes_create_tables_at_once() -> None:
     settings = load_settings(exchange_names())
     with ThreadPoolExecutor(4) as pool:
-        results = list(pool.map(lambda _: make_all(open_catalog(settings)), range(4)))
-    assert all(set(made) == set(EXPECTED) for made in results)
+        results = list(pool.map(lambda _: create_all(open_catalog(settings)), range(4)))
+    assert all(set(created) == set(EXPECTED) for created in results)
 
 
-def test_a_table_that_differs_is_an_error_that_shows_how(catalog: Catalog) -> None:
-    make_all(catalog)
+def test_error_shows_how_a_table_differs(catalog: Catalog) -> None:
+    create_all(catalog)
     table = load_table(catalog, GOLD_TABLE)
     with table.transaction() as transaction:
         transaction.set_properties({"write.distribution-mode": "none", "k2flow.retention-days": "3"})
     with pytest.raises(TableDiffersError) as error:
-        make_all(catalog)
+        create_all(catalog)
     text = str(error.value)
     assert "property write.distribution-mode is none, not hash" in text
     assert "property k2flow.retention-days is 3, not absent" in text
 
 
-def test_a_changed_setting_is_a_difference(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_all(catalog)
+def test_changed_setting_is_a_difference(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    create_all(catalog)
     monkeypatch.setenv("K2FLOW_KRAKEN_DLQ_RETENTION_DAYS", "31")
     kraken = find_exchange("kraken")
     kraken.__dict__.pop("settings", None)
@@ -139,12 +139,12 @@ def test_arrow_schema_has_no_large_types() -> None:
             assert field.type != pa.dictionary(pa.int32(), pa.string())
 
 
-def test_a_missing_table_says_what_to_do(catalog: Catalog) -> None:
+def test_error_of_a_missing_table_says_what_to_do(catalog: Catalog) -> None:
     with pytest.raises(CatalogError, match="k2flow tables create"):
         load_table(catalog, GOLD_TABLE)
 
 
-def test_a_catalog_out_of_reach_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_of_an_unreachable_catalog_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYICEBERG_CATALOG__K2FLOW__TYPE", "sql")
     monkeypatch.setenv("PYICEBERG_CATALOG__K2FLOW__URI", "sqlite:////nonexistent/folder/catalog.db")
     from pyiceberg import catalog as pyiceberg_catalog

@@ -1,0 +1,70 @@
+"""Commits that conflict with others' are tried again: one loop, for flows, replacements, maintenance and evolution."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from pydantic import ValidationError
+from pyiceberg.exceptions import CommitFailedException, CommitStateUnknownException
+from pyiceberg.table import Table
+from pyiceberg.table.update import TableRequirement, TableUpdate
+from tenacity import Retrying, retry_if_exception_type, wait_random_exponential
+from tenacity.stop import stop_base
+
+T = TypeVar("T")
+
+Changes = tuple[tuple[TableUpdate, ...], tuple[TableRequirement, ...]]
+"""The updates of one commit, and the requirements without which the catalog refuses it."""
+
+FIRST_WAIT_SECONDS = 0.05  # the flows of two exchanges meet at Gold whenever their triggers coincide
+
+
+def retry_conflicts(
+    attempt: Callable[[], T],
+    stop: stop_base,
+    *,
+    max_wait_seconds: float = 1,
+    outages: tuple[type[Exception], ...] = (),
+    on_retry: Callable[[], None] = lambda: None,
+) -> T:
+    """Run `attempt` until it returns, after random, exponentially growing waits.
+
+    Args:
+        attempt: Reads the table and commits. It runs again after a CommitFailedException.
+        stop: When to give up: tenacity's `stop_after_attempt` or `stop_after_delay`. The last error is then raised.
+        max_wait_seconds: The longest wait between two attempts.
+        outages: Further errors after which `attempt` runs again.
+        on_retry: Called before each wait.
+    """
+    retrying = Retrying(
+        retry=retry_if_exception_type((CommitFailedException, *outages)),
+        wait=wait_random_exponential(multiplier=FIRST_WAIT_SECONDS, max=max_wait_seconds),
+        stop=stop,
+        before_sleep=lambda _: on_retry(),
+        reraise=True,
+    )
+    return retrying(attempt)
+
+
+def commit_once(table: Table, changes: Changes, discard: Callable[[], object] = lambda: None) -> None:
+    """Commit to the table as it was read.
+
+    `discard` is called only if certainly nothing was committed: after any other error it may be, and nothing may be
+    deleted.
+
+    Raises:
+        CommitFailedException: another commit came first.
+        CommitStateUnknownException: the catalog's answer cannot be read, so the commit may have landed.
+    """
+    try:
+        table._do_commit(*changes)
+    except CommitFailedException:
+        discard()
+        raise
+    except OSError:  # requests' JSONDecodeError is one, and a ValueError too
+        raise
+    except ValidationError as error:
+        raise CommitStateUnknownException(f"the catalog's answer to a commit cannot be read: {error}") from error
+    except ValueError as error:
+        # PyIceberg raises it if the updates do not fit the table any more: another process has created a snapshot
+        # elsewhere than on the head, or has expired one that this attempt expires.
+        raise CommitFailedException(f"the table has changed: {error}") from error

@@ -1,0 +1,162 @@
+"""What is due in a table, and what was done: each action with its counts."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from pyiceberg.manifest import ManifestContent
+from pyiceberg.table import Table
+
+from k2flow.iceberg.catalog import catalog_errors
+from k2flow.iceberg.commit import staged_branch
+from k2flow.iceberg.rewrite import MERGE_BYTES, has_live_files
+from k2flow.iceberg.snapshots import SnapshotExpiration, plan_expiration
+from k2flow.iceberg.tables import RETENTION
+from k2flow.maintain.entries import LiveFile, data_manifests
+from k2flow.maintain.plans import Compaction, expired_files, plan_compactions
+
+log = logging.getLogger(__name__)
+
+MANY_MANIFESTS = 32
+"""From this number of small manifests they are rewritten, even if no data file changes."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long files are kept, in seconds, and a clock (seconds since 1970).
+
+    Attributes:
+        orphan_seconds: Younger files may belong to a commit that is about to land.
+        reader_seconds: How long a query may read a snapshot.
+        clock: The current time.
+    """
+
+    orphan_seconds: float = 3600.0
+    reader_seconds: float = 3600.0
+    clock: Callable[[], float] = time.time
+
+    def now(self) -> datetime:
+        """Return the current time."""
+        return datetime.fromtimestamp(self.clock(), UTC)
+
+    def now_ms(self) -> int:
+        """Return the current time in ms since 1970."""
+        return int(self.clock() * 1000)
+
+
+@dataclass(frozen=True)
+class MaintenanceAction:
+    """An action done or due: the files (or snapshots) it removes and adds, with their rows and bytes."""
+
+    table: str
+    what: str
+    removed: int
+    added: int = 0
+    rows: int = 0
+    bytes: int = 0
+    detail: str = ""
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        counts = (
+            f"{self.removed:,} removed, {self.added:,} added, {self.rows:,} rows, {self.bytes:,} bytes, "
+            f"{self.seconds:.2f} s"
+        )
+        return f"{self.table}: {self.what}: {counts}{f' ({self.detail})' if self.detail else ''}"
+
+
+def due_actions(table: Table, files: Sequence[LiveFile], timing: Timing) -> Iterator[MaintenanceAction]:
+    """Yield what a run would do now to a table with the live files `files`.
+
+    Orphan files are missing: they take a listing of the storage.
+
+    Raises:
+        CatalogError: the manifests cannot be read.
+    """
+    if staged_branch(table):
+        return
+    if old := expired(table, files, timing):
+        yield retention(table, old)
+    for each in compactions(table, files, timing):
+        yield compaction(table, each, 1)
+    if merge := manifest_rewrite(table):
+        yield merge
+    if planned := expiration(table, timing):
+        yield expired_snapshots(table.name()[-1], planned)
+
+
+def expired(table: Table, files: Sequence[LiveFile], timing: Timing) -> list[LiveFile]:
+    """Return the files beyond the table's retention."""
+    return expired_files(files, _retention_days(table), timing.now().date())
+
+
+def retention(table: Table, old: Sequence[LiveFile]) -> MaintenanceAction:
+    """Return the action that removes the files `old`."""
+    days = sorted({live.day for live in old})
+    detail = f"days {days[0]} to {days[-1]}, {_retention_days(table)} are kept"
+    return _file_action(table, "retention", old, detail=detail)
+
+
+def compactions(table: Table, files: Sequence[LiveFile], timing: Timing) -> list[Compaction]:
+    """Return the compactions due; none if another engine's delete files apply to the table."""
+    snapshot = table.current_snapshot()
+    with catalog_errors():
+        manifests = snapshot.manifests(table.io) if snapshot else []
+    if any(manifest.content == ManifestContent.DELETES for manifest in manifests):
+        log.warning("%s: not compacted: another engine's delete files apply to it; compact it there", table.name()[-1])
+        return []
+    old = {live.file.file_path for live in expired(table, files, timing)}
+    kept = [live for live in files if live.file.file_path not in old]
+    return plan_compactions(kept, target_bytes(table), timing.now())
+
+
+def compaction(table: Table, planned: Compaction, added: int) -> MaintenanceAction:
+    """Return the action that replaces the files of a compaction by `added` new ones."""
+    first = planned.files[0]
+    partition = f"{first.day}" if first.hour is None else f"{first.day} {first.hour:02d}h"
+    return _file_action(table, "compaction", planned.files, added=added, detail=f"partition {partition}")
+
+
+def manifest_rewrite(table: Table) -> MaintenanceAction | None:
+    """Return the action that rewrites the manifests; None if they are in good order."""
+    with catalog_errors():
+        manifests = data_manifests(table)
+    empty = [manifest for manifest in manifests if not has_live_files(manifest)]
+    small = [manifest for manifest in manifests if manifest.manifest_length < MERGE_BYTES]
+    if len(small) < MANY_MANIFESTS and not empty:
+        return None
+    sizes = {manifest.manifest_path: manifest.manifest_length for manifest in (*empty, *small)}
+    return MaintenanceAction(
+        table.name()[-1], "manifests", len(sizes), bytes=sum(sizes.values()), detail="ordered by partition"
+    )
+
+
+def expiration(table: Table, timing: Timing) -> SnapshotExpiration:
+    """Return the snapshots and tags to expire."""
+    return plan_expiration(table.metadata, timing.now_ms() - int(timing.reader_seconds * 1000))
+
+
+def expired_snapshots(name: str, planned: SnapshotExpiration) -> MaintenanceAction:
+    """Return the action that expires snapshots and tags."""
+    tags = f"and {len(planned.tags)} tags of maintenance" if planned.tags else ""
+    return MaintenanceAction(name, "snapshots", len(planned.snapshot_ids), detail=tags)
+
+
+def target_bytes(table: Table) -> int:
+    """Return the target size of the table's data files."""
+    return int(table.properties["write.target-file-size-bytes"])
+
+
+def _file_action(
+    table: Table, what: str, files: Sequence[LiveFile], added: int = 0, detail: str = ""
+) -> MaintenanceAction:
+    rows = sum(live.file.record_count for live in files)
+    size = sum(live.file.file_size_in_bytes for live in files)
+    return MaintenanceAction(table.name()[-1], what, len(files), added, rows, size, detail)
+
+
+def _retention_days(table: Table) -> int | None:
+    days = table.properties.get(RETENTION)
+    return None if days is None else int(days)
