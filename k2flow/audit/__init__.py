@@ -1,24 +1,26 @@
-"""The audit: whether the conservation law holds in the tables, and where it does not.
+"""The audit: whether all invariants hold in the tables, and where they are violated.
 
     Each Kafka offset is in exactly one Bronze row. Each Bronze row is in exactly one of Silver or the dead-letter
-    table. Each (exchange, message_id) of Silver is in Gold exactly once (twice only in different hours, of which one at
-    the most is within the hot window).
+    table. Each (exchange, message_id) of Silver is in Gold exactly once (twice only in different hours, at most one of
+    them within the hot window).
 
-How it is proved, in the order in which the modules are used:
+Together they are the conservation law: no message appears or disappears on its way. The modules, in the order of use:
 
-- `snapshots` pins one snapshot of each table, and `partitions` says from their ledgers which offsets each one holds;
-- `files` reads data files in bounded batches, and looks at each file's partition value and order on the way;
-- `bronze` decodes Bronze again, with the flow's own decoder, into hashes; `offsets` finds what Bronze lacks or has
-  twice, and asks Kafka (`kafka`) about it;
-- `layers` compares the hashes with Silver's and the dead-letter table's rows, `gold` Silver's with Gold's, `ledgers`
-  the ledgers' counts with all of them;
-- `report` holds what was found.
+- `inspection.pinned` pins one snapshot of each table, and `inspection.partitions` reads from their ledgers which
+  offsets each one holds;
+- `file_checks` checks each data file as it is read: partition value, order, derived columns;
+- `bronze` reads Bronze, and `messages` decodes it again, with the flow's own decoder, into hashes;
+- `offsets` finds the offsets that Bronze lacks or has twice, and asks Kafka about them. `bronze` compares the newest
+  rows with Kafka's messages;
+- `trades` and `dead_letters` compare the hashes with the rows of Silver and of the dead letters, `gold` checks Gold's
+  keys, `gold_rows` compares Silver with Gold, `ledgers` the ledgers' counts with all of them;
+- `coverage` declares which check covers each column, and `report` holds the findings.
 
-Rows are compared by 64-bit hashes of all their columns: of n rows a wrong one goes unseen with a probability of
-n / 2^64. What is reported as doubled is looked up and compared in full first.
+Rows are compared by 64-bit hashes of all their columns: of n rows a wrong one stays unseen with a probability of
+n / 2^64. Duplicated keys are looked up and compared in full before they are reported.
 """
 
-from k2flow.audit.report import Finding, Report, Severity
+from k2flow.audit.report import AuditReport, Finding, Severity
 from k2flow.audit.run import audit
 
-__all__ = ["Finding", "Report", "Severity", "audit"]
+__all__ = ["AuditReport", "Finding", "Severity", "audit"]

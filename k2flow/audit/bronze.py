@@ -1,107 +1,156 @@
-"""Bronze, decoded again: what each message is, by the flow's own decoder, as hashes in the store."""
+"""Bronze's rows: read, decoded again, and the newest ones compared with Kafka's messages."""
 
-from collections.abc import Callable, Iterable, Iterator
-from datetime import datetime
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from k2flow.audit.context import AuditContext
 from k2flow.audit.file_checks import FileChecks
-from k2flow.audit.report import SAMPLES, Report, Severity
-from k2flow.inspection.files import Plan, ahead, read
-from k2flow.inspection.partitions import OUTSIDE, Parts
-from k2flow.inspection.row_hashes import CONTENT_HASH, ID_HASH, ROW_HASH, Store, hashable
-from k2flow.trades.decode import Decoded, TradeDecoder
+from k2flow.audit.messages import MessageHasher
+from k2flow.audit.report import SAMPLES
+from k2flow.inspection.broker import TopicReader
+from k2flow.inspection.content import content_hash
+from k2flow.inspection.files import ReadPlan, prefetch, read
+from k2flow.inspection.partitions import OUTSIDE, TopicPartition, TopicPartitions
+from k2flow.inspection.pinned import PinnedTables
+from k2flow.inspection.row_hashes import hashable
+from k2flow.layers import BRONZE
+from k2flow.trades.bronze import bronze_rows
+from k2flow.trades.decode import DecodedBatch
 from k2flow.trades.messages import MESSAGE_SCHEMA, MessageBatch
 
-COLUMNS = ("avro_payload", "topic", "partition", "offset", "kafka_timestamp", "ingestion_timestamp", "ingestion_date")
+COMPARED_MESSAGES = 20_000
+"""The newest rows of an exchange's Bronze that are compared with Kafka, over all its partitions."""
 
 Ints = npt.NDArray[np.int64]
 
 
+def newest_offsets(partitions: TopicPartitions) -> dict[TopicPartition, tuple[int, int]]:
+    """Return the offsets [first, next) of each partition that are compared with Kafka."""
+    extents = {partition: partition.extent(BRONZE) for partition in partitions if partition.current}
+    each = COMPARED_MESSAGES // max(1, len(extents))
+    return {partition: (max(held.first, held.next - each), held.next) for partition, held in extents.items()}
+
+
 class BronzeReader:
-    """Fills `runs`, `valid` and `bad` of the store from Bronze's rows of one exchange.
+    """Fills `runs`, `newest`, `valid` and `bad` of the database from Bronze's rows of one exchange.
 
     Check `bronze_outside_ledger` proves that no row that was read has a topic, partition or offset that Bronze's ledger
-    does not hold. Whether a message is valid is judged by the rules of today's k2flow and, with a registry, by the
-    schemas that it gives today; what is kept of fields that TradeV2 does not know, by today's setting. After a change
-    of these, rows that were judged before differ.
+    does not hold.
     """
 
-    def __init__(self, parts: Parts, decoder: TradeDecoder, store: Store, topic: str, since: datetime | None) -> None:
-        self._parts = parts
-        self._decoder = decoder
-        self._store = store
-        self._topic = topic
-        self._since = since
+    def __init__(
+        self, context: AuditContext, pinned: PinnedTables, partitions: TopicPartitions, hasher: MessageHasher
+    ) -> None:
+        self._context = context
+        self._pinned = pinned
+        self._partitions = partitions
+        self._hasher = hasher
+        self._newest = {each.number: first for each, (first, _) in newest_offsets(partitions).items()}
         self._outside = 0
         self._samples: list[dict[str, object]] = []
 
-    def read(self, plan: Plan, checks: FileChecks, advance: Callable[[int], None]) -> None:
-        """Reads, decodes and stores, each in a thread of its own."""
-        for decoded, found, day in ahead(self._decoded(ahead(read(plan, COLUMNS, checks, advance)))):
-            self._store.insert("runs", found)
-            self.store(decoded, day)
-
-    def decode(self, part: Ints, offset: Ints, values: pa.Array, times: pa.Array) -> Decoded:
-        """What n messages are; `part` is the number of each one's part, and stands for its partition in the result."""
-        rows = pa.RecordBatch.from_arrays([pa.nulls(len(values), pa.binary()), values, times], schema=MESSAGE_SCHEMA)
-        return self._decoder.decode(MessageBatch(rows, part.astype(np.int32), offset, []))
-
-    def store(self, decoded: Decoded, day: int) -> None:
-        """Stores what messages became that were ingested on `day` (since 1970)."""
-        trades, failures = decoded.trades, decoded.failures.rows
-        if trades.rows.num_rows:
-            batch = hashable(trades.rows)
-            batch = batch.append_column("part", pa.array(trades.partition))
-            batch = batch.append_column("kafka_offset", pa.array(trades.offset))
-            traded = "exchange_date - DATE '1970-01-01'"
-            self._store.insert("valid", batch, f"part, kafka_offset, {traded}, {ID_HASH}, {ROW_HASH}")
-        if failures.num_rows:
-            self._store.insert("bad", failures, f'partition, "offset", {day}, reason, {CONTENT_HASH}')
-
-    def report(self, report: Report, exchange: str, table: str) -> None:
+    def read(self, plan: ReadPlan) -> None:
+        """Read, decode and store, each in a thread of its own, and report the rows outside the ledger."""
+        store, checks = self._context.store, FileChecks(plan)
+        batches = read(plan, BRONZE.columns, checks, self._context.advance(plan))
+        for decoded, found, newest, day in prefetch(self._decoded(prefetch(batches))):
+            store.insert("runs", found)
+            if newest.num_rows:
+                store.insert("newest", hashable(newest), f'number, "offset", {content_hash(BRONZE)}')
+            self._hasher.store(decoded, day)
+        checks.report(self._context.report)
         if self._outside:
-            text = f"{self._outside:,} rows have an offset that the table's ledger does not hold"
-            report.add("bronze_outside_ledger", Severity.BROKEN, text, self._outside, exchange, table, self._samples)
+            text = f"{self._outside:,} rows have a topic or offset that the table's ledger does not hold"
+            self._context.broken("bronze_outside_ledger", text, self._outside, self._pinned, BRONZE, self._samples)
 
-    def _decoded(self, batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[Decoded, pa.RecordBatch, int]]:
+    def _decoded(
+        self, batches: Iterable[pa.RecordBatch]
+    ) -> Iterator[tuple[DecodedBatch, pa.RecordBatch, pa.RecordBatch, int]]:
+        since = self._context.since
         for batch in batches:
-            if self._since is not None:
-                batch = batch.filter(pc.greater_equal(batch.column("ingestion_timestamp"), pa.scalar(self._since)))
-            batch, part = self._known(batch)
+            if since is not None:
+                batch = batch.filter(pc.greater_equal(batch.column("ingestion_timestamp"), pa.scalar(since)))
+            batch, number = self._inside(batch)
             if batch.num_rows == 0:
                 continue
             offset = batch.column("offset").to_numpy()
-            decoded = self.decode(part, offset, batch.column("avro_payload"), batch.column("kafka_timestamp"))
-            yield decoded, runs(part, offset), batch.column("ingestion_date").cast(pa.int32())[0].as_py() or 0
+            columns = [pa.nulls(batch.num_rows, pa.binary()), batch["avro_payload"], batch["kafka_timestamp"]]
+            messages = pa.RecordBatch.from_arrays(columns, schema=MESSAGE_SCHEMA)
+            decoded = self._hasher.decode(number, offset, messages)
+            day = batch.column("ingestion_date").cast(pa.int32())[0].as_py() or 0
+            yield decoded, runs(number, offset), self._newest_of(batch, number, offset), day
 
-    def _known(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, Ints]:
-        """The rows that the ledger holds, and their parts' numbers."""
-        partition = batch.column("partition").fill_null(OUTSIDE).to_numpy()
-        offset = batch.column("offset").fill_null(OUTSIDE).to_numpy()
-        written = batch.column("ingestion_timestamp").cast(pa.int64()).fill_null(0).to_numpy()
-        part = self._parts.numbers("bronze", partition, offset, written)
-        ours = pc.equal(batch.column("topic"), self._topic).fill_null(False)
-        if ours.false_count:
-            part[~ours.to_numpy(zero_copy_only=False)] = OUTSIDE
-        known = part != OUTSIDE
-        if known.all():
-            return batch, part
-        outside = batch.filter(pa.array(~known))
+    def _newest_of(self, batch: pa.RecordBatch, number: Ints, offset: Ints) -> pa.RecordBatch:
+        newest = np.zeros(len(number), np.bool_)
+        for each, first in self._newest.items():
+            newest |= (number == each) & (offset >= first)
+        return batch.append_column("number", pa.array(number.astype(np.int32))).filter(pa.array(newest))
+
+    def _inside(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, Ints]:
+        """Return the rows that the ledger holds, and the numbers of their partitions."""
+        number = self._partitions.numbers(BRONZE, batch)
+        inside = number != OUTSIDE
+        if inside.all():
+            return batch, number
+        outside = batch.filter(pa.array(~inside))
         self._outside += outside.num_rows
         self._samples += outside.select(["topic", "partition", "offset"]).slice(0, SAMPLES).to_pylist()
-        return batch.filter(pa.array(known)), part[known]
+        return batch.filter(pa.array(inside)), number[inside]
 
 
-def runs(part: Ints, offset: Ints) -> pa.RecordBatch:
-    """The offsets of n rows as runs (part, first, next) without a gap; one that is there twice is in two runs."""
-    order = np.lexsort((offset, part))
-    part, offset = part[order], offset[order]
-    starts = np.flatnonzero(np.append(True, (part[1:] != part[:-1]) | (offset[1:] != offset[:-1] + 1)))
-    ends = np.append(starts[1:], len(part)) - 1
+class BronzeContentCheck:
+    """Check `bronze_changed`: the newest rows are what Kafka's messages give.
+
+    It proves, for COMPARED_MESSAGES rows that Kafka still has the messages of, that the columns that a message decides
+    (key, payload, Kafka timestamp) are the message's. Older rows are not compared with Kafka.
+    """
+
+    def __init__(self, context: AuditContext, pinned: PinnedTables, partitions: TopicPartitions) -> None:
+        self._context = context
+        self._pinned = pinned
+        self._newest = newest_offsets(partitions)
+
+    def check(self, reader: TopicReader, kafka: Mapping[TopicPartition, tuple[int, int]]) -> None:
+        """Compare the partitions that Kafka has, from its first offset to its end."""
+        store = self._context.store
+        store.run("CREATE OR REPLACE TEMP TABLE kafka AS SELECT * FROM newest LIMIT 0")
+        for partition, (low, high) in kafka.items():
+            first, end = self._newest[partition]
+            self._store(partition, reader, max(first, low), end, (low, high))
+        changed = 'FROM newest n JOIN kafka k USING (number, "offset") WHERE n.content <> k.content'
+        for partition in kafka:
+            of_partition = f"{changed} AND number = {partition.number}"
+            if count := store.count(of_partition):
+                rows = store.run(f'SELECT "offset" {of_partition} ORDER BY ALL LIMIT {SAMPLES}')
+                text = f"{partition}: {count:,} rows differ from Kafka's messages: key, payload or Kafka timestamp"
+                samples = [partition.at(offset) for (offset,) in rows]
+                self._context.broken("bronze_changed", text, count, self._pinned, BRONZE, samples)
+
+    def _store(
+        self, partition: TopicPartition, reader: TopicReader, first: int, end: int, watermarks: tuple[int, int]
+    ) -> None:
+        if first >= end:
+            return
+        found = reader.read(partition.partition, [(first, end)], *watermarks)
+        n = len(found.offset)
+        if n:
+            numbers = np.full(n, partition.number, np.int32)
+            messages = MessageBatch(found.rows(), numbers, np.array(found.offset, np.int64), [])
+            rows = BRONZE.rows(bronze_rows(messages, partition.topic))
+            columns = f'partition, "offset", {content_hash(BRONZE)}'
+            self._context.store.insert("kafka", hashable(rows), columns)
+
+
+def runs(number: Ints, offset: Ints) -> pa.RecordBatch:
+    """Return the offsets of n rows as runs (number, first, next) without a gap. A duplicated offset is in two runs."""
+    order = np.lexsort((offset, number))
+    number, offset = number[order], offset[order]
+    starts = np.flatnonzero(np.append(True, (number[1:] != number[:-1]) | (offset[1:] != offset[:-1] + 1)))
+    ends = np.append(starts[1:], len(number)) - 1
     return pa.RecordBatch.from_pydict(
-        {"part": pa.array(part[starts].astype(np.int32)), "first": offset[starts], "next": offset[ends] + 1}
+        {"number": pa.array(number[starts].astype(np.int32)), "first": offset[starts], "next": offset[ends] + 1}
     )

@@ -1,67 +1,107 @@
-"""Checks of whole data files while the audit reads them: partition value, order."""
+"""Checks of data files while the audit reads them: partition value, order, derived columns."""
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyiceberg.table import FileScanTask
 
-from k2flow.audit.report import Report, Severity
-from k2flow.inspection.files import Plan
-from k2flow.layers import LAYERS
+from k2flow.audit.report import SAMPLES, AuditReport, Severity
+from k2flow.inspection.files import ReadPlan
+from k2flow.layers import Field, PartitionBy
 
-_DAY_US, _HOUR_US = 86_400_000_000, 3_600_000_000
-_LAYERS = {layer.name: layer for layer in LAYERS}
+DAY_US = 86_400_000_000
+
+
+@dataclass
+class _WrongColumn:
+    """The rows in which a derived column has a wrong value, and some of them."""
+
+    rows: int = 0
+    samples: list[dict[str, Any]] = field(default_factory=list)
 
 
 class FileChecks:
-    """What is wrong with whole data files. Proves for each file that was read to its end:
+    """Checks each data file that is read to its end. Observes the files of one plan.
 
-    - `file_partition`: its partition value is what its rows say: every row's date column, the day of every row's
-      time and, for Gold, the hour are those of the partition. A reader that prunes by partition misses no row.
-    - `file_order` (Gold): its rows are in the order of `timestamp`, as the table's sort order declares.
+    - `file_partition`: the partition value is that of every row: of each partition field's column, and of the day of
+      the layer's event time. A reader that prunes by partition misses no row.
+    - `file_order`: the rows are in the order of the layer's sort column, as the table's sort order declares.
+    - `derived_column`: each derived column has the value that the layer derives from the row's other columns.
 
-    It says nothing of files that are left out because their day is beyond retention.
+    It proves nothing about files that are left out because retention may have removed their day.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: ReadPlan) -> None:
         self._layer = plan.layer
-        self._name = plan.table.name()[-1]
-        layer = _LAYERS[plan.layer]
-        self._date, self._time = layer.date_column, layer.event_time
+        self._table = plan.table.name()[-1]
+        types = {column.name: column.type for column in plan.layer.fields}
+        self._transforms = [(by, by.transform.transform(types[by.column])) for by in plan.layer.partitioned_by]
         self._wrong: dict[str, dict[str, dict[str, Any]]] = {"file_partition": {}, "file_order": {}}
-        self._last = np.iinfo(np.int64).min
+        self._derived = {column.name: _WrongColumn() for column in plan.layer.derived}
+        self._last: Any = None
 
-    def begin(self) -> None:
-        self._last = np.iinfo(np.int64).min
+    def on_file(self) -> None:
+        """Begin a file."""
+        self._last = None
 
-    def look(self, task: FileScanTask, batch: pa.RecordBatch) -> None:
-        """Takes the next batch of a file."""
-        days, times = batch.column(self._date), batch.column(self._time)
-        values = times.cast(pa.int64()).to_numpy(zero_copy_only=False)
-        day = task.file.partition[0]
-        bad = self._not(days.cast(pa.int32()), day) or times.null_count or (values // _DAY_US != day).any()
-        if self._layer == "gold":
-            hour = task.file.partition[1]
-            bad = bad or self._not(batch.column("exchange_hour"), hour) or (values // _HOUR_US % 24 != hour).any()
-            if len(values) and (values[0] < self._last or (values[1:] < values[:-1]).any()):
-                self._note("file_order", task)
-            self._last = values[-1] if len(values) else self._last
-        if bad:
+    def on_batch(self, task: FileScanTask, batch: pa.RecordBatch) -> None:
+        """Check the next batch of the file."""
+        if batch.num_rows == 0:
+            return
+        values = [task.file.partition[i] for i in range(len(self._transforms))]
+        partitions = zip(self._transforms, values, strict=True)
+        if not self._has_day(batch, values[0]) or not all(
+            _all_have(batch, by, transform, value) for (by, transform), value in partitions
+        ):
             self._note("file_partition", task)
+        if self._layer.sorted_by and not self._continues(batch.column(self._layer.sorted_by)):
+            self._note("file_order", task)
+        for column in self._layer.derived:
+            self._check_derived(column, task, batch)
 
-    def report(self, report: Report) -> None:
+    def report(self, report: AuditReport) -> None:
+        """Report the wrong files and columns."""
         texts = {
-            "file_partition": "the partition value of {} data files is not what their rows say",
-            "file_order": "{} data files are not in the order of timestamp",
+            "file_partition": "{} data files have a partition value that is not that of all their rows",
+            "file_order": f"{{}} data files are not in the order of {self._layer.sorted_by}",
         }
         for check, files in self._wrong.items():
             if files:
-                samples = list(files.values())
-                report.add(
-                    check, Severity.BROKEN, texts[check].format(len(files)), len(files), None, self._name, samples
-                )
+                text, samples = texts[check].format(len(files)), list(files.values())
+                report.add(check, Severity.BROKEN, text, len(files), None, self._table, samples)
+        for name, wrong in self._derived.items():
+            if wrong.rows:
+                text = f"{wrong.rows:,} rows have another {name} than the one derived from their other columns"
+                report.add("derived_column", Severity.BROKEN, text, wrong.rows, None, self._table, wrong.samples)
+
+    def _has_day(self, batch: pa.RecordBatch, day: int | None) -> bool:
+        times = batch.column(self._layer.event_time)
+        return not times.null_count and bool((times.cast(pa.int64()).to_numpy() // DAY_US == day).all())
+
+    def _continues(self, column: pa.Array) -> bool:
+        """Return whether a batch continues the order of the file. Nulls have no order; they are other checks'."""
+        ordered = column.drop_null()
+        if not len(ordered):
+            return True
+        first, last = ordered[0], ordered[-1]
+        in_order = self._last is None or pc.less_equal(self._last, first).as_py()
+        self._last = last
+        return bool(in_order and pc.all(pc.less_equal(ordered[:-1], ordered[1:]), min_count=0).as_py())
+
+    def _check_derived(self, column: Field, task: FileScanTask, batch: pa.RecordBatch) -> None:
+        found = batch.column(column.name)
+        wanted = _derive(column, batch).cast(found.type)
+        if wanted.equals(found):
+            return
+        wrong = [i for i in range(len(found)) if not wanted.slice(i, 1).equals(found.slice(i, 1))]
+        self._derived[column.name].rows += len(wrong)
+        samples = self._derived[column.name].samples
+        for i in wrong[: SAMPLES - len(samples)]:
+            values = {column.name: found[i].as_py(), "derived": wanted[i].as_py()}
+            samples.append({"file": task.file.file_path, **{name: _json(value) for name, value in values.items()}})
 
     def _note(self, check: str, task: FileScanTask) -> None:
         file = task.file
@@ -70,9 +110,32 @@ class FileChecks:
             file.file_path, {"file": file.file_path, "partition_value": value, "rows": file.record_count}
         )
 
-    @staticmethod
-    def _not(column: pa.Array, value: int | None) -> bool:
-        found = pc.min_max(column).as_py()
-        return bool(column.null_count or (len(column) and (found["min"] != value or found["max"] != value)))
+
+def _all_have(batch: pa.RecordBatch, by: PartitionBy, transform: Callable[[Any], Any], value: Any) -> bool:
+    """Return whether every row's partition value is `value`. Iceberg has dates and times as numbers."""
+    column = batch.column(by.column)
+    if column.null_count:
+        return False
+    if pa.types.is_temporal(column.type):
+        column = column.cast(pa.int32() if pa.types.is_date32(column.type) else pa.int64())
+    if by.transform.preserves_order:
+        found = list(pc.min_max(column).as_py().values())
+    else:
+        found = column.unique().to_pylist()
+    return all(transform(each) == value for each in found)
 
 
+def _derive(column: Field, batch: pa.RecordBatch) -> pa.Array:
+    """Derive a column. Rows that it cannot be derived from, as only a damaged table has them, get null."""
+    assert column.derive is not None
+    try:
+        return column.derive(batch)
+    except (pa.ArrowException, ArithmeticError, TypeError, ValueError):
+        if batch.num_rows == 1:
+            return pa.nulls(1, batch.schema.field(column.name).type)
+        kind = batch.schema.field(column.name).type
+        return pa.concat_arrays([_derive(column, batch.slice(i, 1)).cast(kind) for i in range(batch.num_rows)])
+
+
+def _json(value: Any) -> Any:
+    return value if isinstance(value, bool | int | float | str | None) else str(value)

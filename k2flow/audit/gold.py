@@ -1,139 +1,118 @@
-"""Silver against Gold: each (exchange, message_id) once, and no row that Silver does not have.
+"""Gold, of all audited exchanges together: each key of an exchange once.
 
-What each check proves:
+Each check proves:
 
-- `gold_doubled`: no id of an exchange is in Gold twice, except in different hours of which one at the most is within
-  the hot window (`dedup_window_hours` back from Gold's newest hour of the exchange). That is what can be told
-  afterwards: two rows that are both outside the window now were perhaps within it when they were written.
-- `gold_two_exchanges`: no id is in Gold under two exchanges.
-- `gold_missing`: each id of Silver is in Gold, and each id of a valid message whose Silver row retention has removed.
-  An id of a message that Gold's ledger does not hold yet counts as in flight.
-- `gold_unexpected`: each Gold row is one that Silver has, with the same 16 values. Rows of days that Silver no longer
-  keeps cannot be compared, nor rows of messages that only Gold's ledger holds yet; those of an exchange that has no
-  file in flows/ are unexpected.
+- `gold_duplicated`: no key of an exchange is in Gold twice, except in different hours, at most one of them within the
+  hot window (`dedup_window_hours` back from Gold's newest hour of the exchange). Afterwards no more can be proved: two
+  rows that are both outside the window now were perhaps inside when they were written.
+- `gold_two_exchanges`: no key is in Gold under two exchanges.
+- `gold_unexpected`: no row belongs to an exchange that has no file in flows/.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from k2flow.audit.context import AuditContext
 from k2flow.audit.file_checks import FileChecks
-from k2flow.audit.layers import SILVER_COLUMNS, beyond, within
-from k2flow.audit.lookup import MAX_ROWS, present, trades_with
-from k2flow.audit.report import SAMPLES, Report, Severity
+from k2flow.audit.lookup import trades_with
+from k2flow.audit.report import SAMPLES, Severity
 from k2flow.exchange import all_exchanges
-from k2flow.inspection.files import Plan, ahead, read
+from k2flow.inspection.content import content_hash, id_hash
+from k2flow.inspection.files import ReadPlan, prefetch, read
 from k2flow.inspection.pinned import PinnedTables
-from k2flow.inspection.row_hashes import ID_HASH, ROW_HASH, Store, hashable
-from k2flow.layers import GOLD_TABLE, MIN_TIME_US
+from k2flow.inspection.row_hashes import hashable
+from k2flow.layers import GOLD, GOLD_TABLE, HOUR_US, MIN_TIME_US
 
-COLUMNS = (*SILVER_COLUMNS, "exchange_hour")
 UNAUDITED = -1
 """The number of an exchange that is not audited now."""
-UNKNOWN = -2
+UNDECLARED = -2
 """The number of an exchange that no file in flows/ declares."""
 
 
-class Gold:
-    """The checks above, for all audited exchanges together."""
+class GoldKeyCheck:
+    """The checks above."""
 
-    def __init__(self, store: Store, report: Report, pinned: Sequence[PinnedTables]) -> None:
-        self._store = store
-        self._report = report
+    def __init__(self, context: AuditContext, pinned: Sequence[PinnedTables]) -> None:
+        self._context = context
+        self._store = context.store
         self._pinned = pinned
+        exchanges = {each.code: each for each in all_exchanges()} | {
+            each.exchange.code: each.exchange for each in pinned
+        }
+        self._numbers = dict.fromkeys(exchanges, UNAUDITED) | {each.exchange.code: each.number for each in pinned}
+        self._ids = {code: id_hash(exchange) for code, exchange in exchanges.items()}
 
-    def read(self, plan: Plan, checks: FileChecks, advance: Callable[[int], None]) -> None:
-        numbers = {exchange.code: UNAUDITED for exchange in all_exchanges()}
-        numbers |= {pinned.exchange.code: pinned.number for pinned in self._pinned}
-        cases = " ".join(f"WHEN '{code}' THEN {number}" for code, number in numbers.items())
-        hour = f"(epoch_us(timestamp) - {MIN_TIME_US}) // 3_600_000_000 + {MIN_TIME_US // 3_600_000_000}"  # rounds down
-        columns = f"CASE exchange {cases} ELSE {UNKNOWN} END, {hour}, {ID_HASH}, {ROW_HASH}"
-        for batch in ahead(map(hashable, read(plan, COLUMNS, checks, advance))):
+    def read(self, plan: ReadPlan) -> None:
+        """Read Gold's rows into table `gold` of the database."""
+        checks = FileChecks(plan)
+        hour = f"(epoch_us(timestamp) - {MIN_TIME_US}) // {HOUR_US} + {MIN_TIME_US // HOUR_US}"  # rounds down
+        numbers = _by_exchange(self._numbers, UNDECLARED)
+        columns = f"{numbers}, {hour}, {self._id}, {content_hash(GOLD)}"
+        for batch in prefetch(map(hashable, read(plan, GOLD.columns, checks, self._context.advance(plan)))):
             self._store.insert("gold", batch, columns)
+        checks.report(self._context.report)
 
-    def check_ids(self) -> None:
-        """The checks that need Gold alone."""
+    def check(self) -> None:
+        """Check Gold alone."""
         self._store.run(
             "CREATE OR REPLACE TEMP TABLE repeated AS SELECT g.* FROM gold g "
             "WHERE id IN (SELECT id FROM gold GROUP BY id HAVING count(*) > 1)"
         )
         for pinned in self._pinned:
-            self._check_doubled(pinned)
-        two = "FROM (SELECT id FROM repeated GROUP BY id HAVING min(exchange) <> max(exchange))"
-        (count,) = self._store.one(f"SELECT count(*) {two}")
-        if count:
-            samples = self._trades(ID_HASH, self._store.run(f"SELECT id {two} LIMIT {SAMPLES}"))
-            ids = {sample["message_id"] for sample in samples}
-            if count > SAMPLES or len(ids) < len(samples):
-                text = f"{count:,} message ids are there under two exchanges"
-                self._report.add("gold_two_exchanges", Severity.BROKEN, text, count, None, GOLD_TABLE, samples)
-        (count,) = self._store.one(f"SELECT count(*) FROM gold WHERE exchange = {UNKNOWN}")
-        if count:
-            hashes = self._store.run(f"SELECT row FROM gold WHERE exchange = {UNKNOWN} LIMIT {SAMPLES}")
+            self._check_duplicated(pinned)
+        self._check_two_exchanges()
+        undeclared = f"FROM gold WHERE exchange = {UNDECLARED}"
+        if count := self._store.count(undeclared):
             text = f"{count:,} rows are of an exchange that no file in flows/ declares"
-            samples = self._trades(ROW_HASH, hashes)
-            self._report.add("gold_unexpected", Severity.BROKEN, text, count, None, GOLD_TABLE, samples)
+            self._broken("gold_unexpected", text, count, self._trades(content_hash(GOLD), f"SELECT row {undeclared}"))
 
-    def _check_doubled(self, pinned: PinnedTables) -> None:
+    def _check_duplicated(self, pinned: PinnedTables) -> None:
         window = pinned.exchange.settings.dedup_window_hours
         (newest,) = self._store.one("SELECT max(hour) FROM gold WHERE exchange = ?", [pinned.number])
-        doubled = (
+        duplicated = (
             f"FROM (SELECT id, count(*) AS n FROM repeated WHERE exchange = {pinned.number} GROUP BY id "
             f"HAVING count(*) > count(DISTINCT hour) OR count(*) FILTER (hour > {newest or 0} - {window}) > 1)"
         )
-        count, rows = self._store.one(f"SELECT count(*), coalesce(sum(n), 0) {doubled}")
+        count, rows = self._store.one(f"SELECT count(*), coalesce(sum(n), 0) {duplicated}")
         if not count:
             return
-        hashes = self._store.run(f"SELECT id {doubled} LIMIT {SAMPLES}")
-        samples = [s for s in self._trades(ID_HASH, hashes) if s["exchange"] == pinned.exchange.code]
-        if count <= SAMPLES and len({sample["message_id"] for sample in samples}) == len(samples):
-            return  # ids that are different and have one hash
-        text = f"{count:,} message ids are there more than once ({int(rows) - count:,} rows too many)"
-        self._broken("gold_doubled", text, count, pinned, samples)
+        key = id_hash(pinned.exchange)
+        samples = self._trades(key, f"SELECT id {duplicated}", pinned)
+        samples = [sample for sample in samples if sample["exchange"] == pinned.exchange.code]
+        if count <= SAMPLES and len(_keys(samples)) == len(samples):
+            return  # different keys with one hash
+        text = f"{count:,} keys exist more than once ({int(rows) - count:,} rows too many)"
+        self._context.broken("gold_duplicated", text, count, pinned, GOLD, samples)
 
-    def check_silver(self, pinned: PinnedTables, whole: bool) -> None:
-        """Silver against Gold. `whole`: all of both was read; else only the messages' own ids are looked for."""
-        x, cutoff = pinned.number, pinned.cutoff_day("silver")
-        due = f"SELECT v.id FROM valid v {within('gold')} WHERE p_gold.exchange = {x}"
-        if whole:
-            late = f"SELECT v.id FROM valid v {beyond('gold')} WHERE p_gold.exchange = {x}"
-            ids = f"SELECT id FROM silver WHERE exchange = {x} UNION ALL {due} AND v.day < {cutoff}"
-            missing = f"FROM (SELECT id FROM ({ids}) ANTI JOIN gold_ids USING (id)) ANTI JOIN ({late}) USING (id)"
-        else:
-            missing = f"FROM ({due}) ANTI JOIN gold_ids USING (id)"
-        self._store.run(f"CREATE OR REPLACE TEMP VIEW gold_ids AS SELECT id FROM gold WHERE exchange = {x}")
-        self._check_missing(pinned, missing, whole)
-        if whole:
-            early = f"SELECT v.row FROM valid v {beyond('silver')} WHERE p_silver.exchange = {x}"
-            self._check_unexpected(pinned, cutoff, early)
+    def _check_two_exchanges(self) -> None:
+        two = "FROM (SELECT id FROM repeated GROUP BY id HAVING min(exchange) <> max(exchange))"
+        if count := self._store.count(two):
+            samples = self._trades(self._id, f"SELECT id {two}")
+            if count > SAMPLES or len(_keys(samples)) < len(samples):
+                self._broken("gold_two_exchanges", f"{count:,} keys exist under two exchanges", count, samples)
 
-    def _check_missing(self, pinned: PinnedTables, missing: str, whole: bool) -> None:
-        (count,) = self._store.one(f"SELECT count(DISTINCT id) {missing}")
-        if not count:
-            return
-        hashes = self._store.run(f"SELECT DISTINCT id {missing} LIMIT {SAMPLES if whole else MAX_ROWS}")
-        if not whole:  # they may be in an hour that was not read
-            elsewhere = present(self._store, pinned, "gold", ID_HASH, [h for (h,) in hashes])
-            count -= len(elsewhere)
-            hashes = [(h,) for (h,) in hashes if h not in elsewhere][:SAMPLES]
-        if count:
-            samples = trades_with(self._store, pinned, "silver", ID_HASH, [h for (h,) in hashes])
-            self._broken("gold_missing", f"{count:,} message ids of Silver are not there", count, pinned, samples)
+    @property
+    def _id(self) -> str:
+        """The SQL that hashes the key of any exchange's trade."""
+        if len(set(self._ids.values())) == 1:
+            return next(iter(self._ids.values()))
+        return _by_exchange(self._ids, id_hash(self._pinned[0].exchange))
 
-    def _check_unexpected(self, pinned: PinnedTables, cutoff: int, early: str) -> None:
-        x = pinned.number
-        rows = (
-            f"FROM (SELECT row FROM gold WHERE exchange = {x} AND hour >= {cutoff} * 24) "
-            f"ANTI JOIN (SELECT row FROM silver WHERE exchange = {x}) USING (row) ANTI JOIN ({early}) USING (row)"
-        )
-        (count,) = self._store.one(f"SELECT count(*) {rows}")
-        if count:
-            samples = self._trades(ROW_HASH, self._store.run(f"SELECT row {rows} LIMIT {SAMPLES}"))
-            self._broken("gold_unexpected", f"{count:,} rows are not in Silver", count, pinned, samples)
+    def _trades(self, hash_sql: str, sql: str, pinned: PinnedTables | None = None) -> list[dict[str, Any]]:
+        hashes = [h for (h,) in self._store.run(f"{sql} LIMIT {SAMPLES}")]
+        return trades_with(self._context, pinned or self._pinned[0], GOLD, hash_sql, hashes)
 
-    def _trades(self, hash_sql: str, hashes: Sequence[tuple[int]]) -> list[dict[str, Any]]:
-        return trades_with(self._store, self._pinned[0], "gold", hash_sql, [h for (h,) in hashes])
+    def _broken(self, check: str, text: str, count: int, samples: Sequence[dict[str, Any]]) -> None:
+        """Report a violation that is not one exchange's."""
+        self._context.report.add(check, Severity.BROKEN, text, count, None, GOLD_TABLE, samples)
 
-    def _broken(
-        self, check: str, text: str, count: int, pinned: PinnedTables, samples: Sequence[dict[str, Any]]
-    ) -> None:
-        self._report.add(check, Severity.BROKEN, text, count, pinned.exchange.name, GOLD_TABLE, samples)
+
+def _by_exchange(values: Mapping[str, object], default: object) -> str:
+    """Return the SQL that gives a value for each code of an exchange."""
+    cases = " ".join(f"WHEN '{code}' THEN {value}" for code, value in values.items())
+    return f"CASE exchange {cases} ELSE {default} END"
+
+
+def _keys(samples: Sequence[dict[str, Any]]) -> set[tuple[Any, ...]]:
+    """Return the distinct deduplication keys of trades."""
+    return {tuple(v for name, v in sample.items() if name not in ("exchange", "timestamp")) for sample in samples}

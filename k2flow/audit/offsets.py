@@ -1,210 +1,258 @@
-"""Which Kafka offsets Bronze lacks or has twice, and what became of those that it lacks.
+"""The Kafka offsets that Bronze lacks or has twice, and the reason for those that it lacks.
 
-What each check proves:
+Each check proves:
 
-- `bronze_doubled`: no offset that was read is in two rows.
-- `bronze_missing`: no committed message within the ledger's extent is without a row. Offsets may be without one, for
-  transactions leave markers and aborted messages, and compaction removes messages. So each gap is read again from
-  Kafka, committed messages only: a message in it is lost. What Kafka no longer has is proved by the ledger, which
-  counts the messages that Bronze took: if as many rows are there, the gaps never had any. It proves nothing of
-  messages beyond the ledger's extent: they are not read yet (`lag`).
-- `bronze_unknown` (it cannot be told): fewer rows are there than the ledger counts, Kafka no longer has the gaps,
-  and retention may have removed the rows, or they may be lost. Rows before the first one that is kept count as removed
-  by retention where the table's oldest day is the first that it keeps, and Kafka shows none that are younger.
+- `bronze_duplicated`: no offset that was read is in two rows.
+- `bronze_missing`: no committed message within the ledger's extent lacks a row. Offsets may lack one: transactions
+  leave markers and aborted messages, and compaction removes messages. So each gap is read again from Kafka, committed
+  messages only: a message in it is lost. For offsets that Kafka no longer has, the ledger is the proof: it counts the
+  messages that Bronze took. If as many rows exist, the gaps never had any. It proves nothing about messages after the
+  ledger's extent: they are not read yet (`lag`).
+- `bronze_unknown` (audit incomplete): fewer rows exist than the ledger counts, Kafka no longer has the gaps, and
+  retention may have removed the rows, or they may be lost. Rows before the first one that is kept count as removed by
+  retention if the table's oldest day is the first that it keeps, and Kafka has no younger ones among them.
 - `ledger_rows` (Bronze): the ledger counts as many messages as the table has rows.
-- `ledger_beyond_kafka`: no table's ledger claims offsets that Kafka has not given out yet.
+- `ledger_beyond_kafka`: no table's ledger claims offsets that Kafka has not assigned yet.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
-from k2flow.audit.report import SAMPLES, Report, Severity
-from k2flow.inspection.broker import Broker, Reread
-from k2flow.inspection.partitions import Part
-from k2flow.inspection.pinned import LAYERS
-from k2flow.inspection.row_hashes import Store
+from k2flow.audit.context import AuditContext
+from k2flow.audit.report import SAMPLES, Severity
+from k2flow.inspection.broker import MessagesRead, TopicReader
+from k2flow.inspection.partitions import TopicPartition, TopicPartitions
+from k2flow.layers import BRONZE, Layer
 
 _SPANS = """
-CREATE OR REPLACE TEMP TABLE spans AS SELECT part, first, next, max(next) OVER (
-    PARTITION BY part ORDER BY first, next ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS reach FROM runs
+CREATE OR REPLACE TEMP TABLE spans AS SELECT number, first, next, max(next) OVER (
+    PARTITION BY number ORDER BY first, next ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS reach FROM runs
 """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Retention:
-    """What may have removed Bronze's oldest rows: `possible` at all, `evident` from the oldest day that is there."""
+    """What may have removed Bronze's oldest rows: `possible` at all, `evident` from the oldest day that exists."""
 
     possible: bool
     evident: bool
     cutoff_ms: int
 
 
-class Offsets:
-    """The checks above, of one exchange. `take` is given the messages that Bronze lacks, for the later checks."""
+@dataclass(kw_only=True)
+class OffsetsFound:
+    """The offsets of one partition that the audit found in Bronze.
+
+    `rows` in Bronze within its extent (each offset once), `low` to `high` the offsets of the decoded rows, `covered`
+    whether every message of all layers' extents was decoded, `kafka` Kafka's first offset and end.
+    """
+
+    rows: int = 0
+    missing: int = 0
+    duplicated: int = 0
+    low: int = 0
+    high: int = 0
+    covered: bool = True
+    kafka: tuple[int, int] | None = None
+
+
+class OffsetCheck:
+    """The checks above, of one exchange. `take` gets the messages that Bronze lacks, for the later checks."""
 
     def __init__(
-        self, store: Store, report: Report, retention: Retention, since: bool, take: Callable[[Part, Reread], None]
+        self,
+        context: AuditContext,
+        retention: Retention,
+        reader: TopicReader | None,
+        take: Callable[[TopicPartition, MessagesRead], None],
     ) -> None:
-        self._store = store
-        self._report = report
+        """`reader`: None if no broker answers."""
+        self._context = context
+        self._store = context.store
         self._retention = retention
-        self._since = since
+        self._reader = reader
         self._take = take
 
-    def check(self, parts: list[Part], broker: Broker | None) -> None:
+    def check(self, partitions: TopicPartitions) -> dict[TopicPartition, OffsetsFound]:
+        """Return the offsets found in each partition."""
         self._store.run(_SPANS)
-        for part in parts:
-            self._ask_kafka(part, broker)
-            self._measure(part)
-            self._check_gaps(part, broker)
-            self._read_ahead(part, broker)
-        if any(part.doubled for part in parts):  # said once: what comes next is to see each message once
+        result = {partition: self._check_partition(partition) for partition in partitions}
+        if any(found.duplicated for found in result.values()):  # reported once: later checks see each message once
             for table in ("valid", "bad"):
                 self._store.run(
-                    f'CREATE OR REPLACE TABLE {table} AS SELECT DISTINCT ON (part, "offset") * FROM {table}'
+                    f'CREATE OR REPLACE TABLE {table} AS SELECT DISTINCT ON (number, "offset") * FROM {table}'
                 )
+        return result
 
-    def _ask_kafka(self, part: Part, broker: Broker | None) -> None:
-        if broker is None or broker.topic is None or not part.current or part.partition not in broker.topic.partitions:
-            return
-        if not broker.topic.same_as(part.topic_id):
-            return
-        low, high = part.kafka = broker.watermarks(part.partition)
-        for layer in LAYERS:
-            end = part.extent(layer).next
-            if end > high:
-                text = f"{part}: the ledger ends before {end}, but Kafka has given out no offset from {high} on"
-                self._broken("ledger_beyond_kafka", part, text, end - high, layer, [part.between(high, end)])
-        log_starts = part.extent("bronze").next
-        if log_starts and low > log_starts:
-            text = f"{part}: Kafka no longer has offsets {log_starts} to {low - 1}, which were never committed"
-            self._report.add(
-                "never_read", Severity.NOTE, text, low - log_starts, part.pinned.exchange.name, None,
-                [part.between(log_starts, low)],
-            )  # fmt: skip
+    def _check_partition(self, partition: TopicPartition) -> OffsetsFound:
+        found = OffsetsFound(kafka=self._watermarks(partition))
+        if found.kafka:
+            self._compare_with_kafka(partition, found.kafka)
+        self._measure(partition, found)
+        self._check_gaps(partition, found)
+        self._read_ahead(partition, found)
+        return found
 
-    def _measure(self, part: Part) -> None:
-        """Sets what the runs say, and reports doubled offsets."""
+    def _watermarks(self, partition: TopicPartition) -> tuple[int, int] | None:
+        topic = self._reader.topic if self._reader else None
+        if self._reader is None or topic is None or not partition.current or not topic.same_as(partition.topic_id):
+            return None
+        return self._reader.watermarks(partition.partition) if partition.partition in topic.partitions else None
+
+    def _compare_with_kafka(self, partition: TopicPartition, kafka: tuple[int, int]) -> None:
+        low, high = kafka
+        for layer, extent in partition.extents.items():
+            if (end := extent.next) > high:
+                text = f"{partition}: the ledger ends before {end}, but Kafka has assigned no offset from {high} on"
+                self._broken("ledger_beyond_kafka", partition, text, end - high, layer, [partition.between(high, end)])
+        committed = partition.extent(BRONZE).next
+        if committed and low > committed:
+            text = f"{partition}: Kafka no longer has offsets {committed} to {low - 1}, which were never committed"
+            samples = [partition.between(committed, low)]
+            self._context.add("never_read", Severity.NOTE, text, low - committed, partition.pinned, samples=samples)
+
+    def _measure(self, partition: TopicPartition, found: OffsetsFound) -> None:
+        """Measure the runs, and report duplicated offsets."""
+        of = [partition.number]
         rows, low, high = self._store.one(
-            "SELECT coalesce(sum(next - first), 0), min(first), max(next) FROM runs WHERE part = ?", [part.number]
+            "SELECT coalesce(sum(next - first), 0), min(first), max(next) FROM runs WHERE number = ?", of
         )
-        doubled = self._store.run(
-            "SELECT first, least(next, reach) FROM spans WHERE part = ? AND first < reach ORDER BY 1", [part.number]
+        duplicated = self._store.run(
+            "SELECT first, least(next, reach) FROM spans WHERE number = ? AND first < reach ORDER BY 1", of
         )
-        part.doubled = sum(end - first for first, end in doubled)
-        part.rows = int(rows) - part.doubled
-        extent = part.extent("bronze")
-        part.low, part.high = (low, high) if rows else (extent.next, extent.next)
-        if doubled:
-            text = f"{part}: {part.doubled:,} rows have an offset that another row has"
-            self._broken("bronze_doubled", part, text, part.doubled, "bronze", [part.between(*d) for d in doubled])
+        found.duplicated = sum(end - first for first, end in duplicated)
+        found.rows = int(rows) - found.duplicated
+        end = partition.extent(BRONZE).next
+        found.low, found.high = (low, high) if rows else (end, end)
+        if duplicated:
+            text = f"{partition}: {found.duplicated:,} rows have an offset that another row has"
+            samples = [partition.between(*each) for each in duplicated]
+            self._broken("bronze_duplicated", partition, text, found.duplicated, BRONZE, samples)
 
-    def _check_gaps(self, part: Part, broker: Broker | None) -> None:
-        extent = part.extent("bronze")
-        found = self._store.arrays(
-            "SELECT reach, first FROM spans WHERE part = ? AND first > reach ORDER BY 1", [part.number]
+    def _check_gaps(self, partition: TopicPartition, found: OffsetsFound) -> None:
+        extent = partition.extent(BRONZE)
+        between = self._store.arrays(
+            "SELECT reach, first FROM spans WHERE number = ? AND first > reach ORDER BY 1", [partition.number]
         )
-        gaps = list(zip(found["reach"].tolist(), found["first"].tolist(), strict=True))
-        if part.high < extent.next:
-            gaps.append((part.high, extent.next))
-        before = (extent.first, part.low)
-        if self._since:
-            part.covered = False
+        gaps = list(zip(between["reach"].tolist(), between["first"].tolist(), strict=True))
+        if found.high < extent.next:
+            gaps.append((found.high, extent.next))
+        before = (extent.first, found.low)
+        if not self._context.whole:
+            found.covered = False
         elif before[0] < before[1]:
-            gaps = [*self._younger(part, broker, before), *gaps]
-        reread = Reread(unread=list(gaps)) if gaps else Reread()
-        if broker and part.kafka and gaps:
-            reread = broker.read(part.partition, gaps, *part.kafka)
+            gaps = [*self._not_expired(partition, found, before), *gaps]
+        reread = self._read(partition, found, gaps)
         if reread.offset:
-            part.missing = len(reread.offset)
-            self._take(part, reread)
-            text = f"{part}: Kafka has {part.missing:,} committed messages that have no row"
-            samples = [part.at(offset) for offset in reread.offset[:SAMPLES]]
-            self._broken("bronze_missing", part, text, part.missing, "bronze", samples)
-        if not self._since:
-            self._account(part, reread, before)
+            found.missing = len(reread.offset)
+            self._take(partition, reread)
+            text = f"{partition}: Kafka has {found.missing:,} committed messages that have no row"
+            samples = [partition.at(offset) for offset in reread.offset[:SAMPLES]]
+            self._broken("bronze_missing", partition, text, found.missing, BRONZE, samples)
+        if self._context.whole:
+            self._compare_with_ledger(partition, found, reread.unread, before)
         elif reread.unread:
-            self._cannot_tell(part, reread, sum(end - first for first, end in reread.unread))
+            self._unknown(partition, found, reread.unread, sum(end - first for first, end in reread.unread))
 
-    def _younger(self, part: Part, broker: Broker | None, before: tuple[int, int]) -> list[tuple[int, int]]:
-        """Of the offsets before the first row those that retention cannot have removed, as far as can be told."""
+    def _read(self, partition: TopicPartition, found: OffsetsFound, gaps: list[tuple[int, int]]) -> MessagesRead:
+        if self._reader and found.kafka and gaps:
+            return self._reader.read(partition.partition, gaps, *found.kafka)
+        return MessagesRead(unread=list(gaps))
+
+    def _not_expired(
+        self, partition: TopicPartition, found: OffsetsFound, before: tuple[int, int]
+    ) -> list[tuple[int, int]]:
+        """Return the offsets before the first row that retention cannot have removed, as far as Kafka knows."""
         if not self._retention.possible:
             return [before]
-        if broker and part.kafka:
-            first = broker.first_since(part.partition, self._retention.cutoff_ms)
+        if self._reader and found.kafka:
+            first = self._reader.first_since(partition.partition, self._retention.cutoff_ms)
             if first is not None and first < before[1]:
                 return [(max(first, before[0]), before[1])]
         return []
 
-    def _account(self, part: Part, reread: Reread, before: tuple[int, int]) -> None:
-        """Compares the rows with the ledger's count, once the gaps have been looked at."""
-        counted = part.extent("bronze").rows
-        absent = counted - part.rows - part.missing
-        unread = sum(end - first for first, end in reread.unread)
-        empty = before[0] < before[1]
-        part.covered = absent <= 0
+    def _compare_with_ledger(
+        self, partition: TopicPartition, found: OffsetsFound, unread: list[tuple[int, int]], before: tuple[int, int]
+    ) -> None:
+        """Compare the rows with the ledger's count, after the gaps have been read."""
+        counted = partition.extent(BRONZE).rows
+        absent = counted - found.rows - found.missing
+        found.covered = absent <= 0
         if absent < 0:
-            text = f"{part}: the ledger counts {counted:,} messages, the table has {part.rows:,} (each offset once)"
-            self._broken("ledger_rows", part, text, -absent, "bronze", [])
-        elif absent and self._retention.possible and empty:
-            if unread and not self._retention.evident:
-                self._cannot_tell(part, reread, absent)
-            elif not self._retention.evident and part.kafka is None:
-                self._cannot_tell(part, Reread(unread=[before]), absent)
-            elif unread:
-                self._cannot_tell(part, reread, min(unread, absent))
-            else:
-                text = f"{part}: {absent:,} rows before offset {part.low} have been removed by retention"
-                self._report.add(
-                    "expired", Severity.NOTE, text, absent, part.pinned.exchange.name, part.pinned.name("bronze")
-                )
+            text = (
+                f"{partition}: the ledger counts {counted:,} messages, the table has {found.rows:,} (each offset once)"
+            )
+            self._broken("ledger_rows", partition, text, -absent, BRONZE)
+        elif absent and self._retention.possible and before[0] < before[1]:
+            self._report_expired(partition, found, unread, before, absent)
         elif absent and unread:
-            part.missing += absent
-            text = f"{part}: the ledger counts {counted:,} messages, {absent:,} of which have no row"
-            samples = [part.between(*gap) for gap in reread.unread[:SAMPLES]]
-            self._broken("bronze_missing", part, text, absent, "bronze", samples)
+            found.missing += absent
+            text = f"{partition}: the ledger counts {counted:,} messages; {absent:,} of them have no row"
+            samples = [partition.between(*gap) for gap in unread[:SAMPLES]]
+            self._broken("bronze_missing", partition, text, absent, BRONZE, samples)
         elif absent:
-            text = f"{part}: the ledger counts {counted:,} messages, the table has {part.rows:,}, and Kafka no more"
-            self._broken("ledger_rows", part, text, absent, "bronze", [])
+            text = (
+                f"{partition}: the ledger counts {counted:,} messages; the table has {found.rows:,}, and Kafka no more"
+            )
+            self._broken("ledger_rows", partition, text, absent, BRONZE)
 
-    def _read_ahead(self, part: Part, broker: Broker | None) -> None:
-        """Reads from Kafka the offsets that another table holds and Bronze does not yet."""
-        end = part.extent("bronze").next or part.low
-        starts = [e.first for e in part.extents.values()]
-        begin = end or min(starts)
-        furthest = max(e.next for e in part.extents.values())
+    def _report_expired(
+        self,
+        partition: TopicPartition,
+        found: OffsetsFound,
+        unread: list[tuple[int, int]],
+        before: tuple[int, int],
+        absent: int,
+    ) -> None:
+        """Report rows that retention has removed, or may have."""
+        if unread:
+            size = sum(end - first for first, end in unread)
+            self._unknown(partition, found, unread, min(size, absent) if self._retention.evident else absent)
+        elif not self._retention.evident and found.kafka is None:
+            self._unknown(partition, found, [before], absent)
+        else:
+            text = f"{partition}: retention has removed {absent:,} rows before offset {found.low}"
+            self._context.add("expired", Severity.NOTE, text, absent, partition.pinned, BRONZE)
+
+    def _read_ahead(self, partition: TopicPartition, found: OffsetsFound) -> None:
+        """Read from Kafka the offsets that another table holds and Bronze does not yet."""
+        begin = partition.extent(BRONZE).next or found.low or min(e.first for e in partition.extents.values())
+        furthest = max(extent.next for extent in partition.extents.values())
         if furthest <= begin:
             return
-        reread = Reread(unread=[(begin, furthest)])
-        if broker and part.kafka:
-            reread = broker.read(part.partition, reread.unread, *part.kafka)
+        reread = self._read(partition, found, [(begin, furthest)])
         if reread.offset:
-            self._take(part, reread)
+            self._take(partition, reread)
         if reread.unread:
-            part.covered = False
-            if part.current:
-                text = f"{part}: other tables hold offsets {begin} to {furthest - 1}, Bronze and Kafka do not"
-                self._report.add(
-                    "ahead_of_bronze", Severity.UNKNOWN, text, furthest - begin, part.pinned.exchange.name, None,
-                    [part.between(begin, furthest)],
-                )  # fmt: skip
+            found.covered = False
+            if partition.current:
+                text = f"{partition}: other tables hold offsets {begin} to {furthest - 1}, Bronze and Kafka do not"
+                samples = [partition.between(begin, furthest)]
+                count = furthest - begin
+                self._context.add("ahead_of_bronze", Severity.UNKNOWN, text, count, partition.pinned, samples=samples)
 
-    def _cannot_tell(self, part: Part, reread: Reread, count: int) -> None:
-        text = f"{part}: it cannot be told whether up to {count:,} messages had a row: Kafka no longer has them"
-        if part.kafka is None:
-            text = f"{part}: it cannot be told whether up to {count:,} messages had a row without asking Kafka"
-        samples = [part.between(*gap) for gap in reread.unread[:SAMPLES]]
-        exchange, table = part.pinned.exchange.name, part.pinned.name("bronze")
-        self._report.add("bronze_unknown", Severity.UNKNOWN, text, count, exchange, table, samples)
+    def _unknown(
+        self, partition: TopicPartition, found: OffsetsFound, unread: list[tuple[int, int]], count: int
+    ) -> None:
+        why = "Kafka could not be asked" if found.kafka is None else "Kafka no longer has them"
+        text = f"{partition}: audit incomplete: up to {count:,} messages may lack a row, and {why}"
+        samples = [partition.between(*gap) for gap in unread[:SAMPLES]]
+        self._context.add("bronze_unknown", Severity.UNKNOWN, text, count, partition.pinned, BRONZE, samples)
 
     def _broken(
-        self, check: str, part: Part, text: str, count: int, layer: str, samples: list[dict[str, object]]
+        self,
+        check: str,
+        partition: TopicPartition,
+        text: str,
+        count: int,
+        layer: Layer,
+        samples: Sequence[dict[str, Any]] = (),
     ) -> None:
-        exchange, table = part.pinned.exchange.name, part.pinned.name(layer)
-        self._report.add(check, Severity.BROKEN, text, count, exchange, table, samples)
+        self._context.broken(check, text, count, partition.pinned, layer, samples)
 
 
 def midnight_ms(day: int) -> int:
-    """The first millisecond of a day since 1970; 0 for days before."""
+    """Return the first millisecond of a day since 1970; 0 for days before."""
     return max(0, int(datetime.fromtimestamp(max(day, 0) * 86_400, UTC).timestamp() * 1000))

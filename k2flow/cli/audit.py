@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from prometheus_client import CollectorRegistry
 
-from k2flow.audit import Report, audit
+from k2flow.audit import AuditReport, audit
 from k2flow.audit.metrics import AuditCollector
 from k2flow.audit.report import Verdict
 from k2flow.cli.exits import exit_on_error
@@ -56,9 +56,9 @@ def _repeat(
             report = audit(open_catalog(settings), settings, exchanges, since)
         except K2flowError as error:
             log.error("%s%s", INCOMPLETE, error)
-            metrics.tell(Verdict.UNKNOWN, [])
+            metrics.record(Verdict.UNKNOWN, [])
             continue
-        metrics.tell(report.verdict, [finding.severity for finding in report.findings])
+        metrics.record(report.verdict, [finding.severity for finding in report.findings])
         holds = report.verdict is Verdict.HOLDS
         level = logging.INFO if holds else logging.ERROR
         log.log(level, "audit verdict: %s, %d rows in %.1f s", report.verdict, report.rows, report.seconds)
@@ -66,7 +66,7 @@ def _repeat(
             _show(report, as_json)
 
 
-def _show(report: Report, as_json: bool) -> None:
+def _show(report: AuditReport, as_json: bool) -> None:
     if as_json:
         print_json(report.to_dict(), indent=2)
     else:

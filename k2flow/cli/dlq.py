@@ -16,7 +16,7 @@ from k2flow.exchange import all_exchanges, exchange_names, find_exchange
 from k2flow.iceberg.catalog import open_catalog
 from k2flow.query.connection import connect, table_names
 from k2flow.reprocess import replay
-from k2flow.reprocess.dead_letters import Explained, Letter, counts, explain, hex_dump, letters
+from k2flow.reprocess.dead_letters import DeadLetter, Explanation, count_by_reason, explain, find_dead_letters, hex_dump
 from k2flow.trades.registry import open_schemas
 
 
@@ -25,7 +25,7 @@ def list_dead_letters(exchange: str | None, as_json: bool) -> None:
     connection = connect()
     existing = table_names(connection)
     chosen = [e for e in all_exchanges() if e.dlq in existing] if exchange is None else [find_exchange(exchange)]
-    found = counts(connection, chosen)
+    found = count_by_reason(connection, chosen)
     if as_json:
         for each in found:
             print_json(asdict(each))
@@ -41,7 +41,7 @@ def show_dead_letter(exchange: str, partition: int, offset: int) -> None:
     """Print the dead letter of one offset, as today's schemas and rules read it."""
     found = find_exchange(exchange)
     schemas = open_schemas(load_settings(exchange_names()))
-    for letter in letters(connect(), found, partition, offset):
+    for letter in find_dead_letters(connect(), found, partition, offset):
         _show(letter, explain(letter, found, schemas))
 
 
@@ -54,14 +54,14 @@ def replay_dead_letters(
     found = find_exchange(exchange)
     with progress_bars() as progress:
         outcome = replay(open_catalog(settings), settings, found, reasons, *days, dry_run, progress)
-    if reasons and not outcome.judged and not outcome.finished:
+    if reasons and not outcome.messages and not outcome.finished:
         raise ReprocessError(
             f"no dead letter has reason {' or '.join(reasons)}: `k2flow dlq list {exchange}` lists the reasons"
         )
     show_outcome(outcome, dry_run, as_json)
 
 
-def _show(letter: Letter, explained: Explained) -> None:
+def _show(letter: DeadLetter, explained: Explanation) -> None:
     size = "no value" if letter.payload is None else f"{len(letter.payload):,} bytes"
     facts = Table(show_header=False, box=None)
     for name, value in (
@@ -70,7 +70,7 @@ def _show(letter: Letter, explained: Explained) -> None:
         ("schema id", str(letter.schema_id)),
         ("failed at", str(letter.failed_at)),
         ("reason", f"{letter.reason}: {letter.detail}"),
-        ("today", f"{explained.now}: {explained.why}" if explained.now else "a valid trade"),
+        ("today", f"{explained.reason}: {explained.detail}" if explained.reason else "a valid trade"),
     ):
         facts.add_row(name, Text(value))
     out = console()

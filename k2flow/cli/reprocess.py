@@ -12,11 +12,11 @@ from rich.text import Text
 
 from k2flow.cli.output import console, print_json
 from k2flow.cli.progress import progress_bars
-from k2flow.compat.table_metadata import install_metadata_cache
+from k2flow.compat.pyiceberg.metadata_cache import install_metadata_cache
 from k2flow.config.settings import Settings, load_settings
 from k2flow.exchange import exchange_names, find_exchange
 from k2flow.failpoints import arm
-from k2flow.flow.runtime import keep_freed_memory
+from k2flow.compat.pyarrow import keep_freed_memory
 from k2flow.iceberg.catalog import open_catalog
 from k2flow.observability.logs import set_up_logging
 from k2flow.reprocess import Outcome, reprocess
@@ -56,7 +56,7 @@ def show_outcome(outcome: Outcome, dry_run: bool, as_json: bool) -> None:
     out = console()
     for text in _notes(outcome):
         out.print(text, highlight=False)
-    messages = f"{outcome.judged:,} messages, since {outcome.since}" if outcome.judged else "no messages"
+    messages = f"{outcome.messages:,} messages, since {outcome.since}" if outcome.messages else "no messages"
     if not outcome.moved:
         out.print(f"{messages}: nothing {'would change' if dry_run else 'changed'}", highlight=False)
         return
@@ -70,11 +70,11 @@ def _notes(outcome: Outcome) -> list[str]:
     notes = []
     if outcome.finished:
         notes.append(f"finished an earlier replacement first: {outcome.finished}")
-    if outcome.left_alone:
+    if outcome.skipped:
         reason = "their topic was deleted, or they are not in all tables yet"
-        notes.append(f"{outcome.left_alone:,} messages are skipped: {reason}")
-    if outcome.unclear:
-        notes.append(AMBIGUOUS.format(outcome.unclear))
+        notes.append(f"{outcome.skipped:,} messages are skipped: {reason}")
+    if outcome.ambiguous:
+        notes.append(AMBIGUOUS.format(outcome.ambiguous))
     return notes
 
 
@@ -90,7 +90,7 @@ def _show_tables(out: Console, outcome: Outcome, dry_run: bool) -> None:
     table = Table("table", f"rows {would}removed", f"rows {would}added", "files removed", "files added")
     for layer, replaced in outcome.tables.items():
         files = ("", "") if dry_run else (f"{len(replaced.removed):,}", f"{len(replaced.added):,}")
-        table.add_row(layer, f"{replaced.rows_gone:,}", f"{replaced.rows_come:,}", *files)
+        table.add_row(layer, f"{replaced.rows_removed:,}", f"{replaced.rows_added:,}", *files)
     out.print(table)
 
 
@@ -108,13 +108,13 @@ def _as_json(outcome: Outcome) -> dict[str, Any]:
         "what": outcome.what,
         "finished": outcome.finished,
         "published": outcome.published,
-        "messages": outcome.judged,
+        "messages": outcome.messages,
         "since": outcome.since,
-        "skipped": outcome.left_alone,
-        "ambiguous": outcome.unclear,
+        "skipped": outcome.skipped,
+        "ambiguous": outcome.ambiguous,
         "moved": [{"before": was, "after": now, "messages": n} for (was, now), n in outcome.moved.items()],
         "tables": {
-            layer: {"rows_removed": replaced.rows_gone, "rows_added": replaced.rows_come}
+            layer: {"rows_removed": replaced.rows_removed, "rows_added": replaced.rows_added}
             for layer, replaced in outcome.tables.items()
         },
         "changes": [

@@ -1,4 +1,4 @@
-"""What Kafka itself says: the offsets that it still has, and whether a gap of Bronze has a committed message in it."""
+"""One topic, read from the broker: its offsets, times and messages."""
 
 import logging
 import time
@@ -9,45 +9,44 @@ from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
-from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Consumer, KafkaException, Message, TopicPartition
+from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Consumer, KafkaException, Message
 from confluent_kafka import KafkaError as ConfluentError
+from confluent_kafka import TopicPartition as KafkaPosition
 
 from k2flow.errors import KafkaError, NoBrokerError
 from k2flow.kafka.properties import DEFAULTS, FORCED
-from k2flow.kafka.topic import TIMEOUT_SECONDS, BrokerDownError, checked, find_topic, watermarks
-from k2flow.trades.messages import timestamps
+from k2flow.kafka.topic import TIMEOUT_SECONDS, BrokerDownError, check_properties, find_topic, watermarks
+from k2flow.trades.messages import MESSAGE_SCHEMA, timestamps
 
 log = logging.getLogger(__name__)
 
-CLOSE = 1_000
-"""Gaps so near to each other are read in one go, with what is between them."""
-BUDGET = 500_000
-"""Messages and empty offsets that are read again at the most, of one exchange."""
+MERGE_DISTANCE = 1_000
+"""Ranges with at most this many offsets between them are read together."""
+MAX_OFFSETS = 500_000
+"""The offsets that one reader reads at most, with or without messages."""
 STALLED_SECONDS = 20.0
 
 Ranges = Sequence[tuple[int, int]]
 
 
 @dataclass
-class Reread:
-    """What came of reading ranges again: the messages that are in them, and the ranges that could not be read."""
+class MessagesRead:
+    """The messages of some ranges of offsets, and the ranges that could not be read."""
 
     offset: list[int] = field(default_factory=list)
     messages: list[Message] = field(default_factory=list)
     unread: list[tuple[int, int]] = field(default_factory=list)
 
-    def columns(self) -> tuple[pa.Array, pa.Array]:
-        """Value and timestamp (us UTC) of each message."""
+    def rows(self) -> pa.RecordBatch:
+        """Return the messages as rows of MESSAGE_SCHEMA."""
         milliseconds = np.array([m.timestamp()[1] for m in self.messages], np.int64)
-        return pa.array([m.value() for m in self.messages], pa.binary()), timestamps(milliseconds)
+        keys, values = ([read(m) for m in self.messages] for read in (Message.key, Message.value))
+        columns = [pa.array(keys, pa.binary()), pa.array(values, pa.binary()), timestamps(milliseconds)]
+        return pa.RecordBatch.from_arrays(columns, schema=MESSAGE_SCHEMA)
 
 
-class Broker:
-    """One topic on the broker. Raises KafkaError where the topic may not be read, NoBrokerError, SettingsError.
-
-    `topic` is None where there is no such topic any more. `timeout_seconds` is how long a broker has to answer at all;
-    `own`: librdkafka's properties for this consumer alone.
-    """
+class TopicReader:
+    """One topic on the broker. `topic` is None if it no longer exists."""
 
     def __init__(
         self,
@@ -56,9 +55,22 @@ class Broker:
         timeout_seconds: float = TIMEOUT_SECONDS,
         own: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
+        """Connect to the broker.
+
+        Args:
+            config: librdkafka's properties from the settings.
+            topic: The topic's name.
+            timeout_seconds: The longest wait for the broker's first answer.
+            own: librdkafka's properties for this consumer alone.
+
+        Raises:
+            KafkaError: The topic may not be read.
+            NoBrokerError: No broker answers.
+            SettingsError: librdkafka rejects a property.
+        """
         self._topic = topic
-        self._budget = BUDGET
-        properties = {**DEFAULTS, "group.id": "k2flow-audit", **checked(config), **own, **FORCED}
+        self._budget = MAX_OFFSETS
+        properties = {**DEFAULTS, "group.id": "k2flow-audit", **check_properties(config), **own, **FORCED}
         self._consumer = Consumer(properties, logger=log)
         try:
             known = self._consumer.list_topics(timeout=timeout_seconds).topics
@@ -71,13 +83,16 @@ class Broker:
             raise NoBrokerError(f"no Kafka broker answers at {where} ({error.args[0].str()})") from error
 
     def watermarks(self, partition: int) -> tuple[int, int]:
-        """The first offset that Kafka has and the end of the committed messages. Raises KafkaError."""
+        """Return the first offset that Kafka has and the end of the committed messages. Raises KafkaError."""
         return watermarks(self._consumer, self._topic, partition)
 
     def times(self, wanted: Iterable[tuple[int, int]], seconds: float) -> dict[tuple[int, int], int | None]:
-        """Kafka's time (ms since 1970) of the first committed message at or after each (partition, offset).
+        """Return Kafka's time (ms since 1970) of the first committed message at or after each (partition, offset).
 
-        None where no message follows; absent where Kafka has not answered within `seconds`, or has no time.
+        None if no message follows; absent if Kafka has not answered within `seconds`, or has no time.
+
+        Raises:
+            KafkaError: Kafka refuses to read.
         """
         waiting: dict[int, list[int]] = defaultdict(list)
         for partition, offset in sorted(wanted, reverse=True):
@@ -94,8 +109,8 @@ class Broker:
         return found
 
     def _first_times(self, asked: dict[int, int], deadline: float, found: dict[tuple[int, int], int | None]) -> None:
-        """`times`, of one offset of each partition."""
-        self._consumer.assign([TopicPartition(self._topic, partition, offset) for partition, offset in asked.items()])
+        """Find the `times` of one offset of each partition."""
+        self._consumer.assign([KafkaPosition(self._topic, partition, offset) for partition, offset in asked.items()])
         while asked and (left := deadline - time.monotonic()) > 0:
             m = self._consumer.poll(left)
             if m is None or m.partition() not in asked:
@@ -110,42 +125,44 @@ class Broker:
             del asked[m.partition()]
 
     def first_since(self, partition: int, ms: int) -> int | None:
-        """The first offset whose message's time is `ms` (since 1970) or later; None: there is none."""
+        """Return the first offset whose message's time is `ms` (since 1970) or later, or None. Raises KafkaError."""
         try:
-            (found,) = self._consumer.offsets_for_times([TopicPartition(self._topic, partition, ms)], TIMEOUT_SECONDS)
+            (found,) = self._consumer.offsets_for_times([KafkaPosition(self._topic, partition, ms)], TIMEOUT_SECONDS)
         except KafkaException as error:
             raise KafkaError(f"{self._topic}[{partition}]: no offset by time ({error.args[0].str()})") from error
         return None if found.offset < 0 else int(found.offset)
 
-    def read(self, partition: int, ranges: Ranges, low: int, high: int) -> Reread:
-        """The committed messages in `ranges` (offsets [first, next), ascending, apart); what is below `low` or beyond
-        the budget is unread, what is at `high` or above has no messages."""
-        result = Reread()
+    def read(self, partition: int, ranges: Ranges, low: int, high: int) -> MessagesRead:
+        """Return the committed messages in `ranges` (offsets [first, next), ascending, apart).
+
+        Offsets before `low` and those past MAX_OFFSETS are unread. Offsets from `high` on have no messages.
+        """
+        result = MessagesRead()
         wanted = []
         for first, end in ranges:
             if first < low:
                 result.unread.append((first, min(end, low)))
             if max(first, low) < min(end, high):
                 wanted.append((max(first, low), min(end, high)))
-        for span in _spans(wanted):
+        for span in merge_close(wanted):
             size = span[-1][1] - span[0][0]
             if size > self._budget or not self._read_span(partition, span, result):
                 result.unread += span
             self._budget -= min(size, self._budget)
         return result
 
-    def _read_span(self, partition: int, span: list[tuple[int, int]], result: Reread) -> bool:
-        """Reads from the first range to the end of the last; false where Kafka does not go on."""
+    def _read_span(self, partition: int, span: list[tuple[int, int]], result: MessagesRead) -> bool:
+        """Read from the first range to the end of the last. Return false if Kafka stops before."""
         firsts, ends = np.array(span, np.int64).T
-        self._consumer.assign([TopicPartition(self._topic, partition, span[0][0])])
-        last_news = time.monotonic()
-        at = span[0][0]
-        while at < span[-1][1]:
-            got = self._consumer.consume(10_000, timeout=1)
-            if not got and time.monotonic() - last_news > STALLED_SECONDS:
+        self._consumer.assign([KafkaPosition(self._topic, partition, span[0][0])])
+        last_received = time.monotonic()
+        at, end = span[0][0], span[-1][1]
+        while at < end:
+            got = self._consumer.consume(min(10_000, end - at), timeout=1)
+            if not got and time.monotonic() - last_received > STALLED_SECONDS:
                 return False
             for m in got:
-                last_news = time.monotonic()
+                last_received = time.monotonic()
                 if m.error() is not None:
                     return bool(m.error().code() == ConfluentError._PARTITION_EOF)
                 at = m.offset() + 1
@@ -156,14 +173,15 @@ class Broker:
         return True
 
     def close(self) -> None:
+        """Close the consumer."""
         self._consumer.close()
 
 
-def _spans(ranges: Ranges) -> list[list[tuple[int, int]]]:
-    """`ranges` put together where at most CLOSE offsets are between two of them."""
+def merge_close(ranges: Ranges) -> list[list[tuple[int, int]]]:
+    """Return `ranges`, with those together that have at most MERGE_DISTANCE offsets between them."""
     spans: list[list[tuple[int, int]]] = []
     for piece in ranges:
-        if spans and piece[0] - spans[-1][-1][1] <= CLOSE:
+        if spans and piece[0] - spans[-1][-1][1] <= MERGE_DISTANCE:
             spans[-1].append(piece)
         else:
             spans.append([piece])

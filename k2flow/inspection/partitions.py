@@ -1,28 +1,30 @@
-"""The partitions of the audited topics, numbered, with the offsets that each table's ledger says it holds."""
+"""The partitions of the inspected topics, numbered, with the offsets that each table's ledger says it holds."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from k2flow.iceberg.ledger import Extent, Ledger
-from k2flow.inspection.pinned import LAYERS, PinnedTables
+from k2flow.iceberg.ledger import CommittedRange, Ledger
+from k2flow.inspection.pinned import PinnedTables
+from k2flow.layers import Layer
 
-NONE = Extent(0, 0, 0)
+NO_EXTENT = CommittedRange(0, 0, 0)
 OUTSIDE = -1
-"""The number of a partition for rows that no ledger knows."""
+"""The partition number of rows that no ledger holds."""
 
 Ints = npt.NDArray[np.int64]
 
 
-@dataclass
-class Part:
-    """One partition of one topic: (topic_id, partition), for a topic that is made again begins anew at offset 0.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TopicPartition:
+    """One partition of one topic: (topic_id, partition), because a topic that is created again starts at offset 0.
 
-    `extents` are the ledgers', by layer; a layer that has nothing of it is absent. The rest is found by the audit:
-    `rows` in Bronze within its extent (each offset once), `low` to `high` the offsets of the rows that were decoded,
-    `covered` whether every message of all extents was.
+    `extents` are the ledgers', by layer; a layer that holds nothing of the partition is absent. `current`: the topic is
+    the one that exists today.
     """
 
     number: int
@@ -30,72 +32,82 @@ class Part:
     topic_id: str
     partition: int
     current: bool
-    extents: dict[str, Extent] = field(default_factory=dict)
-    rows: int = 0
-    missing: int = 0
-    doubled: int = 0
-    low: int = 0
-    high: int = 0
-    covered: bool = True
-    kafka: tuple[int, int] | None = None
+    extents: dict[Layer, CommittedRange] = field(default_factory=dict)
 
     @property
     def topic(self) -> str:
+        """The topic's name."""
         return self.pinned.exchange.settings.topic
 
-    def extent(self, layer: str) -> Extent:
-        return self.extents.get(layer, NONE)
+    def extent(self, layer: Layer) -> CommittedRange:
+        """Return the extent of a layer's ledger, NO_EXTENT if it holds nothing."""
+        return self.extents.get(layer, NO_EXTENT)
 
     def at(self, offset: int) -> dict[str, object]:
-        """A sample that names one message."""
+        """Return a sample that names one message."""
         return {"topic": self.topic, "partition": self.partition, "offset": offset}
 
     def between(self, first: int, end: int) -> dict[str, object]:
-        """A sample that names the offsets [first, end)."""
+        """Return a sample that names the offsets [first, end)."""
         return self.at(first) if end == first + 1 else {**self.at(first), "first": first, "next": end}
 
     def __str__(self) -> str:
         return f"{self.topic}[{self.partition}]{'' if self.current else ' of the earlier topic'}"
 
 
-class Parts:
-    """All partitions of one exchange, and which of them a row of Bronze or of the dead-letter table is of."""
+class TopicPartitions:
+    """All partitions of one exchange. Maps each row of Bronze or of the dead letters to its partition."""
 
-    def __init__(self, pinned: PinnedTables, first_number: int) -> None:
+    def __init__(self, pinned: PinnedTables, first_number: int = 0) -> None:
         self._pinned = pinned
-        self._parts: dict[tuple[str, int], Part] = {}
-        current = next((pinned.ledgers[layer].topic_id for layer in LAYERS if pinned.ledgers[layer].topic_id), "")
-        for layer in LAYERS:
+        self._partitions: dict[tuple[str, int], TopicPartition] = {}
+        layers = pinned.exchange.layers
+        current = next((pinned.ledgers[layer].topic_id for layer in layers if pinned.ledgers[layer].topic_id), "")
+        for layer in layers:
             for topic_id, _, extents in _topics(pinned.ledgers[layer]):
                 for partition, extent in extents.items():
                     key = (topic_id, partition)
-                    if key not in self._parts:
-                        number = first_number + len(self._parts)
-                        self._parts[key] = Part(number, pinned, topic_id, partition, topic_id == current)
-                    self._parts[key].extents[layer] = extent
+                    if key not in self._partitions:
+                        self._partitions[key] = TopicPartition(
+                            number=first_number + len(self._partitions),
+                            pinned=pinned,
+                            topic_id=topic_id,
+                            partition=partition,
+                            current=topic_id == current,
+                        )
+                    self._partitions[key].extents[layer] = extent
 
-    def __iter__(self) -> Iterator[Part]:
-        return iter(self._parts.values())
+    def __iter__(self) -> Iterator[TopicPartition]:
+        return iter(self._partitions.values())
 
-    def numbers(self, layer: str, partition: npt.NDArray[np.int32], offset: Ints, written_us: Ints) -> Ints:
-        """Of n rows the number of the part, OUTSIDE where the ledger of `layer` does not hold the row's offset.
+    def __len__(self) -> int:
+        return len(self._partitions)
 
-        `written_us` (us since 1970) is when each row was written: rows of a topic that was deleted were written
-        before the ledger forgot it, those of its successor after.
+    def numbers(self, layer: Layer, batch: pa.RecordBatch) -> Ints:
+        """Return the partition number of each of n rows of Bronze or the dead letters: (n,).
+
+        OUTSIDE if the row is of another topic or the ledger of `layer` does not hold its offset. Rows of a deleted
+        topic were written before the ledger closed it, those of its successor after.
         """
+        partition = batch.column("partition").fill_null(OUTSIDE).to_numpy()
+        offset = batch.column("offset").fill_null(OUTSIDE).to_numpy()
+        written_us = batch.column(layer.event_time).cast(pa.int64()).fill_null(0).to_numpy()
+        same_topic = pc.equal(batch.column("topic"), self._pinned.exchange.settings.topic).fill_null(False)
         result = np.full(len(partition), OUTSIDE, np.int64)
         after = np.iinfo(np.int64).min
         for topic_id, until, extents in _topics(self._pinned.ledgers[layer]):
             own = (written_us > after) & (written_us <= until)
             for p, extent in extents.items():
                 rows = own & (partition == p) & (offset >= extent.first) & (offset < extent.next)
-                result[rows] = self._parts[topic_id, p].number
+                result[rows] = self._partitions[topic_id, p].number
             after = until
+        if same_topic.false_count:
+            result[~same_topic.to_numpy(zero_copy_only=False)] = OUTSIDE
         return result
 
 
-def _topics(ledger: Ledger) -> list[tuple[str, int, dict[int, Extent]]]:
-    """The topics of a ledger, oldest first: id, when the last row was written (us since 1970), extents."""
+def _topics(ledger: Ledger) -> list[tuple[str, int, Mapping[int, CommittedRange]]]:
+    """Return the topics of a ledger, oldest first: id, when the last row was written (us since 1970), extents."""
     end = int(np.iinfo(np.int64).max)
-    earlier = [(e.topic_id, e.until * 1000 + 999, dict(e.partitions)) for e in ledger.earlier]
-    return [*earlier, (ledger.topic_id, end, dict(ledger.partitions))]
+    earlier = [(each.topic_id, each.until * 1000 + 999, each.partitions) for each in ledger.former_topics]
+    return [*earlier, (ledger.topic_id, end, ledger.partitions)]

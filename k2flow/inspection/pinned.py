@@ -1,16 +1,17 @@
-"""One consistent set of tables: which snapshot of each is audited.
+"""One consistent set of tables: the snapshot of each that is inspected.
 
-No transaction spans tables, and a flow commits to its four in any order. So the audit never takes two tables to hold
-the same offsets: each table's ledger says exactly which ones its snapshot holds, and every comparison of two tables
-leaves out what one of them does not hold yet. That is right for any set of snapshots. The order in which they are taken
-only decides how much is left out: **Gold first, then Silver and the dead letters, Bronze last**, and Bronze again until
-it holds what the others do. For Bronze is what the others are compared with, and says of each row which offset it came
-from; a row of Silver or Gold that Bronze does not explain yet would have to be read from Kafka.
+No transaction spans tables, and a flow commits to its tables in any order. So no two tables are assumed to hold the
+same offsets. Each table's ledger names exactly those that its snapshot holds, and every comparison of two tables leaves
+out what one of them does not hold yet. That is correct for any set of snapshots.
+
+The order in which they are taken only decides how much is left out: **Gold first, then the other tables, Bronze last**,
+and Bronze again until it holds what the others do. Bronze is what the others are compared with, and it knows each row's
+offset. A row of Silver or Gold that Bronze does not explain yet would have to be read from Kafka.
 """
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import NamedTuple
@@ -25,39 +26,47 @@ from k2flow.iceberg.catalog import NAMESPACE, find_table
 from k2flow.iceberg.commit import REPLACED_KEY, STAGED_KEY
 from k2flow.iceberg.ledger import Ledger
 from k2flow.iceberg.tables import RETENTION
-from k2flow.layers import GOLD_TABLE
+from k2flow.layers import BRONZE, LAYERS, Layer
 
-LAYERS = ("bronze", "silver", "dlq", "gold")
 WAIT_SECONDS = 3.0
+UNIX_EPOCH = date(1970, 1, 1)
+FIRST_DAY = (date.min - UNIX_EPOCH).days
+"""0001-01-01 in days since 1970: the earliest day of any row."""
 _FIRST_METADATA = re.compile(r"/0+-[^/]*$")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PinnedTables:
-    """The four tables of an exchange as they are audited, by layer; `table.metadata` does not change any more."""
+    """The tables of one exchange, by layer; `table.metadata` does not change any more."""
 
     exchange: Exchange
     number: int
-    tables: dict[str, Table]
-    ledgers: dict[str, Ledger]
+    tables: Mapping[Layer, Table]
+    ledgers: Mapping[Layer, Ledger]
     today: date
 
-    def name(self, layer: str) -> str:
-        return table_name(self.exchange, layer)
+    @property
+    def extra(self) -> list[Layer]:
+        """The layers that only this exchange has."""
+        return [layer for layer in self.exchange.layers if layer not in LAYERS]
 
-    def cutoff(self, layer: str) -> date:
-        """The first day that the table keeps; earlier ones may be gone or not yet, and are left out of the audit."""
+    def name(self, layer: Layer) -> str:
+        """Return the name of a layer's table."""
+        return layer.table(self.exchange.name)
+
+    def cutoff(self, layer: Layer) -> date:
+        """Return the first day that the table keeps. Rows of earlier days may be removed or not, and are left out."""
         days = self.tables[layer].properties.get(RETENTION)
         return date.min if days is None else self.today - timedelta(int(days))
 
-    def cutoff_day(self, layer: str) -> int:
-        """`cutoff` in days since 1970."""
-        return (self.cutoff(layer) - date(1970, 1, 1)).days
+    def cutoff_day(self, layer: Layer) -> int:
+        """Return `cutoff` in days since 1970."""
+        return (self.cutoff(layer) - UNIX_EPOCH).days
 
-    def too_young_to_expire(self, layer: str) -> bool:
-        """Whether the table was made after its cutoff, so that retention cannot have removed any Bronze row of it.
+    def created_after_cutoff(self, layer: Layer) -> bool:
+        """Return whether the table was created on its cutoff day or later, so that retention removed none of its rows.
 
-        False also where it cannot be told, because the log of metadata files no longer goes back to the first.
+        False also if this is unknown, because the log of metadata files no longer reaches back to the first.
         """
         metadata = self.tables[layer].metadata
         log = [(entry.metadata_file, entry.timestamp_ms) for entry in metadata.metadata_log]
@@ -68,81 +77,88 @@ class PinnedTables:
         )
 
 
-def table_name(exchange: Exchange, layer: str) -> str:
-    names = {"bronze": exchange.bronze, "silver": exchange.silver, "dlq": exchange.dlq, "gold": GOLD_TABLE}
-    return names[layer]
-
-
 def pin(catalog: Catalog, exchanges: Sequence[Exchange]) -> tuple[list[PinnedTables], list[Exchange]]:
-    """The snapshots to audit, and the exchanges of which there is no table at all.
+    """Return the snapshots of each exchange's tables, and the exchanges that have no table at all.
 
-    None are from amid the publication of replaced rows (k2flow.iceberg.staging). Raises AuditError where some of an exchange's
-    tables are missing, or where such a publication does not end, CatalogError, CommitError for an unreadable ledger.
+    No snapshot is taken during the publication of replaced rows (k2flow.iceberg.staging).
+
+    Raises:
+        AuditError: Some of an exchange's tables are missing, or such a publication does not end.
+        CatalogError: The catalog failed.
+        CommitError: A ledger is unreadable.
     """
     deadline = time.monotonic() + WAIT_SECONDS
     while True:
-        before = {exchange.name: _replacing(find_table(catalog, exchange.bronze), exchange) for exchange in exchanges}
+        before = {each.name: _replacement(find_table(catalog, each.bronze), each) for each in exchanges}
         pinned, absent = _pin(catalog, exchanges)
-        amid = [
+        replacing = [
             each.exchange.name
             for each in pinned
-            if (now := _replacing(each.tables["bronze"], each.exchange)).staged or now != before[each.exchange.name]
+            if (now := _replacement(each.tables[BRONZE], each.exchange)).staged or now != before[each.exchange.name]
         ]
-        if not amid:
+        if not replacing:
             return pinned, absent
         if time.monotonic() > deadline:
             raise AuditError(
-                f"rows of {' and '.join(amid)} are being replaced and not yet in all tables: try again. If nobody does "
-                "it any more, the next start of the flow or `k2flow reprocess` finishes it"
+                f"rows of {' and '.join(replacing)} are being replaced and not yet in all tables: try again. If no "
+                "process replaces them, the next start of the flow or `k2flow reprocess` completes it"
             )
         time.sleep(0.1)
 
 
-class Replacing(NamedTuple):
-    """What Bronze says of replaced rows: what is being published, and what was published last."""
+class _Replacement(NamedTuple):
+    """The replacements of rows in Bronze's properties: the one being published, and the one published last."""
 
     staged: str | None
     replaced: str | None
 
 
-def _replacing(bronze: Table | None, exchange: Exchange) -> Replacing:
+def _replacement(bronze: Table | None, exchange: Exchange) -> _Replacement:
     properties = bronze.properties if bronze else {}
-    return Replacing(properties.get(STAGED_KEY + exchange.name), properties.get(REPLACED_KEY + exchange.name))
+    return _Replacement(properties.get(STAGED_KEY + exchange.name), properties.get(REPLACED_KEY + exchange.name))
 
 
 def _pin(catalog: Catalog, exchanges: Sequence[Exchange]) -> tuple[list[PinnedTables], list[Exchange]]:
-    gold = find_table(catalog, GOLD_TABLE)
+    names = [layer.table(each.name) for each in exchanges for layer in each.layers if layer.shared]
+    shared = {name: find_table(catalog, name) for name in dict.fromkeys(names)}
     pinned: list[PinnedTables] = []
     absent = []
     for exchange in exchanges:
-        tables = {layer: find_table(catalog, table_name(exchange, layer)) for layer in ("silver", "dlq", "bronze")}
+        tables = _find_own(catalog, exchange)
         if not any(tables.values()):
             absent.append(exchange)
             continue
-        tables["gold"] = gold
-        found = {layer: table for layer, table in tables.items() if table is not None}
-        missing = [f"{NAMESPACE}.{table_name(exchange, layer)}" for layer in LAYERS if layer not in found]
+        tables |= {layer: shared[layer.table(exchange.name)] for layer in exchange.layers if layer.shared}
+        found = {layer: table for layer in exchange.layers if (table := tables[layer]) is not None}
+        missing = [f"{NAMESPACE}.{layer.table(exchange.name)}" for layer in exchange.layers if layer not in found]
         if missing:
             raise AuditError(f"{' and '.join(missing)} cannot be audited: there is no such table")
         pinned.append(_with_bronze(catalog, exchange, len(pinned), found))
     return pinned, absent
 
 
-def _with_bronze(catalog: Catalog, exchange: Exchange, number: int, tables: dict[str, Table]) -> PinnedTables:
-    """Loads Bronze again until its ledger covers the others' or WAIT_SECONDS have passed."""
+def _find_own(catalog: Catalog, exchange: Exchange) -> dict[Layer, Table | None]:
+    """Return the tables that belong to this exchange alone, Bronze loaded last."""
+    own: Iterable[Layer] = (layer for layer in reversed(exchange.layers) if not layer.shared)
+    return {layer: find_table(catalog, layer.table(exchange.name)) for layer in own}
+
+
+def _with_bronze(catalog: Catalog, exchange: Exchange, number: int, tables: dict[Layer, Table]) -> PinnedTables:
+    """Load Bronze again until its ledger covers the others' or WAIT_SECONDS have passed."""
     deadline = time.monotonic() + WAIT_SECONDS
     topic = exchange.settings.topic
     while True:
         read = {layer: ledgers.read(table.properties, exchange.name, topic) for layer, table in tables.items()}
         behind = any(
-            extent.next > (read["bronze"].next_offset(p) or 0)
-            for layer in ("silver", "dlq", "gold")
-            for p, extent in read[layer].partitions.items()
+            extent.next > (read[BRONZE].next_offset(p) or 0)
+            for ledger in read.values()
+            for p, extent in ledger.partitions.items()
         )
         if not behind or time.monotonic() > deadline:
-            return PinnedTables(exchange, number, tables, read, datetime.now(UTC).date())
+            today = datetime.now(UTC).date()
+            return PinnedTables(exchange=exchange, number=number, tables=tables, ledgers=read, today=today)
         time.sleep(0.1)
         bronze = find_table(catalog, exchange.bronze)
         if bronze is None:
-            raise AuditError(f"{NAMESPACE}.{exchange.bronze} was dropped while it was audited")
-        tables = {**tables, "bronze": bronze}
+            raise AuditError(f"{NAMESPACE}.{exchange.bronze} was dropped during the audit")
+        tables = {**tables, BRONZE: bronze}

@@ -1,7 +1,8 @@
-"""Doing it over: messages are judged again, by today's schemas and rules, and the rows that came of them replaced.
+"""Reprocessing: messages are decoded again, by today's schemas and rules, and their rows replaced.
 
-In the order of the data: `scope` says which messages, `difference` what becomes of each that did not before, and which
-rows go; `rewriting` writes the data files without them and with the new ones, and k2flow.iceberg.staging commits those.
+In the order of the data: `scope` selects messages, `revalidation` finds those that are something else today
+(`moved`), `replacements` the rows that are removed and added. `rewriting` writes the data files, and
+k2flow.iceberg.staging commits them.
 """
 
 from k2flow.reprocess.run import Outcome, replay, reprocess

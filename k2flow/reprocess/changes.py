@@ -1,4 +1,4 @@
-"""Some of the trades whose values change, value by value: for people, before anything is done."""
+"""Examples of trades whose values change, value by value: for people, before anything is replaced."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,20 +8,19 @@ import pyarrow as pa
 
 from k2flow.iceberg.reader import FileReader
 from k2flow.iceberg.tables import TableDefinition
-from k2flow.inspection.pinned import PinnedTables
-from k2flow.inspection.row_hashes import ROW_HASH, hashable
+from k2flow.inspection.content import content_hash
+from k2flow.inspection.row_hashes import hashable
 from k2flow.layers import SILVER
-from k2flow.reprocess.difference import Difference
-from k2flow.reprocess.scope import Advance, Scope
-from k2flow.trades.decode import TradeDecoder
+from k2flow.reprocess.context import ReprocessContext
+from k2flow.reprocess.moved import MovedMessages
+from k2flow.reprocess.scope import Advance
 
 SAMPLES = 10
-_COLUMNS = list(SILVER.columns)
 
 
 @dataclass(frozen=True)
-class Change:
-    """One trade of which some columns change: `values` are (before, after) by column."""
+class TradeChange:
+    """One trade with changes in some columns: `values` are (before, after) by column."""
 
     partition: int
     offset: int
@@ -30,49 +29,48 @@ class Change:
 
 
 def changes(
-    difference: Difference,
-    scope: Scope,
-    pinned: PinnedTables,
-    definition: TableDefinition,
-    decoder: TradeDecoder,
-    advance: Advance,
-) -> list[Change]:
-    """At most SAMPLES of the messages that were valid trades and are others today, in the order of their offsets."""
-    chosen = difference.store.run(
+    context: ReprocessContext, moved: MovedMessages, definition: TableDefinition, advance: Advance
+) -> list[TradeChange]:
+    """Return at most SAMPLES messages that were valid trades and have other values today, by offset."""
+    chosen = context.store.run(
         'SELECT partition, "offset" FROM moved WHERE was IS NULL AND reason IS NULL '
-        f"AND id IN (SELECT id FROM removal) ORDER BY ALL LIMIT {SAMPLES}"
+        f"AND id IN (SELECT id FROM silver_removed) ORDER BY ALL LIMIT {SAMPLES}"
     )
     if not chosen:
         return []
     places = ", ".join(f"({p}, {offset})" for p, offset in chosen)
     after: dict[tuple[int, int], dict[str, Any]] = {}
-    for messages in difference.moving(scope, advance, f'(partition, "offset") IN ({places})'):
-        trades = decoder.decode(messages).trades
-        keys = zip(trades.partition.tolist(), trades.offset.tolist(), strict=True)
-        after.update(zip(keys, trades.rows.to_pylist(), strict=True))
-    before = _before(difference, pinned, definition, places)
+    for messages in moved.messages(advance, f'(partition, "offset") IN ({places})'):
+        trades = context.decoder.decode(messages).trades
+        positions = zip(trades.partition.tolist(), trades.offset.tolist(), strict=True)
+        after.update(zip(positions, trades.rows.to_pylist(), strict=True))
+    before = _before(context, definition, places)
     found = []
     for (partition, offset), new in sorted(after.items()):
-        old = before.get(new["message_id"], new)
-        values = {name: (old[name], new[name]) for name in _COLUMNS if old[name] != new[name]}
-        found.append(Change(partition, offset, new["message_id"], values))
+        old = before.get(_key(context, new), new)
+        values = {name: (old[name], new[name]) for name in SILVER.columns if old[name] != new[name]}
+        found.append(TradeChange(partition, offset, new["message_id"], values))
     return found
 
 
 def _before(
-    difference: Difference, pinned: PinnedTables, definition: TableDefinition, places: str
-) -> dict[str, dict[str, Any]]:
-    """Rows of Silver that go, by message id, for the messages at `places`."""
-    store = difference.store
+    context: ReprocessContext, definition: TableDefinition, places: str
+) -> dict[tuple[Any, ...], dict[str, Any]]:
+    """Return the rows of Silver that are removed for the messages at `places`, by deduplication key."""
+    store = context.store
     store.run(
-        "CREATE OR REPLACE TEMP TABLE shown AS SELECT DISTINCT row FROM removal WHERE id IN "
+        "CREATE OR REPLACE TEMP TABLE shown AS SELECT DISTINCT row FROM silver_removed WHERE id IN "
         f'(SELECT id FROM moved WHERE (partition, "offset") IN ({places}))'
     )
     wanted = store.arrays("SELECT row FROM shown")["row"]
-    reader = FileReader.of_table(pinned.tables["silver"], definition)
-    rows: dict[str, dict[str, Any]] = {}
+    reader = FileReader.of_table(context.pinned.tables[SILVER], definition)
+    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     for (number,) in store.run("SELECT DISTINCT file FROM silver SEMI JOIN shown USING (row)"):
-        for batch in reader.read(difference.plans["silver"].tasks[number].file):
-            found = np.isin(store.hashes(hashable(batch), ROW_HASH), wanted)
-            rows |= {row["message_id"]: row for row in batch.filter(pa.array(found)).to_pylist()}
+        for batch in reader.read(context.files.file(SILVER, number)):
+            found = np.isin(store.hashes(hashable(batch), content_hash(SILVER)), wanted)
+            rows |= {_key(context, row): row for row in batch.filter(pa.array(found)).to_pylist()}
     return rows
+
+
+def _key(context: ReprocessContext, row: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[name] for name in context.pinned.exchange.dedup_key)

@@ -1,4 +1,4 @@
-"""Dead letters, for people: how many of which reason, and what is wrong with one, byte by byte."""
+"""Dead letters, for people: their number by reason, and the defect of one, byte by byte."""
 
 import json
 from collections.abc import Sequence
@@ -17,14 +17,15 @@ from k2flow.avro.decoder import AvroDecoder
 from k2flow.errors import QueryError
 from k2flow.exchange import Exchange
 from k2flow.query.connection import query_errors
-from k2flow.trades.decode import HEADER, TradeDecoder
+from k2flow.trades.decode import TradeDecoder
+from k2flow.trades.header import HEADER_BYTES
 from k2flow.trades.messages import MESSAGE_SCHEMA, MessageBatch
 from k2flow.trades.registry import Schemas, UnknownSchemaError
 
 
 @dataclass(frozen=True)
-class Count:
-    """The dead letters of one exchange and reason: how many, and the first and the last of them."""
+class ReasonCount:
+    """The dead letters of one exchange and reason: their number, the first and last failure, and the last detail."""
 
     exchange: str
     reason: str
@@ -35,7 +36,7 @@ class Count:
 
 
 @dataclass(frozen=True)
-class Letter:
+class DeadLetter:
     """One row of a dead-letter table."""
 
     topic: str
@@ -50,22 +51,24 @@ class Letter:
 
 
 @dataclass(frozen=True)
-class Explained:
-    """A letter as today's code sees it.
+class Explanation:
+    """A dead letter as today's code reads it.
 
-    `fields`: those that can be read before anything is wrong, (name, value, first byte, byte after the last one);
-    `position`: the byte at which the record goes wrong, None where every byte can be read; `now`: the reason code that
-    it has today, None where it is a valid trade by now, and `why`.
+    Attributes:
+        fields: The fields before the defect: (name, value, first byte, byte after the last one).
+        position: The byte of the defect, None if every byte can be read.
+        reason: Today's reason code, None if it is a valid trade today.
+        detail: Today's detail, empty for a valid trade.
     """
 
     fields: Sequence[tuple[str, Any, int, int]]
     position: int | None
-    now: str | None
-    why: str
+    reason: str | None
+    detail: str
 
 
-def counts(connection: duckdb.DuckDBPyConnection, exchanges: Sequence[Exchange]) -> list[Count]:
-    """By exchange and reason, most first. Raises QueryError."""
+def count_by_reason(connection: duckdb.DuckDBPyConnection, exchanges: Sequence[Exchange]) -> list[ReasonCount]:
+    """Return the dead letters by exchange and reason, most first. Raises QueryError."""
     found = []
     with query_errors():
         for exchange in exchanges:
@@ -73,12 +76,18 @@ def counts(connection: duckdb.DuckDBPyConnection, exchanges: Sequence[Exchange])
                 "SELECT reason, count(*), min(failed_at), max(failed_at), arg_max(detail, failed_at) "
                 f"FROM {exchange.dlq} GROUP BY reason ORDER BY 2 DESC, 1"
             ).fetchall()
-            found += [Count(exchange.name, *row) for row in rows]
+            found += [ReasonCount(exchange.name, *row) for row in rows]
     return found
 
 
-def letters(connection: duckdb.DuckDBPyConnection, exchange: Exchange, partition: int, offset: int) -> list[Letter]:
-    """The dead letter of an offset: one, or one for each topic that had it. Raises QueryError where there is none."""
+def find_dead_letters(
+    connection: duckdb.DuckDBPyConnection, exchange: Exchange, partition: int, offset: int
+) -> list[DeadLetter]:
+    """Return the dead letter of an offset: one, or one for each topic that had the offset.
+
+    Raises:
+        QueryError: There is none.
+    """
     with query_errors():
         rows = connection.execute(
             'SELECT topic, "partition", "offset", kafka_timestamp, payload, schema_id, reason, detail, failed_at '
@@ -89,25 +98,26 @@ def letters(connection: duckdb.DuckDBPyConnection, exchange: Exchange, partition
         raise QueryError(
             f"{exchange.dlq} has no row of partition {partition}, offset {offset}: `k2flow query` shows which it has"
         )
-    return [Letter(*row) for row in rows]
+    return [DeadLetter(*row) for row in rows]
 
 
-def explain(letter: Letter, exchange: Exchange, schemas: Schemas) -> Explained:
-    """What today's schemas and rules make of a letter. Raises RegistryError."""
-    now, why = _judged(letter, exchange, schemas)
+def explain(letter: DeadLetter, exchange: Exchange, schemas: Schemas) -> Explanation:
+    """Explain a dead letter by today's schemas and rules. Raises RegistryError."""
+    reason, detail = _decode(letter, exchange, schemas)
     if letter.payload is None or letter.schema_id is None:
-        return Explained([], 0 if letter.payload else None, now, why)
+        return Explanation([], 0 if letter.payload else None, reason, detail)
     try:
         decoder = schemas.decoder(letter.schema_id % 2**32)
     except UnknownSchemaError:
-        return Explained([], None, now, why)
-    position = int(decoder.decode(pa.array([letter.payload], pa.binary()), HEADER).position[0])
+        return Explanation([], None, reason, detail)
+    position = int(decoder.decode(pa.array([letter.payload], pa.binary()), HEADER_BYTES).position[0])
     end = len(letter.payload) if position < 0 else position
     schema = decoder.writer_schema if isinstance(decoder, AvroDecoder) else None
-    return Explained(_readable(letter.payload, schema, end), None if position < 0 else position, now, why)
+    return Explanation(_readable(letter.payload, schema, end), None if position < 0 else position, reason, detail)
 
 
-def _judged(letter: Letter, exchange: Exchange, schemas: Schemas) -> tuple[str | None, str]:
+def _decode(letter: DeadLetter, exchange: Exchange, schemas: Schemas) -> tuple[str | None, str]:
+    """Return today's reason, None for a valid trade, and detail."""
     columns = [
         pa.nulls(1, pa.binary()),
         pa.array([letter.payload], pa.binary()),
@@ -116,29 +126,29 @@ def _judged(letter: Letter, exchange: Exchange, schemas: Schemas) -> tuple[str |
     rows = pa.RecordBatch.from_arrays(columns, schema=MESSAGE_SCHEMA)
     where = [(letter.partition, letter.offset, letter.offset + 1)]
     message = MessageBatch(rows, np.array([letter.partition], np.int32), np.array([letter.offset]), where)
-    failed = TradeDecoder(exchange, schemas).decode(message).failures.rows.to_pylist()
+    failed = TradeDecoder(exchange, schemas).decode(message).dead_letters.rows.to_pylist()
     return (failed[0]["reason"], failed[0]["detail"]) if failed else (None, "")
 
 
 def _readable(payload: bytes, schema: Any, end: int) -> list[tuple[str, Any, int, int]]:
-    """The fields of a record that lie before byte `end`, as fastavro reads them."""
-    with suppress(ValueError):  # the bare name of a type is no JSON
+    """Return the fields of a record that lie before byte `end`, as fastavro reads them."""
+    with suppress(ValueError):  # the bare name of a type is not JSON
         schema = json.loads(schema) if isinstance(schema, str) else schema
     if not isinstance(schema, dict) or schema.get("type") != "record":
         return []
     found: list[tuple[str, Any, int, int]] = []
     fields: list[Any] = []
-    at = HEADER
+    at = HEADER_BYTES
     for field in schema["fields"]:
-        for candidate in (field, _without_logical_types(field)):  # a time may be no date at all
-            beginning = {**schema, "fields": [*fields, candidate]}  # from the start: a type may be named earlier
-            stream = BytesIO(payload[HEADER:])
+        for candidate in (field, _without_logical_types(field)):  # a time may be out of range
+            beginning = {**schema, "fields": [*fields, candidate]}  # from the start: an earlier field may name a type
+            stream = BytesIO(payload[HEADER_BYTES:])
             with suppress(ValueError, EOFError, IndexError, OverflowError, TypeError, KeyError):
                 record = fastavro.schemaless_reader(stream, beginning, None)
                 break
         else:
-            break  # whatever it met there, the position is the decoder's to tell
-        after = HEADER + stream.tell()
+            break  # the decoder has the position of the defect
+        after = HEADER_BYTES + stream.tell()
         if after > end or not isinstance(record, dict):
             break
         fields.append(candidate)
@@ -154,7 +164,7 @@ def _without_logical_types(schema: Any) -> Any:
 
 
 def hex_dump(payload: bytes, position: int | None, width: int = 16) -> list[str]:
-    """Lines of `width` bytes: offset, hexadecimal, characters; the byte at `position` in brackets."""
+    """Return lines of `width` bytes: offset, hexadecimal, characters; the byte at `position` in brackets."""
     lines = []
     for start in range(0, max(len(payload), 1), width):
         part = payload[start : start + width]

@@ -1,6 +1,7 @@
-"""Data files anew: without the rows that go, and with those that come. Nothing of it is committed here."""
+"""Writes the replacement's data files: new rows, and rewritten files without the removed rows. Commits nothing."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 
 import numpy as np
 import pyarrow as pa
@@ -9,151 +10,142 @@ from pyiceberg.manifest import DataFile
 from k2flow.iceberg.reader import FileReader
 from k2flow.iceberg.tables import TableDefinition
 from k2flow.iceberg.writer import DataFileWriter
-from k2flow.inspection.pinned import PinnedTables
-from k2flow.inspection.row_hashes import ROW_HASH, hashable
-from k2flow.layers import GOLD, SILVER
-from k2flow.reprocess.difference import HASHES, Difference, Replaced
-from k2flow.reprocess.scope import Advance, Scope
-from k2flow.trades.decode import TradeDecoder
+from k2flow.inspection.content import content_hash
+from k2flow.inspection.row_hashes import hashable
+from k2flow.layers import DLQ, GOLD, SILVER, Layer
+from k2flow.reprocess.context import REPLACED_LAYERS, ReprocessContext
+from k2flow.reprocess.moved import MovedMessages
+from k2flow.reprocess.replacements import RowReplacements, TableReplacement
+from k2flow.reprocess.revalidation import letter_hash
+from k2flow.reprocess.scope import Advance
 from k2flow.trades.messages import MessageBatch
 
-GATHERED_BYTES = 128 << 20
-"""New rows of a table are held until they are so many, so that they do not make many small files."""
-_SILVER = SILVER.arrow_schema
+BUFFER_BYTES = 128 << 20
+"""New rows of a table are held up to this size, so that they do not make many small files."""
 
 
-class Gathered:
-    """Rows that come into one table, written whenever they are many."""
+class RowBuffer:
+    """Holds the rows added to one table, and writes them when they reach BUFFER_BYTES."""
 
     def __init__(self, writer: DataFileWriter) -> None:
         self._writer = writer
         self._batches: list[pa.RecordBatch] = []
         self._bytes = 0
-        self.files: list[DataFile] = []
+        self._files: list[DataFile] = []
 
     def add(self, rows: pa.RecordBatch) -> None:
+        """Add rows."""
         if rows.num_rows:
             self._batches.append(rows)
             self._bytes += rows.nbytes
-        if self._bytes >= GATHERED_BYTES:
-            self.write()
+        if self._bytes >= BUFFER_BYTES:
+            self.flush()
 
-    def write(self) -> list[DataFile]:
-        """Writes what is held; returns all files so far."""
+    def flush(self) -> list[DataFile]:
+        """Write the rows held. Return all files so far."""
         if self._batches:
-            self.files += self._writer.write(pa.concat_batches(self._batches))
+            self._files += self._writer.write(pa.concat_batches(self._batches))
         self._batches, self._bytes = [], 0
-        return self.files
+        return self._files
 
 
-class Rewriting:
-    """Writes the new files of the three tables, by layer."""
+class Rewriter:
+    """Writes the new files of the three tables."""
 
     def __init__(
         self,
-        difference: Difference,
-        pinned: PinnedTables,
+        context: ReprocessContext,
+        moved: MovedMessages,
+        replacements: RowReplacements,
         definitions: Mapping[str, TableDefinition],
-        decoder: TradeDecoder,
         advance: Advance,
     ) -> None:
-        self._difference = difference
-        self._pinned = pinned
-        self._definitions = definitions
-        self._decoder = decoder
+        """`definitions`: the exchange's, by table name."""
+        self._context = context
+        self._moved = moved
+        self._replacements = replacements
+        self._definitions = {layer: definitions[context.pinned.name(layer)] for layer in REPLACED_LAYERS}
         self._advance = advance
-        self.tables = {layer: Replaced() for layer in ("dlq", "silver", "gold")}
 
-    def write_new(self, scope: Scope) -> None:
-        """The rows that come into Silver and the dead letters."""
-        silver, dlq = Gathered(self._writer("silver")), Gathered(self._writer("dlq"))
-        for messages in self._difference.moving(scope, self._advance):
-            decoded = self._decoder.decode(messages)
+    def write_added(self) -> dict[Layer, TableReplacement]:
+        """Write the rows added to all tables."""
+        tables = {layer: TableReplacement() for layer in REPLACED_LAYERS}
+        silver, dlq = self._buffer(SILVER), self._buffer(DLQ)
+        for messages in self._moved.messages(self._advance):
+            decoded = self._context.decoder.decode(messages)
             silver.add(decoded.trades.rows)
-            dlq.add(self._letters(decoded.failures))
-        self._come("silver", silver.write())
-        self._come("dlq", dlq.write())
+            dlq.add(self._letters(decoded.dead_letters))
+        tables[SILVER].added = silver.flush()
+        tables[DLQ].added = dlq.flush()
+        tables[GOLD].added = self._write_gold(tables[SILVER].added)
+        for table in tables.values():
+            table.rows_added = sum(file.record_count for file in table.added)
+        return tables
 
-    def write_gold(self) -> None:
-        """The rows that come into Gold, out of Silver's files, the new ones among them."""
-        store = self._difference.store
-        wanted = store.arrays("SELECT row FROM picked ORDER BY row")["row"]
-        left = np.ones(len(wanted), np.bool_)
-        gold = Gathered(self._writer("gold"))
-        reader = FileReader.of_table(self._pinned.tables["silver"], self._definition("silver"))
-        old = self._difference.plans["silver"].tasks if "silver" in self._difference.plans else []
-        files = [*self.tables["silver"].added, *(old[n].file for n in self._files_with_picked())]
-        for file in files:
-            if not left.any():
-                break
-            for rows in reader.read(file):
-                rows = rows.select(_SILVER.names).cast(_SILVER)
-                hashes = store.hashes(hashable(rows), ROW_HASH)
-                at = np.minimum(np.searchsorted(wanted, hashes), max(0, len(wanted) - 1))
-                found = np.flatnonzero((wanted[at] == hashes) & left[at])
-                _, first = np.unique(at[found], return_index=True)
-                left[at[found]] = False
-                gold.add(GOLD.rows(rows.take(pa.array(np.sort(found[first])))))
-        self._come("gold", gold.write())
-
-    def write_without(self, layer: str) -> None:
-        """Each file that has rows that go, without them."""
-        replaced, table = self.tables[layer], self._pinned.tables[layer]
-        reader = FileReader.of_table(table, self._definition(layer))
-        writer = DataFileWriter(table, self._definition(layer).as_in(table))
-        for number in self._difference.files_of(layer):
-            file = self._difference.plans[layer].tasks[number].file
-            left = self._left(layer, number, reader.read(file))
-            first = next(left, None)
-            replaced.removed.append(file.file_path)
+    def rewrite(self, layer: Layer, replacement: TableReplacement) -> None:
+        """Rewrite each file of a table that has removed rows, without them."""
+        table, definition = self._context.pinned.tables[layer], self._definitions[layer]
+        reader = FileReader.of_table(table, definition)
+        writer = DataFileWriter(table, definition.as_in(table))
+        for number in self._replacements.files_of(layer):
+            file = self._context.files.file(layer, number)
+            kept = self._kept(layer, number, reader.read(file))
+            first = next(kept, None)
+            replacement.removed.append(file.file_path)
+            rows = 0
             if first is not None:
-                written = writer.write_stream(_after(first, left))
-                replaced.added.append(written)
-            kept = 0 if first is None else written.record_count
-            replaced.rows_gone += file.record_count - kept
+                written = writer.write_stream(chain((first,), kept))
+                replacement.added.append(written)
+                rows = written.record_count
+            replacement.rows_removed += file.record_count - rows
             self._advance(file.record_count)
 
-    def _left(self, layer: str, number: int, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        gone = self._difference.gone(layer, number)
-        rows, to_go = gone["row"], gone["n"].copy()
-        all_go = gone["n"] >= gone["present"]
+    def _write_gold(self, new: Iterable[DataFile]) -> list[DataFile]:
+        """Write the rows added to Gold, from Silver's files and from its new ones."""
+        wanted = self._replacements.added_to_gold()
+        missing = np.ones(len(wanted), np.bool_)
+        gold = self._buffer(GOLD)
+        reader = FileReader.of_table(self._context.pinned.tables[SILVER], self._definitions[SILVER])
+        old = (self._context.files.file(SILVER, n) for n in self._replacements.silver_files_added_to_gold())
+        for file in chain(new, old):
+            if not missing.any():
+                break
+            for rows in reader.read(file):
+                trades = rows.select(SILVER.columns).cast(SILVER.arrow_schema)
+                hashes = self._context.store.hashes(hashable(trades), content_hash(SILVER))
+                at = np.minimum(np.searchsorted(wanted, hashes), len(wanted) - 1)
+                found = np.flatnonzero((wanted[at] == hashes) & missing[at])
+                _, first = np.unique(at[found], return_index=True)
+                missing[at[found]] = False
+                gold.add(GOLD.rows(trades.take(pa.array(np.sort(found[first])))))
+        return gold.flush()
+
+    def _kept(self, layer: Layer, number: int, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Yield the rows of a file without the removed ones."""
+        removed = self._replacements.removed(layer, number)
+        rows, left = removed["row"], removed["n"].copy()
+        all_removed = removed["n"] >= removed["present"]
+        row_hash = letter_hash() if layer is DLQ else content_hash(layer)
         for batch in batches:
-            shown = hashable(batch) if "vendor_data" in batch.schema.names else batch
-            hashes = self._difference.store.hashes(shown, HASHES[layer])
+            hashes = self._context.store.hashes(hashable(batch), row_hash)
             at = np.minimum(np.searchsorted(rows, hashes), len(rows) - 1)
-            goes = rows[at] == hashes
-            for i in np.flatnonzero(goes & ~all_go[at]).tolist():  # rows of which others with equal values stay: few
-                goes[i] = to_go[at[i]] > 0
-                to_go[at[i]] -= 1
-            kept = batch.filter(pa.array(~goes)) if goes.any() else batch
+            is_removed = rows[at] == hashes
+            for i in np.flatnonzero(is_removed & ~all_removed[at]).tolist():  # few: rows with equal values that stay
+                is_removed[i] = left[at[i]] > 0
+                left[at[i]] -= 1
+            kept = batch.filter(pa.array(~is_removed)) if is_removed.any() else batch
             if kept.num_rows:
                 yield kept
 
     def _letters(self, failures: MessageBatch) -> pa.RecordBatch:
-        """Rows of dead letters; those that were ones before keep the time at which they failed."""
+        """Return rows of dead letters. Those that were dead letters before keep the time at which they failed."""
         rows = failures.rows
-        before = self._difference.failed_at(failures)
+        before = self._moved.failed_at(failures)
         now = rows.column("failed_at").cast(pa.int64()).to_numpy()
         times = pa.array(np.where(before == 0, now, before)).cast(rows.schema.field("failed_at").type)
         columns = {name: rows.column(name) for name in rows.schema.names}
         columns |= {"failed_at": times, "failed_date": times.cast(pa.date32())}
         return pa.RecordBatch.from_pydict(columns, schema=rows.schema)
 
-    def _files_with_picked(self) -> list[int]:
-        found = self._difference.store.run("SELECT min(file) FROM silver SEMI JOIN picked USING (row) GROUP BY row")
-        return sorted({file for (file,) in found})
-
-    def _come(self, layer: str, files: list[DataFile]) -> None:
-        self.tables[layer].added += files
-        self.tables[layer].rows_come += sum(file.record_count for file in files)
-
-    def _writer(self, layer: str) -> DataFileWriter:
-        return DataFileWriter(self._pinned.tables[layer], self._definition(layer))
-
-    def _definition(self, layer: str) -> TableDefinition:
-        return self._definitions[self._pinned.name(layer)]
-
-
-def _after(first: pa.RecordBatch, rest: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    yield first
-    yield from rest
+    def _buffer(self, layer: Layer) -> RowBuffer:
+        return RowBuffer(DataFileWriter(self._context.pinned.tables[layer], self._definitions[layer]))

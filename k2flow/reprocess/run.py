@@ -1,8 +1,8 @@
-"""Judging again from beginning to end: what would change is found, written, and published in one commit per table.
+"""Reprocessing from start to end: find what would change, write it, and publish it in one commit per table.
 
-Delivery guarantee: exactly once, whoever dies when (k2flow.iceberg.staging). Memory: what the hashes take is bounded, as is
-what is read and written at once; each message of which something else becomes takes some 25 bytes more. The hashes take
-about 40 bytes of disk for each message judged, each row of Silver and each affected one of Gold.
+Delivery guarantee: exactly once, whichever process crashes when (k2flow.iceberg.staging). Memory: the hashes and the
+rows read and written at once are bounded; each moved message takes about 25 bytes more. The hashes take about 40 bytes
+of disk for each message, each row of Silver and each affected one of Gold.
 """
 
 import threading
@@ -16,42 +16,51 @@ from k2flow.config.settings import Settings
 from k2flow.errors import FencedError, ReprocessError
 from k2flow.exchange import Exchange
 from k2flow.failpoints import Point, reach
-from k2flow.iceberg.staging import Staging, finish
+from k2flow.iceberg.staging import Staging, publish
 from k2flow.iceberg.tables import create, definitions
-from k2flow.inspection.pinned import PinnedTables, pin
+from k2flow.inspection.pinned import UNIX_EPOCH, PinnedTables, pin
 from k2flow.inspection.progress import Progress
-from k2flow.inspection.row_hashes import open_store
-from k2flow.layers import GOLD_TABLE
-from k2flow.reprocess.changes import Change, changes
-from k2flow.reprocess.difference import SCHEMA, VALID, Difference, Replaced
-from k2flow.reprocess.rewriting import Rewriting
-from k2flow.reprocess.scope import EPOCH, Days, Known, Letters, Scope
+from k2flow.inspection.row_hashes import open_row_hashes
+from k2flow.layers import BRONZE, SILVER
+from k2flow.reprocess.changes import TradeChange, changes
+from k2flow.reprocess.context import REPLACED_LAYERS, SCHEMA, ReprocessContext
+from k2flow.reprocess.moved import MovedMessages
+from k2flow.reprocess.replacements import RowReplacements, TableReplacement, find_replacements
+from k2flow.reprocess.revalidation import revalidate
+from k2flow.reprocess.rewriting import Rewriter
+from k2flow.reprocess.scope import Advance, DayScope, DeadLetterScope, ReplaceableMessages, Scope
 from k2flow.trades.decode import TradeDecoder
 from k2flow.trades.gold_ids import GoldIds
 from k2flow.trades.registry import open_schemas
 
-__all__ = ["VALID", "Outcome", "replay", "reprocess"]
+ScopeOf = Callable[[PinnedTables, ReplaceableMessages], Scope]
 
 
 @dataclass
 class Outcome:
-    """What was replaced, or would be.
+    """The rows replaced, or those that would be.
 
-    `judged` messages, the first of which Bronze took in, or failed, on day `since`. `moved` counts those of which
-    something else becomes, by what they were and are: a reason code or VALID; (VALID, VALID) are trades whose values
-    change, `changes` some of those. `tables` are the rows that went and came, by layer. `left_alone` messages are of a
-    topic that was deleted, or not in all tables yet. `unclear` ids are left as they are too, since nothing tells which
-    rows of Silver their messages gave. `finished` is an earlier replacement that was decided and has been
-    published first.
+    Attributes:
+        what: The command.
+        messages: How many messages were decoded.
+        moved: The number of messages with another result, by what they were and are: a reason code or VALID. (VALID,
+            VALID) are trades whose values change.
+        changes: Some of those trades.
+        tables: The changes by layer's name.
+        skipped: Messages of a deleted topic, or not in all tables yet.
+        ambiguous: Keys that stay as they are, because it is unknown which rows of Silver their messages gave.
+        since: The day on which Bronze ingested the first message, or the first dead letter failed.
+        finished: An earlier replacement that was committed, and has been published first.
+        published: Whether the replacement is in all tables.
     """
 
     what: str
-    judged: int = 0
+    messages: int = 0
     moved: Mapping[tuple[str, str], int] = field(default_factory=dict)
-    changes: Sequence[Change] = ()
-    tables: Mapping[str, Replaced] = field(default_factory=dict)
-    left_alone: int = 0
-    unclear: int = 0
+    changes: Sequence[TradeChange] = ()
+    tables: Mapping[str, TableReplacement] = field(default_factory=dict)
+    skipped: int = 0
+    ambiguous: int = 0
     since: date | None = None
     finished: str | None = None
     published: bool = False
@@ -66,16 +75,23 @@ def reprocess(
     dry_run: bool = False,
     progress: Progress = lambda name, more, total: None,
 ) -> Outcome:
-    """Judges the messages that Bronze ingested on [first, last] again, by today's schemas and rules.
+    """Decode the messages that Bronze ingested on [first, last] again, by today's schemas and rules.
 
-    The flow must be stopped, unless it is a dry run. Raises ReprocessError, AlreadyRunningError, FencedError, CommitError,
-    AuditError (a table cannot be read), CatalogError, RegistryError: then nothing was replaced, or, with a CommitError
-    after the decision, what was decided is published by the next call or the next start of the flow.
+    The flow must be stopped, unless it is a dry run.
+
+    Raises:
+        ReprocessError: The messages cannot be reprocessed.
+        AlreadyRunningError: The flow runs on this host.
+        FencedError: The flow has started meanwhile.
+        AuditError: A table cannot be read.
+        CatalogError: The catalog or its storage failed.
+        RegistryError: The registry does not answer.
+        CommitError: A commit failed. If the replacement was committed, the next call or the next start of the flow
+            publishes it. After every other error, nothing was replaced.
     """
     what = f"reprocess {first} to {last}"
-    return _Redo(catalog, settings, exchange, dry_run, progress).run(
-        what, lambda pinned, known: Days(pinned, known, (first, last))
-    )
+    run = _Reprocessing(catalog, settings, exchange, dry_run, progress)
+    return run.run(what, lambda pinned, replaceable: DayScope(pinned, replaceable, (first, last)))
 
 
 def replay(
@@ -88,105 +104,118 @@ def replay(
     dry_run: bool = False,
     progress: Progress = lambda name, more, total: None,
 ) -> Outcome:
-    """Judges dead letters again and moves those that are valid trades by now into Silver and Gold. As `reprocess`."""
+    """Decode dead letters again, and move those that are valid trades today into Silver and Gold. As `reprocess`."""
     what = f"dlq replay{''.join(f' {reason}' for reason in reasons)}"
-    return _Redo(catalog, settings, exchange, dry_run, progress).run(
-        what, lambda pinned, known: Letters(pinned, known, reasons, (first, last))
-    )
+    run = _Reprocessing(catalog, settings, exchange, dry_run, progress)
+    return run.run(what, lambda pinned, replaceable: DeadLetterScope(pinned, replaceable, reasons, (first, last)))
 
 
-class _Redo:
+class _Reprocessing:
     def __init__(
         self, catalog: Catalog, settings: Settings, exchange: Exchange, dry_run: bool, progress: Progress
     ) -> None:
         self._catalog = catalog
         self._exchange = exchange
-        self._dry = dry_run
+        self._dry_run = dry_run
         self._progress = progress
-        do_not_wait = threading.Event()
-        do_not_wait.set()  # for a registry that is out of reach
-        self._decoder = TradeDecoder(exchange, open_schemas(settings, do_not_wait))
+        no_wait = threading.Event()
+        no_wait.set()  # if the registry does not answer, reprocessing fails
+        self._decoder = TradeDecoder(exchange, open_schemas(settings, no_wait))
         self._definitions = definitions(exchange)
 
-    def run(self, what: str, scope_of: Callable[[PinnedTables, Known], Scope]) -> Outcome:
-        if self._dry:
-            return self._judge(Outcome(what), scope_of, None)[0]
+    def run(self, what: str, scope_of: ScopeOf) -> Outcome:
+        _check_layers(self._exchange)
+        if self._dry_run:
+            return self._compare(Outcome(what), scope_of, None)[0]
         exchange = self._exchange
-        outcome = Outcome(what, finished=finish(self._catalog, exchange))
-        create(self._catalog, self._definitions.values())  # they may be of an older k2flow
-        staging = Staging(self._catalog, exchange, (exchange.dlq, exchange.silver, GOLD_TABLE))
+        outcome = Outcome(what, finished=publish(self._catalog, exchange))
+        create(self._catalog, self._definitions.values())  # an earlier k2flow may have created them
+        names = [layer.table(exchange.name) for layer in REPLACED_LAYERS]
+        staging = Staging(self._catalog, exchange, names)
         try:
             staging.begin()
-            outcome, rows = self._judge(outcome, scope_of, staging)
-        except BaseException:  # a signal, too: while there are branches nobody maintains the tables
-            staging.give_up()
+            outcome, rows = self._compare(outcome, scope_of, staging)
+        except BaseException:  # a signal, too: while there are branches, no maintenance runs
+            staging.abort()
             raise
         if not outcome.moved:
-            staging.give_up()
+            staging.abort()
             return outcome
-        fewer = {p: -n for p, n in rows.items()}
+        fewer = {partition: -n for partition, n in rows.items()}
         try:
-            staging.decide({exchange.dlq: fewer, exchange.silver: rows, GOLD_TABLE: rows}, what)
-        except FencedError:  # after any other error it may have been decided
-            staging.give_up()
+            staging.commit_replacement({name: fewer if name == exchange.dlq else rows for name in names}, what)
+        except FencedError:  # after any other error it may have been committed
+            staging.abort()
             raise
-        finish(self._catalog, exchange)
+        publish(self._catalog, exchange)
         outcome.published = True
         return outcome
 
-    def _judge(
-        self, outcome: Outcome, scope_of: Callable[[PinnedTables, Known], Scope], staging: Staging | None
-    ) -> tuple[Outcome, dict[int, int]]:
-        """What changes, all of it staged if there is a `staging`; and how many more rows are valid, by partition."""
-        pinned = self._pin(all_agree=staging is not None)
-        known = Known(pinned)
-        scope = scope_of(pinned, known)
-        with open_store(SCHEMA) as store:
-            newest_hour = GoldIds(self._catalog, self._exchange.code).newest_hour
-            difference = Difference(store, pinned, self._decoder, newest_hour)
-            outcome.judged = difference.judge(scope, known, self._advance("judge", scope.plan.rows))
-            outcome.left_alone, day = scope.left_alone, scope.plan.first_day
-            outcome.since = None if day is None else EPOCH + timedelta(day)
-            advance = self._advance("compare", scope.plan.rows)
-            difference.find_leaving(scope, advance)
-            outcome.unclear = difference.settle()
-            outcome.moved = difference.counts()
+    def _compare(self, outcome: Outcome, scope_of: ScopeOf, staging: Staging | None) -> tuple[Outcome, dict[int, int]]:
+        """Find the changes, and stage them if there is a `staging`. Return also by how many more rows are valid."""
+        pinned = self._pin(same_offsets=staging is not None)
+        replaceable = ReplaceableMessages(pinned)
+        scope = scope_of(pinned, replaceable)
+        with open_row_hashes(SCHEMA) as store:
+            context = ReprocessContext(store=store, pinned=pinned, decoder=self._decoder)
+            moved = revalidate(context, scope, replaceable, self._advance("revalidate", scope))
+            outcome.messages, outcome.ambiguous = moved.messages_in_scope(), moved.ambiguous_keys()
+            day = scope.plan.first_day
+            outcome.skipped, outcome.since = scope.skipped, None if day is None else UNIX_EPOCH + timedelta(day)
+            outcome.moved = moved.counts()
             if outcome.moved:
-                difference.find_gone(advance)
+                advance = self._advance("compare", scope)
+                newest_hour = GoldIds(self._catalog, self._exchange.code).newest_hour()
+                found = find_replacements(context, newest_hour, advance)
                 if staging is not None:
-                    outcome.tables = self._rewrite(difference, scope, pinned, staging)
+                    outcome.tables = self._stage(context, moved, found, staging, self._advance("write", scope))
                 else:
-                    silver = self._definitions[self._exchange.silver]
-                    outcome.changes = changes(difference, scope, pinned, silver, self._decoder, advance)
-                    outcome.tables = difference.sizes()
-            return outcome, difference.rows_by_partition()
+                    outcome.changes = changes(context, moved, self._definitions[pinned.name(SILVER)], advance)
+                    outcome.tables = {layer.name: table for layer, table in found.sizes().items()}
+            return outcome, moved.rows_by_partition()
 
-    def _rewrite(
-        self, difference: Difference, scope: Scope, pinned: PinnedTables, staging: Staging
-    ) -> Mapping[str, Replaced]:
-        advance = self._advance("write", scope.plan.rows)
-        rewriting = Rewriting(difference, pinned, self._definitions, self._decoder, advance)
-        rewriting.write_new(scope)
-        rewriting.write_gold()
-        for layer, replaced in rewriting.tables.items():
-            rewriting.write_without(layer)
+    def _stage(
+        self,
+        context: ReprocessContext,
+        moved: MovedMessages,
+        found: RowReplacements,
+        staging: Staging,
+        advance: Advance,
+    ) -> dict[str, TableReplacement]:
+        rewriter = Rewriter(context, moved, found, self._definitions, advance)
+        tables = rewriter.write_added()
+        for layer, table in tables.items():
+            rewriter.rewrite(layer, table)
             reach(Point.REWRITTEN)
-            staging.stage(pinned.name(layer), replaced.removed, replaced.added)
-        return rewriting.tables
+            staging.stage(context.pinned.name(layer), table.removed, table.added)
+        return {layer.name: table for layer, table in tables.items()}
 
-    def _pin(self, all_agree: bool) -> PinnedTables:
-        """Raises ReprocessError where there are no tables, or where they are to hold the same offsets and do not."""
+    def _pin(self, same_offsets: bool) -> PinnedTables:
+        """Pin the tables. Raises ReprocessError if there are none, or if they must hold the same offsets and do not."""
         pinned, _ = pin(self._catalog, [self._exchange])
         if not pinned:
             raise ReprocessError(f"there are no tables of {self._exchange.name}: run its flow first")
-        held = [{p: extent.next for p, extent in ledger.partitions.items()} for ledger in pinned[0].ledgers.values()]
-        if all_agree and any(each != held[0] for each in held):
+        ledgers = pinned[0].ledgers
+        held = [{p: extent.next for p, extent in ledger.partitions.items()} for ledger in ledgers.values()]
+        if same_offsets and any(each != held[0] for each in held):
+            name = self._exchange.name
             raise ReprocessError(
-                f"the tables of {self._exchange.name} do not hold the same offsets, since a flow was stopped amid its "
-                f"commits: run `k2flow run {self._exchange.name} --until-caught-up`, then this again"
+                f"the tables of {name} do not hold the same offsets, because the flow was killed between its commits: "
+                f"run `k2flow run {name} --until-caught-up`, then repeat this"
             )
         return pinned[0]
 
-    def _advance(self, what: str, total: int) -> Callable[[int], None]:
+    def _advance(self, what: str, scope: Scope) -> Advance:
+        total = scope.plan.rows
         self._progress(what, 0, total)
         return lambda rows: self._progress(what, rows, total)
+
+
+def _check_layers(exchange: Exchange) -> None:
+    """Raise ReprocessError if the exchange has layers whose rows would not be replaced."""
+    other = [layer.name for layer in exchange.layers if layer not in (BRONZE, *REPLACED_LAYERS)]
+    if other:
+        raise ReprocessError(
+            f"the rows of {' and '.join(other)} cannot be replaced: reprocessing supports dlq, silver and gold. Remove "
+            f"the layer from flows/{exchange.name}.py, reprocess, and add it again with a new table"
+        )

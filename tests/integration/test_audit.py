@@ -1,4 +1,4 @@
-"""The audit: 0 on what flows leave, whatever they went through; 1 where the law is broken, 2 where it is not known."""
+"""The audit's exit code: 0 on the tables of correct flows, 1 if an invariant is violated, 2 if it is incomplete."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ import pytest
 from confluent_kafka import KafkaException, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from k2flow.audit import Report, audit
+from k2flow.audit import AuditReport, audit
 from k2flow.config.settings import load_settings
 from k2flow.exchange import exchange_names, find_exchange
 from k2flow.sandbox.kafka.local import free_port
@@ -26,13 +26,11 @@ from tests.integration.conftest import fill
 from tests.integration.harness import ROOT, Lake, batches, ledger_offsets
 from tests.integration.test_flow import new_good_value
 
-pytestmark = pytest.mark.integration
-
 NewLake = Callable[..., Lake]
 
 
 def audited(lake: Lake, code: int = 0, **extra: str) -> dict[str, Any]:
-    """The report of an audit, in this process, of which `k2flow audit` makes the exit code `code`."""
+    """Return the report of an audit in this process, whose verdict must have exit code `code`."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in lake.environment(**extra).items():
             patch.setenv(name, value)
@@ -43,14 +41,14 @@ def audited(lake: Lake, code: int = 0, **extra: str) -> dict[str, Any]:
 
 
 def printed(lake: Lake, *arguments: str, code: int = 0) -> dict[str, Any]:
-    """The report of `k2flow audit EXCHANGE --json`, which must end with `code`."""
+    """Return the report of `k2flow audit EXCHANGE --json`, which must end with `code`."""
     done = lake.command("audit", lake.exchange, "--json", *arguments)
     assert done.returncode == code, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
     report: dict[str, Any] = json.loads(done.stdout)
     return report
 
 
-def test_a_clean_run(new_lake: NewLake) -> None:
+def test_clean_run_has_no_findings(new_lake: NewLake) -> None:
     lake = new_lake()
     fill(lake, count=6_000, bad=0.05, duplicates=0.05, seed=1)
     lake.catch_up(2, K2FLOW_BINANCE_BATCH_ROWS="500")
@@ -60,8 +58,8 @@ def test_a_clean_run(new_lake: NewLake) -> None:
     assert sum(part["bronze"]["rows"] for part in report["partitions"]) == 6_000
 
 
-def test_transactions_of_which_some_are_aborted(new_lake: NewLake) -> None:
-    """Markers and aborted messages are gaps, whatever their number; a committed message without a row is lost."""
+def test_aborted_transactions_are_not_lost_messages(new_lake: NewLake) -> None:
+    """Markers and aborted messages are gaps, however many; a committed message without a row is lost."""
     lake = new_lake(partitions=1)
     good = new_good_value(lake)
     producer = Producer({"bootstrap.servers": lake.bootstrap, "transactional.id": lake.topic})
@@ -86,14 +84,14 @@ def test_transactions_of_which_some_are_aborted(new_lake: NewLake) -> None:
     assert finding["samples"] == [{"topic": lake.topic, "partition": 0, "offset": 3}]
 
 
-def test_two_exchanges_and_people(new_lake: NewLake) -> None:
-    """All exchanges at once, the report as people see it; one that has no tables is not missed unless it is named."""
+def test_audits_all_exchanges_and_prints_tables(new_lake: NewLake) -> None:
+    """All exchanges at once, printed as tables. An exchange without tables is a note, and an error if it is named."""
     lake = new_lake()
     fill(lake, count=500, bad=0.05, seed=1)
     lake.catch_up()
     done = lake.command("audit")
     assert done.returncode == 0, done.stderr
-    assert "the conservation law holds" in done.stdout
+    assert "all invariants hold" in done.stdout
     assert "there are no tables of kraken" in done.stdout
     assert lake.command("audit", "kraken").returncode == 2
     other = new_lake("kraken")
@@ -104,16 +102,16 @@ def test_two_exchanges_and_people(new_lake: NewLake) -> None:
     assert {part["exchange"] for part in json.loads(done.stdout)["partitions"]} == {"binance", "kraken"}
 
 
-def test_a_topic_that_was_made_again_is_a_loss_that_was_accepted(new_lake: NewLake) -> None:
+def test_recreated_topic_is_an_accepted_loss(new_lake: NewLake) -> None:
     lake = new_lake(partitions=1)
     fill(lake, count=300, bad=0.05, seed=1)
     lake.catch_up()
     remake(lake)
-    assert checks(audited(lake)) == {("topic_made_again", "note")}  # Kafka's offsets are another topic's now
+    assert checks(audited(lake)) == {("topic_recreated", "note")}  # Kafka's offsets are another topic's now
     fill(lake, count=200, bad=0.05, seed=2)
     lake.catch_up(K2FLOW_BINANCE_ACCEPT_LOST_OFFSETS="1")
     report = audited(lake)
-    assert checks(report) == {("topic_made_again", "note")}
+    assert checks(report) == {("topic_recreated", "note")}
     assert [(p["current"], p["bronze"]["rows"]) for p in report["partitions"]] == [(False, 300), (True, 200)]
     lake.table("bronze").delete("offset = 3")  # one of each topic
     report = audited(lake, code=1)
@@ -136,7 +134,7 @@ def checks(report: dict[str, Any]) -> set[tuple[str, str]]:
     return {(finding["check"], finding["severity"]) for finding in report["findings"]}
 
 
-def test_without_kafka_the_ledgers_prove_it_or_it_cannot_be_told(new_lake: NewLake) -> None:
+def test_without_kafka_the_ledgers_prove_a_loss(new_lake: NewLake) -> None:
     lake = new_lake()
     fill(lake, count=1_000, bad=0.05, seed=1)
     lake.catch_up()
@@ -149,7 +147,7 @@ def test_without_kafka_the_ledgers_prove_it_or_it_cannot_be_told(new_lake: NewLa
     assert missing["samples"] == [{"topic": lake.topic, "partition": 0, "offset": 3}]
 
 
-def test_what_cannot_be_checked_is_exit_code_2(new_lake: NewLake, tmp_path: Path) -> None:
+def test_incomplete_audit_has_exit_code_2(new_lake: NewLake, tmp_path: Path) -> None:
     lake = new_lake()
     fill(lake, count=100, seed=1)
     lake.catch_up()
@@ -168,8 +166,8 @@ def test_what_cannot_be_checked_is_exit_code_2(new_lake: NewLake, tmp_path: Path
     assert "dlq_binance_trades" in done.stderr
 
 
-def test_a_running_flow(new_lake: NewLake) -> None:
-    """Tables that are at different offsets whenever one looks: what is in flight is not lost."""
+def test_running_flow_has_no_findings(new_lake: NewLake) -> None:
+    """The tables are at different offsets all the time: messages in flight are not lost."""
     lake = new_lake()
     fill(lake, count=2_000, bad=0.05, duplicates=0.05, seed=1)
     lake.catch_up()
@@ -180,8 +178,8 @@ def test_a_running_flow(new_lake: NewLake) -> None:
         assert flow.codes() == [None, None]
 
 
-def test_each_table_ahead_or_behind(new_lake: NewLake) -> None:
-    """One table's last commits undone, ledger and rows: as if a crash had come before them."""
+def test_each_table_may_be_ahead_or_behind(new_lake: NewLake) -> None:
+    """Undo one table's last commits, ledger and rows: as if the flow had crashed before them."""
     lake = new_lake()
     fill(lake, count=1_000, bad=0.05, duplicates=0.05, seed=1)
     lake.catch_up()
@@ -201,7 +199,7 @@ def test_each_table_ahead_or_behind(new_lake: NewLake) -> None:
         assert audited(lake)["findings"] == []
 
 
-def test_since(new_lake: NewLake) -> None:
+def test_since_checks_only_newer_messages(new_lake: NewLake) -> None:
     lake = new_lake(partitions=1)
     fill(lake, count=500, bad=0.05, duplicates=0.05, seed=1)
     lake.catch_up()
@@ -219,8 +217,8 @@ def test_since(new_lake: NewLake) -> None:
     assert checks(printed(lake, *since, code=1)) == {("bronze_missing", "broken")}
 
 
-def test_rows_that_retention_removed_are_not_lost(new_lake: NewLake) -> None:
-    """Bronze's and Silver's old days are gone: what is left holds, and damage to it is still found."""
+def test_rows_removed_by_retention_are_not_lost(new_lake: NewLake) -> None:
+    """Bronze's and Silver's old days are removed: the rest holds, and damage to it is still found."""
     lake = new_lake(partitions=1)
     fill(lake, count=500, bad=0.05, duplicates=0.05, seed=1, start=datetime.now(UTC) - timedelta(days=40))
     fill(lake, count=300, bad=0.05, duplicates=0.05, seed=2)
@@ -228,7 +226,7 @@ def test_rows_that_retention_removed_are_not_lost(new_lake: NewLake) -> None:
     table = lake.table("bronze")
     table.delete("offset < 500")
     assert ("bronze_missing", "broken") in checks(audited(lake, code=1)), "nothing is too old in a table of today"
-    with lake.table("bronze").transaction() as transaction:  # forgets when the table was made, as an old one has
+    with lake.table("bronze").transaction() as transaction:  # forgets when the table was created, as an old one has
         transaction.set_properties({"write.metadata.previous-versions-max": "1"})
     lake.table("silver").delete(f"exchange_date < '{datetime.now(UTC).date() - timedelta(days=30)}'")
     assert checks(audited(lake)) == {("expired", "note")}
@@ -249,9 +247,10 @@ def test_json_is_as_documented(new_lake: NewLake) -> None:
     fill(lake, count=50, seed=1)
     lake.catch_up()
     report = printed(lake)
-    documented = set(re.findall(r"`(\w+)`", Report.__doc__ or ""))
+    documented = set(re.findall(r"`(\w+)`", AuditReport.__doc__ or ""))
     assert list(report) == [
-        *("version", "verdict", "started_at", "since", "seconds", "rows", "tables", "partitions", "findings")
+        *("version", "verdict", "started_at", "since", "seconds", "rows"),
+        *("layers", "tables", "partitions", "findings"),
     ]
     (part,) = report["partitions"]
     for key in (*report, *part, *part["kafka"], *part["bronze"], *report["tables"]["bronze_binance_trades"]):
@@ -259,8 +258,8 @@ def test_json_is_as_documented(new_lake: NewLake) -> None:
     assert part["kafka"] == {"low": 0, "high": 50, "lag": 0}
 
 
-def test_it_is_repeated_and_tells_its_verdict(new_lake: NewLake) -> None:
-    """What was lost between two audits is what the second one says, for an alert; SIGTERM ends it with 0."""
+def test_repeated_audit_serves_its_verdict(new_lake: NewLake) -> None:
+    """The second audit reports rows lost since the first, for an alert. SIGTERM ends it with 0."""
     lake = new_lake()
     fill(lake, count=1_000, bad=0.05, seed=1)
     lake.catch_up()

@@ -1,4 +1,4 @@
-"""Damaged tables prove the audit: whatever is damaged, it says that the law is broken, and names the damage."""
+"""Damaged tables prove the audit: it reports every damage as a violation, and names it."""
 
 import dataclasses
 import uuid
@@ -8,36 +8,37 @@ from decimal import Decimal
 import pyarrow.compute as pc
 import pytest
 
-from k2flow.audit import Report, audit, snapshots
+from k2flow.audit import AuditReport, audit
 from k2flow.audit.report import Verdict
 from k2flow.config.settings import load_settings
 from k2flow.exchange import exchange_names, find_exchange
+from k2flow.inspection import pinned as snapshots
 from k2flow.sandbox.kafka.local import LocalKafka
 from tests.integration import damage as d
 from tests.integration.conftest import fill
 from tests.integration.harness import Lake, batches
 
-pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("audit_damage")]
+pytestmark = pytest.mark.xdist_group("audit_damage")
 
 
 @pytest.fixture(scope="module")
 def lakes(kafka: LocalKafka, tmp_path_factory: pytest.TempPathFactory) -> tuple[Lake, Lake]:
-    """Two exchanges in the same tables, all read."""
+    """Two exchanges in the same tables, caught up."""
     home = tmp_path_factory.mktemp("audited") / "lake"
-    made = []
+    caught_up = []
     for exchange in ("binance", "kraken"):
         topic = f"{exchange}.{uuid.uuid4().hex}"
         kafka.start({topic: 2})
         lake = Lake(exchange, topic, home, kafka.bootstrap)
         fill(lake, count=2_000, bad=0.05, duplicates=0.05, seed=len(exchange))
         lake.catch_up(**batches(500, exchange))
-        made.append(lake)
-    return made[0], made[1]
+        caught_up.append(lake)
+    return caught_up[0], caught_up[1]
 
 
 @pytest.fixture
 def lake(lakes: tuple[Lake, Lake], monkeypatch: pytest.MonkeyPatch) -> Iterator[Lake]:
-    """Binance's, which may be damaged: it is as before for the next test."""
+    """Binance's lake, which a test may damage: it is restored for the next one."""
     for each in lakes:
         for name, value in each.environment().items():
             if name.startswith("K2FLOW_"):
@@ -47,13 +48,13 @@ def lake(lakes: tuple[Lake, Lake], monkeypatch: pytest.MonkeyPatch) -> Iterator[
         yield lakes[0]
 
 
-def run_audit(lake: Lake, *names: str) -> Report:
-    """Both exchanges, or those named."""
+def run_audit(lake: Lake, *names: str) -> AuditReport:
+    """Audit both exchanges, or those named."""
     exchanges = [dataclasses.replace(find_exchange(name)) for name in names or ("binance", "kraken")]
     return audit(lake.catalog(), load_settings(exchange_names()), exchanges)
 
 
-def test_nothing_damaged(lake: Lake) -> None:
+def test_undamaged_tables_have_no_findings(lake: Lake) -> None:
     report = run_audit(lake)
     assert report.verdict is Verdict.HOLDS
     assert report.findings == []
@@ -72,11 +73,11 @@ def delete_last_bronze(lake: Lake) -> None:
     d.delete(lake, "bronze", f"partition = 1 and offset = {last}")
 
 
-def double_bronze(lake: Lake) -> None:
+def duplicate_bronze(lake: Lake) -> None:
     d.append(lake, "bronze", d.message_of(lake, valid=True))
 
 
-def bronze_beyond_the_ledger(lake: Lake) -> None:
+def bronze_after_the_ledger(lake: Lake) -> None:
     d.append(lake, "bronze", d.changed(d.message_of(lake, valid=True), offset=1_000_000))
 
 
@@ -92,7 +93,7 @@ def dead_letter_dropped(lake: Lake) -> None:
     d.delete(lake, "dlq", d.place(d.message_of(lake, valid=False)))
 
 
-def dead_letter_doubled(lake: Lake) -> None:
+def dead_letter_duplicated(lake: Lake) -> None:
     d.append(lake, "dlq", d.rows(lake, "dlq").slice(3, 1))
 
 
@@ -102,7 +103,7 @@ def dead_letter_changed(lake: Lake) -> None:
     d.append(lake, "dlq", d.changed(one, payload=b"other"))
 
 
-def dead_letter_beyond_the_ledger(lake: Lake) -> None:
+def dead_letter_after_the_ledger(lake: Lake) -> None:
     d.append(lake, "dlq", d.changed(d.rows(lake, "dlq").slice(3, 1), partition=7))
 
 
@@ -110,7 +111,7 @@ def silver_dropped(lake: Lake) -> None:
     d.delete(lake, "silver", f"message_id = '{d.single_trade(lake)['message_id'][0].as_py()}'")
 
 
-def silver_doubled(lake: Lake) -> None:
+def silver_duplicated(lake: Lake) -> None:
     d.append(lake, "silver", d.single_trade(lake))
 
 
@@ -137,7 +138,7 @@ def gold_dropped(lake: Lake) -> None:
     d.delete(lake, "gold", f"message_id = '{d.single_trade(lake)['message_id'][0].as_py()}'")
 
 
-def gold_doubled(lake: Lake) -> None:
+def gold_duplicated(lake: Lake) -> None:
     d.append(lake, "gold", d.single_trade(lake, "gold"))
 
 
@@ -145,7 +146,7 @@ def gold_unknown(lake: Lake) -> None:
     d.append(lake, "gold", d.changed(d.single_trade(lake, "gold"), message_id="unknown"))
 
 
-def gold_of_nobody(lake: Lake) -> None:
+def gold_of_undeclared_exchange(lake: Lake) -> None:
     d.append(lake, "gold", d.changed(d.single_trade(lake, "gold"), exchange="NOBODY", message_id="unknown"))
 
 
@@ -173,23 +174,23 @@ DAMAGE: list[tuple[Callable[[Lake], None], set[str]]] = [
     (delete_bronze, {"bronze_missing"}),
     (delete_first_bronze, {"bronze_missing"}),
     (delete_last_bronze, {"bronze_missing"}),
-    (double_bronze, {"bronze_doubled"}),
-    (bronze_beyond_the_ledger, {"bronze_outside_ledger"}),
+    (duplicate_bronze, {"bronze_duplicated"}),
+    (bronze_after_the_ledger, {"bronze_outside_ledger"}),
     (bronze_of_another_topic, {"bronze_outside_ledger"}),
     (silver_and_dead_letters, {"in_both"}),
     (dead_letter_dropped, {"in_neither"}),
-    (dead_letter_doubled, {"dlq_doubled"}),
+    (dead_letter_duplicated, {"dlq_duplicated"}),
     (dead_letter_changed, {"dlq_changed"}),
-    (dead_letter_beyond_the_ledger, {"dlq_outside_ledger"}),
+    (dead_letter_after_the_ledger, {"dlq_outside_ledger"}),
     (silver_dropped, {"in_neither", "gold_unexpected"}),
-    (silver_doubled, {"silver_doubled"}),
+    (silver_duplicated, {"silver_duplicated"}),
     (silver_changed, {"in_neither", "silver_unexpected", "gold_unexpected"}),
     (silver_map_changed, {"in_neither", "silver_unexpected", "gold_unexpected"}),
     (silver_null_instead_of_empty, {"in_neither", "silver_unexpected", "gold_unexpected"}),
     (gold_dropped, {"gold_missing"}),
-    (gold_doubled, {"gold_doubled"}),
+    (gold_duplicated, {"gold_duplicated"}),
     (gold_unknown, {"gold_unexpected"}),
-    (gold_of_nobody, {"gold_unexpected"}),
+    (gold_of_undeclared_exchange, {"gold_unexpected"}),
     (gold_under_two_exchanges, {"gold_two_exchanges", "gold_unexpected"}),
     (gold_unsorted, {"file_order"}),
     (gold_in_another_partition, {"file_partition"}),
@@ -202,13 +203,12 @@ DAMAGE: list[tuple[Callable[[Lake], None], set[str]]] = [
 ]
 
 
-ALLOWED_TOO = {"ledger_rows", "ledgers_disagree", "silver_doubled"}
-"""A table whose rows were damaged, or a ledger, no longer agrees with a count either; and rows that are beyond a forged
-ledger may be copies of others."""
+ALLOWED_TOO = {"ledger_rows", "ledgers_disagree", "silver_duplicated"}
+"""Damage to rows or to a ledger may also violate a count. Rows after the end of a forged ledger may be copies."""
 
 
 @pytest.mark.parametrize(("damage", "checks"), DAMAGE, ids=[damage.__name__ for damage, _ in DAMAGE])
-def test_damage_is_named(lake: Lake, damage: Callable[[Lake], None], checks: set[str]) -> None:
+def test_damage_is_reported_with_samples(lake: Lake, damage: Callable[[Lake], None], checks: set[str]) -> None:
     damage(lake)
     report = run_audit(lake)
     assert report.verdict is Verdict.BROKEN

@@ -32,7 +32,7 @@ def exported() -> set[str]:
     collector = StatusMetrics(lambda: nothing)
     collector._last = nothing
     audited = AuditCollector()
-    audited.tell(Verdict.HOLDS, [])
+    audited.record(Verdict.HOLDS, [])
     families = [*REGISTRY.collect(), *collector.collect(), *audited.collect()]
     return {family.name + suffix for family in families for suffix in SUFFIXES.get(family.type, ("",))}
 

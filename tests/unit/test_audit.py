@@ -1,50 +1,57 @@
-"""The parts of the audit that need no tables: runs of offsets, ranges to read again, hashes, the verdict."""
+"""The parts of the audit that need no tables: runs of offsets, ranges to read again, row hashes, the verdict."""
+
+import os
+import tempfile
+import time
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 
 from k2flow.audit.bronze import runs
-from k2flow.audit.report import SAMPLES, Report, Severity, Verdict
-from k2flow.inspection.broker import CLOSE, _spans
-from k2flow.inspection.files import ahead
-from k2flow.inspection.row_hashes import ROW_HASH, hashable, open_store
+from k2flow.audit.report import SAMPLES, AuditReport, Severity, Verdict
+from k2flow.inspection.broker import MERGE_DISTANCE, merge_close
+from k2flow.inspection.content import content_hash
+from k2flow.inspection.files import prefetch
+from k2flow.inspection.row_hashes import FOLDER, LOCK, SETTLED_SECONDS, hash_of, hashable, open_row_hashes
 from k2flow.layers import SILVER
-
-SILVER = SILVER.arrow_schema
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 30)), min_size=1))
-def test_runs_hold_each_offset_as_often_as_it_came(rows: list[tuple[int, int]]) -> None:
-    part, offset = (np.array(column, np.int64) for column in zip(*rows, strict=True))
-    found = [(run["part"], at) for run in runs(part, offset).to_pylist() for at in range(run["first"], run["next"])]
+def test_runs_hold_each_offset_as_often_as_it_occurs(rows: list[tuple[int, int]]) -> None:
+    number, offset = (np.array(column, np.int64) for column in zip(*rows, strict=True))
+    found = [(run["number"], at) for run in runs(number, offset).to_pylist() for at in range(run["first"], run["next"])]
     assert sorted(found) == sorted(rows)
 
 
 def test_near_gaps_are_read_together() -> None:
-    near, far = (CLOSE + 1, CLOSE + 2), (3 * CLOSE, 3 * CLOSE + 5)
-    assert _spans([(0, 1), near, far]) == [[(0, 1), near], [far]]
-    assert _spans([]) == []
+    near, far = (MERGE_DISTANCE + 1, MERGE_DISTANCE + 2), (3 * MERGE_DISTANCE, 3 * MERGE_DISTANCE + 5)
+    assert merge_close([(0, 1), near, far]) == [[(0, 1), near], [far]]
+    assert merge_close([]) == []
 
 
 def trades(**columns: list[object]) -> pa.RecordBatch:
     n = len(next(iter(columns.values())))
     return pa.RecordBatch.from_arrays(
-        [pa.array(columns.get(field.name, [None] * n), field.type) for field in SILVER], schema=SILVER
+        [pa.array(columns.get(field.name, [None] * n), field.type) for field in SILVER.arrow_schema],
+        schema=SILVER.arrow_schema,
     )
 
 
 def test_every_difference_changes_the_hash() -> None:
-    """Null and empty maps and lists, order and boundaries of entries; a slice hashes as its rows do."""
+    """Null and empty maps and lists, order and boundaries of entries. A slice hashes like its rows."""
     maps = [None, [], [("a", "b")], [("a", None)], [("ab", "")], [("a", "1"), ("b", "2")], [("a", "2"), ("b", "1")]]
     batch = trades(vendor_data=maps)
-    with open_store() as store:
-        whole = [row for (row,) in store.select(hashable(batch), f"SELECT {ROW_HASH} FROM batch")]
-        sliced = [row for (row,) in store.select(hashable(batch.slice(3)), f"SELECT {ROW_HASH} FROM batch")]
+    row_hash = content_hash(SILVER)
+    with open_row_hashes("SELECT 1") as store:
+        whole = [row for (row,) in store.select(hashable(batch), f"SELECT {row_hash} FROM batch")]
+        sliced = [row for (row,) in store.select(hashable(batch.slice(3)), f"SELECT {row_hash} FROM batch")]
         lists = trades(trade_conditions=[None, [], [""], ["a", "b"], ["b", "a"], ["ab"], [None]])
-        conditions = [row for (row,) in store.select(hashable(lists), f"SELECT {ROW_HASH} FROM batch")]
+        conditions = [row for (row,) in store.select(hashable(lists), f"SELECT {row_hash} FROM batch")]
     assert len(set(whole)) == len(maps)
     assert whole[3:] == sliced
     assert len(set(conditions)) == 7
@@ -60,7 +67,7 @@ def test_every_difference_changes_the_hash() -> None:
     ],
 )
 def test_the_worst_finding_is_the_verdict(severities: list[Severity], verdict: Verdict, code: int) -> None:
-    report = Report("now")
+    report = AuditReport("now")
     for severity in severities:
         report.add("check", severity, "text", samples=[{}] * (SAMPLES + 5))
     assert report.verdict is verdict
@@ -68,13 +75,34 @@ def test_the_worst_finding_is_the_verdict(severities: list[Severity], verdict: V
     assert all(len(finding["samples"]) == SAMPLES for finding in report.to_dict()["findings"])
 
 
-def test_ahead_gives_all_items_and_errors_in_order() -> None:
-    assert list(ahead(iter(range(10)))) == list(range(10))
+def test_prefetch_yields_all_items_and_errors_in_order() -> None:
+    assert list(prefetch(iter(range(10)))) == list(range(10))
 
     def failing() -> "list[int]":
         raise ValueError("no")
 
-    items = ahead(each() for each in (lambda: [1], failing))
+    items = prefetch(each() for each in (lambda: [1], failing))
     assert next(items) == [1]
     with pytest.raises(ValueError, match="no"):
         next(items)
+
+
+def test_hash_of_columns_does_not_depend_on_their_order() -> None:
+    assert hash_of(SILVER.columns, SILVER.arrow_schema) == hash_of(reversed(SILVER.columns), SILVER.arrow_schema)
+
+
+def test_folders_of_killed_processes_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that is in use, or too new to be locked yet, stays."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    dead, new, live = (tmp_path / f"{FOLDER}{name}" for name in ("dead", "new", "live"))
+    for folder in (dead, new, live):
+        folder.mkdir()
+        (folder / LOCK).touch()
+    with FileLock(live / LOCK):
+        for folder in (dead, live):
+            os.utime(folder, (time.time() - SETTLED_SECONDS - 1,) * 2)
+        with open_row_hashes("SELECT 1"):
+            assert sorted(each.name for each in tmp_path.iterdir() if each in (dead, new, live)) == [
+                live.name,
+                new.name,
+            ]

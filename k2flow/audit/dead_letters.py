@@ -1,0 +1,104 @@
+"""Bronze against the dead letters: each bad message is in the table, as it was decoded, and no other one.
+
+Each check proves, for the messages that Bronze still has and offsets that the ledgers of both tables hold:
+
+- `in_neither`: a bad message's offset is in the dead-letter table.
+- `dlq_duplicated`, `dlq_unexpected`: no offset is in the table twice, and none that no message has.
+- `dlq_changed`: payload, schema id, Kafka timestamp and reason are those that the message gives.
+- `dlq_reworded` (a note): rows whose `detail` today's k2flow words differently.
+- `dlq_outside_ledger`: no row has a topic, partition or offset that the ledger does not hold.
+
+Not compared: `failed_at`, except for its day, and bad messages ingested on days that retention leaves out.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pyarrow as pa
+
+from k2flow.audit.context import AuditContext
+from k2flow.audit.extents import within
+from k2flow.audit.file_checks import FileChecks
+from k2flow.audit.offsets import OffsetsFound
+from k2flow.audit.places import places
+from k2flow.audit.report import SAMPLES, Severity
+from k2flow.inspection.content import content_hash
+from k2flow.inspection.files import ReadPlan, prefetch, read
+from k2flow.inspection.partitions import OUTSIDE, TopicPartition, TopicPartitions
+from k2flow.inspection.pinned import PinnedTables
+from k2flow.inspection.row_hashes import hashable
+from k2flow.layers import DLQ
+
+_SAME = 'd.number = e.number AND d."offset" = e."offset"'
+
+
+class DeadLetterCheck:
+    """The checks above, of one exchange."""
+
+    def __init__(self, context: AuditContext, pinned: PinnedTables, partitions: TopicPartitions) -> None:
+        self._context = context
+        self._store = context.store
+        self._pinned = pinned
+        self._partitions = partitions
+
+    def read(self, plan: ReadPlan) -> None:
+        """Read the dead letters into table `dlq` of the database, and report the rows outside the ledger."""
+        count, samples, checks = 0, [], FileChecks(plan)
+        columns = f'number, "offset", reason, {content_hash(DLQ)}, hash(detail)'
+        for batch in prefetch(read(plan, DLQ.columns, checks, self._context.advance(plan))):
+            number = self._partitions.numbers(DLQ, batch)
+            if (number == OUTSIDE).any():
+                rows = batch.filter(pa.array(number == OUTSIDE)).select(["topic", "partition", "offset"])
+                count += rows.num_rows
+                samples += rows.slice(0, SAMPLES).to_pylist()
+            batch = batch.append_column("number", pa.array(number.astype(np.int32)))
+            self._store.insert("dlq", hashable(batch), columns)
+        checks.report(self._context.report)
+        if count:
+            text = f"{count:,} rows have a topic or offset that the table's ledger does not hold"
+            self._context.broken("dlq_outside_ledger", text, count, self._pinned, DLQ, samples)
+
+    def check(self, offsets: Mapping[TopicPartition, OffsetsFound]) -> None:
+        """Compare the rows with the messages."""
+        x = self._pinned.number
+        self._store.run(
+            f"CREATE OR REPLACE TEMP VIEW expected_bad AS SELECT v.* FROM bad v {within(DLQ)} "
+            f"WHERE e_dlq.exchange = {x} AND v.day > {self._pinned.cutoff_day(DLQ)}"
+        )
+        ours = f"number IN (SELECT number FROM extents WHERE exchange = {x})"
+        lows = ", ".join(f"({p.number}, {found.low}, {found.high})" for p, found in offsets.items()) or "(NULL, 0, 0)"
+        self._check(
+            "in_neither",
+            f"FROM expected_bad e WHERE NOT EXISTS (SELECT 1 FROM dlq d WHERE {_SAME})",
+            "bad messages are not dead letters (nor can they be in Silver)",
+        )
+        self._check(
+            "dlq_duplicated",
+            f'FROM (SELECT number, "offset" FROM dlq WHERE {ours} GROUP BY ALL HAVING count(*) > 1) e',
+            "messages have more than one row",
+        )
+        self._check(
+            "dlq_changed",
+            f"FROM expected_bad e JOIN dlq d ON {_SAME} WHERE d.content IS DISTINCT FROM e.content",
+            "rows differ from what their message gives: payload, schema id, Kafka timestamp or reason",
+        )
+        self._check(
+            "dlq_reworded",
+            f"FROM expected_bad e JOIN dlq d ON {_SAME} WHERE d.detail IS DISTINCT FROM e.detail",
+            "rows have a detail that today's k2flow words differently",
+            Severity.NOTE,
+        )
+        self._check(
+            "dlq_unexpected",
+            f"FROM dlq e JOIN (VALUES {lows}) low(number, first, next) ON low.number = e.number "
+            'WHERE e."offset" >= low.first AND e."offset" < low.next '
+            f"AND NOT EXISTS (SELECT 1 FROM bad d WHERE {_SAME}) "
+            f"AND NOT EXISTS (SELECT 1 FROM valid d WHERE {_SAME})",
+            "rows have an offset that no message has",
+        )
+
+    def _check(self, check: str, rows: str, text: str, severity: Severity = Severity.BROKEN) -> None:
+        """Report `rows` (a FROM clause over messages `e`), if there are any."""
+        if count := self._store.count(rows):
+            samples = places(self._store, self._partitions, f'SELECT e.number, e."offset" {rows}')
+            self._context.add(check, severity, f"{count:,} {text}", count, self._pinned, DLQ, samples)

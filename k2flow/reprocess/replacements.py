@@ -1,0 +1,150 @@
+"""Which rows of which data files are removed for the moved messages, and which trades are added to Gold.
+
+A row of Gold is removed if Silver keeps no row with its values, and one is added for each key that then has none.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.compute as pc
+from pyiceberg.manifest import DataFile
+
+from k2flow.inspection.content import content_hash
+from k2flow.inspection.files import ReadPlan, plan
+from k2flow.inspection.row_hashes import hashable
+from k2flow.layers import DLQ, GOLD, SILVER, Layer
+from k2flow.reprocess.context import ReprocessContext
+from k2flow.reprocess.scope import Advance
+
+
+@dataclass
+class TableReplacement:
+    """The changes of one table: files removed (by path) and added, and the numbers of rows."""
+
+    removed: list[str] = field(default_factory=list)
+    added: list[DataFile] = field(default_factory=list)
+    rows_removed: int = 0
+    rows_added: int = 0
+
+
+class RowReplacements:
+    """Reads tables `removed` and `gold_added` of the database."""
+
+    def __init__(self, context: ReprocessContext) -> None:
+        self._store = context.store
+
+    def sizes(self) -> dict[Layer, TableReplacement]:
+        """Return how many rows are removed and added in each layer."""
+        removed = dict(self._store.run("SELECT layer, sum(n)::BIGINT FROM removed GROUP BY 1"))
+        added = {
+            DLQ: self._store.count("FROM moved WHERE reason IS NOT NULL"),
+            SILVER: self._store.count("FROM moved WHERE reason IS NULL"),
+            GOLD: self._store.count("FROM gold_added"),
+        }
+        return {
+            layer: TableReplacement(rows_removed=removed.get(layer.name, 0), rows_added=n) for layer, n in added.items()
+        }
+
+    def files_of(self, layer: Layer) -> list[int]:
+        """Return the numbers of the files of a table from which rows are removed."""
+        sql = "SELECT DISTINCT file FROM removed WHERE layer = ? ORDER BY 1"
+        return [n for (n,) in self._store.run(sql, [layer.name])]
+
+    def removed(self, layer: Layer, file: int) -> Mapping[str, npt.NDArray[np.uint64]]:
+        """Return the rows removed from one file: `row` (hashes, ascending), how many of each (`n`), and `present`."""
+        return self._store.arrays(
+            "SELECT row, n, present FROM removed WHERE layer = ? AND file = ? ORDER BY row", [layer.name, file]
+        )
+
+    def added_to_gold(self) -> npt.NDArray[np.uint64]:
+        """Return the hashes of the rows of Silver that are added to Gold, ascending."""
+        rows: npt.NDArray[np.uint64] = self._store.arrays("SELECT row FROM gold_added ORDER BY row")["row"]
+        return rows
+
+    def silver_files_added_to_gold(self) -> list[int]:
+        """Return the numbers of the files of Silver that have those rows."""
+        found = self._store.run("SELECT min(file) FROM silver SEMI JOIN gold_added USING (row) GROUP BY row")
+        return sorted({file for (file,) in found})
+
+
+def find_replacements(context: ReprocessContext, newest_hour: int | None, advance: Advance) -> RowReplacements:
+    """Find the rows that the moved messages remove and add.
+
+    Args:
+        context: The database, after `revalidate`.
+        newest_hour: The newest hour (since 1970) in which Gold has a row of the exchange: the hot window ends with it.
+        advance: Counts the rows read.
+
+    Raises:
+        AuditError: Gold cannot be read.
+        CatalogError: The catalog or its storage failed.
+    """
+    context.store.run(
+        f"INSERT INTO removed SELECT '{DLQ.name}', file, l.row, count(*), count(*) FROM letter l JOIN moved "
+        'USING (partition, "offset") WHERE was IS NOT NULL GROUP BY ALL'
+    )
+    context.store.run(
+        f"INSERT INTO removed SELECT '{SILVER.name}', file, row, count(*) FILTER (k <= n), count(*) FROM ("
+        "SELECT file, row, n, row_number() OVER (PARTITION BY row ORDER BY file) AS k "
+        "FROM silver JOIN silver_removed USING (row)) GROUP BY file, row HAVING count(*) FILTER (k <= n) > 0"
+    )
+    _find_affected(context)
+    _read_gold(context, newest_hour, advance)
+    _find_in_gold(context)
+    return RowReplacements(context)
+
+
+def _find_affected(context: ReprocessContext) -> None:
+    """Find the keys whose rows of Silver change, and their rows afterwards."""
+    context.store.run(
+        "CREATE OR REPLACE TEMP TABLE affected AS "
+        "SELECT id FROM moved WHERE reason IS NULL UNION SELECT id FROM superseded"
+    )
+    context.store.run(
+        'CREATE OR REPLACE TEMP TABLE silver_after AS SELECT id, row, min("offset") AS "offset" FROM ('
+        'SELECT id, row, 1 AS n, NULL AS "offset" FROM silver SEMI JOIN affected USING (id) UNION ALL '
+        'SELECT id, row, 1, "offset" FROM moved WHERE reason IS NULL UNION ALL '
+        "SELECT id, row, -n, NULL FROM silver_removed) GROUP BY id, row HAVING sum(n) > 0"
+    )
+
+
+def _read_gold(context: ReprocessContext, newest_hour: int | None, advance: Advance) -> None:
+    key, code = context.id_hash, context.pinned.exchange.code
+    for number, batch in context.files.read(_gold_plan(context, newest_hour), GOLD.columns, advance):
+        own = batch.filter(pc.equal(batch.column("exchange"), code))
+        if own.num_rows:
+            columns = f"{key}, {content_hash(GOLD)}, {number}"
+            context.store.insert("gold", hashable(own), columns, f"{key} IN (SELECT id FROM affected)")
+
+
+def _gold_plan(context: ReprocessContext, newest_hour: int | None) -> ReadPlan:
+    """Plan the files of Gold of the affected trades' days, and of the hot window."""
+    days = {
+        day
+        for (day,) in context.store.run(
+            "SELECT DISTINCT day FROM moved WHERE reason IS NULL UNION "
+            "SELECT DISTINCT day FROM silver SEMI JOIN affected USING (id)"
+        )
+    }
+    if days and newest_hour is not None:
+        window = context.pinned.exchange.settings.dedup_window_hours
+        days.update(range((newest_hour - window) // 24, newest_hour // 24 + 1))
+    whole = plan(context.pinned, GOLD)
+    return replace(whole, tasks=[task for task in whole.tasks if task.file.partition[0] in days])
+
+
+def _find_in_gold(context: ReprocessContext) -> None:
+    context.store.run(
+        "CREATE OR REPLACE TEMP TABLE vanished AS SELECT DISTINCT row FROM silver_removed "
+        "ANTI JOIN silver_after USING (row)"
+    )
+    context.store.run(
+        f"INSERT INTO removed SELECT '{GOLD.name}', file, row, count(*), count(*) FROM gold "
+        "SEMI JOIN vanished USING (row) GROUP BY ALL"
+    )
+    context.store.run(
+        'INSERT INTO gold_added SELECT id, arg_min(row, coalesce("offset", -1)) FROM silver_after ANTI JOIN '
+        "(SELECT DISTINCT id FROM gold ANTI JOIN vanished USING (row)) USING (id) GROUP BY id"
+    )

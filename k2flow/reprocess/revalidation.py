@@ -1,0 +1,174 @@
+"""Messages, decoded again: what each one is today, and which are something else than before.
+
+A dead letter names its message. A row of Silver does not, but it has the key of its message, and the values that the
+message gives. So, with rows as hashes in a database:
+
+- a message with a dead letter was bad, any other was valid;
+- a message that was valid and still is has changed if Silver has fewer rows of its values than such messages give;
+- a message supersedes its row of Silver if it has changed, or was valid and is bad. The row is one of those of its key
+  that no unchanged message gives.
+
+If that does not identify the row, the message stays as it is, and its key counts as ambiguous: the key has other rows
+in Silver too, which messages out of scope may have given, or fewer than its messages must have given, since retention
+has removed them.
+"""
+
+import numpy as np
+import pyarrow as pa
+
+from k2flow.errors import ReprocessError
+from k2flow.inspection.content import content_hash
+from k2flow.inspection.files import plan
+from k2flow.inspection.row_hashes import hash_of, hashable
+from k2flow.layers import DLQ, SILVER
+from k2flow.reprocess.context import ReprocessContext
+from k2flow.reprocess.moved import MovedMessages
+from k2flow.reprocess.scope import Advance, DeadLetterScope, ReplaceableMessages, Scope
+from k2flow.trades.messages import MessageBatch
+
+LETTER_KEY = ("partition", "offset", "failed_at")
+"""The columns that name a dead-letter row."""
+_VALID = 'message ANTI JOIN letter USING (partition, "offset") WHERE reason IS NULL'
+
+
+def letter_hash() -> str:
+    """Return the SQL that hashes the name of a dead-letter row."""
+    return hash_of(LETTER_KEY, DLQ.arrow_schema)
+
+
+def revalidate(
+    context: ReprocessContext, scope: Scope, replaceable: ReplaceableMessages, advance: Advance
+) -> MovedMessages:
+    """Decode every message of the scope, compare with the dead letters and Silver, and return the moved ones.
+
+    Raises:
+        ReprocessError: A message that was valid cannot be decoded any more.
+        AuditError: A table cannot be read.
+        CatalogError: The catalog or its storage failed.
+        RegistryError: The registry does not answer.
+    """
+    whole = not isinstance(scope, DeadLetterScope)
+    for messages in scope.messages(advance):
+        _store_messages(context, messages)
+    _read_letters(context, replaceable, advance)
+    if whole:
+        _read_silver(context, advance)
+        _find_changed(context)
+    _find_moved(context, compare_content=whole)
+    moved = MovedMessages(context, scope)
+    _find_superseded(context, moved, advance)
+    _drop_ambiguous(context)
+    return moved
+
+
+def _store_messages(context: ReprocessContext, messages: MessageBatch) -> None:
+    decoded = context.decoder.decode(messages)
+    trades, failures = decoded.trades, decoded.dead_letters
+    if trades.rows.num_rows:
+        batch = hashable(trades.rows)
+        batch = batch.append_column("part", pa.array(trades.partition))
+        batch = batch.append_column("kafka_offset", pa.array(trades.offset))
+        hashes = f"{context.id_hash}, {content_hash(SILVER)}"
+        context.store.insert("message", batch, f"part, kafka_offset, {hashes}, {_day()}, NULL, NULL")
+    if failures.rows.num_rows:
+        columns = f'partition, "offset", NULL, NULL, NULL, reason, {content_hash(DLQ)}'
+        context.store.insert("message", hashable(failures.rows), columns)
+
+
+def _read_letters(context: ReprocessContext, replaceable: ReplaceableMessages, advance: Advance) -> None:
+    for number, batch in context.files.read(plan(context.pinned, DLQ), DLQ.columns, advance):
+        batch = batch.filter(pa.array(replaceable.mask(DLQ, batch)))
+        if batch.num_rows:
+            content = f"reason, {content_hash(DLQ)}, epoch_us(failed_at)"
+            columns = f'partition, "offset", {letter_hash()}, {number}, {content}'
+            context.store.insert("letter", hashable(batch), columns)
+
+
+def _read_silver(context: ReprocessContext, advance: Advance) -> None:
+    for number, batch in context.files.read(plan(context.pinned, SILVER), SILVER.columns, advance):
+        columns = f"{context.id_hash}, {content_hash(SILVER)}, {_day()}, {number}"
+        context.store.insert("silver", hashable(batch), columns)
+
+
+def _day() -> str:
+    return f"{SILVER.date_column} - DATE '1970-01-01'"
+
+
+def _find_changed(context: ReprocessContext) -> None:
+    """Find messages that were and are valid, and whose row Silver has too few of: the last ones of each row."""
+    context.store.run(
+        f"CREATE OR REPLACE TEMP TABLE too_few AS SELECT row, e - coalesce(s, 0) AS n "
+        f"FROM (SELECT row, count(*) AS e FROM {_VALID} GROUP BY row) LEFT JOIN "
+        f"(SELECT row, count(*) AS s FROM silver GROUP BY row) USING (row) WHERE e > coalesce(s, 0)"
+    )
+    context.store.run(
+        'INSERT INTO moved SELECT partition, "offset", id, row, day, NULL, NULL, NULL FROM ('
+        'SELECT *, row_number() OVER (PARTITION BY row ORDER BY partition, "offset" DESC) AS k '
+        f"FROM {_VALID} AND row IN (SELECT row FROM too_few)) JOIN too_few USING (row) WHERE k <= n"
+    )
+
+
+def _find_moved(context: ReprocessContext, compare_content: bool) -> None:
+    """Find messages that were valid and are bad, or the reverse, or are bad for another reason."""
+    differs = "(m.reason IS NULL) <> (l.reason IS NULL)"
+    if compare_content:
+        differs += " OR (m.reason IS NOT NULL AND l.reason IS NOT NULL AND m.content <> l.content)"
+    context.store.run(
+        'INSERT INTO moved SELECT m.partition, m."offset", m.id, m.row, m.day, l.reason, m.reason, l.failed_at '
+        f'FROM message m LEFT JOIN letter l USING (partition, "offset") WHERE {differs}'
+    )
+
+
+def _find_superseded(context: ReprocessContext, moved: MovedMessages, advance: Advance) -> None:
+    """Find the messages whose row of Silver is removed. Raises ReprocessError for one that cannot be decoded."""
+    context.store.run(
+        'INSERT INTO superseded SELECT partition, "offset", id FROM moved WHERE was IS NULL AND reason IS NULL'
+    )
+    key = context.pinned.exchange.dedup_key
+    for messages in moved.messages(advance, "was IS NULL AND reason IS NOT NULL"):
+        identities = context.decoder.identify(messages)
+        unread = np.any([identities.column(name).is_null().to_numpy(zero_copy_only=False) for name in key], axis=0)
+        if unread.any():
+            i = int(np.flatnonzero(unread)[0])
+            raise ReprocessError(
+                f"partition {messages.partition[i]}, offset {messages.offset[i]} was a valid trade and cannot be "
+                "decoded any more, so its row in Silver is unknown: restore its schema, or exclude its day"
+            )
+        for name, values in (("part", messages.partition), ("kafka_offset", messages.offset)):
+            identities = identities.append_column(name, pa.array(values))
+        context.store.insert("superseded", identities, f"part, kafka_offset, {context.id_hash}")
+
+
+def _drop_ambiguous(context: ReprocessContext) -> None:
+    """Drop ambiguous keys from `moved`, and find the rows of Silver that the other messages supersede.
+
+    Keys of messages that seem unchanged are ambiguous too, if Silver has rows of them that no message of the scope
+    gives.
+    """
+    run = context.store.run
+    run(
+        "CREATE OR REPLACE TEMP TABLE surplus AS SELECT id, row, s - least(s, coalesce(e, 0)) AS n FROM "
+        "(SELECT id, row, count(*) AS s FROM silver GROUP BY ALL) "
+        f"LEFT JOIN (SELECT row, count(*) AS e FROM {_VALID} GROUP BY row) USING (row) WHERE s > coalesce(e, 0)"
+    )
+    run(
+        "CREATE OR REPLACE TEMP TABLE found AS SELECT id, wanted, coalesce(sum(s.n), 0)::BIGINT AS existing, "
+        "count(s.row) AS kinds FROM (SELECT id, count(*) AS wanted FROM superseded GROUP BY id) "
+        "LEFT JOIN surplus s USING (id) GROUP BY ALL"
+    )
+    run(
+        "CREATE OR REPLACE TEMP TABLE ambiguous AS SELECT id FROM found "
+        "WHERE existing < wanted OR (existing > wanted AND kinds > 1) UNION "
+        f"SELECT id FROM surplus s WHERE id IN (SELECT id FROM {_VALID}) AND id NOT IN (SELECT id FROM found) "
+        "AND row NOT IN (SELECT row FROM message WHERE reason IS NULL)"
+    )
+    run(
+        'DELETE FROM moved USING superseded s WHERE moved.partition = s.partition AND moved."offset" = s."offset" '
+        "AND s.id IN (SELECT id FROM ambiguous)"
+    )
+    run("DELETE FROM superseded WHERE id IN (SELECT id FROM ambiguous)")
+    run(
+        "CREATE OR REPLACE TEMP TABLE silver_removed AS SELECT s.id, s.row, "
+        "CASE kinds WHEN 1 THEN wanted ELSE s.n END AS n FROM surplus s JOIN found USING (id) "
+        "ANTI JOIN ambiguous USING (id)"
+    )

@@ -1,0 +1,158 @@
+"""Tables of one exchange that a pipeline filled, with a broker in memory: an audit of all columns without Kafka."""
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from pyiceberg.catalog import Catalog
+from pyiceberg.table import Table
+from pyiceberg.types import IntegerType
+
+from k2flow.audit import AuditReport, audit, exchange_audit
+from k2flow.config.settings import load_settings
+from k2flow.exchange import Exchange, exchange_names
+from k2flow.iceberg.catalog import load_table, open_catalog
+from k2flow.inspection.broker import MessagesRead
+from k2flow.layers import BRONZE, SILVER, Field, Layer
+from k2flow.trades.messages import MessageBatch
+from tests.pipeline import TOPIC_ID, PipelineRun, batches
+
+COPY = replace(
+    SILVER,
+    name="copy",
+    table_pattern="copy_{exchange}_trades",
+    fields=(
+        *SILVER.fields,
+        Field("currency_length", IntegerType(), derive=lambda trades: _lengths(trades["currency"])),
+    ),
+)
+"""A fifth layer whose rows the audit compares."""
+RAW = replace(BRONZE, name="raw", table_pattern="raw_{exchange}_trades")
+"""A layer of which the audit checks only the files."""
+
+
+def _lengths(texts: pa.StringArray) -> pa.Array:
+    return pc.utf8_length(texts).cast(pa.int32())
+
+
+@dataclass
+class StoredMessages(MessagesRead):
+    """Messages as rows, instead of librdkafka's objects."""
+
+    stored: pa.RecordBatch | None = None
+
+    def rows(self) -> pa.RecordBatch:
+        assert self.stored is not None
+        return self.stored
+
+
+@dataclass(frozen=True)
+class StoredTopic:
+    """The topic's identity."""
+
+    partitions: list[int]
+
+    def same_as(self, topic_id: str) -> bool:
+        return topic_id == TOPIC_ID
+
+
+class StoredTopicReader:
+    """Serves one batch as the whole topic, as `inspection.broker.TopicReader` serves Kafka's messages."""
+
+    def __init__(self, messages: MessageBatch) -> None:
+        self._messages = messages
+        self.topic = StoredTopic([p for p, _, _ in messages.offsets])
+
+    def watermarks(self, partition: int) -> tuple[int, int]:
+        return next((first, end) for p, first, end in self._messages.offsets if p == partition)
+
+    def first_since(self, partition: int, ms: int) -> int | None:
+        return 0
+
+    def read(self, partition: int, ranges: list[tuple[int, int]], low: int, high: int) -> MessagesRead:
+        wanted = np.zeros(len(self._messages.offset), np.bool_)
+        for first, end in ranges:
+            wanted |= (self._messages.offset >= first) & (self._messages.offset < end)
+        found = self._messages.filter(wanted & (self._messages.partition == partition))
+        return StoredMessages(offset=found.offset.tolist(), stored=found.rows)
+
+    def close(self) -> None:
+        pass
+
+
+class AuditedLake:
+    """The tables of one exchange in a SQLite catalog in `folder`, and the messages that they hold."""
+
+    def __init__(self, folder: Path, exchange: Exchange, count: int = 400) -> None:
+        self._folder = folder
+        self.exchange = exchange
+        (self._messages,) = batches(1, count=count, seed=11, partitions=2)
+        with self._environment():
+            self.catalog: Catalog = open_catalog(load_settings(exchange_names()))
+            PipelineRun(self.catalog, exchange).commit(self._messages)
+
+    def table(self, layer: Layer) -> Table:
+        return load_table(self.catalog, layer.table(self.exchange.name))
+
+    def audit(self) -> AuditReport:
+        with self._environment() as patch:
+            patch.setattr(exchange_audit, "TopicReader", lambda *_: StoredTopicReader(self._messages))
+            return audit(self.catalog, load_settings(exchange_names()), [replace(self.exchange)])
+
+    def damage(self, layer: Layer, column: str, wrong: Callable[[Any], Any]) -> None:
+        """Give one row of a table another value in one column."""
+        table = self.table(layer)
+        rows = table.scan().to_arrow().cast(layer.arrow_schema)
+        at = rows.num_rows // 2
+        values = rows.column(column).to_pylist()
+        values[at] = wrong(values[at])
+        field = layer.arrow_schema.field(column)
+        damaged = rows.set_column(layer.columns.index(column), field, pa.array(values, field.type))
+        table.overwrite(damaged.sort_by(layer.sorted_by) if layer.sorted_by else damaged)
+
+    @contextmanager
+    def restored(self) -> Iterator["AuditedLake"]:
+        """Restore every table at the end: the metadata files that the catalog pointed to still exist."""
+        with sqlite3.connect(self._folder / "catalog.db", timeout=60) as catalog:
+            before = catalog.execute("SELECT metadata_location, table_name FROM iceberg_tables").fetchall()
+            catalog.commit()
+            yield self
+            catalog.executemany("UPDATE iceberg_tables SET metadata_location = ? WHERE table_name = ?", before)
+
+    @contextmanager
+    def _environment(self) -> Iterator[pytest.MonkeyPatch]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("K2FLOW_HOME", str(self._folder))
+            yield patch
+
+
+def other_value(value: Any, kind: pa.DataType) -> Any:
+    """Return a value of the same type that differs as little as possible from one in a table."""
+    if pa.types.is_map(kind):
+        return [*(value or []), ("forged", "1")]
+    if pa.types.is_list(kind):
+        return [*(value or []), "forged"]
+    if pa.types.is_string(kind):
+        return f"{value or ''}x"
+    if pa.types.is_binary(kind):
+        return (value or b"")[:-1] + b"?"
+    scalar = pa.scalar(0 if value is None else value, kind)
+    if pa.types.is_timestamp(kind):
+        return pa.scalar(scalar.value + 1, pa.int64()).cast(kind).as_py()
+    if pa.types.is_date(kind):
+        return pa.scalar(scalar.value + 1, pa.int32()).cast(kind).as_py()
+    return pc.add(scalar, pa.scalar(1, kind if pa.types.is_integer(kind) else pa.int8()).cast(kind)).as_py()
+
+
+def add_field(patch: pytest.MonkeyPatch, layer: Layer, field: Field) -> None:
+    """Add a field to a layer, as one line in k2flow/layers.py does."""
+    patch.setitem(layer.__dict__, "fields", (*layer.fields, field))
+    for cached in ("columns", "row_hash", "derived", "arrow_schema"):
+        patch.delitem(layer.__dict__, cached, raising=False)

@@ -1,0 +1,100 @@
+"""A wrong value in any column of any layer's table is found, in real tables with a broker in memory."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyiceberg.types import StringType
+
+from k2flow.audit import AuditReport, Severity
+from k2flow.audit.coverage import columns_by_check
+from k2flow.audit.report import Verdict
+from k2flow.exchange import find_exchange
+from k2flow.layers import DLQ, GOLD, LAYERS, Field, Layer
+from tests.audited_lake import COPY, RAW, AuditedLake, add_field, other_value
+
+pytestmark = pytest.mark.xdist_group("audit_columns")
+
+WRONG: dict[str, Callable[[Any], Any]] = {
+    "partition": lambda _: 7,
+    "offset": lambda _: 1_000_000,
+    "ingestion_timestamp": lambda written: written + timedelta(days=1),
+    "failed_at": lambda written: written + timedelta(days=1),
+}
+"""The wrong values of columns whose least change is no damage. Of write times only the day is checked."""
+
+
+@pytest.fixture(scope="module")
+def whole_lake(tmp_path_factory: pytest.TempPathFactory) -> AuditedLake:
+    """The tables of Binance, and two more layers."""
+    exchange = replace(find_exchange("binance"), layers=(*LAYERS, COPY, RAW))
+    return AuditedLake(tmp_path_factory.mktemp("covered"), exchange)
+
+
+@pytest.fixture
+def lake(whole_lake: AuditedLake) -> Iterator[AuditedLake]:
+    with whole_lake.restored():
+        yield whole_lake
+
+
+def test_undamaged_tables_have_no_violation(lake: AuditedLake) -> None:
+    report = lake.audit()
+    assert report.verdict is Verdict.HOLDS, report.findings
+    (note,) = report.findings
+    assert (note.check, note.severity, note.table) == ("rows_not_checked", Severity.NOTE, "raw_binance_trades")
+    assert "avro_payload" in note.text
+
+
+@pytest.mark.parametrize(
+    ("layer", "column"),
+    [(layer, column) for layer in (*LAYERS, COPY) for column in layer.columns],
+    ids=lambda value: value.name if isinstance(value, Layer) else value,
+)
+def test_wrong_value_in_any_column_is_found(lake: AuditedLake, layer: Layer, column: str) -> None:
+    """One row of one table has another value in one column. The audit names a check that covers the column."""
+    damage(lake, layer, column)
+    report = lake.audit()
+    covering = {check for check, columns in columns_by_check(layer).items() if column in columns}
+    assert covering & found(report, layer, lake), report.findings
+    reworded = covering == {"dlq_reworded"}
+    assert report.verdict is (Verdict.HOLDS if reworded else Verdict.BROKEN)
+
+
+def damage(lake: AuditedLake, layer: Layer, column: str) -> None:
+    kind = layer.arrow_schema.field(column).type
+    wrong = None if column == "ingestion_timestamp" and layer.event_time != column else WRONG.get(column)
+    lake.damage(layer, column, wrong or (lambda value: other_value(value, kind)))
+
+
+def found(report: AuditReport, layer: Layer, lake: AuditedLake) -> set[str]:
+    table = layer.table(lake.exchange.name)
+    return {finding.check for finding in report.findings if finding.table == table}
+
+
+def test_column_added_to_gold_in_one_place_is_audited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One `Field` is enough: the flow writes it, and the audit finds a wrong value in it, and in any other."""
+    venue = Field("venue", StringType(), derive=lambda trades: trades.column("exchange"))
+    add_field(monkeypatch, GOLD, venue)
+    lake = AuditedLake(tmp_path, replace(find_exchange("binance")))
+    assert lake.table(GOLD).scan().to_arrow()["venue"].unique().to_pylist() == ["BINANCE"]
+    assert lake.audit().findings == []
+    for column, check in (("venue", "derived_column"), ("price", "gold_unexpected")):
+        with lake.restored():
+            damage(lake, GOLD, column)
+            report = lake.audit()
+            assert found(report, GOLD, lake) == {check}, report.findings
+            assert all(finding.samples for finding in report.findings)
+
+
+def test_missing_row_of_an_extra_layer_is_found(lake: AuditedLake) -> None:
+    trade = lake.table(COPY).scan().to_arrow().slice(5, 1)["message_id"][0].as_py()
+    lake.table(COPY).delete(f"message_id = '{trade}'")
+    assert "copy_missing" in found(lake.audit(), COPY, lake)
+
+
+def test_dead_letter_of_another_topic_is_found(lake: AuditedLake) -> None:
+    lake.damage(DLQ, "topic", lambda _: "another")
+    assert "dlq_outside_ledger" in found(lake.audit(), DLQ, lake)
