@@ -15,7 +15,7 @@ from bench.measure import Stopwatch
 from bench.report import BenchResult, report
 from k2flow.avro.decoder import AvroDecoder
 from k2flow.sandbox.producer import ProduceOptions
-from k2flow.trades.decode import HEADER
+from k2flow.trades.header import HEADER_BYTES
 from k2flow.trades.schema import trade_schema
 
 SAMPLE = 10_000
@@ -39,7 +39,7 @@ def decode(
     ours, theirs = [], []
     for _ in range(runs):
         with Stopwatch() as watch:
-            decoder.decode(payloads, HEADER)
+            decoder.decode(payloads, HEADER_BYTES)
         ours.append(watch.cpu / records * 1e6)
         with Stopwatch() as watch:
             for value in values:
@@ -51,13 +51,13 @@ def decode(
 def read_one(value: bytes, schema: Any) -> Any:
     """Decode the record of one message with fastavro."""
     stream = BytesIO(value)
-    stream.seek(HEADER)
+    stream.seek(HEADER_BYTES)
     return fastavro.schemaless_reader(stream, schema, None)
 
 
 def check_equal(decoder: AvroDecoder, payloads: pa.BinaryArray, wanted: Sequence[Any]) -> None:
     """Raise ValueError if a record has a defect or differs from the wanted one."""
-    decoded = decoder.decode(payloads, HEADER)
+    decoded = decoder.decode(payloads, HEADER_BYTES)
     for i, (found, record) in enumerate(zip(decoded.batch.to_pylist(maps_as_pydicts="strict"), wanted, strict=True)):
         if decoded.defect[i] or found != record:
             raise ValueError(f"record {i} is {found} ({decoded.detail(i) or 'no defect'}), by fastavro {record}")

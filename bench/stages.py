@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from bench.lake import LakeWriter, message_batches
 from bench.measure import Stopwatch
 from bench.report import BenchResult, report
-from k2flow.flow.runtime import keep_freed_memory
+from k2flow.compat.pyarrow import keep_freed_memory
 from k2flow.observability import tracing
 from k2flow.observability.metrics import layer_of
 from k2flow.sandbox.producer import ProduceOptions

@@ -1,4 +1,4 @@
-"""An exchange: its names, its settings, the rules that only it has; and how the ones in flows/ are found."""
+"""An exchange: its names, settings, rules and layers; and how to find the exchanges in flows/."""
 
 import importlib
 import pkgutil
@@ -8,18 +8,25 @@ from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
+from pyiceberg.types import StringType
 
 from k2flow.config.settings import PREFIX, ExchangeSettings, load_exchange_settings
-from k2flow.errors import UnknownExchangeError
-from k2flow.layers import BRONZE, DLQ, LAYERS, SILVER, Layer
+from k2flow.errors import SettingsError, UnknownExchangeError
+from k2flow.layers import BRONZE, COLUMNS_OF_STREAM, DLQ, LAYERS, SILVER, Layer
+
+DEDUP_KEY = ("message_id",)
+"""The one deduplication key that the audit, the lookups and reprocessing support."""
 
 
 @dataclass(frozen=True)
 class Rule:
     """A validation rule that only one exchange has.
 
-    `valid` takes the decoded trades (n rows, the columns of Silver) and returns n booleans, true where the row passes;
-    it must depend on nothing but them. `detail` names the column whose value the dead-letter row shows.
+    Attributes:
+        reason: The reason code in the dead-letter table.
+        column: The column whose value the dead-letter row shows.
+        valid: Takes n decoded trades (the columns of TradeV2) and returns n booleans, true for a row that passes. It
+            must depend on nothing but the trades.
     """
 
     reason: str
@@ -29,22 +36,35 @@ class Rule:
 
 @dataclass(frozen=True)
 class Exchange:
-    """What flows/<name>.py declares.
+    """The declaration in flows/<name>.py.
 
-    `name` is lower case (tables, settings, commands), `code` is what TradeV2's field `exchange` must hold to the
-    letter.
+    Attributes:
+        name: Lower case, in tables, settings and commands.
+        code: The exact value of TradeV2's field `exchange`.
+        declared: Settings by their field's name.
+        rules: Validation rules after the common ones.
+        dedup_key: The columns that identify a trade of this exchange; Gold has each key once.
+        layers: The tables: the four of every exchange, then any more.
+
+    Raises:
+        SettingsError: The layers or the deduplication key cannot work.
     """
 
     name: str
     code: str
     declared: Mapping[str, Any]
     rules: tuple[Rule, ...] = ()
-    dedup_key: tuple[str, ...] = ("message_id",)
+    dedup_key: tuple[str, ...] = DEDUP_KEY
     layers: tuple[Layer, ...] = LAYERS
+
+    def __post_init__(self) -> None:
+        problem = _key_problem(self.dedup_key) or _layers_problem(self.layers)
+        if problem:
+            raise SettingsError(f"exchange {self.name}: {problem}")
 
     @cached_property
     def settings(self) -> ExchangeSettings:
-        """`declared`, overridden by K2FLOW_<NAME>_* (read once). Raises SettingsError."""
+        """The declared settings, overridden by K2FLOW_<NAME>_*, read once. Raises SettingsError."""
         return load_exchange_settings(self.name, self.declared)
 
     def setting(self, field: str) -> str:
@@ -77,19 +97,54 @@ class Exchange:
         return tuple(self.layer_by_table)
 
 
+def _key_problem(key: tuple[str, ...]) -> str | None:
+    """Return what is wrong with a deduplication key, or None."""
+    types = {field.name: field.type for field in SILVER.fields}
+    if not key or any(not isinstance(types.get(column), StringType) for column in key):
+        return f"the deduplication key {key} must be one or more string columns of Silver"
+    if key != DEDUP_KEY:
+        return f"the deduplication key {key} is not supported yet: the audit and reprocessing compare by {DEDUP_KEY}"
+    return None
+
+
+def _layers_problem(layers: tuple[Layer, ...]) -> str | None:
+    """Return what is wrong with an exchange's layers, or None."""
+    missing = [layer.name for layer in LAYERS if layer not in layers]
+    if missing:
+        return f"the layers lack {', '.join(missing)}: keep the four of k2flow.layers.LAYERS and add to them"
+    if len({layer.name for layer in layers}) < len(layers):
+        return "two layers have the same name"
+    for layer in layers:
+        if layer.deduplicated and layer not in LAYERS:
+            return f"layer {layer.name} cannot be deduplicated: Gold is the only deduplicated layer"
+        if not layer.table_pattern.startswith(f"{layer.name}_"):
+            return f"layer {layer.name}: the name of its table must begin with {layer.name}_"
+        types = {field.name: field.type for field in COLUMNS_OF_STREAM[layer.stream]}
+        wrong = [field.name for field in layer.fields if field.derive is None and types.get(field.name) != field.type]
+        if wrong:
+            return (
+                f"layer {layer.name}: its stream ({layer.stream.value}) has no columns {', '.join(wrong)} of this type"
+            )
+    return None
+
+
 def exchange_names() -> list[str]:
-    """The names of the files in flows/, sorted. Does not import them."""
+    """Return the names of the files in flows/, sorted. Do not import them."""
     import flows
 
     return sorted(module.name for module in pkgutil.iter_modules(flows.__path__))
 
 
 def find_exchange(name: str) -> Exchange:
-    """The exchange that flows/<name>.py declares as EXCHANGE. Raises UnknownExchangeError."""
+    """Return the exchange that flows/<name>.py declares as EXCHANGE.
+
+    Raises:
+        UnknownExchangeError: No file declares it.
+    """
     names = exchange_names()
     if name not in names:
         raise UnknownExchangeError(
-            f"unknown exchange {name!r}: known are {', '.join(names)}; a new one is a new file flows/{name}.py"
+            f"unknown exchange {name!r}: known are {', '.join(names)}; to add one, create flows/{name}.py"
         )
     module = importlib.import_module(f"flows.{name}")
     exchange = getattr(module, "EXCHANGE", None)
@@ -99,5 +154,5 @@ def find_exchange(name: str) -> Exchange:
 
 
 def all_exchanges() -> list[Exchange]:
-    """Every exchange in flows/, sorted by name. Raises UnknownExchangeError."""
+    """Return every exchange in flows/, sorted by name. Raises UnknownExchangeError."""
     return [find_exchange(name) for name in exchange_names()]

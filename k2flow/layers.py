@@ -1,8 +1,8 @@
-"""Layers: what each table of an exchange holds, in one place.
+"""Layers: the definition of each table of an exchange.
 
-A flow reads messages and derives two more streams of rows from them: trades and dead letters. A layer names the stream
-it takes, and its fields. A field takes the stream's column of the same name, or derives one from the stream's columns.
-Everything else follows: creation, writing, commits, compaction, the audit, status, queries.
+A flow reads messages and derives two more streams of rows from them: trades and dead letters. A layer names its stream
+and its fields. A field takes the stream's column of the same name, or derives one from the stream's columns. Creation,
+writing, commits, compaction and queries follow from the layer.
 
 To add a table, add a `Layer` to `Exchange.layers`. To add a column, add a `Field`.
 """
@@ -53,8 +53,11 @@ class Stream(Enum):
 class Field(NamedTuple):
     """One column of a table.
 
-    `repeats`: its values repeat within a file, so Parquet writes a dictionary. `derive` makes the column from a batch of
-    the layer's stream; without it the stream has a column of this name.
+    Attributes:
+        name: The column's name.
+        type: Its Iceberg type.
+        repeats: Whether its values repeat within a file, so that Parquet writes a dictionary.
+        derive: Returns the column for a batch of the layer's stream; None if the stream has a column of this name.
     """
 
     name: str
@@ -277,3 +280,5 @@ GOLD = Layer(
 GOLD_TABLE = GOLD.table_pattern
 LAYERS = (BRONZE, SILVER, DLQ, GOLD)
 """The layers of every exchange, in the order of the data."""
+COLUMNS_OF_STREAM = {Stream.MESSAGES: BRONZE.fields, Stream.TRADES: SILVER.fields, Stream.DEAD_LETTERS: DLQ.fields}
+"""The columns that a layer of each stream can take."""

@@ -11,15 +11,16 @@ from rich.table import Table
 
 from k2flow.cli.output import console
 from k2flow.cli.repetition import every, stop_event
-from k2flow.compat.table_metadata import install_metadata_cache
+from k2flow.compat.pyiceberg.metadata_cache import install_metadata_cache
 from k2flow.config.settings import load_settings
 from k2flow.errors import CatalogError, K2flowError, MaintenanceError
 from k2flow.exchange import all_exchanges, exchange_names
-from k2flow.flow.runtime import keep_freed_memory
+from k2flow.compat.pyarrow import keep_freed_memory
 from k2flow.iceberg.catalog import NAMESPACE, catalog_errors, open_catalog
 from k2flow.iceberg.tables import TableDefinition, definitions
-from k2flow.maintain.lease import Leadership
-from k2flow.maintain.run import Action, Pass, Timing
+from k2flow.maintain.actions import MaintenanceAction, Timing
+from k2flow.maintain.lease import MaintenanceLeases
+from k2flow.maintain.run import MaintenanceRun
 from k2flow.observability.logs import set_up_logging
 
 log = logging.getLogger(__name__)
@@ -36,10 +37,10 @@ def run_maintenance(
     keep_freed_memory()
     install_metadata_cache()
     catalog, timing, stop = open_catalog(settings), Timing(orphan_seconds, reader_seconds), stop_event()
-    chosen, leadership = _chosen(catalog, tables), Leadership(catalog)
+    chosen, leases = _chosen(catalog, tables), MaintenanceLeases(catalog)
     try:
         if interval is None:
-            actions, errors = _maintain(catalog, chosen, timing, leadership, dry_run, stop)
+            actions, errors = _maintain(catalog, chosen, timing, leases, dry_run, stop)
             _show(actions, dry_run)
             if errors:
                 raise MaintenanceError(f"not done: {'; '.join(errors)}")
@@ -49,29 +50,29 @@ def run_maintenance(
                 chosen = _chosen(catalog, tables)  # tables may be new
             except CatalogError as error:
                 log.error("%s", error)
-            _maintain(catalog, chosen, timing, leadership, dry_run, stop)
+            _maintain(catalog, chosen, timing, leases, dry_run, stop)
     finally:
-        leadership.release()
+        leases.release()
 
 
 def _maintain(
     catalog: Catalog,
     chosen: Sequence[TableDefinition],
     timing: Timing,
-    leadership: Leadership,
+    leases: MaintenanceLeases,
     dry_run: bool,
     stop: threading.Event,
-) -> tuple[list[Action], list[str]]:
+) -> tuple[list[MaintenanceAction], list[str]]:
     """Return the actions and the errors of one run over all tables. An error of one table does not stop the others."""
-    actions: list[Action] = []
+    actions: list[MaintenanceAction] = []
     errors: list[str] = []
     for definition in chosen:
         try:
-            leader = None if dry_run else leadership.take(definition.name)
-            if leader:
-                log.warning("%s: skipped, since %s maintains it", definition.name, leader)
+            holder = None if dry_run else leases.acquire(definition.name)
+            if holder:
+                log.warning("%s: skipped, since %s maintains it", definition.name, holder)
                 continue
-            for action in Pass(catalog, definition, timing, dry_run).run():
+            for action in MaintenanceRun(catalog, definition, timing, dry_run).run():
                 actions.append(action)
                 if stop.is_set():
                     return actions, errors
@@ -95,12 +96,12 @@ def _chosen(catalog: Catalog, names: Sequence[str]) -> list[TableDefinition]:
         ]
 
 
-def _show(actions: Sequence[Action], dry_run: bool) -> None:
+def _show(actions: Sequence[MaintenanceAction], dry_run: bool) -> None:
     if not actions:
         print("nothing to do")
         return
     table = Table("table", "due" if dry_run else "done", "removed", "added", "rows", "bytes", "s", "")
     for a in actions:
-        numbers = (f"{a.gone:,}", f"{a.come:,}", f"{a.rows:,}", naturalsize(a.bytes), f"{a.seconds:.1f}")
+        numbers = (f"{a.removed:,}", f"{a.added:,}", f"{a.rows:,}", naturalsize(a.bytes), f"{a.seconds:.1f}")
         table.add_row(a.table, a.what, *numbers, a.detail)
     console().print(table)

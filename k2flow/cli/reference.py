@@ -10,7 +10,15 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from k2flow.config.settings import DEFAULT_SERVERS, KAFKA_PREFIX, PREFIX, ExchangeSettings, Settings
+from k2flow.config.settings import (
+    DEFAULT_SERVERS,
+    KAFKA_PREFIX,
+    PREFIX,
+    REGISTRY_PREFIX,
+    REGISTRY_PROPERTIES,
+    ExchangeSettings,
+    Settings,
+)
 from k2flow.exchange import Exchange
 from k2flow.iceberg.catalog import CATALOG, SQLITE_BUSY_SECONDS
 from k2flow.kafka.properties import DEFAULTS, FORCED
@@ -49,6 +57,13 @@ properties. An unknown property is an error.
 These defaults differ from librdkafka's. All commands use the first one, and flows use all of them:
 """
 
+REGISTRY = f"""\
+## The schema registry
+
+`{REGISTRY_PREFIX}URL` turns it on. Name and password may be part of the URL. Further variables set properties of
+Confluent's registry client; any other is an error.
+"""
+
 CATALOG_TEXT = f"""\
 ## The catalog
 
@@ -81,6 +96,8 @@ def markdown(exchanges: Sequence[Exchange]) -> str:
         _table(("variable", "default"), _kafka(KAFKA_DEFAULTS)),
         "Exactly-once delivery requires these values; any other value is an error:\n",
         _table(("variable", "must be"), _kafka(FORCED)),
+        REGISTRY,
+        _table(("variable", "meaning"), _registry()),
         CATALOG_TEXT,
     ]
     return "\n".join(parts)
@@ -130,6 +147,13 @@ def _declared(exchange: Exchange) -> Iterable[str]:
 
 def _kafka(properties: Mapping[str, str]) -> Iterable[tuple[str, str]]:
     return ((f"`{KAFKA_PREFIX}{name.upper().replace('.', '_')}`", f"`{value}`") for name, value in properties.items())
+
+
+def _registry() -> Iterable[tuple[str, str]]:
+    return (
+        (f"`{REGISTRY_PREFIX}{name.upper().replace('.', '_')}`", meaning)
+        for name, meaning in REGISTRY_PROPERTIES.items()
+    )
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

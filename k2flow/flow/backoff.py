@@ -1,39 +1,39 @@
-"""How long a source stays away from an epoch that is being written or committed."""
+"""How long a source waits while its epoch is written and committed."""
 
 from collections import deque
 from datetime import datetime, timedelta
 
-SHARE = 0.95
-"""Of the time the epoch is expected to take, so that a shorter one is not overslept by much."""
-AT_ONCE = 1.02
-"""Called within so many times the time away: the epoch was over by then, nobody knows for how long."""
+WAIT_SHARE = 0.95
+"""Share of the expected duration to wait, so that a shorter epoch is not overslept by much."""
+PROMPT_WAKE_FACTOR = 1.02
+"""A wake-up within this multiple of the wait: the epoch was already over, for an unknown time."""
 OVERSLEPT_SHARE = 0.7
-"""Of the time away, where the epoch was over before its end."""
-LONGEST = timedelta(seconds=5)
+"""Share of the wait to expect next, after an epoch that was already over."""
+MAX_WAIT = timedelta(seconds=5)
 
 
 class EpochBackoff:
-    """For how long a source that has emitted a batch need not be looked at again.
+    """Decides how long Bytewax need not call a source that has emitted a batch.
 
-    Bytewax asks whether the epoch is over as fast as it can, on a core, from the moment on that the source has named.
-    How long an epoch takes is known only afterwards; it is expected to take what the shorter of the last two took, so
-    that one slow commit does not delay the next.
+    From the moment that a source names, Bytewax asks as fast as it can whether the epoch is over, and keeps a core
+    busy. The duration of an epoch is known only afterwards. The expected duration is the shorter one of the last two,
+    so that one slow commit does not delay the next.
     """
 
     def __init__(self) -> None:
-        self._left: datetime | None = None
-        self._away = timedelta(0)
+        self._emitted_at: datetime | None = None
+        self._wait = timedelta(0)
         self._expected: deque[timedelta] = deque(maxlen=2)
 
-    def leave(self, now: datetime) -> timedelta:
-        """A batch is emitted; returns for how long to stay away."""
-        self._left, self._away = now, min(*self._expected, LONGEST) if self._expected else timedelta(0)
-        return self._away
+    def on_emit(self, now: datetime) -> timedelta:
+        """Note that a batch is emitted, and return how long to wait."""
+        self._emitted_at, self._wait = now, min(*self._expected, MAX_WAIT) if self._expected else timedelta(0)
+        return self._wait
 
-    def back(self, now: datetime) -> None:
-        """The source is called, so that the epoch of its last batch, if it was the last call's, is over."""
-        if self._left is None:
+    def on_wake(self, now: datetime) -> None:
+        """Note that Bytewax calls the source: if its last call emitted a batch, the epoch of that batch is over."""
+        if self._emitted_at is None:
             return
-        took, self._left = now - self._left, None
-        share = OVERSLEPT_SHARE if took < AT_ONCE * self._away else SHARE
+        took, self._emitted_at = now - self._emitted_at, None
+        share = OVERSLEPT_SHARE if took < PROMPT_WAKE_FACTOR * self._wait else WAIT_SHARE
         self._expected.append(share * took)

@@ -10,11 +10,11 @@ reach the committers.
 import bytewax.operators as op
 from bytewax.dataflow import Dataflow
 
+from k2flow.compat.bytewax import worker_key
 from k2flow.exchange import Exchange
 from k2flow.flow.dedup import DedupStep
 from k2flow.flow.first_error import record_first_error
 from k2flow.flow.process import FlowProcess
-from k2flow.flow.routing import worker_key
 from k2flow.flow.runtime import install_runner
 from k2flow.flow.sink import TableSink
 from k2flow.flow.source import KafkaSource

@@ -1,7 +1,7 @@
 """The first error that stopped this process's dataflow.
 
-Bytewax loses tracebacks in a process that is one of several and wraps exceptions in others, so every callback that it
-calls is `record_first_error`: the error is kept here, for the one line that the process ends with.
+Bytewax loses tracebacks in a process that is one of several, and wraps exceptions in others. So every callback that it
+calls is decorated with `record_first_error`. The recorded error gives the line that the process ends with.
 """
 
 import functools
@@ -20,7 +20,7 @@ _first: BaseException | None = None
 
 
 def record_first_error(callback: Callable[P, R]) -> Callable[P, R]:
-    """`callback`, whose exceptions are kept, record_first_error at DEBUG with their traceback, and raised on."""
+    """Decorate a callback: its exceptions are recorded, logged at DEBUG with their traceback, and raised again."""
 
     @functools.wraps(callback)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -29,21 +29,20 @@ def record_first_error(callback: Callable[P, R]) -> Callable[P, R]:
         except StopIteration:  # the regular end of a source
             raise
         except Exception as error:
-            keep(error)
+            _record(error)
             raise
 
     return call
 
 
-def keep(error: BaseException) -> None:
-    """Remembers `error` if it is the first one."""
+def first_error() -> BaseException | None:
+    """Return the first recorded error."""
+    return _first
+
+
+def _record(error: BaseException) -> None:
     global _first
     with _lock:
         if _first is None:
             _first = error
     log.debug("callback failed", exc_info=error)
-
-
-def first() -> BaseException | None:
-    """The first error that was kept."""
-    return _first

@@ -1,7 +1,7 @@
-"""Watches the connections between the processes of a flow, for Bytewax does not.
+"""Watches the connections between the processes of a flow, which Bytewax does not do.
 
-A process whose peer has died, or whose network was cut, waits for it: on the same host until the supervisor ends it, on
-another one for ever, since TCP alone gives up after a quarter of an hour of sending, and never where nothing is sent.
+If a process dies or its network is cut, its peers wait for it: on the same host until the supervisor ends them, on
+another host forever. TCP alone reports a lost peer after a quarter of an hour of sending, and never without sending.
 """
 
 import os
@@ -15,42 +15,45 @@ import psutil
 
 CHECK_SECONDS = 1.0
 
-MAPPED = "::ffff:"  # an IPv4 address on a socket for both, RFC 4291
+MAPPED = "::ffff:"  # an IPv4 address on a socket for both versions, RFC 4291
 Connection = tuple[Any, Any]
 """A TCP connection's two ends, this process's first."""
 
 
-def watch(
+def watch_peers(
     addresses: Sequence[str],
     number: int,
-    silent_seconds: float,
-    connected: Callable[[], bool],
-    lost: Callable[[], None],
+    timeout_seconds: float,
+    is_connected: Callable[[], bool],
+    on_lost: Callable[[], None],
 ) -> None:
-    """Calls `lost`, from a thread of its own, when a connection to another process is gone.
+    """Watch the connections to the other processes, in a thread.
 
-    `addresses` (host:port) are those of all processes, of which this is the one with `number`; `connected` tells when
-    each has found all others. A connection is gone when the other side has closed it, or has been silent for
-    `silent_seconds`.
+    Args:
+        addresses: The addresses (host:port) of all processes.
+        number: The index of this process in them.
+        timeout_seconds: How long a peer may be silent before its connection counts as lost.
+        is_connected: Whether all processes are connected with each other.
+        on_lost: Called once a connection is closed by the peer or lost.
     """
 
     def check() -> None:
-        while not connected():
+        while not is_connected():
             time.sleep(CHECK_SECONDS)
         watched = _to_peers(_established(addresses, number), addresses)
         for descriptor in watched.values():
-            _give_up_after(descriptor, silent_seconds)
+            _set_timeout(descriptor, timeout_seconds)
         while len(watched) >= len(addresses) - 1 and not watched.keys() - _established(addresses, number).keys():
             time.sleep(CHECK_SECONDS)
-        lost()
+        on_lost()
 
     threading.Thread(target=check, name="peers", daemon=True).start()
 
 
 def _established(addresses: Sequence[str], number: int) -> Mapping[Connection, int]:
-    """The connections to other processes that both sides hold open, with their file descriptors.
+    """Return the open connections to other processes, with their file descriptors.
 
-    Each process connects to those before it, at their ports; those after it come to its own.
+    Each process connects to the ports of those before it; those after it connect to its own port.
     """
     ports = [int(address.rpartition(":")[2]) for address in addresses]
     mine, before = ports[number], set(ports[:number])
@@ -62,15 +65,15 @@ def _established(addresses: Sequence[str], number: int) -> Mapping[Connection, i
 
 
 def _to_peers(found: Mapping[Connection, int], addresses: Sequence[str]) -> Mapping[Connection, int]:
-    """Of these connections those to other processes of the flow: where there are more, a service has a peer's port."""
+    """Return the connections to processes of the flow. If there are more, another service has a peer's port."""
     if len(found) <= len(addresses) - 1:
         return found
     known = {each[4][0] for address in addresses for each in socket.getaddrinfo(address.rpartition(":")[0], None)}
     return {ends: descriptor for ends, descriptor in found.items() if ends[1].ip.removeprefix(MAPPED) in known}
 
 
-def _give_up_after(descriptor: int, seconds: float) -> None:
-    """Makes the kernel close a connection whose other side is silent for so long, whether anything is sent or not."""
+def _set_timeout(descriptor: int, seconds: float) -> None:
+    """Have the kernel close a connection whose peer is silent this long, whether anything is sent or not."""
     probe = max(1, round(seconds / 3))
     options = {
         "TCP_KEEPIDLE": probe,

@@ -1,18 +1,18 @@
-"""One process of a flow: its configuration, its session once it is open, and how far it has come."""
+"""One process of a flow: its configuration, its open session, and its progress."""
 
 import threading
 from functools import cached_property
 
 from pyiceberg.catalog import Catalog
 
-from k2flow.compat.table_metadata import install_metadata_cache
+from k2flow.compat.pyarrow import pickle_batches_as_ipc
+from k2flow.compat.pyiceberg.metadata_cache import install_metadata_cache
 from k2flow.config.settings import Settings, load_settings
 from k2flow.exchange import Exchange, exchange_names
 from k2flow.failpoints import Point, arm, reach
 from k2flow.flow.session import FlowSession, open_session
 from k2flow.iceberg.catalog import open_catalog
 from k2flow.iceberg.writer import TableWriters
-from k2flow.trades.messages import pickle_batches_as_ipc
 from k2flow.trades.pipeline import Pipeline
 from k2flow.trades.registry import open_schemas
 
@@ -23,7 +23,7 @@ class FlowProcess:
     Attributes:
         exchange: The exchange whose flow runs.
         stop: Asks the source to end: it emits the messages read so far, which are then committed.
-        reading: Whether there is a source.
+        reading: Whether a source is open.
         finished_reading: Whether a source has ended.
         trigger_override: The trigger in seconds that Bytewax's command line gave.
     """
@@ -72,9 +72,9 @@ class FlowProcess:
 
     @cached_property
     def pipeline(self) -> Pipeline:
-        """The steps from messages to data files, upon the open session."""
+        """The steps from messages to data files, over the open session."""
         session = self.session
-        # Files may go to another process next, and Bytewax would lose what went wrong on the way.
+        # With several workers, files may go to another process next, and Bytewax would lose an error on the way.
         writers = TableWriters(session.tables, session.definitions, wait=session.workers > 1)
         return Pipeline(
             self.exchange,

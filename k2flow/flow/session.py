@@ -12,9 +12,10 @@ from k2flow.exchange import Exchange
 from k2flow.iceberg import ledger as ledgers
 from k2flow.iceberg.catalog import load_table
 from k2flow.iceberg.ledger import Ledger
-from k2flow.iceberg.staging import finish
+from k2flow.iceberg.staging import publish
 from k2flow.iceberg.tables import TableDefinition, create, definitions
-from k2flow.kafka.topic import Topic, check_same_topic, wait_for_topic
+from k2flow.kafka.start_offsets import check_same_topic
+from k2flow.kafka.topic import Topic, wait_for_topic
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ def open_session(exchange: Exchange, settings: Settings, catalog: Catalog, worke
     for name, done in create(catalog, wanted.values()).items():
         if done:
             log.info("table %s: %s", name, done)
-    finish(catalog, exchange)
+    publish(catalog, exchange)
     topic = wait_for_topic(settings.kafka, exchange.settings.topic)
     tables = {name: load_table(catalog, name) for name in wanted}
     found = {name: ledgers.read(table.properties, exchange.name, topic.name) for name, table in tables.items()}

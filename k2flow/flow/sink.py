@@ -1,8 +1,8 @@
-"""Commits what the workers wrote: one committer for each table, at the end of an epoch.
+"""Commits what the workers wrote: one committer per table, at the end of an epoch.
 
-Bytewax calls `snapshot` of each table that was given something once an epoch, on whichever worker owns it, after every
-worker's items of that epoch have arrived; it does so without a recovery store as well. What came in an epoch in which
-no source asks for a commit is kept for the next one in which one does. Delivery guarantee: exactly once, see
+Once per epoch Bytewax calls `snapshot` of each table that received an item, on the worker that owns the table, after
+every worker's items of that epoch have arrived. It does so without a recovery store too. If no source ends a checkpoint
+in an epoch, its files wait for the next epoch in which one does. Delivery guarantee: exactly once, see
 k2flow.iceberg.commit.
 """
 
@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 from pyiceberg.manifest import DataFile
+from typing_extensions import override
 
 from k2flow.errors import CommitError
 from k2flow.failpoints import Point, reach
@@ -20,7 +21,7 @@ from k2flow.flow.process import FlowProcess
 from k2flow.iceberg.commit import HUNG_SECONDS, Committer
 from k2flow.iceberg.committable import Committable
 from k2flow.iceberg.ledger import OffsetRange
-from k2flow.iceberg.staging import abandon
+from k2flow.iceberg.staging import abort_replacements
 from k2flow.observability import metrics, tracing
 from k2flow.observability.metrics import BatchStats
 from k2flow.timeouts import DeadlinePassedError, run_with_timeout
@@ -29,25 +30,28 @@ log = logging.getLogger(__name__)
 
 
 class TableSink(FixedPartitionedSink[Committable, None]):
-    """Takes committables by table. Its partitions are the tables of one exchange."""
+    """Routes committables to their tables: its partitions are the tables of one exchange."""
 
     def __init__(self, process: FlowProcess) -> None:
         self._process = process
         self._names = sorted(process.exchange.tables)
 
+    @override
     def list_parts(self) -> list[str]:
         return self._names
 
+    @override
     def part_fn(self, item_key: str) -> int:
         return self._names.index(item_key)
 
+    @override
     @record_first_error
     def build_part(self, step_id: str, for_part: str, resume_state: None) -> "TableSinkPartition":
         return TableSinkPartition(self._process, for_part)
 
 
 class TableSinkPartition(StatefulSinkPartition[Committable, None]):
-    """The commits into one table. Raises CommitError, AlreadyRunningError, CatalogError."""
+    """Commits into one table. Raises CommitError, AlreadyRunningError, CatalogError."""
 
     def __init__(self, process: FlowProcess, name: str) -> None:
         exchange = process.exchange
@@ -57,32 +61,34 @@ class TableSinkPartition(StatefulSinkPartition[Committable, None]):
         self._committer = Committer(process.catalog, name, exchange.name, settings.topic, settings.accept_lost_offsets)
         self._committer.fence(process.session.topic.id, process.session.ledgers[name])
         if name == exchange.bronze:
-            abandon(process.catalog, exchange, self._committer.ledger.epoch)
+            abort_replacements(process.catalog, exchange, self._committer.ledger.writer_epoch)
         self._writing: list[Callable[[], Sequence[DataFile]]] = []  # in this epoch
         # Since the last commit:
         self._files: list[DataFile] = []
         self._ranges: list[OffsetRange] = []
-        self._told: list[BatchStats] = []
-        self._due = False
+        self._stats: list[BatchStats] = []
+        self._ends_checkpoint = False
 
+    @override
     @record_first_error
     def write_batch(self, values: list[Committable]) -> None:
-        for written in values:
-            self._writing.append(written.files)
-            self._ranges += written.ranges
-            self._told.append(written.stats)
-            self._due |= written.ends_checkpoint
+        for committable in values:
+            self._writing.append(committable.files)
+            self._ranges += committable.ranges
+            self._stats.append(committable.stats)
+            self._ends_checkpoint |= committable.ends_checkpoint
 
+    @override
     @record_first_error
     def snapshot(self) -> None:
         self._files += self._finished_files()
-        if not self._due:
+        if not self._ends_checkpoint:
             return
-        files, ranges, told = self._files, self._ranges, self._told
-        self._files, self._ranges, self._told, self._due = [], [], [], False
+        files, ranges, stats = self._files, self._ranges, self._stats
+        self._files, self._ranges, self._stats, self._ends_checkpoint = [], [], [], False
         if not ranges:
             if files:
-                raise CommitError(f"{self._name}: {len(files)} files came without the offsets that they hold")
+                raise CommitError(f"{self._name}: {len(files)} files came without their offsets: start again")
             return
         began = time.monotonic()
         reach(Point.EPOCH_COMPLETE)
@@ -93,7 +99,7 @@ class TableSinkPartition(StatefulSinkPartition[Committable, None]):
             metrics.COMMIT_FAILURES.labels(self._exchange, metrics.layer_of(self._name)).inc()
             raise
         seconds = time.monotonic() - began
-        metrics.count_commit(self._exchange, self._name, files, told, seconds)
+        metrics.count_commit(self._exchange, self._name, files, stats, seconds)
         reach(Point.COMMIT_DONE)
         log.info(
             "%s: %d rows in %d files from %d offsets, commit %d in %.0f ms",
@@ -106,16 +112,17 @@ class TableSinkPartition(StatefulSinkPartition[Committable, None]):
         )
 
     def _finished_files(self) -> list[DataFile]:
-        """Waits for the files of this epoch."""
+        """Wait for the files of this epoch."""
         waiting, self._writing = self._writing, []
         try:
             with tracing.span("await files", table=self._name):
                 return run_with_timeout(HUNG_SECONDS, lambda: [file for files in waiting for file in files()])
         except DeadlinePassedError as error:
             raise CommitError(
-                f"{self._name}: the storage has not taken a file for {HUNG_SECONDS} s; nothing is lost: start again "
-                "when it answers"
+                f"{self._name}: the storage has not accepted a file for {HUNG_SECONDS} s; nothing is lost: start "
+                "again when it answers"
             ) from error
 
+    @override
     def close(self) -> None:
-        """Commits nothing: Bytewax calls it while a crash unwinds as well."""
+        """Commit nothing: Bytewax also calls this while a crash unwinds."""

@@ -1,1 +1,1 @@
-"""A real local Apache Kafka, for people and tests that have none: see `k2flow.sandbox.kafka.local.LocalKafka`."""
+"""Kafka: consumers of whole Arrow batches, topics and their offsets, administration, TLS."""

@@ -1,4 +1,4 @@
-"""What is asked of a broker beside messages: is it the right one, which topics has it, make these."""
+"""Administration of a broker: whether it is the expected one, its topics, the creation of topics."""
 
 import logging
 from collections.abc import Mapping
@@ -14,10 +14,10 @@ log = logging.getLogger(__name__)
 
 
 class Admin:
-    """Questions to one broker, each given `timeout_seconds`. librdkafka's own lines are logged at DEBUG."""
+    """A client for one broker. librdkafka's own lines are logged at DEBUG."""
 
     def __init__(self, bootstrap: str, timeout_seconds: float = 10.0, config: Mapping[str, str] | None = None) -> None:
-        """`config`: more of librdkafka's properties, such as those of SASL and TLS."""
+        """Take the broker's address, the timeout of each request, and further properties such as those of SASL."""
         self._bootstrap = bootstrap
         self._timeout = timeout_seconds
         timeout_ms = int(timeout_seconds * 1000)
@@ -25,7 +25,7 @@ class Admin:
         self._client = AdminClient({**(config or {}), **own}, logger=ClientLog(log))
 
     def answers(self, cluster: str | None, timeout_seconds: float) -> bool:
-        """True if a broker of this cluster, and of no other, answers within `timeout_seconds`; None: any."""
+        """Whether a broker of this cluster answers within `timeout_seconds`; None means any cluster."""
         try:
             found = self._client.list_topics(timeout=timeout_seconds).cluster_id
         except KafkaException:
@@ -33,7 +33,7 @@ class Admin:
         return cluster is None or bool(found == cluster)
 
     def topics(self) -> dict[str, int]:
-        """The topics that are not Kafka's own, each with its number of partitions. Raises KafkaError."""
+        """Return the topics that are not Kafka's own, with their numbers of partitions. Raises KafkaError."""
         try:
             found = self._client.list_topics(timeout=self._timeout).topics
         except KafkaException as error:
@@ -42,9 +42,13 @@ class Admin:
         return {name: len(found[name].partitions) for name in names}
 
     def create(self, wanted: Mapping[str, int]) -> list[str]:
-        """Makes the topics that are missing; existing ones are left as they are.
+        """Create the topics that are missing, without touching existing ones.
 
-        Returns one sentence for each topic that exists with another number of partitions. Raises KafkaError.
+        Returns:
+            One sentence for each topic that exists with another number of partitions.
+
+        Raises:
+            KafkaError: A topic could not be created.
         """
         existing = self.topics()
         missing = [NewTopic(name, count, 1) for name, count in wanted.items() if name not in existing]
@@ -54,11 +58,11 @@ class Admin:
                     future.result(self._timeout)
                 except KafkaException as error:
                     if error.args[0].code() != BrokerError.TOPIC_ALREADY_EXISTS:
-                        raise KafkaError(f"topic {name} could not be made: {_reason(error)}") from error
+                        raise KafkaError(f"topic {name} could not be created: {_reason(error)}") from error
                 except TimeoutError:
-                    raise KafkaError(f"topic {name} could not be made within {self._timeout} s") from None
+                    raise KafkaError(f"topic {name} could not be created within {self._timeout} s") from None
         return [
-            f"topic {name} has {existing[name]} partitions, {count} were asked for: it is left as it is"
+            f"topic {name} has {existing[name]} partitions, not {count}: it is left unchanged"
             for name, count in wanted.items()
             if existing.get(name, count) != count
         ]

@@ -11,16 +11,16 @@ FORCED = {
     "enable.partition.eof": "true",
     "isolation.level": "read_committed",
 }
-"""What exactly-once needs of librdkafka; a setting that says otherwise is an error."""
+"""Exactly-once delivery requires these values; a setting with another value is an error."""
 
 DEFAULTS = {
-    # What librdkafka holds ready counts double: each message has a structure of its own beside its bytes, and a whole
-    # response stays as long as one of its messages does.
+    # Prefetched messages take twice their bytes: each has a structure of its own, and a response stays in memory until
+    # its last message is consumed.
     "fetch.max.bytes": "4194304",
     "max.partition.fetch.bytes": "1048576",
     "queued.min.messages": "20000",
     "queued.max.messages.kbytes": "8192",
-    "fetch.queue.backoff.ms": "5",  # before it fetches again once it has held so much: a second, unless told
+    "fetch.queue.backoff.ms": "5",  # wait before the next fetch once the queue is full; by default a second
     "max.poll.interval.ms": "86400000",  # a commit that waits for the catalog must not end the consumer
 }
 

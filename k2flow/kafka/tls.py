@@ -1,4 +1,4 @@
-"""Why a broker's certificate is not trusted, which librdkafka does not tell."""
+"""The reason why a broker's certificate is not trusted, which librdkafka does not report."""
 
 import socket
 import ssl
@@ -7,14 +7,18 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
-SECONDS = 5.0
-PORT = 9092  # librdkafka's, where a server is named without one
+TIMEOUT_SECONDS = 5.0
+DEFAULT_PORT = 9092  # librdkafka's
 
 
-def distrust(config: Mapping[str, str]) -> str | None:
-    """What is wrong with the certificate of the first broker of `bootstrap.servers` that has one that is not trusted.
+def certificate_problem(config: Mapping[str, str]) -> str | None:
+    """Return what is wrong with the first untrusted certificate among the brokers of `bootstrap.servers`.
 
-    None where they all are, or do not answer. `config` holds librdkafka's properties.
+    Args:
+        config: librdkafka's properties.
+
+    Returns:
+        The server and the problem; None if all certificates are trusted, or no broker answers.
     """
     authority = config.get("ssl.ca.location")
     folder = authority is not None and Path(authority).is_dir()
@@ -25,7 +29,7 @@ def distrust(config: Mapping[str, str]) -> str | None:
             host = at.hostname or ""
             try:
                 with (
-                    socket.create_connection((host, at.port or PORT), SECONDS) as connection,
+                    socket.create_connection((host, at.port or DEFAULT_PORT), TIMEOUT_SECONDS) as connection,
                     context.wrap_socket(connection, server_hostname=host),
                 ):
                     pass

@@ -1,4 +1,4 @@
-"""Messages as Bronze keeps them: as they came."""
+"""Messages as rows of Bronze, with unchanged payloads."""
 
 from datetime import UTC, datetime
 
@@ -25,9 +25,9 @@ def bronze_rows(messages: MessageBatch, topic: str) -> pa.RecordBatch:
 
 
 def key_text(keys: pa.BinaryArray) -> pa.StringArray:
-    """Return keys as text, bytes that are not UTF-8 as \\xNN. Null and empty stay apart."""
+    r"""Return keys as text, bytes that are not UTF-8 as \xNN. Null and empty stay apart."""
     try:
         return keys.cast(pa.string())
-    except pa.ArrowInvalid:  # a batch with such a key: seldom enough for one row after another
+    except pa.ArrowInvalid:  # rare enough to go through the batch key by key
         texts = [None if key is None else key.decode("utf-8", "backslashreplace") for key in keys.to_pylist()]
         return pa.array(texts, pa.string())

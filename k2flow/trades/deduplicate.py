@@ -1,7 +1,7 @@
 """Gold: valid trades of all exchanges, each deduplication key of an exchange once.
 
-The set of keys is kept nowhere but in Gold itself. A flow that starts reads it back, an hour at a time, when a batch
-first needs it. A key belongs to one worker, so each worker's set is exact alone.
+The set of keys is stored in Gold only. After a start the flow reads it back, an hour at a time, when a batch first
+needs that hour. Each key belongs to one worker, so each worker's set is exact by itself.
 """
 
 from collections.abc import Callable, Sequence
@@ -60,23 +60,23 @@ def hours_of(trades: pa.RecordBatch) -> Ints:
 
 
 def are_few(hours: Ints) -> Bools:
-    """Which of n rows, by their hours, are among no more than FEW_ROWS of one hour that stand side by side."""
+    """Return which of n rows, given their hours, are in a run of at most FEW_ROWS rows of one hour."""
     starts = np.flatnonzero(np.diff(hours, prepend=hours[:1] - 1))
     lengths = np.diff(starts, append=len(hours))
     return np.repeat(lengths <= FEW_ROWS, lengths)
 
 
 class LateRows:
-    """Holds back the rows of hours of which a batch has few, since a small file costs nearly as much as a large one.
+    """Holds rows back if a batch has few of their hour, since a small file costs nearly as much as a large one.
 
-    It holds HELD_BYTES at most after each call.
+    After each call it holds at most HELD_BYTES.
     """
 
     def __init__(self) -> None:
         self._held: list[pa.RecordBatch] = []
 
     def ready(self, rows: pa.RecordBatch, first: Bools, hours: Ints, ends_checkpoint: bool) -> pa.RecordBatch:
-        """The rows to write now: of those of the n given that are `first`, and of those held; all before a commit."""
+        """Return the rows to write now, of the rows held and of the `first` ones among `rows`; all before a commit."""
         now = first.copy()
         if not ends_checkpoint:
             now[first] = ~are_few(hours[first])

@@ -1,4 +1,4 @@
-"""The message ids that Gold holds: the state of the deduplication, which is kept nowhere else."""
+"""The deduplication keys in Gold: the state of the deduplication, which is stored nowhere else."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -7,11 +7,11 @@ from datetime import date, timedelta
 import pyarrow as pa
 from pyiceberg.catalog import Catalog
 from pyiceberg.expressions import parser
-from pyiceberg.expressions.visitors import _InclusiveMetricsEvaluator
 from pyiceberg.io.pyarrow import ArrowScan
 from pyiceberg.manifest import ManifestContent, ManifestFile
 from pyiceberg.table import FileScanTask, Table
 
+from k2flow.compat.pyiceberg.private import InclusiveMetricsEvaluator
 from k2flow.dedup.keys import key_column
 from k2flow.failpoints import Point, reach
 from k2flow.iceberg.catalog import catalog_errors, load_table
@@ -22,10 +22,13 @@ UNIX_EPOCH = date(1970, 1, 1)
 
 
 class GoldIds:
-    """The message ids of one exchange that Gold holds, by exchange hour. Raises CatalogError.
+    """The deduplication keys of one exchange in Gold, by exchange hour.
 
-    Manifests never change, so each is read once at most, and only if it may tell of an hour that is asked for. Of
-    their entries those of this exchange are kept, without statistics: about 2 KB a file.
+    Manifests never change, so each is read at most once, and only if it may cover a requested hour. Their entries of
+    this exchange are kept in memory without statistics: about 2 KB per file.
+
+    Raises:
+        CatalogError: The catalog or its storage cannot be reached.
     """
 
     def __init__(self, catalog: Catalog, exchange: str, dedup_key: tuple[str, ...] = ("message_id",)) -> None:
@@ -39,7 +42,7 @@ class GoldIds:
         self._has_deletes = False
 
     def newest_hour(self) -> int | None:
-        """The newest hour (since 1970) in which Gold has a row of this exchange; None if there is none."""
+        """Return the newest hour (since 1970) in which Gold has a row of this exchange, or None without one."""
         self._refresh()
         spans = [_days(manifest) for manifest in self._manifests]
         for day in sorted({day for span in spans for day in span}, reverse=True):
@@ -49,12 +52,12 @@ class GoldIds:
         return None
 
     def load(self, hour: int) -> Iterator[pa.Array]:
-        """The ids of one exchange hour, as Gold holds them now."""
+        """Return the keys of one exchange hour that are in Gold now."""
         self._refresh()
         return self._read(hour)
 
     def _refresh(self) -> None:
-        """Reads the table anew; if it has changed, the list of its manifests too."""
+        """Load the table again and, if it has changed, the list of its manifests."""
         with catalog_errors():
             reach(Point.GOLD_LOAD)
             table = load_table(self._catalog, GOLD_TABLE)
@@ -82,18 +85,18 @@ class GoldIds:
     def _tasks(self, hour: int) -> list[FileScanTask]:
         assert self._table is not None
         day, hour_of_day = divmod(hour, 24)
-        if self._has_deletes:  # another engine's: which apply to which file PyIceberg knows
+        if self._has_deletes:  # by another engine; PyIceberg assigns them to files
             its_hour = f"exchange_date = '{UNIX_EPOCH + timedelta(days=day)}' and exchange_hour = {hour_of_day}"
             return list(self._table.scan(its_hour).filter(self._is_own).plan_files())
         covering = (manifest for manifest in self._manifests if day in _days(manifest))
         return [task for manifest in covering for task in self._entries(manifest).get(hour, ())]
 
     def _entries(self, manifest: ManifestFile) -> dict[int, list[FileScanTask]]:
-        """The files of one manifest that may hold rows of this exchange, by their hour."""
+        """Return the files of one manifest that may have rows of this exchange, by their hour."""
         assert self._table is not None
         known = self._read_manifests.get(manifest.manifest_path)
         if known is None:
-            may_be_own = _InclusiveMetricsEvaluator(self._table.schema(), self._is_own).eval
+            may_be_own = InclusiveMetricsEvaluator(self._table.schema(), self._is_own).eval
             found = defaultdict(list)
             for entry in manifest.fetch_manifest_entry(self._table.io):
                 if may_be_own(entry.data_file):
@@ -104,7 +107,7 @@ class GoldIds:
 
 
 def _days(manifest: ManifestFile) -> range:
-    """The days since 1970 among which are all those of a manifest of Gold (Iceberg spec, Appendix D)."""
+    """Return a range of days since 1970 that covers a manifest of Gold (Iceberg spec, Appendix D)."""
     summaries = manifest.partitions
     if not summaries or summaries[0].lower_bound is None or summaries[0].upper_bound is None:
         return range(0)  # no day of Gold is null: it has no entries

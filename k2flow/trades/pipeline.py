@@ -1,4 +1,4 @@
-"""The way of a batch: messages in, committables of every layer out. Knows nothing of Bytewax.
+"""The steps of a batch: messages in, committables of every layer out. Independent of Bytewax.
 
     messages ─┬─► Bronze
               └─► decode ─┬─► trades ─┬─► Silver
@@ -20,7 +20,7 @@ from k2flow.dedup.index import SeenIds
 from k2flow.exchange import Exchange
 from k2flow.iceberg.committable import Committable
 from k2flow.iceberg.writer import TableWriters
-from k2flow.layers import GOLD_TABLE, Layer, Stream
+from k2flow.layers import DLQ, GOLD_TABLE, Layer, Stream
 from k2flow.observability import metrics, tracing
 from k2flow.observability.metrics import EMPTY_STATS, BatchStats
 from k2flow.trades.bronze import bronze_rows
@@ -83,10 +83,8 @@ class Pipeline:
         committables = self._write_layers(Stream.MESSAGES, batch, stats)  # files are written while the batch is decoded
         with tracing.span("decode", messages=batch.rows.num_rows):
             decoded = self._decoder.decode(batch)
-        counts = decoded.failures.rows["reason"].value_counts().to_pylist()
-        reasons = {each["values"]: each["counts"] for each in counts}
         committables += self._write_layers(Stream.TRADES, decoded.trades, stats)
-        committables += self._write_layers(Stream.DEAD_LETTERS, decoded.failures, replace(stats, reasons=reasons))
+        committables += self._write_layers(Stream.DEAD_LETTERS, decoded.dead_letters, stats)
         new = decoded.trades.after(self._committed(GOLD_TABLE))
         return committables, split_by_owner(new, self._exchange.dedup_key, self._owners)
 
@@ -102,8 +100,10 @@ class Pipeline:
         return [self._write(table, layer, rows, stats) for table, layer in layers if layer.stream is stream]
 
     def _write(self, table: str, layer: Layer, rows: MessageBatch, stats: BatchStats) -> Committable:
-        """Write the rows that `table` did not hold at the start; if it held them all, their stats were published."""
+        """Write the rows that `table` did not hold at the start. If it held them all, their stats were published."""
         new = rows.after(self._committed(table))
+        if layer.name == DLQ.name:
+            stats = replace(stats, reasons=_count_reasons(new.rows))
         committable = Committable(
             table=table,
             ranges=new.ranges(),
@@ -129,7 +129,12 @@ class Pipeline:
         return self.deduplicator(0)
 
 
+def _count_reasons(dead_letters: pa.RecordBatch) -> dict[str, int]:
+    """Return the number of dead letters by reason."""
+    return {each["values"]: each["counts"] for each in dead_letters["reason"].value_counts().to_pylist()}
+
+
 def _oldest_us(messages: MessageBatch) -> int | None:
-    """Return Kafka's time of the oldest of n messages; None if none has one."""
+    """Return Kafka's time of the oldest message, or None if no message has a time."""
     oldest: int | None = pc.min(messages.rows.column("timestamp")).value
     return oldest

@@ -1,13 +1,13 @@
-"""The reason codes of the dead-letter tables, in the order in which they are looked for."""
+"""The reason codes of the dead-letter tables, in the order in which they are checked."""
 
 from enum import IntEnum
 
 
 class Reason(IntEnum):
-    """Why a message is not in Silver. The lower-case name is what the column `reason` holds; 0 is a valid trade.
+    """Why a message is not in Silver. The lower-case name is the value of the column `reason`; 0 is a valid trade.
 
-    The payload's own defects come first, the first one met in its bytes; then its values, in this order. What only one
-    exchange asks for comes after all of them, under the names its rules give.
+    Defects of the payload come first, of which the first one in its bytes counts, then its values, in this order. The
+    rules of an exchange come last, under their own names.
     """
 
     VALID = 0
@@ -36,6 +36,7 @@ class Reason(IntEnum):
 
     @property
     def code(self) -> str:
+        """The value of the column `reason`."""
         return self.name.lower()
 
 

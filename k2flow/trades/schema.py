@@ -8,6 +8,6 @@ from typing import Any
 
 @cache
 def trade_schema() -> dict[str, Any]:
-    """The Avro schema of TradeV2, as trade_v2.avsc beside this module holds it."""
+    """Return the Avro schema of TradeV2, from trade_v2.avsc beside this module."""
     schema: dict[str, Any] = json.loads(files("k2flow.trades").joinpath("trade_v2.avsc").read_text("utf-8"))
     return schema

@@ -1,7 +1,7 @@
-"""Fields of a writer's schema that TradeV2 does not know: kept in a trade's `vendor_data`, or ignored, and said so.
+"""Fields of a writer's schema that TradeV2 lacks: kept in a trade's `vendor_data` or ignored, and logged.
 
-A pure function of the messages, of the schemas their ids name and of K2FLOW_<EXCHANGE>_UNKNOWN_FIELDS. It never changes
-whether a message is valid: unknown fields are decoded and checked either way, and the rules see TradeV2 alone.
+A pure function of the messages, of the schemas that their ids name, and of K2FLOW_<EXCHANGE>_UNKNOWN_FIELDS. It never
+changes whether a message is valid: unknown fields are decoded and checked either way, and the rules see only TradeV2.
 """
 
 import logging
@@ -20,37 +20,43 @@ from k2flow.trades.record_decoder import RecordDecoder
 log = logging.getLogger(__name__)
 
 MAX_BYTES = 1 << 30
-"""Of the texts of a batch's unknown fields with their names; Arrow's limit for one column is twice that."""
-_SHOWN_NAMES = 20
+"""The limit for the texts and names of a batch's unknown fields: half of Arrow's limit for one column."""
+_MAX_LOGGED_NAMES = 20
 
 Ints = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 
 class UnknownFields:
-    """What becomes of unknown fields in one exchange's flow."""
+    """Keeps or ignores unknown fields, as one exchange's settings say."""
 
     def __init__(self, exchange: Exchange) -> None:
         self._name = exchange.name
         self._keep = exchange.settings.unknown_fields == "keep"
         self._setting = f"{PREFIX}{exchange.name.upper()}_UNKNOWN_FIELDS"
-        self._said: set[int] = set()
+        self._logged: set[int] = set()
 
-    def say(self, schema_id: int, decoder: RecordDecoder) -> None:
-        """One line in the log for each schema that has unknown fields, the first time it is met."""
-        if not decoder.unknown_fields or schema_id in self._said:
+    def log_once(self, schema_id: int, decoder: RecordDecoder) -> None:
+        """Log the unknown fields of a schema, once for each schema that has any."""
+        if not decoder.unknown_fields or schema_id in self._logged:
             return
-        self._said.add(schema_id)
+        self._logged.add(schema_id)
         names = [field.name for field in decoder.unknown_fields]
-        more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
-        shown = ", ".join(names[:_SHOWN_NAMES]) + more
+        more = f" and {len(names) - _MAX_LOGGED_NAMES} more" if len(names) > _MAX_LOGGED_NAMES else ""
+        shown = ", ".join(names[:_MAX_LOGGED_NAMES]) + more
         done = "kept in vendor_data" if self._keep else f"ignored, as {self._setting} says"
         log.info("%s: schema id %d has fields that TradeV2 does not know: %s: %s", self._name, schema_id, shown, done)
 
-    def kept(self, decoder: RecordDecoder, vendor_data: pa.MapArray, unknown: Sequence[pa.Array]) -> pa.MapArray:
-        """The `vendor_data` of n trades with the values of their `unknown` fields, or as it is where they are ignored.
+    def add(self, decoder: RecordDecoder, vendor_data: pa.MapArray, unknown: Sequence[pa.Array]) -> pa.MapArray:
+        """Return the `vendor_data` of n trades with the values of their unknown fields; unchanged if they are ignored.
 
-        Raises SchemaError where they are too long for one batch.
+        Args:
+            decoder: The decoder of the trades.
+            vendor_data: (n,) maps.
+            unknown: (n,) values for each of the decoder's `unknown_fields`.
+
+        Raises:
+            SchemaError: The values are too long for one batch.
         """
         if not self._keep or not decoder.unknown_fields or not len(vendor_data):
             return vendor_data
@@ -61,7 +67,7 @@ class UnknownFields:
                 text.nbytes + len(name.encode()) * (len(text) - text.null_count)
                 for name, text in zip(names, texts, strict=True)
             )
-        except pa.ArrowInvalid:  # one of them is beyond Arrow's limit
+        except pa.ArrowInvalid:  # one of them exceeds Arrow's limit
             size = 2 * MAX_BYTES
         if size > MAX_BYTES:
             raise SchemaError(
@@ -72,26 +78,31 @@ class UnknownFields:
 
 
 def with_texts(maps: pa.MapArray, names: Sequence[str], texts: Sequence[pa.StringArray]) -> pa.MapArray:
-    """N maps of texts, each with more entries: what the array of n texts has for it of each of k different `names`.
+    """Return n maps of texts, each with up to k more entries.
 
-    A null adds nothing. A key that a map has already stays as it is. New ones come after a map's own, in the order of
-    `names`. A null map stays null where nothing is added to it.
+    A null adds no entry, and a key that a map already has keeps its value. New entries follow the map's own, in the
+    order of `names`. A null map without a new entry stays null.
+
+    Args:
+        maps: (n,) maps.
+        names: k different keys.
+        texts: For each key n values.
     """
     n = len(maps)
     edges: Ints = maps.offsets.to_numpy().astype(np.int64)
     has_map = _valid(maps)
     own = np.where(has_map, np.diff(edges), 0)
     given = np.column_stack([_valid(text) for text in texts])
-    _leave_out_own(given, maps.keys, edges, names)
+    _clear_existing(given, maps.keys, edges, names)
     added = given.sum(axis=1)
     counts = own + added
     offsets = np.zeros(n + 1, np.int64)
     np.cumsum(counts, out=offsets[1:])
     keys, items = np.empty(offsets[-1], np.int64), np.empty(offsets[-1], np.int64)
-    place, source = _places(offsets[:-1], own), _places(edges[:-1], own)
+    place, source = _run_indices(offsets[:-1], own), _run_indices(edges[:-1], own)
     keys[place], items[place] = source, source
     rows, fields = np.nonzero(given)
-    place = _places(offsets[:-1] + own, added)
+    place = _run_indices(offsets[:-1] + own, added)
     keys[place], items[place] = len(maps.keys) + fields, len(maps.items) + fields * n + rows
     children = [
         pa.concat_arrays([maps.keys, pa.array(names, pa.string())]).take(pa.array(keys)),
@@ -102,8 +113,8 @@ def with_texts(maps: pa.MapArray, names: Sequence[str], texts: Sequence[pa.Strin
     return pa.Array.from_buffers(maps.type, n, [nulls, pa.py_buffer(offsets.astype(np.int32))], children=[entries])
 
 
-def _leave_out_own(given: Mask, keys: pa.StringArray, edges: Ints, names: Sequence[str]) -> None:
-    """Clears `given` (n, k) where one of the n maps, whose keys end at `edges`, has the key already."""
+def _clear_existing(given: Mask, keys: pa.StringArray, edges: Ints, names: Sequence[str]) -> None:
+    """Clear `given` (n, k) for each key that a map already has; the keys of n maps lie between n + 1 `edges`."""
     first, last = int(edges[0]), int(edges[-1])
     codes = pc.index_in(keys.slice(first, last - first), value_set=pa.array(names, pa.string()))
     if codes.null_count == len(codes):
@@ -113,8 +124,8 @@ def _leave_out_own(given: Mask, keys: pa.StringArray, edges: Ints, names: Sequen
     given[owner, codes.drop_null().to_numpy()] = False
 
 
-def _places(starts: Ints, counts: Ints) -> Ints:
-    """The numbers start, start + 1, ... of each run of so many, one run after the other."""
+def _run_indices(starts: Ints, counts: Ints) -> Ints:
+    """Return the numbers start, start + 1, ... of each run of `count` numbers, one run after the other."""
     ends = np.cumsum(counts)
     places: Ints = np.arange(counts.sum()) + np.repeat(starts - (ends - counts), counts)
     return places

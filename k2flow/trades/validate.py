@@ -1,6 +1,6 @@
 """The rules that a decoded trade must pass: a pure function of the message, never of the clock.
 
-A rule that looked at today's time would put a replayed message into another table than the first time.
+A rule that used the current time could put a replayed message into another table than the first time.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,14 +21,14 @@ Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Broken:
-    """What the dead-letter row of a broken rule says: its reason and the columns whose values show why."""
+class RuleReport:
+    """What a dead letter reports of a broken rule: the reason code, and the columns whose values show why."""
 
     reason: str
     columns: tuple[str, ...]
 
 
-_SHOWN: dict[Reason, tuple[str, ...]] = {
+_COLUMNS: dict[Reason, tuple[str, ...]] = {
     Reason.MESSAGE_ID_REQUIRED: ("message_id",),
     Reason.SYMBOL_REQUIRED: ("symbol",),
     Reason.TRADE_ID_REQUIRED: ("trade_id",),
@@ -49,24 +49,26 @@ class Validator:
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
-        self._broken = {int(reason): Broken(reason.code, columns) for reason, columns in _SHOWN.items()}
+        self._reports = {int(reason): RuleReport(reason.code, columns) for reason, columns in _COLUMNS.items()}
         for i, rule in enumerate(exchange.rules, FIRST_EXCHANGE_RULE):
-            self._broken[i] = Broken(rule.reason, (rule.column,))
+            self._reports[i] = RuleReport(rule.reason, (rule.column,))
 
-    def broken(self, rule: int) -> Broken:
-        """What a number that `check` gave means. Raises KeyError for one it never gives."""
-        return self._broken[rule]
+    def rule(self, number: int) -> RuleReport:
+        """Return the report of a rule by its number. Raises KeyError for an unknown number."""
+        return self._reports[number]
 
-    def check(self, trades: pa.RecordBatch, kafka_time: pa.TimestampArray, found: npt.NDArray[np.uint8]) -> None:
-        """Sets `found` (n, 0 = valid so far) to the number of the first rule that each of n trades breaks.
+    def check(self, trades: pa.RecordBatch, kafka_time: pa.TimestampArray, reasons: npt.NDArray[np.uint8]) -> None:
+        """Set the reason of each of n trades to the number of the first rule that it breaks.
 
-        `kafka_time` (n, us UTC) may be null: the rules on the distance to it do not apply there. Rows in which
-        something was found before are left as they are.
+        Args:
+            trades: The columns of TradeV2.
+            kafka_time: (n,), us UTC. The rules that compare with it do not apply to a null.
+            reasons: (n,): 0 for a row that is valid so far. Other rows keep their reason.
         """
-        for number, broken in self._rules(trades, kafka_time):
-            mask = broken()
-            if mask.any():
-                found[mask & (found == 0)] = number
+        for number, is_broken in self._rules(trades, kafka_time):
+            broken = is_broken()
+            if broken.any():
+                reasons[broken & (reasons == 0)] = number
 
     def _rules(self, trades: pa.RecordBatch, kafka_time: pa.TimestampArray) -> Iterator[tuple[int, Callable[[], Mask]]]:
         def column(name: str) -> pa.Array:
@@ -95,7 +97,7 @@ class Validator:
 
 
 def _int64(times: pa.TimestampArray) -> npt.NDArray[np.int64]:
-    """Microseconds since 1970, null as 0."""
+    """Return microseconds since 1970, null as 0."""
     numbers = times.cast(pa.int64())
     result: npt.NDArray[np.int64] = (numbers.fill_null(0) if numbers.null_count else numbers).to_numpy()
     return result
@@ -114,7 +116,7 @@ def _outside(time_us: npt.NDArray[np.int64]) -> Mask:
 
 
 def _unscaled(amounts: pa.Decimal128Array) -> npt.NDArray[np.int64]:
-    """The integers behind decimal128(18, 8): 18 digits fit the low one of the two words; null as 0."""
+    """Return the integers behind decimal128(18, 8): 18 digits fit into the low word of two; null as 0."""
     words = np.frombuffer(amounts.buffers()[1], np.int64, 2 * (amounts.offset + len(amounts)))
     low = words[2 * amounts.offset :: 2]
     result: npt.NDArray[np.int64] = np.where(_nulls(amounts), 0, low) if amounts.null_count else low
@@ -128,7 +130,7 @@ def _not_in(column: pa.StringArray, *allowed: str) -> Mask:
 
 
 def _blank(column: pa.StringArray) -> Mask:
-    """Null, empty or white space alone. The first byte settles most: if it is printable ASCII, it is not blank."""
+    """Return which values are null, empty or only white space. A printable ASCII byte at the start settles most."""
     n = len(column)
     starts = np.frombuffer(column.buffers()[1], np.int32, n + 1 + column.offset)[column.offset :]
     data = np.frombuffer(column.buffers()[2] or b"\0", np.uint8)

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pyiceberg.table.metadata
 
-import k2flow.flow.dataflow
+import k2flow.trades.bronze
 import k2flow.trades.decode
 
 
@@ -34,7 +34,7 @@ class SameDay(datetime):
 
 
 if __name__ == "__main__":
-    k2flow.flow.dataflow.datetime = Moved  # type: ignore[attr-defined]
+    k2flow.trades.bronze.datetime = Moved  # type: ignore[attr-defined]
     k2flow.trades.decode.datetime = SameDay  # type: ignore[attr-defined]
     pyiceberg.table.metadata.datetime = SimpleNamespace(datetime=SameDay)  # type: ignore[attr-defined]
     Moved.days, sys.argv = int(sys.argv[1]), ["bytewax.run", f"flows.{sys.argv[2]}"]

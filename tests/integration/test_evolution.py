@@ -19,9 +19,8 @@ from k2flow.errors import CatalogError
 from k2flow.iceberg.catalog import load_table
 from tests.integration.harness import DEADLINE_SECONDS, ROOT, Flow, Lake, ledger_offsets
 from tests.integration.test_audit import audited
-from tests.unit.test_decode import TRADE, Registry, evolved, written
-
-pytestmark = pytest.mark.integration
+from tests.messages import TRADE, evolved, written
+from tests.registry import Registry
 
 HOUR = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - timedelta(days=2)
 OLDER = evolved(platform_sequence=None, source_sequence={"type": ["null", "int"]})

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 from confluent_kafka import Producer
 
-from k2flow.flow.source import UNCOMMITTED_SECONDS
+from k2flow.flow.commit_schedule import MAX_UNCOMMITTED_SECONDS
 from k2flow.layers import GOLD_TABLE
 from k2flow.query.connection import connect_to
 from k2flow.sandbox.producer import ProduceOptions
@@ -20,8 +20,6 @@ from k2flow.sandbox.producer.stream import Stream
 from tests.integration.conftest import fill
 from tests.integration.harness import Lake, assert_tables, batches, ledger_offsets, read_topic, rows_of
 from tests.oracle import expect
-
-pytestmark = pytest.mark.integration
 
 NewLake = Callable[..., Lake]
 
@@ -80,7 +78,7 @@ def test_watermark_alignment_keeps_skewed_partitions_in_the_dedup_window(new_lak
         K2FLOW_LOG_LEVEL="DEBUG",
         K2FLOW_KAFKA_FETCH_MESSAGE_MAX_BYTES="20000",
     )
-    assert "sets partitions" in log
+    assert " pauses partitions " in log
     assert_tables(lake, expect(read_topic(lake.bootstrap, lake.topic), "BINANCE"))
 
 
@@ -118,7 +116,7 @@ def test_pending_batches_do_not_wait_for_a_distant_trigger(new_lake: NewLake) ->
     fill(lake, count=250, seed=1)
     settings = {"K2FLOW_BINANCE_TRIGGER_SECONDS": "3600", **batches(100, together=100)}
     with lake.start(**settings) as flow:
-        flow.wait_for_log("bronze_binance_trades: 250 rows", seconds=UNCOMMITTED_SECONDS + 60)
+        flow.wait_for_log("bronze_binance_trades: 250 rows", seconds=MAX_UNCOMMITTED_SECONDS + 60)
         flow.signal(signal.SIGTERM)
         flow.wait()
 

@@ -11,7 +11,7 @@ from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartit
 
 from k2flow import errors
 from k2flow.errors import SettingsError
-from k2flow.kafka.consumer import BatchConsumer, Event, Fetched
+from k2flow.kafka.consumer import BatchConsumer, FetchedMessages, PartitionEvent
 from k2flow.kafka.properties import DEFAULTS, FORCED
 from k2flow.sandbox.kafka.local import LocalKafka, free_port
 
@@ -124,7 +124,7 @@ def test_partition_events_are_reported(kafka: LocalKafka, topic: str) -> None:
     consumer = open_consumer(kafka.bootstrap)
     consumer.assign(topic, {0: 0})
     consumer.assign(topic, {1: 1_000})
-    events: list[Event] = []
+    events: list[PartitionEvent] = []
     wanted = {KafkaError._PARTITION_EOF, KafkaError._AUTO_OFFSET_RESET}
     deadline = time.monotonic() + 30
     while not wanted <= {event.code for event in events} and time.monotonic() < deadline:
@@ -175,7 +175,7 @@ def open_consumer(bootstrap: str) -> BatchConsumer:
     return BatchConsumer({**DEFAULTS, "bootstrap.servers": bootstrap, "group.id": "batches", **FORCED})
 
 
-def rows_of(fetched: Fetched) -> list[Row]:
+def rows_of(fetched: FetchedMessages) -> list[Row]:
     return list(
         zip(
             fetched.partition.tolist(),

@@ -18,8 +18,6 @@ from k2flow.sandbox.kafka import local
 from k2flow.sandbox.kafka.local import LocalKafka, free_port
 from k2flow.sandbox.kafka.process import BrokerRecord, find_process
 
-pytestmark = pytest.mark.integration
-
 
 @pytest.fixture
 def broker(tmp_path: Path) -> Iterator[LocalKafka]:
@@ -59,7 +57,7 @@ def test_broker_keeps_its_data_and_stops_cleanly(broker: LocalKafka) -> None:
     again = LocalKafka(broker.home, broker.port).start({"trades": 5, "more": 1})
     assert again.pid == first.pid
     assert again.topics == {"trades": 3, "more": 1}
-    assert again.notes == ("topic trades has 3 partitions, 5 were asked for: it is left as it is",)
+    assert again.notes == ("topic trades has 3 partitions, not 5: it is left unchanged",)
 
     listening = {
         connection.laddr.ip

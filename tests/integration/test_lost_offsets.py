@@ -7,13 +7,9 @@ import pytest
 from confluent_kafka import KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from k2flow.iceberg.ledger import Extent, Ledger
-from k2flow.kafka.topic import Topic, begin_offsets
 from tests.integration.conftest import fill
 from tests.integration.harness import Lake, assert_tables, ledger_offsets, read_topic
 from tests.oracle import expect
-
-pytestmark = pytest.mark.integration
 
 NewLake = Callable[..., Lake]
 ACCEPT = "K2FLOW_BINANCE_ACCEPT_LOST_OFFSETS"
@@ -58,7 +54,7 @@ def test_recreated_topic_stops_the_flow_until_the_loss_is_accepted(new_lake: New
     recreate_topic(lake)
     fill(lake, count=500, seed=2)
     error = refused(lake)
-    assert "was deleted and made again" in error
+    assert "was deleted and created again" in error
     assert all(f"[{p}] before {end}" in error for p, end in before.items())
     lake.catch_up(**{ACCEPT: "1"})
     offsets = ledger_offsets(lake)
@@ -83,13 +79,3 @@ def recreate_topic(lake: Lake) -> None:
     while lake.topic not in admin.list_topics(timeout=30).topics:  # a new topic is not visible to every request at once
         assert time.monotonic() < deadline
         time.sleep(0.05)
-
-
-def test_table_of_the_old_topic_starts_where_the_new_one_begins() -> None:
-    """After a crash while the loss is accepted, one table has begun with the new topic and another has not."""
-    topic = Topic("t", "new", (0,))
-    ledgers = {
-        "bronze": Ledger("t", "new", partitions={0: Extent(3, 90, 87)}),
-        "silver": Ledger("t", "old", partitions={0: Extent(0, 500, 500)}),
-    }
-    assert begin_offsets(topic, ledgers) == {0: 3}

@@ -35,7 +35,7 @@ from tests.integration.conftest import fill
 from tests.integration.harness import Lake, batches
 from tests.messages import value
 
-pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("report")]
+pytestmark = pytest.mark.xdist_group("report")
 
 HOSTILE = '<script>document.title="x"</script><img src="https://example.com/x.png" onerror="y()">'
 NOWHERE = "127.0.0.1:9"  # nothing listens there
@@ -334,6 +334,7 @@ def test_a_page_that_cannot_be_written(report: Callable[..., tuple[int, Page]], 
     assert [each.read_text() for each in tmp_path.iterdir()] == ["as it was"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed to open the page in")
 def test_a_browser_draws_it_and_loads_nothing(report: Callable[..., tuple[int, Page]], tmp_path: Path) -> None:
     code, made = report("binance", "--no-audit", "--symbol", HOSTILE)

@@ -23,13 +23,13 @@ from k2flow.sandbox.producer import ProduceOptions, produce
 from k2flow.trades.schema import trade_schema
 from tests.integration.harness import ROOT, Lake
 from tests.integration.test_run import rows_of, running
+from tests.messages import TRADE, evolved, written
 from tests.surroundings.apicurio import Apicurio
 from tests.surroundings.secure_kafka import PASSWORD, SecureKafka, create_user, secure_kafka
-from tests.unit.test_decode import TRADE, evolved, written
 from torture.catalogs import Postgres, postgres_programs, variables
 from torture.store import SECRET, Seaweed, open_store
 
-pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("surroundings")]
+pytestmark = pytest.mark.xdist_group("surroundings")
 
 BOTH = {"binance": 3, "kraken": 1}
 LONG_AGO = timedelta(minutes=10)

@@ -4,16 +4,16 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from k2flow.flow.backoff import LONGEST, EpochBackoff
+from k2flow.flow.backoff import MAX_WAIT, EpochBackoff
 
 START = datetime(2026, 11, 24, tzinfo=UTC)
 
 
-def epoch(pacing: EpochBackoff, seconds: float) -> tuple[float, float]:
+def epoch(backoff: EpochBackoff, seconds: float) -> tuple[float, float]:
     """An epoch that takes `seconds`; for how long the source was away and for how long Bytewax then asked in vain."""
-    away = pacing.leave(START)
+    away = backoff.on_emit(START)
     called = max(START + away, START + timedelta(seconds=seconds))
-    pacing.back(called)
+    backoff.on_wake(called)
     return away.total_seconds(), (called - START - away).total_seconds()
 
 
@@ -22,39 +22,39 @@ def test_the_first_epoch_is_of_unknown_length() -> None:
 
 
 def test_epochs_of_one_length_are_nearly_never_asked_in_vain() -> None:
-    pacing = EpochBackoff()
-    epoch(pacing, 1.0)
+    backoff = EpochBackoff()
+    epoch(backoff, 1.0)
     for _ in range(20):
-        away, in_vain = epoch(pacing, 1.0)
+        away, in_vain = epoch(backoff, 1.0)
         assert away < 1.0
         assert in_vain == pytest.approx(0.05)
 
 
 def test_one_slow_commit_does_not_delay_the_next() -> None:
-    pacing = EpochBackoff()
+    backoff = EpochBackoff()
     for _ in range(3):
-        epoch(pacing, 0.2)
-    epoch(pacing, 30.0)
-    assert epoch(pacing, 0.2)[0] < 0.2
+        epoch(backoff, 0.2)
+    epoch(backoff, 30.0)
+    assert epoch(backoff, 0.2)[0] < 0.2
 
 
 def test_shorter_epochs_are_found_out() -> None:
-    pacing = EpochBackoff()
+    backoff = EpochBackoff()
     for _ in range(3):
-        epoch(pacing, 4.0)
-    lengths = [epoch(pacing, 0.1)[0] for _ in range(30)]
+        epoch(backoff, 4.0)
+    lengths = [epoch(backoff, 0.1)[0] for _ in range(30)]
     assert lengths[-1] < 0.1
     assert sum(away > 0.1 for away in lengths) < 22
 
 
 def test_no_epoch_keeps_it_away_for_long() -> None:
-    pacing = EpochBackoff()
-    epoch(pacing, 600.0)
-    assert pacing.leave(START) == LONGEST
+    backoff = EpochBackoff()
+    epoch(backoff, 600.0)
+    assert backoff.on_emit(START) == MAX_WAIT
 
 
 def test_a_call_without_a_batch_before_it_teaches_nothing() -> None:
-    pacing = EpochBackoff()
-    epoch(pacing, 1.0)
-    pacing.back(START + timedelta(seconds=50))
-    assert pacing.leave(START) == timedelta(seconds=0.95)
+    backoff = EpochBackoff()
+    epoch(backoff, 1.0)
+    backoff.on_wake(START + timedelta(seconds=50))
+    assert backoff.on_emit(START) == timedelta(seconds=0.95)

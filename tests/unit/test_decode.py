@@ -44,7 +44,7 @@ def test_a_defect_of_header_or_bytes_leaves_its_neighbours_alone(
     assert detail in details(decoded)[0]
     assert ids(decoded) == [schema_id]
     assert decoded.trades.rows["trade_id"].to_pylist() == ["one", "two"]
-    assert decoded.failures.rows["kafka_timestamp"].to_pylist() == [datetime.fromtimestamp(NOW_US / 1e6, UTC)]
+    assert decoded.dead_letters.rows["kafka_timestamp"].to_pylist() == [datetime.fromtimestamp(NOW_US / 1e6, UTC)]
 
 
 def test_every_column_of_a_trade() -> None:
@@ -57,7 +57,7 @@ def test_every_column_of_a_trade() -> None:
 def test_no_messages() -> None:
     """An empty batch (offsets of transaction markers alone) gives two empty results that keep its offsets."""
     decoded = decode([])
-    assert decoded.trades.rows.num_rows == decoded.failures.rows.num_rows == 0
+    assert decoded.trades.rows.num_rows == decoded.dead_letters.rows.num_rows == 0
 
 
 def test_all_messages_bad() -> None:
@@ -163,7 +163,7 @@ def test_a_slice_of_a_longer_batch() -> None:
         wanted = [i for i in range(start, start + length) if i % 3]
         assert decoded.trades.rows["trade_id"].to_pylist() == [str(i) for i in wanted]
         assert (decoded.trades.offset - 100).tolist() == wanted
-        assert len(decoded.failures.offset) == length - len(wanted)
+        assert len(decoded.dead_letters.offset) == length - len(wanted)
 
 
 GOOD_VALUES = st.builds(

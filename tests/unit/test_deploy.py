@@ -30,7 +30,7 @@ from k2flow.config.settings import Settings, load_exchange_settings, load_settin
 from k2flow.errors import SettingsError
 from k2flow.exchange import all_exchanges, exchange_names, find_exchange
 from k2flow.iceberg.catalog import configured
-from k2flow.kafka.topic import checked
+from k2flow.kafka.topic import check_properties
 from k2flow.observability.endpoint import serve
 from k2flow.sandbox.kafka.local import free_port
 from k2flow.supervisor.plan import plan_processes
@@ -287,7 +287,7 @@ def load_all_settings() -> Settings:
     unknown = configured(settings).keys() - PYICEBERG_PROPERTIES
     if unknown:
         raise SettingsError(f"PyIceberg knows no {', '.join(sorted(unknown))}")
-    checked(settings.kafka)
+    check_properties(settings.kafka)
     return settings
 
 

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from k2flow.iceberg.ledger import OffsetRange
-from k2flow.trades.messages import MessageBatch, pickle_batches_as_ipc
+from k2flow.compat.pyarrow import pickle_batches_as_ipc
+from k2flow.trades.messages import MessageBatch
 
 
 def make(rows: list[tuple[int, int]], offsets: list[tuple[int, int, int]]) -> MessageBatch:

@@ -53,7 +53,7 @@ def watched(port: int, connected: threading.Event) -> threading.Event:
     """Set once the peer is lost."""
     lost = threading.Event()
     addresses = [f"127.0.0.1:{port}", f"127.0.0.1:{free_port()}"]
-    peers.watch(addresses, 0, 3, connected.is_set, lost.set)
+    peers.watch_peers(addresses, 0, 3, connected.is_set, lost.set)
     return lost
 
 

@@ -118,7 +118,7 @@ def decoder() -> TradeDecoder:
 
 def test_good_rows_become_trades_in_order_of_time(decoder: TradeDecoder) -> None:
     decoded = decoder.decode(messages([value(message_id="late", timestamp=NOW_US + 1), value(message_id="early")]))
-    assert decoded.failures.rows.num_rows == 0
+    assert decoded.dead_letters.rows.num_rows == 0
     assert decoded.trades.rows["message_id"].to_pylist() == ["early", "late"]
     assert decoded.trades.offset.tolist() == [1, 0]
     row = decoded.trades.rows.to_pylist(maps_as_pydicts="strict")[0]
@@ -130,7 +130,7 @@ def test_each_malformed_row_is_rejected_alone(decoder: TradeDecoder) -> None:
     decoded = decoder.decode(
         messages([value(), HEADER + b'{"price" 1}', HEADER + b'{"symbol": "\xff"}', HEADER + b"[]", value()])
     )
-    found = decoded.failures.rows.select(["offset", "reason", "detail", "schema_id"]).to_pylist()
+    found = decoded.dead_letters.rows.select(["offset", "reason", "detail", "schema_id"]).to_pylist()
     assert [tuple(row.values()) for row in found] == [
         (1, "malformed", "not JSON at byte 14", 7),
         (2, "invalid_utf8", "not UTF-8 at byte 17", 7),
@@ -141,7 +141,7 @@ def test_each_malformed_row_is_rejected_alone(decoder: TradeDecoder) -> None:
 
 def test_validation_applies_to_rows_of_any_format(decoder: TradeDecoder) -> None:
     decoded = decoder.decode(messages([value(), value(price="-1"), value(exchange="KRAKEN")]))
-    found = decoded.failures.rows.select(["offset", "reason", "detail"]).to_pylist()
+    found = decoded.dead_letters.rows.select(["offset", "reason", "detail"]).to_pylist()
     assert [tuple(row.values()) for row in found] == [
         (1, "price_must_be_positive", "price = -1.00000000"),
         (2, "wrong_exchange", "exchange = 'KRAKEN'"),
@@ -152,7 +152,7 @@ def test_validation_applies_to_rows_of_any_format(decoder: TradeDecoder) -> None
 def test_decoder_may_get_rows_without_a_readable_header(decoder: TradeDecoder) -> None:
     """If at least 90 % of a batch has one schema, its decoder gets the whole batch; the other rows are discarded."""
     decoded = decoder.decode(messages([None, *[value(message_id=str(i)) for i in range(28)], b"\1"]))
-    assert decoded.failures.rows["reason"].to_pylist() == ["null_payload", "bad_magic"]
+    assert decoded.dead_letters.rows["reason"].to_pylist() == ["null_payload", "bad_magic"]
     assert sorted(decoded.trades.offset.tolist()) == list(range(1, 29))
 
 

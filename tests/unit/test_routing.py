@@ -10,7 +10,7 @@ from bytewax.inputs import DynamicSource, StatelessSourcePartition
 from bytewax.operators import StatefulBatchLogic
 from bytewax.testing import TestingSink, cluster_main
 
-from k2flow.flow.routing import worker_key
+from k2flow.compat.bytewax import worker_key
 
 
 class Once(StatelessSourcePartition[tuple[str, int]]):

@@ -166,12 +166,12 @@ def test_it_is_said_once_for_each_schema(caplog: pytest.LogCaptureFixture) -> No
     unknown = AvroDecoder(with_unknown_field("int"), KNOWN, keep_unknown=True)
     many = {**KNOWN, "fields": [*KNOWN["fields"], *({"name": f"f{i}", "type": "int"} for i in range(25))]}
     with caplog.at_level(logging.INFO):
-        kept = UnknownFields(BINANCE)
-        kept.say(1, AvroDecoder(KNOWN, KNOWN, keep_unknown=True))
+        unknown_fields = UnknownFields(BINANCE)
+        unknown_fields.log_once(1, AvroDecoder(KNOWN, KNOWN, keep_unknown=True))
         for _ in range(2):
-            kept.say(7, unknown)
-        kept.say(8, AvroDecoder(many, KNOWN, keep_unknown=True))
-        UnknownFields(ignoring()).say(7, unknown)
+            unknown_fields.log_once(7, unknown)
+        unknown_fields.log_once(8, AvroDecoder(many, KNOWN, keep_unknown=True))
+        UnknownFields(ignoring()).log_once(7, unknown)
     assert [record.message.partition("TradeV2")[2] for record in caplog.records] == [
         " does not know: extra: kept in vendor_data",
         f" does not know: {', '.join(f'f{i}' for i in range(20))} and 5 more: kept in vendor_data",
@@ -185,8 +185,8 @@ def test_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     exchange = Exchange("binance", "BINANCE", BINANCE.declared)
     decoder = AvroDecoder(with_unknown_field("int"), KNOWN, keep_unknown=True)
     decoded = decoder.decode(pa.array([b"\x02\x02"] * 5))
-    assert UnknownFields(exchange).kept(decoder, MAPS, decoded.unknown) is MAPS
-    assert UnknownFields(BINANCE).kept(decoder, MAPS, decoded.unknown).to_pylist()[2] == [("extra", "1")]
+    assert UnknownFields(exchange).add(decoder, MAPS, decoded.unknown) is MAPS
+    assert UnknownFields(BINANCE).add(decoder, MAPS, decoded.unknown).to_pylist()[2] == [("extra", "1")]
     monkeypatch.setenv("K2FLOW_BINANCE_UNKNOWN_FIELDS", "drop")
     with pytest.raises(SettingsError, match=r"K2FLOW_BINANCE_UNKNOWN_FIELDS='drop' is wrong: .*'keep' or 'ignore'"):
         _ = Exchange("binance", "BINANCE", BINANCE.declared).settings
@@ -197,4 +197,4 @@ def test_too_much_for_one_batch_says_what_to_do(monkeypatch: pytest.MonkeyPatch)
     decoder = AvroDecoder(with_unknown_field("int"), KNOWN, keep_unknown=True)
     decoded = decoder.decode(pa.array([b"\x02\x02"] * 5))
     with pytest.raises(SchemaError, match=r"K2FLOW_BINANCE_BATCH_ROWS lower, or K2FLOW_BINANCE_UNKNOWN_FIELDS"):
-        UnknownFields(BINANCE).kept(decoder, MAPS, decoded.unknown)
+        UnknownFields(BINANCE).add(decoder, MAPS, decoded.unknown)

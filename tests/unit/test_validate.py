@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from k2flow.exchange import Exchange, Rule, find_exchange
-from k2flow.trades.reasons import FIRST_EXCHANGE_RULE, Reason
 from k2flow.layers import MAX_TIME_US, MIN_TIME_US
+from k2flow.trades.reasons import FIRST_EXCHANGE_RULE, Reason
 from k2flow.trades.validate import Validator
 from tests.oracle import broken_rule
 
@@ -239,10 +239,10 @@ def test_an_exchange_adds_rules() -> None:
     first, second = FIRST_EXCHANGE_RULE, FIRST_EXCHANGE_RULE + 1
     assert check(*rows, exchange=COINBASE) == [0, first, second, first, Reason.WRONG_EXCHANGE]
     validator = Validator(COINBASE)
-    assert (validator.broken(first).reason, validator.broken(first).columns) == ("currency_not_listed", ("currency",))
-    assert validator.broken(second).reason == "sequence_must_grow"
+    assert (validator.rule(first).reason, validator.rule(first).columns) == ("currency_not_listed", ("currency",))
+    assert validator.rule(second).reason == "sequence_must_grow"
     with pytest.raises(KeyError):
-        validator.broken(second + 1)
+        validator.rule(second + 1)
 
 
 def test_a_rule_without_an_answer_is_broken() -> None:

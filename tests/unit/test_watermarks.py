@@ -11,54 +11,54 @@ def alignment() -> WatermarkAlignment:
     """Partition 0 is last; 1 is as far ahead as it may be, 2 is further."""
     alignment = WatermarkAlignment()
     for partition, time_ms in enumerate((0, MAX_WATERMARK_DRIFT_MS, MAX_WATERMARK_DRIFT_MS + 1)):
-        alignment.read(partition, time_ms, now=0)
+        alignment.on_message(partition, time_ms, now=0)
     return alignment
 
 
 def test_one_far_ahead_waits_until_the_last_has_come_as_far(alignment: WatermarkAlignment) -> None:
     assert alignment.decide(0) == ({2}, set())
     assert alignment.decide(0) == (set(), set())
-    alignment.read(0, MAX_WATERMARK_DRIFT_MS, now=1)
+    alignment.on_message(0, MAX_WATERMARK_DRIFT_MS, now=1)
     assert alignment.decide(1) == (set(), set())
-    alignment.read(0, MAX_WATERMARK_DRIFT_MS + 1, now=1)
-    alignment.read(1, MAX_WATERMARK_DRIFT_MS + 1, now=1)
+    alignment.on_message(0, MAX_WATERMARK_DRIFT_MS + 1, now=1)
+    alignment.on_message(1, MAX_WATERMARK_DRIFT_MS + 1, now=1)
     assert alignment.decide(1) == (set(), {2})
 
 
 def test_one_at_its_end_is_not_behind(alignment: WatermarkAlignment) -> None:
-    alignment.ended(0)
+    alignment.on_end(0)
     assert alignment.decide(0) == (set(), set())
-    alignment.read(0, 0, now=0)
+    alignment.on_message(0, 0, now=0)
     assert alignment.decide(0) == ({2}, set())
 
 
 def test_the_others_go_on_when_the_last_ones_end(alignment: WatermarkAlignment) -> None:
     alignment.decide(0)
-    alignment.ended(0)
-    alignment.ended(1)
+    alignment.on_end(0)
+    alignment.on_end(1)
     assert alignment.decide(60) == (set(), {2})
 
 
 def test_a_silent_one_is_not_waited_for(alignment: WatermarkAlignment) -> None:
     alignment.decide(0)
-    alignment.read(1, MAX_WATERMARK_DRIFT_MS + 1, now=IDLE_TIMEOUT_SECONDS)
+    alignment.on_message(1, MAX_WATERMARK_DRIFT_MS + 1, now=IDLE_TIMEOUT_SECONDS)
     assert alignment.decide(IDLE_TIMEOUT_SECONDS) == (set(), {2})
 
 
 def test_what_is_taken_up_again_counts_from_then(alignment: WatermarkAlignment) -> None:
     alignment.decide(0)
-    alignment.ended(0)
-    alignment.ended(1)
+    alignment.on_end(0)
+    alignment.on_end(1)
     alignment.decide(100)
-    alignment.read(1, 0, now=100)
+    alignment.on_message(1, 0, now=100)
     assert alignment.decide(100) == ({2}, set())
 
 
 def test_messages_without_a_time_tell_nothing() -> None:
     alignment = WatermarkAlignment()
-    alignment.read(0, -1, now=0)
-    alignment.read(1, MAX_WATERMARK_DRIFT_MS * 2, now=0)
-    alignment.ended(2)
+    alignment.on_message(0, -1, now=0)
+    alignment.on_message(1, MAX_WATERMARK_DRIFT_MS * 2, now=0)
+    alignment.on_end(2)
     assert alignment.decide(0) == (set(), set())
 
 
@@ -75,9 +75,9 @@ def test_skewed_partitions_all_get_to_their_ends(seed: int) -> None:
         for p in reading:
             now += 0.01
             reached[p] += step[p]
-            alignment.read(p, int(reached[p]), now)
+            alignment.on_message(p, int(reached[p]), now)
             if reached[p] >= end:
-                alignment.ended(p)
+                alignment.on_end(p)
         if len(reading) > 1:
             assert (
                 reached[reading].max() - reached[reached < end].min(initial=end)

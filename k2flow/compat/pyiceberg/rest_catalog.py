@@ -1,4 +1,4 @@
-"""PyIceberg's REST catalog with a time limit: its own waits for ever for a server that does not answer."""
+"""PyIceberg's REST catalog with timeouts: its own waits forever for a server that does not answer."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,22 +6,25 @@ from typing import Any
 from pyiceberg.catalog.rest import RestCatalog
 from requests import PreparedRequest, Response, Session
 from requests.adapters import HTTPAdapter
+from typing_extensions import override
 
 TIMEOUT_SECONDS = (5.0, 60.0)
 """To connect, and between two bytes of the answer: a commit to a busy server takes seconds."""
 
 
 class TimedRestCatalog(RestCatalog):
-    """Its requests raise requests' ConnectTimeout and ReadTimeout, which are OSErrors; the outcome is unknown then."""
+    """Requests raise requests' ConnectTimeout and ReadTimeout, which are OSErrors; the outcome is then unknown."""
 
+    @override
     def _config_headers(self, session: Session) -> None:
-        """The first thing that is done to a new session: the next is to ask for a token with it."""
+        """Set the timeouts. PyIceberg calls this first for a new session, before it requests a token with it."""
         for scheme in ("http://", "https://"):
             session.mount(scheme, _TimedAdapter())
         super()._config_headers(session)
 
 
 class _TimedAdapter(HTTPAdapter):
+    @override
     def send(
         self,
         request: PreparedRequest,

@@ -1,0 +1,7 @@
+"""PyIceberg: its private classes that k2flow extends, a REST catalog with timeouts, a cache of table metadata."""
+
+import pyiceberg
+
+from k2flow.compat.versions import require_version
+
+require_version("pyiceberg", pyiceberg.__version__, (0, 12, 0), (0, 12, 1))

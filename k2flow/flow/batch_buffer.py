@@ -1,0 +1,99 @@
+"""The messages of the next batch, while they are gathered."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from k2flow.kafka.consumer import FetchedMessages
+from k2flow.trades.messages import MESSAGE_SCHEMA, MessageBatch, empty_batch, timestamps
+
+
+class BatchBuffer:
+    """Gathers messages into batches without gaps: each batch begins at the offsets where the last one ended.
+
+    Attributes:
+        position: The next offset to read, by partition.
+        rows: Messages gathered since the last batch.
+        nbytes: Their size in memory.
+    """
+
+    def __init__(self, max_rows: int, max_bytes: int) -> None:
+        self.position: dict[int, int] = {}
+        self.rows = 0
+        self.nbytes = 0
+        self._max_rows = max_rows
+        self._max_bytes = max_bytes
+        self._first: dict[int, int] = {}  # of the next batch
+        self._end: dict[int, int] = {}
+        self._parts: list[tuple[pa.RecordBatch, npt.NDArray[np.int32], npt.NDArray[np.int64]]] = []
+
+    def begin(self, offsets: Mapping[int, int], ends: Mapping[int, int]) -> None:
+        """Add partitions, with the offsets to begin at, and the offsets to stop before in those that have an end."""
+        self.position |= offsets
+        self._first |= offsets
+        self._end |= ends
+
+    def add(self, fetched: FetchedMessages) -> dict[int, int]:
+        """Add messages, except those after a partition's end. Return the time in ms of the last one by partition."""
+        columns = [fetched.key, fetched.value, timestamps(fetched.timestamp_ms)]
+        rows = pa.RecordBatch.from_arrays(columns, schema=MESSAGE_SCHEMA)
+        partition, offset, time_ms = fetched.partition, fetched.offset, fetched.timestamp_ms
+        if self._end:
+            keep = offset < _by_partition(self._end, partition)
+            if not keep.all():
+                rows = rows.filter(pa.array(keep))
+                partition, offset, time_ms = partition[keep], offset[keep], time_ms[keep]
+        last_times = {}
+        for p in np.unique(partition).tolist():
+            last = int(np.flatnonzero(partition == p)[-1])
+            self.position[p] = int(offset[last]) + 1
+            last_times[p] = int(time_ms[last])
+        if rows.num_rows:
+            self._parts.append((rows, partition, offset))
+            self.rows += rows.num_rows
+            self.nbytes += rows.nbytes
+        return last_times
+
+    def skip_to(self, partition: int, offset: int) -> None:
+        """Move the position to the end of a log, past transaction markers and compacted offsets."""
+        end = self._end.get(partition, offset)
+        self.position[partition] = max(self.position[partition], min(offset, end))
+
+    def at_end(self, partition: int) -> bool:
+        """Whether the partition has an end and is read up to it."""
+        return self.position[partition] == self._end.get(partition)
+
+    @property
+    def all_at_end(self) -> bool:
+        """Whether every partition that has an end is read up to it."""
+        return all(self.position[p] >= end for p, end in self._end.items())
+
+    @property
+    def full(self) -> bool:
+        """Whether the batch has grown to its cap of rows or bytes."""
+        return self.rows >= self._max_rows or self.nbytes >= self._max_bytes
+
+    @property
+    def free_rows(self) -> int:
+        """Rows that the batch can still take."""
+        return self._max_rows - self.rows
+
+    def take(self, ends_checkpoint: bool) -> MessageBatch:
+        """Return what was gathered as one batch, and begin the next one. It may have no rows and no offsets."""
+        offsets = [(p, self._first[p], end) for p, end in self.position.items() if end > self._first[p]]
+        parts, self._parts, self.rows, self.nbytes = self._parts, [], 0, 0
+        self._first = dict(self.position)
+        if not parts:
+            return empty_batch(offsets, ends_checkpoint)
+        rows = pa.concat_batches([rows for rows, _, _ in parts])
+        partition = np.concatenate([partition for _, partition, _ in parts])
+        offset = np.concatenate([offset for _, _, offset in parts])
+        return MessageBatch(rows, partition, offset, offsets, ends_checkpoint)
+
+
+def _by_partition(values: Mapping[int, int], partition: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+    table = np.zeros(max(values) + 1, np.int64)
+    table[list(values)] = list(values.values())
+    return table[partition]

@@ -1,0 +1,93 @@
+"""A pipeline over real tables, with its committers: the flow without Kafka and without Bytewax."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyiceberg.catalog import Catalog
+from pyiceberg.manifest import DataFile
+
+from bench.lake import message_batches
+from k2flow.exchange import Exchange
+from k2flow.iceberg import ledger
+from k2flow.iceberg.catalog import load_table
+from k2flow.iceberg.commit import Committer
+from k2flow.iceberg.ledger import OffsetRange
+from k2flow.iceberg.tables import create, definitions
+from k2flow.iceberg.writer import TableWriters
+from k2flow.sandbox.producer import ProduceOptions
+from k2flow.trades.messages import MESSAGE_SCHEMA, MessageBatch
+from k2flow.trades.pipeline import Pipeline
+from k2flow.trades.registry import FixedSchemas
+from tests.oracle import Message
+
+TOPIC_ID = "topic id"
+
+
+class PipelineRun:
+    """One start of a flow: the pipeline, and a committer for each table, which continue where the tables end."""
+
+    def __init__(self, catalog: Catalog, exchange: Exchange, owners: int = 1) -> None:
+        wanted = definitions(exchange)
+        create(catalog, wanted.values())
+        tables = {name: load_table(catalog, name) for name in wanted}
+        self._topic = exchange.settings.topic
+        self.committed = {
+            name: next_offsets(ledger.read(table.properties, exchange.name, self._topic))
+            for name, table in tables.items()
+        }
+        self.pipeline = Pipeline(
+            exchange,
+            catalog=catalog,
+            writers=TableWriters(tables, wanted),
+            schemas=lambda: FixedSchemas((1,)),
+            committed=self.committed.__getitem__,
+            owners=owners,
+        )
+        self._committers = {name: Committer(catalog, name, exchange.name, self._topic) for name in wanted}
+        for committer in self._committers.values():
+            committer.fence(TOPIC_ID)
+
+    def commit(self, batch: MessageBatch, *, without: tuple[str, ...] = ()) -> None:
+        """Process a batch and commit it, except in the tables `without`, as if the flow had died before."""
+        files: dict[str, list[DataFile]] = defaultdict(list)
+        ranges: dict[str, list[OffsetRange]] = defaultdict(list)
+        for each in self.pipeline.process(batch):
+            files[each.table] += each.files()
+            ranges[each.table] += each.ranges
+        for table, offsets in ranges.items():
+            if offsets and table not in without:
+                self._committers[table].commit(files[table], offsets)
+
+
+def batches(pieces: int, count: int, seed: int, partitions: int = 3) -> list[MessageBatch]:
+    """Return `count` simulated messages of Binance, with bad ones and duplicates, in as many batches as `pieces`."""
+    options = ProduceOptions(count=count, bad=0.05, duplicates=0.05, seed=seed)
+    (whole,) = message_batches(options, count, partitions)
+    key, value, microseconds = whole.rows.columns
+    times = pc.floor_temporal(microseconds, unit="millisecond")  # as Kafka keeps them
+    whole = whole.with_rows(pa.RecordBatch.from_arrays([key, value, times], schema=MESSAGE_SCHEMA))
+    return [_piece(whole, i, pieces) for i in range(pieces)]
+
+
+def _piece(whole: MessageBatch, i: int, pieces: int) -> MessageBatch:
+    """Return the i-th part of the offsets of every partition."""
+    offsets = [(p, end * i // pieces, end * (i + 1) // pieces) for p, _, end in whole.offsets]
+    keep = np.zeros(len(whole.offset), bool)
+    for p, first, end in offsets:
+        keep |= (whole.partition == p) & (first <= whole.offset) & (whole.offset < end)
+    return whole.filter(keep, offsets)
+
+
+def messages_of(batch: MessageBatch) -> list[Message]:
+    """Return the messages of a batch as the oracle takes them."""
+    columns = [batch.rows.column("key").to_pylist(), batch.rows.column("value").to_pylist()]
+    times = [us // 1000 for us in batch.rows.column("timestamp").cast(pa.int64()).to_pylist()]
+    rows = zip(batch.partition.tolist(), batch.offset.tolist(), *columns, times, strict=True)
+    return [Message(*row) for row in rows]
+
+
+def next_offsets(held: ledger.Ledger) -> Mapping[int, int]:
+    return {p: extent.next for p, extent in held.partitions.items()}
