@@ -28,8 +28,7 @@ SQLITE_BUSY_SECONDS = 60  # SQLite's own 5 s ended in 'database is locked' when 
 def open_catalog(settings: Settings) -> Catalog:
     """Open the catalog that the environment or .pyiceberg.yaml configures as `k2flow`, else SQLite in `settings.home`.
 
-    Raises:
-        CatalogError: it cannot be reached, or is configured wrongly.
+    Raises CatalogError if it cannot be reached or is configured wrongly.
     """
     with catalog_errors():
         try:
@@ -84,11 +83,7 @@ def default_properties(home: Path) -> dict[str, str]:
 
 
 def load_table(catalog: Catalog, name: str) -> Table:
-    """Return the table `name` of the namespace market_data.
-
-    Raises:
-        CatalogError: the table does not exist, or the catalog cannot be reached.
-    """
+    """Return the table `name` of market_data. Raises CatalogError if it does not exist or cannot be read."""
     found = find_table(catalog, name)
     if found is None:
         raise CatalogError(f"table {NAMESPACE}.{name} does not exist: run `k2flow tables create`")

@@ -66,21 +66,13 @@ HUNG_SECONDS = 180
 
 @dataclass(frozen=True, kw_only=True)
 class LedgerCommit:
-    """One commit of a ledger.
+    """One commit of a ledger."""
 
-    Attributes:
-        after: The ledger after the commit.
-        append: Whether to append a snapshot, which moves the head. Otherwise only properties change.
-        files: The data files to append.
-        branch: The name of a branch to create at the appended snapshot.
-        properties: Further table properties to set.
-    """
-
-    after: Ledger
-    append: bool
-    files: Sequence[DataFile] = ()
-    branch: str | None = None
-    properties: Mapping[str, str] = field(default_factory=dict)
+    after: Ledger  # the ledger after the commit
+    append: bool  # whether to append a snapshot, which moves the head; otherwise only properties change
+    files: Sequence[DataFile] = ()  # appended
+    branch: str | None = None  # created at the appended snapshot
+    properties: Mapping[str, str] = field(default_factory=dict)  # set beside the ledger
 
 
 class Committer:
@@ -137,20 +129,13 @@ class Committer:
         """Set a property, if nothing was committed since this writer's last commit.
 
         It is an empty append, for the same reason as `fence`: a fence that has read the table before cannot land after.
-
-        Raises:
-            FencedError: another writer epoch has begun since.
-            CommitError: the commit failed.
+        Raises FencedError, CommitError.
         """
         after = replace(self.ledger, sequence=self.ledger.sequence + 1)
         self._commit(LedgerCommit(after=after, append=True, properties={key: text}))
 
     def check_not_fenced(self) -> None:
-        """Read the table again.
-
-        Raises:
-            FencedError: others have committed since this writer's last commit.
-        """
+        """Read the table again. Raises FencedError if others have committed since this writer's last commit."""
         self._refresh()
         self._check_fence()
 

@@ -8,7 +8,7 @@ carries a copy under the same key. JSON:
      "partitions": {"0": {"first": 0, "next": 1500, "rows": 1470}, ...}, "earlier": []}
 
 If a topic is deleted and created again, its ledger starts empty. `earlier` keeps the offsets of the deleted topics, so
-that the audit can tell their rows from those of the current one.
+that the audit can separate their rows from those of the current one.
 """
 
 import os
@@ -96,15 +96,8 @@ class Writer:
 class Ledger:
     """The offsets of one exchange's topic that one table holds.
 
-    Attributes:
-        topic: The topic's name.
-        topic_id: Kafka's own id of it, which changes if the topic is deleted and created again.
-        writer_epoch: The fencing token: it counts the starts of the flow. JSON: `epoch`.
-        sequence: Counts the commits of all writer epochs.
-        writer: The process of this writer epoch.
-        committed_at: The time of the last commit, in ms since 1970.
-        partitions: The offsets by partition.
-        former_topics: The offsets of deleted topics of this name. JSON: `earlier`.
+    `writer_epoch` is the fencing token: it counts the starts of the flow. `sequence` counts the commits of all writer
+    epochs. `topic_id` is Kafka's. `committed_at` is in ms since 1970.
     """
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid")

@@ -20,6 +20,8 @@ from k2flow.layers import Field, arrow_schema
 READ_ROWS = 64_000
 BUFFER_BYTES = 1 << 20
 
+Projection = Callable[[pa.RecordBatch], pa.RecordBatch]
+
 
 class FileReader:
     """Reads files of one table as columns of a given schema.
@@ -37,15 +39,15 @@ class FileReader:
         find_by_name: bool = False,
         buffered: bool = False,
     ) -> None:
-        """Take the schema of the rows to read.
+        """Take the names, types and order of the columns `wanted`.
 
         Args:
             table: The table of the files.
-            wanted: Names, types and order of the columns to read.
-            sorted_by: Sort the rows of each file by this column, unless the file says that they are.
-            find_by_name: In a file without field ids, find columns by the table's current names. Another engine may
-                have added such a file. Without this, only the table's name mapping finds them.
-            buffered: Read 1 MiB at a time, in the caller's thread. This takes less memory and more requests.
+            wanted: The schema to read.
+            sorted_by: Sort each file by this column, unless its metadata says that it is sorted.
+            find_by_name: In a file without field ids (another engine's), find columns by the table's current names,
+                not only by its name mapping.
+            buffered: Read 1 MiB at a time, in the caller's thread: less memory, more requests.
         """
         self._table = table
         self._wanted = wanted
@@ -103,42 +105,27 @@ class FileReader:
         whole = list(batches)  # another engine wrote it
         return [sort_rows(pa.concat_batches(whole), self._sorted_by)] if whole else []
 
-    def _projection(
-        self, file: DataFile, found: pa.Schema
-    ) -> tuple[list[str], Callable[[pa.RecordBatch], pa.RecordBatch]]:
+    def _projection(self, file: DataFile, found: pa.Schema) -> tuple[list[str], Projection]:
         """Return the columns to read of a file with the schema `found`, and what turns them into those wanted."""
         names = self._arrow.names
         if set(names) <= set(found.names) and same_columns(pa.schema(map(found.field, names)), self._with_ids):
             return names, lambda batch: self._as_wanted(batch.select(names))
         whole = pyarrow_to_schema(found, self._names, downcast_ns_timestamp_to_us=True)
         own = prune_columns(whole, self._leaves, select_full_types=False)
-        table = self._table
-        constant = _get_column_projection_values(
-            file, self._schema, table.schema(), table.specs().get(file.spec_id), whole.field_ids
-        )
+        table, spec = self._table.schema(), self._table.specs().get(file.spec_id)
+        constants = _get_column_projection_values(file, self._schema, table, spec, whole.field_ids)
 
         def project(batch: pa.RecordBatch) -> pa.RecordBatch:
-            return self._as_wanted(
-                _to_requested_schema(
-                    self._schema,
-                    own,
-                    batch,
-                    downcast_ns_timestamp_to_us=True,
-                    projected_missing_fields=constant,
-                    allow_timestamp_tz_mismatch=True,
-                )
+            rows = _to_requested_schema(
+                self._schema, own, batch, True, projected_missing_fields=constants, allow_timestamp_tz_mismatch=True
             )
+            return self._as_wanted(rows)
 
         return [column.name for column in own.columns], project
 
     def _as_wanted(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Return a batch of the table's columns in the schema wanted, which may be older or newer than the table's."""
-        if batch.schema.names == self._wanted.names:
-            return batch.cast(self._wanted)
-        columns = [
-            batch.column(field.name).cast(field.type)
-            if field.name in self._arrow.names
-            else pa.nulls(batch.num_rows, field.type)
-            for field in self._wanted
-        ]
+        found = dict(zip(batch.schema.names, batch.columns, strict=True))
+        missing = pa.nulls(batch.num_rows)
+        columns = [found.get(field.name, missing).cast(field.type) for field in self._wanted]
         return pa.RecordBatch.from_arrays(columns, schema=self._wanted)

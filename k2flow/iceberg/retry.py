@@ -26,14 +26,10 @@ def retry_conflicts(
     outages: tuple[type[Exception], ...] = (),
     on_retry: Callable[[], None] = lambda: None,
 ) -> T:
-    """Run `attempt` until it returns, after random, exponentially growing waits.
+    """Run `attempt`, which reads the table and commits, until it raises no CommitFailedException and no outage.
 
-    Args:
-        attempt: Reads the table and commits. It runs again after a CommitFailedException.
-        stop: When to give up: tenacity's `stop_after_attempt` or `stop_after_delay`. The last error is then raised.
-        max_wait_seconds: The longest wait between two attempts.
-        outages: Further errors after which `attempt` runs again.
-        on_retry: Called before each wait.
+    The waits are random and grow exponentially; `on_retry` is called before each. Once `stop` says so (by attempts or
+    by delay), the last error is raised.
     """
     retrying = Retrying(
         retry=retry_if_exception_type((CommitFailedException, *outages)),

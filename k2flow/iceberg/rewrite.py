@@ -143,17 +143,11 @@ class RewriteFiles(_SnapshotProducer["RewriteFiles"]):
 
 
 def rewrite_files(
-    catalog: Catalog,
-    name: str,
-    operation: Operation,
-    removed: Collection[str],
-    added: Sequence[DataFile],
-    at_ms: int,
+    catalog: Catalog, name: str, operation: Operation, removed: Collection[str], added: Sequence[DataFile], at_ms: int
 ) -> bool:
     """Commit a RewriteFiles, and a tag of time `at_ms` for the readers of the snapshot before it.
 
-    Returns:
-        False if it yielded to other commits: then certainly nothing was committed.
+    Return False after yielding to other commits: then certainly nothing was committed.
 
     Raises:
         CatalogError: the catalog failed. The commit may have landed.
@@ -218,15 +212,8 @@ def commit_change(
 ) -> bool:
     """Commit the changes that `build` returns for the table as it is; build them again after a conflict.
 
-    Args:
-        catalog: The catalog.
-        name: The table's name.
-        build: Returns the changes; without updates nothing is committed.
-        stop: When to yield to other commits.
-        discard: Deletes what `build` has written, called if certainly nothing was committed.
-
-    Returns:
-        False after yielding to other commits.
+    Without updates nothing is committed. `discard` deletes the files that `build` wrote, if certainly nothing was
+    committed. Return False after yielding to other commits, which `stop` decides.
 
     Raises:
         CatalogError: the catalog failed. The commit may have landed.

@@ -88,10 +88,7 @@ class Staging:
     def begin(self) -> None:
         """Fence the flow and create the branches.
 
-        Raises:
-            AlreadyRunningError: the flow runs on this host.
-            CommitError: a commit failed.
-            CatalogError: the catalog failed.
+        Raises AlreadyRunningError if the flow runs on this host, CommitError, CatalogError.
         """
         exchange = self._exchange
         self._bronze.fence("")
@@ -121,16 +118,11 @@ class Staging:
         reach(Point.STAGED)
 
     def commit_replacement(self, rows: Mapping[str, Mapping[int, int]], what: str) -> None:
-        """Commit the replacement.
-
-        Args:
-            rows: By table and partition, how many more rows come from the same offsets.
-            what: Describes the replacement to the process that publishes it.
+        """Commit the replacement, described by `what`; `rows` has, by table and partition, the change of row counts.
 
         Raises:
             FencedError: the flow has started; nothing was committed.
-            CommitError: the commit failed; it may have landed.
-            CatalogError: the catalog failed; the commit may have landed.
+            CommitError: the commit failed, but may have landed; CatalogError too.
         """
         tables = {}
         for name in self._names:
@@ -144,14 +136,9 @@ class Staging:
 
 
 def publish(catalog: Catalog, exchange: Exchange) -> str | None:
-    """Publish the committed replacement of `exchange` where that is not done yet.
+    """Publish the committed replacement of `exchange` where that is not done yet. Return its description, or None.
 
-    Returns:
-        What it is, in words; None if there is none.
-
-    Raises:
-        CommitError: a commit failed. Call it again.
-        CatalogError: the catalog failed. Call it again.
+    After a CommitError or CatalogError it may be called again.
     """
     key = STAGED_KEY + exchange.name
     properties = load_table(catalog, exchange.bronze).properties
@@ -195,8 +182,7 @@ def abort_replacements(catalog: Catalog, exchange: Exchange, before_epoch: int) 
 def committed_replacement(bronze: Mapping[str, str], exchange: Exchange) -> CommittedReplacement | None:
     """Return the replacement of `exchange` that is committed and not fully published, by Bronze's properties.
 
-    Raises:
-        CommitError: the property is damaged.
+    Raises CommitError if the property is damaged.
     """
     key = STAGED_KEY + exchange.name
     text = bronze.get(key)
@@ -217,9 +203,7 @@ def _publication(table: Table, exchange: Exchange, staged: StagedTable) -> Chang
     if ref is None:
         return (), ()
     if ref.snapshot_id != staged.head:
-        raise CommitError(
-            f"{table.name()[-1]}: branch {branch} is not what was committed: another program has moved it"
-        )
+        raise CommitError(f"{table.name()[-1]}: another program has moved branch {branch}: restore its head")
     removed, added = _files(table, staged.head)
     ledger = ledgers.read(table.properties, exchange.name, exchange.settings.topic).corrected(staged.rows)
     entry = {ledgers.KEY + exchange.name: ledger.to_json()}

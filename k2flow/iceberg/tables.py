@@ -43,7 +43,7 @@ COMMON_PROPERTIES = {
 
 @dataclass(frozen=True, kw_only=True)
 class TableDefinition:
-    """One table as it must be: its layer, its name, and the settings of its exchange."""
+    """What a table is to be: its layer, its name, and the settings of its exchange."""
 
     layer: Layer
     name: str
@@ -121,10 +121,8 @@ def definitions(exchange: Exchange) -> dict[str, TableDefinition]:
 def create(catalog: Catalog, wanted: Iterable[TableDefinition]) -> dict[str, str]:
     """Create missing tables, evolve those with former columns, check the rest; never drop anything.
 
-    Several processes may call it at once, beside flows.
-
-    Returns:
-        By table name, "created", "evolved: ..." or, for a table that is up to date, an empty text.
+    Return, by table name, "created", "evolved: ..." or, for a table that is up to date, an empty text. Several
+    processes may call it at once, beside flows.
 
     Raises:
         TableDiffersError: a table differs from its definition in a way that evolution cannot resolve.

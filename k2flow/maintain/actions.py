@@ -25,16 +25,10 @@ MANY_MANIFESTS = 32
 
 @dataclass(frozen=True)
 class Timing:
-    """How long files are kept, in seconds, and a clock (seconds since 1970).
+    """How long files are kept, in seconds, and a clock (seconds since 1970)."""
 
-    Attributes:
-        orphan_seconds: Younger files may belong to a commit that is about to land.
-        reader_seconds: How long a query may read a snapshot.
-        clock: The current time.
-    """
-
-    orphan_seconds: float = 3600.0
-    reader_seconds: float = 3600.0
+    orphan_seconds: float = 3600.0  # younger files may belong to a commit that is about to land
+    reader_seconds: float = 3600.0  # how long a query may read a snapshot
     clock: Callable[[], float] = time.time
 
     def now(self) -> datetime:
@@ -60,20 +54,15 @@ class MaintenanceAction:
     seconds: float = 0.0
 
     def __str__(self) -> str:
-        counts = (
-            f"{self.removed:,} removed, {self.added:,} added, {self.rows:,} rows, {self.bytes:,} bytes, "
-            f"{self.seconds:.2f} s"
-        )
-        return f"{self.table}: {self.what}: {counts}{f' ({self.detail})' if self.detail else ''}"
+        files = f"{self.removed:,} removed, {self.added:,} added, {self.rows:,} rows, {self.bytes:,} bytes"
+        detail = f" ({self.detail})" if self.detail else ""
+        return f"{self.table}: {self.what}: {files}, {self.seconds:.2f} s{detail}"
 
 
 def due_actions(table: Table, files: Sequence[LiveFile], timing: Timing) -> Iterator[MaintenanceAction]:
-    """Yield what a run would do now to a table with the live files `files`.
+    """Yield what a run would do now to a table with the live files `files`. Raises CatalogError.
 
     Orphan files are missing: they take a listing of the storage.
-
-    Raises:
-        CatalogError: the manifests cannot be read.
     """
     if staged_branch(table):
         return

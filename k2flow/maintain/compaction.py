@@ -45,7 +45,7 @@ class Compactor:
         ]
 
     def _by_time(self, files: Sequence[LiveFile], column: str) -> list[Source]:
-        """Return sources of which few overlap: the earliest rows of all files are one source of their own.
+        """Return sources with few overlaps: the earliest rows of all files are one source of their own.
 
         Otherwise a few late rows would make each file begin long before most of its rows, and all files overlap.
         """

@@ -14,19 +14,12 @@ UNIX_EPOCH = date(1970, 1, 1)
 
 @dataclass(frozen=True)
 class LiveFile:
-    """One data file without its statistics.
-
-    Attributes:
-        file: The file.
-        partition: The values of its partition fields.
-        lower: The earliest value of its time column, in us since 1970; None if unknown.
-        upper: The latest value.
-    """
+    """One data file without its statistics."""
 
     file: DataFile
-    partition: tuple[Any, ...]
-    lower: int | None
-    upper: int | None = None
+    partition: tuple[Any, ...]  # the values of its partition fields
+    lower: int | None  # the earliest value of its time column, in us since 1970; None if unknown
+    upper: int | None = None  # the latest
 
     @property
     def day(self) -> date:

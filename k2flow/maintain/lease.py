@@ -46,14 +46,7 @@ class MaintenanceLeases:
         self._held: set[str] = set()
 
     def acquire(self, name: str) -> Writer | None:
-        """Acquire or renew the lease of a table.
-
-        Returns:
-            None if this process holds the lease now, else its holder.
-
-        Raises:
-            CatalogError: the catalog failed.
-        """
+        """Acquire or renew the lease of a table. Return None, or the process that holds it. Raises CatalogError."""
         holder, until = self._read(name)
         now = self._clock()
         if holder == self._process and until - now > LEASE_SECONDS / 2:

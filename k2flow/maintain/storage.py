@@ -73,10 +73,7 @@ def path_of(location: str) -> str:
 def reachable_files(table: Table) -> set[str]:
     """Return the paths of all files that a reader of any snapshot, tag or branch of `table`, or an engine, may need.
 
-    Each manifest is read once, however many snapshots share it.
-
-    Raises:
-        CatalogError: the metadata cannot be read.
+    Each manifest is read once, however many snapshots share it. Raises CatalogError.
     """
     metadata = table.metadata
     locations = {table.metadata_location, *(entry.metadata_file for entry in metadata.metadata_log)}
