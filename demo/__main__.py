@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 import k2flow
-from k2flow.audit import Report, audit
+from k2flow.audit import AuditReport, audit
 from k2flow.audit.report import Verdict
 from k2flow.cli.output import console as output_console
 from k2flow.cli.progress import progress_bars
@@ -25,7 +25,7 @@ from k2flow.exchange import Exchange, find_exchange
 from k2flow.iceberg.catalog import load_table, open_catalog
 from k2flow.iceberg.ledger import read
 from k2flow.layers import GOLD_TABLE
-from k2flow.report import Problem, attempt, gather, render, write
+from k2flow.report import Unavailable, attempt, gather, render, write
 from k2flow.sandbox.kafka.local import LocalKafka, free_port
 from k2flow.sandbox.producer import Manifest, ProduceOptions, produce
 
@@ -63,7 +63,7 @@ def main(keep: Annotated[bool, typer.Option("--keep", help="Leave Kafka running 
         run_flows(exchanges)
         correct = compare_counts(exchanges, manifests)
         audited = run_audit(exchanges)
-        correct &= isinstance(audited, Report) and audited.verdict is Verdict.HOLDS
+        correct &= isinstance(audited, AuditReport) and audited.verdict is Verdict.HOLDS
         show_candles()
         show_next_steps(kafka, keep, write_report(exchanges, audited))
     finally:
@@ -156,13 +156,13 @@ def compare_counts(exchanges: list[Exchange], manifests: dict[str, Manifest]) ->
     return equal & print_counts("reason", reasons)
 
 
-def run_audit(exchanges: list[Exchange]) -> Report | Problem:
+def run_audit(exchanges: list[Exchange]) -> AuditReport | Unavailable:
     """Audit as `k2flow audit` does."""
     print_heading("the audit: a proof from Kafka's offsets to Gold's files")
     settings = load_settings(COUNTS)
     with progress_bars() as progress:
         audited = attempt(lambda: audit(open_catalog(settings), settings, exchanges, progress=progress))
-    if isinstance(audited, Problem):
+    if isinstance(audited, Unavailable):
         print(f"audit incomplete: {audited.text}")
     else:
         audited.show(output_console())
@@ -178,7 +178,7 @@ def show_candles() -> None:
     console.print(table)
 
 
-def write_report(exchanges: list[Exchange], audited: Report | Problem) -> Path:
+def write_report(exchanges: list[Exchange], audited: AuditReport | Unavailable) -> Path:
     """Write the page as `k2flow report` does, with the audit above. Return its path."""
     print_heading("the report: one page with all of it")
     settings, path = load_settings(COUNTS), HOME / "report.html"

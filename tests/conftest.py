@@ -19,25 +19,36 @@ SAMPLE_TRADES = TESTS / "data" / "kraken_btcusd_trades.csv"
 SEED = "TEST_SEED"
 """Environment variable: the seed of the random tests. If it is not set, each run draws a new one."""
 SLOW_FILES = (
-    "test_bench.py",
-    "test_demo.py",
-    "test_docs.py",
-    "test_hosts.py",
-    "test_kills.py",
-    "test_local_kafka.py",
-    "test_readers.py",
-    "test_surroundings.py",
-    "test_torture.py",
-    "test_tracing.py",
-    "test_tutorial.py",
+    "integration/test_bench.py",
+    "integration/test_demo.py",
+    "integration/test_docs.py",
+    "integration/test_hosts.py",
+    "integration/test_kills.py",
+    "integration/test_local_kafka.py",
+    "integration/test_outages.py",
+    "integration/test_readers.py",
+    "integration/test_run.py",
+    "integration/test_surroundings.py",
+    "integration/test_torture.py",
+    "integration/test_tracing.py",
+    "integration/test_tutorial.py",
 )
-"""Files of tests/integration that only `scripts/test all` runs. Single tests elsewhere are marked `slow` in place."""
+"""Files that only `scripts/test all` runs. Single tests elsewhere are marked `slow` in place."""
 LONGEST_FIRST = (
-    "test_every_failpoint_loses_and_duplicates_nothing",
-    "test_torture_loses_and_duplicates_nothing",
-    "test_random_kills_lose_and_duplicate_nothing",
-    "test_damage_is_named",
+    "integration/test_surroundings.py",
+    "integration/test_torture.py",
+    "integration/test_docs.py",
+    "integration/test_failpoints.py",
+    "integration/test_readers.py",
+    "integration/test_kills.py",
+    "integration/test_reprocess.py",
+    "integration/test_hosts.py",
+    "integration/test_audit_damage.py",
+    "property/test_avro_decoder.py",
+    "property/test_dedup.py",
+    "unit/test_produce.py",
 )
+"""Files with the longest tests or groups of tests, in the order in which they start."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -56,14 +67,20 @@ def pytest_report_header() -> str:
 
 @pytest.hookimpl(tryfirst=True)  # the markers must be there when -m selects by them
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test with its tier by its folder and file; put the longest first, so that no worker ends with one."""
+    """Mark each test with its tier, by its folder and file. Sort the longest first, so that no worker ends with one."""
     for item in items:
-        if TESTS / "integration" in item.path.parents:
+        name = file_name(item)
+        if name.startswith("integration/"):
             item.add_marker(pytest.mark.integration)
-            if item.path.name in SLOW_FILES:
-                item.add_marker(pytest.mark.slow)
+        if name in SLOW_FILES:
+            item.add_marker(pytest.mark.slow)
     place = {name: i for i, name in enumerate(LONGEST_FIRST)}
-    items.sort(key=lambda item: place.get(item.name.partition("[")[0], len(place)))
+    items.sort(key=lambda item: place.get(file_name(item), len(place)))
+
+
+def file_name(item: pytest.Item) -> str:
+    """Return the path of a test's file under tests/."""
+    return item.path.relative_to(TESTS).as_posix()
 
 
 @pytest.hookimpl(trylast=True)

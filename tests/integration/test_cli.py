@@ -105,7 +105,6 @@ def test_failed_start_is_one_line(lake: Lake, command: Sequence[str], extra: Map
     assert_one_line(call(lake, command, **extra), says)
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("command", [RUN, BYTEWAX], ids=["run", "bytewax"])
 @pytest.mark.parametrize(("extra", "says"), WITH_KAFKA)
 def test_start_refused_by_the_broker_is_one_line(
@@ -148,7 +147,7 @@ def test_debug_shows_the_traceback(lake: Lake, command: Sequence[str], extra: Ma
     assert b"k2flow.errors.CatalogError: " in done.stderr
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_flow_waits_for_a_broker_that_is_down(kafka: LocalKafka, tmp_path: Path) -> None:
     """The flow logs what it waits for and what to do, and continues when the broker comes up."""
     port = free_port()
@@ -181,7 +180,6 @@ def test_flow_that_waits_for_the_broker_stops_on_a_signal(
     assert "Traceback" not in log
 
 
-@pytest.mark.integration
 def test_flow_that_waits_for_the_registry_stops_on_a_signal(new_lake: NewLake) -> None:
     """The messages read are in no table, so it exits with an error. The next start reads them again."""
     lake = new_lake()
@@ -255,14 +253,12 @@ def test_kafka_status_without_a_broker(lake: Lake) -> None:
     assert_one_line(done, "no broker answers at 127.0.0.2:9 from K2FLOW_KAFKA_BOOTSTRAP_SERVERS")
 
 
-@pytest.mark.integration
 def test_kafka_status_of_a_foreign_broker(new_lake: NewLake) -> None:
     """k2flow uses it, and does not claim to have started it."""
     lake = new_lake()
     assert f"the broker at {lake.bootstrap}".encode() in k2flow(lake, "kafka", "status")
 
 
-@pytest.mark.integration
 def test_produce_run_list_and_query(new_lake: NewLake, tmp_path: Path) -> None:
     """One round of a user: messages with a manifest, a flow of two processes, the tables, queries, dead letters."""
     lake = new_lake("kraken", partitions=2)
@@ -297,7 +293,6 @@ def test_produce_run_list_and_query(new_lake: NewLake, tmp_path: Path) -> None:
     assert_one_line(call(lake, (*K2FLOW, "dlq", "show", "kraken", "0", "999999")), "has no row of partition 0")
 
 
-@pytest.mark.integration
 def test_produce_replays_recorded_trades(new_lake: NewLake, tmp_path: Path) -> None:
     """`produce --replay` sends the trades of a file, and writes a manifest per exchange."""
     lake = new_lake("kraken", partitions=2)
@@ -310,7 +305,6 @@ def test_produce_replays_recorded_trades(new_lake: NewLake, tmp_path: Path) -> N
     assert_one_line(done, "omit the exchange")
 
 
-@pytest.mark.integration
 def test_unwritable_manifest_is_an_error_before_anything_is_sent(new_lake: NewLake) -> None:
     """Messages without the requested manifest are useless."""
     lake = new_lake()
@@ -420,7 +414,6 @@ def children_of(flow: Flow, count: int) -> list[psutil.Process]:
     return children
 
 
-@pytest.mark.integration
 def test_sigterm_drains_all_processes(new_lake: NewLake) -> None:
     """On SIGTERM to `k2flow run` every process commits all messages it has read, and exits with 0."""
     lake = new_lake(partitions=4)
@@ -437,7 +430,7 @@ def test_sigterm_drains_all_processes(new_lake: NewLake) -> None:
     assert_tables(lake, expect(read_topic(lake.bootstrap, lake.topic), "BINANCE"))
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_all_processes_restart_after_one_is_killed(new_lake: NewLake, victim: int) -> None:
     """One line names it, all processes restart, and nothing is lost or duplicated."""
@@ -463,7 +456,7 @@ def test_all_processes_restart_after_one_is_killed(new_lake: NewLake, victim: in
     assert_tables(lake, expect(read_topic(lake.bootstrap, lake.topic), "BINANCE"))
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_crash_loop_backs_off(new_lake: NewLake) -> None:
     """Pauses double, and SIGTERM ends a pause at once."""
     lake = new_lake(partitions=1)

@@ -24,8 +24,6 @@ from tests.documents import (
     settings_of,
 )
 
-pytestmark = pytest.mark.integration
-
 TUTORIAL = ROOT / "docs" / "adding-an-exchange.md"  # test_tutorial.py runs it
 DEPLOYMENT = ROOT / "docs" / "deploy.md"  # needs machines that a test does not have
 ELSEWHERE = "s3://"

@@ -27,8 +27,6 @@ from tests.integration.harness import (
 )
 from tests.oracle import expect
 
-pytestmark = pytest.mark.integration
-
 NewLake = Callable[..., Lake]
 
 FENCED_TABLES = 4  # each start passes the failpoints of a commit this often before its first batch
@@ -172,7 +170,7 @@ def test_fenced_predecessor_cannot_commit(new_lake: NewLake, armed: str) -> None
             old.signal(signal.SIGCONT)
             log = old.wait(60)
             assert old.codes() == [1], log
-            assert "has taken over from epoch 1; this copy of the flow stops" in log.splitlines()[-1]
+            assert "has fenced writer epoch 1; this copy of the flow stops" in log.splitlines()[-1]
             assert ledger_offsets(lake) == before
             assert_consistent(lake)
             new.signal(signal.SIGCONT)

@@ -14,8 +14,6 @@ from k2flow.errors import CatalogError
 from tests.integration.harness import ROOT, Lake, ledger_offsets
 from tests.surroundings.hosts import ROUTER, Network, unavailable_reason
 
-pytestmark = pytest.mark.integration
-
 HOSTS = ("host-0", "host-1")
 KAFKA_PORT, PEER_PORT = "9092", "2101"
 QUICKLY = {"K2FLOW_PEER_SECONDS": "2", "K2FLOW_START_SECONDS": "15", "K2FLOW_BINANCE_TRIGGER_SECONDS": "0.5"}

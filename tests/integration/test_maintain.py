@@ -47,8 +47,6 @@ from tests.integration.harness import ROOT, Lake, assert_tables, batches, read_t
 from tests.integration.test_audit import audited
 from tests.oracle import expect
 
-pytestmark = pytest.mark.integration
-
 NewLake = Callable[..., Lake]
 
 LAYERS = ("bronze", "silver", "dlq", "gold")

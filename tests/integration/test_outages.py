@@ -15,7 +15,7 @@ from tests.integration.harness import Lake, assert_tables, batches, ledger_offse
 from tests.integration.test_failpoints import await_stop
 from tests.oracle import expect
 
-pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("outages")]
+pytestmark = pytest.mark.xdist_group("outages")
 
 
 @pytest.fixture(scope="module")

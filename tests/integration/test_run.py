@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
-import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from k2flow.sandbox.kafka.local import free_port
@@ -21,8 +20,6 @@ from tests.integration.conftest import fill
 from tests.integration.harness import ROOT, Lake, assert_tables, read_topic
 from tests.integration.test_audit import audited
 from tests.oracle import expect
-
-pytestmark = pytest.mark.integration
 
 NewLake = Callable[..., Lake]
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]

@@ -12,8 +12,6 @@ from k2flow.observability import tracing
 from tests.integration.conftest import fill
 from tests.integration.harness import Lake, batches
 
-pytestmark = pytest.mark.integration
-
 
 class Collector:
     """Collects the requests to /v1/traces, OTLP over HTTP."""

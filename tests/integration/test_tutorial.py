@@ -12,8 +12,6 @@ from k2flow.exchange import exchange_names, find_exchange
 from k2flow.sandbox.kafka.local import LocalKafka
 from tests.documents import ROOT, Kind, blocks, kind, run
 
-pytestmark = pytest.mark.integration
-
 TUTORIAL = ROOT / "docs" / "adding-an-exchange.md"
 README = ROOT / "README.md"
 
