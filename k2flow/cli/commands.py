@@ -69,11 +69,13 @@ def run(
 ) -> None:
     """Run the flows of exchanges until SIGTERM or SIGINT.
 
-    Each exchange runs in its own Bytewax processes: 3 for binance (flows/binance.py) and 1 for kraken
-    (flows/kraken.py), unless --processes or K2FLOW_<EXCHANGE>_PROCESSES says otherwise. After a crash all processes of
-    the exchange restart together, with back-off. A failure of one exchange never stops another.
+    Each exchange has its own Bytewax processes: `k2flow run binance` starts 3 (flows/binance.py), `k2flow run kraken`
+    starts 1 (flows/kraken.py). --processes or K2FLOW_<EXCHANGE>_PROCESSES overrides this.
 
-    On SIGTERM or SIGINT the flows drain, commit and exit. With --addresses this host runs one process of a cluster.
+    After a crash all processes of the exchange restart together, with back-off. A failure of one exchange never stops
+    another. On SIGTERM or SIGINT the flows drain, commit and exit.
+
+    With --addresses this host runs one process of a cluster.
     """
     from k2flow.cli.run import run_flows
 
@@ -89,13 +91,14 @@ def status(
         duration_option("With --watch: the interval. Default: 2s."),
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object. With --watch: one per line and refresh.")
+        bool, typer.Option("--json", help="Print one JSON object. With --watch: one line per refresh.")
     ] = False,
 ) -> None:
     """Show lag, throughput, dead letters and table health.
 
-    The figures come from Kafka and the tables alone, so no flow needs to run. Exit code 0: the status is shown,
-    whatever it is. 1: the tables cannot be read.
+    The figures come from Kafka and the tables alone, so no flow needs to run.
+
+    Exit code: 0 if the status is shown, whatever it is; 1 if the tables cannot be read.
     """
     from k2flow.cli.status import show_status
 
@@ -143,10 +146,10 @@ def audit(
     """Check that no message was lost or duplicated.
 
     Each Kafka offset must be in exactly one Bronze row, each Bronze row in exactly one of Silver and the dead letters,
-    and each message id of Silver in Gold exactly once. Exit code 0: all invariants hold. 1: an invariant is broken.
-    2: the audit is incomplete.
+    and each message id of Silver in Gold exactly once. With --every the verdict is also a metric, served at
+    K2FLOW_METRICS_PORT.
 
-    With --every the verdict is a metric too, served at K2FLOW_METRICS_PORT.
+    Exit code: 0 if all invariants hold, 1 if one is broken, 2 if the audit is incomplete.
     """
     from k2flow.cli.audit import run_audit
 
@@ -166,8 +169,10 @@ def report(
     """Write an HTML report of the flows and tables.
 
     It shows lag, throughput, freshness, dead letters, candles, files and the audit. Where a broker is down or a table
-    is missing, the page says so. Exit code 0: the page is written. 1: it is written,
-    and the audit found a broken invariant. 2: the audit is incomplete, or no page is written.
+    is missing, the page says so.
+
+    Exit code: 0 if the page is written, 1 if it is and the audit found a broken invariant, 2 if the audit is
+    incomplete or no page is written.
     """
     from k2flow.cli.report import write_report
 
@@ -193,7 +198,7 @@ def maintain(
         duration_option("Keep replaced files this long, for queries that still read them. Default: 1h."),
     ] = HOUR_SECONDS,
 ) -> None:
-    """Apply retention, compact files and remove what is unused.
+    """Apply retention, compact small files and delete unused ones.
 
     One run removes expired rows, merges small files, rewrites manifests, expires snapshots and deletes orphan files.
     It runs beside the flows, which never wait for it.

@@ -73,7 +73,7 @@ def dlq_replay(
 def tables_create(
     exchange: Annotated[str, typer.Argument(metavar="EXCHANGE", help="Exchange, or `all`.")] = "all",
 ) -> None:
-    """Create missing tables and add new columns to existing ones.
+    """Create missing tables and update the columns of existing ones.
 
     Any other difference from the definition is an error. Nothing is ever dropped.
     """

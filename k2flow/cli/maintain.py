@@ -11,11 +11,11 @@ from rich.table import Table
 
 from k2flow.cli.output import console
 from k2flow.cli.repetition import every, stop_event
+from k2flow.compat.pyarrow import keep_freed_memory
 from k2flow.compat.pyiceberg.metadata_cache import install_metadata_cache
 from k2flow.config.settings import load_settings
 from k2flow.errors import CatalogError, K2flowError, MaintenanceError
 from k2flow.exchange import all_exchanges, exchange_names
-from k2flow.compat.pyarrow import keep_freed_memory
 from k2flow.iceberg.catalog import NAMESPACE, catalog_errors, open_catalog
 from k2flow.iceberg.tables import TableDefinition, definitions
 from k2flow.maintain.actions import MaintenanceAction, Timing

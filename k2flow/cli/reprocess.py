@@ -12,11 +12,11 @@ from rich.text import Text
 
 from k2flow.cli.output import console, print_json
 from k2flow.cli.progress import progress_bars
+from k2flow.compat.pyarrow import keep_freed_memory
 from k2flow.compat.pyiceberg.metadata_cache import install_metadata_cache
 from k2flow.config.settings import Settings, load_settings
 from k2flow.exchange import exchange_names, find_exchange
 from k2flow.failpoints import arm
-from k2flow.compat.pyarrow import keep_freed_memory
 from k2flow.iceberg.catalog import open_catalog
 from k2flow.observability.logs import set_up_logging
 from k2flow.reprocess import Outcome, reprocess

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from k2flow.cli.output import console, print_json
 from k2flow.cli.status_view import ERROR_STYLE, render
-from k2flow.compat.table_metadata import install_metadata_cache
+from k2flow.compat.pyiceberg.metadata_cache import install_metadata_cache
 from k2flow.config.settings import Settings, load_settings
 from k2flow.errors import CatalogError, K2flowError
 from k2flow.exchange import Exchange, exchange_names, find_exchange

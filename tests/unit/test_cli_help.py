@@ -83,7 +83,8 @@ def test_every_command_argument_and_option_has_help(pages: dict[str, dict[str, s
 
 
 def test_help_of_run_has_the_declared_processes(pages: dict[str, dict[str, str]]) -> None:
-    named = re.findall(r"(\d+)\s+for\s+(\w+)\s", pages["run"]["text"])
-    assert {name: int(count) for count, name in named} == {
+    text = " ".join(pages["run"]["text"].split())
+    named = re.findall(r"`k2flow run (\w+)` starts (\d+) ", text)
+    assert {name: int(count) for name, count in named} == {
         name: find_exchange(name).declared["processes"] for name in ("binance", "kraken")
     }
