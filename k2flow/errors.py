@@ -14,7 +14,7 @@
     ├── SchemaError              an Avro writer schema cannot be used
     ├── RegistryError            the schema registry cannot be reached
     ├── CommitError              a commit to a table failed permanently
-    │   ├── FencedError          a newer copy of the flow has taken over the tables
+    │   ├── FencedError          a newer copy of the flow has fenced this one
     │   ├── OffsetGapError       a range of offsets does not begin where the ledger ends
     │   └── CommitConflictError  other commits have changed the table so that this one no longer fits
     ├── AlreadyRunningError      another live copy of the flow owns the tables
@@ -98,7 +98,7 @@ class CommitError(K2flowError):
 
 
 class FencedError(CommitError):
-    """A newer copy of the flow has taken over the tables; this one must stop."""
+    """A newer copy of the flow has fenced this one, which must stop."""
 
     retryable = False
 
