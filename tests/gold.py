@@ -1,4 +1,4 @@
-"""Gold of two exchanges in a real catalog, and what it should hold."""
+"""Gold of two exchanges in a real catalog, and its expected keys."""
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +18,7 @@ HOUR = 3600
 
 
 class Gold:
-    """Gold of two exchanges, and what it should hold: (exchange, hour) to ids."""
+    """Gold of two exchanges; `held` has the expected ids by (exchange, hour)."""
 
     def __init__(self, catalog: Catalog) -> None:
         self.catalog = catalog
@@ -33,7 +33,7 @@ class Gold:
         self._offset = dict.fromkeys(EXCHANGES, 0)
 
     def add(self, exchange: str, hours: np.ndarray) -> None:
-        """One commit with a row in each of these hours."""
+        """Commit a row in each of these hours."""
         n, first = len(hours), self._offset[exchange]
         ids = [f"{exchange}-{first + i}" for i in range(n)]
         times = pa.array(hours * HOUR * 1_000_000 + 7).cast(pa.timestamp("us", "UTC"))

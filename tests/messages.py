@@ -1,4 +1,4 @@
-"""Trades as Kafka messages, and what a decoder makes of them."""
+"""Trades as Kafka messages, and checks of their decoding."""
 
 import io
 import json
@@ -39,7 +39,7 @@ BINANCE = find_exchange("binance")
 
 
 def plain(schema: Any) -> Any:
-    """A schema without the logical type of its times, whose datetimes end at the year 9999."""
+    """Return a schema without the logical type of its times: datetimes end at the year 9999."""
     if isinstance(schema, dict):
         kept = {key: plain(value) for key, value in schema.items()}
         return "long" if schema.get("logicalType") == "timestamp-micros" else kept
@@ -53,12 +53,12 @@ def encoded(schema: Any, record: dict[str, Any]) -> bytes:
 
 
 def value(schema_id: int = 1, **changed: Any) -> bytes:
-    """The Kafka value of a good trade, but for what `changed` says."""
+    """Return the Kafka value of a good trade with changed fields."""
     return b"\0" + schema_id.to_bytes(4, "big") + encoded(trade_schema(), {**TRADE, **changed})
 
 
 def messages(values: Sequence[bytes | None], kafka_us: Sequence[int | None] | None = None) -> MessageBatch:
-    """Messages of the partitions 0, 1, 2, 0, ... at the offsets 100, 101, ..."""
+    """Return messages of the partitions 0, 1, 2, 0, ... at the offsets 100, 101, ..."""
     n = len(values)
     kafka = pa.array(kafka_us or [NOW_US] * n, pa.int64()).cast(pa.timestamp("us", "UTC"))
     rows = pa.RecordBatch.from_arrays(
@@ -74,7 +74,7 @@ def decode(
     exchange: Exchange = BINANCE,
     kafka_us: Sequence[int | None] | None = None,
 ) -> DecodedBatch:
-    """Decodes, and checks what holds for every batch: each message is in one result, beside where it came from."""
+    """Decode, and assert what holds for every batch: each message is in one result, with its partition and offset."""
     given_ = messages(values, kafka_us)
     decoded = TradeDecoder(exchange, schemas or FixedSchemas((1,))).decode(given_)
     trades, failures = decoded.trades, decoded.dead_letters
@@ -101,7 +101,7 @@ def decode(
 
 
 def reasons(decoded: DecodedBatch) -> dict[int, str]:
-    """The reason of each bad message, by its place in the batch."""
+    """Return the reason of each dead letter, by its index in the batch."""
     return {row["offset"] - 100: row["reason"] for row in decoded.dead_letters.rows.to_pylist()}
 
 
@@ -116,14 +116,14 @@ def ids(decoded: DecodedBatch) -> list[Any]:
 
 
 def evolved(**changed: Any) -> dict[str, Any]:
-    """TradeV2 as another writer has it: fields by name, None for one that it lacks, or what is to be different."""
+    """Return a writer's variant of TradeV2: changes by field name, None for a field that it lacks."""
     schema = json.loads(json.dumps(trade_schema()))
     schema["fields"] = [{**f, **(changed.get(f["name"]) or {})} for f in schema["fields"] if changed.get(f["name"], f)]
     return schema  # type: ignore[no-any-return]
 
 
 def written(schema: Any, schema_id: int, **changed: Any) -> bytes:
-    """A trade in the bytes of a writer's schema."""
+    """Return a trade encoded with a writer's schema."""
     names = [field["name"] for field in schema["fields"]]
     record = {name: part for name, part in {**TRADE, **changed}.items() if name in names}
     return b"\0" + schema_id.to_bytes(4, "big") + encoded(schema, record)

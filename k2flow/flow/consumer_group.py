@@ -52,8 +52,7 @@ class ConsumerGroup:
     def report_committed(self, final: bool) -> None:
         """Commit the offsets of all emitted batches to the group, after the tables have committed them.
 
-        Args:
-            final: Whether this is the last report: wait for it, unless no broker answers.
+        With `final`, wait for the broker, unless it does not answer.
         """
         if not self._emitted:
             return

@@ -1,10 +1,10 @@
-"""The dataflow of an exchange, as Bytewax sees it:
+"""The dataflow of an exchange, as Bytewax sees it.
 
-    topic ─► source ─► write ─┬─► committables ────────────────────────┬─► one committer for each table
+    topic ─► source ─► write ─┬─► committables ────────────────────────┬─► one committer per table
                               └─► Gold's rows, by owner ─► deduplicate ─┘
 
-Items are whole batches, see `trades.pipeline`. The worker that has the rows writes the data files; only their names
-reach the committers.
+Items are whole batches, see `trades.pipeline`. The worker that has the rows writes the data files; committers only
+get their names.
 """
 
 import bytewax.operators as op

@@ -68,7 +68,8 @@ def _run(process: FlowProcess, cli_main: CliMain, kwargs: dict[str, Any]) -> Non
     except BaseException as error:
         known = _known_cause(error, workers > 1)
         if known is None:
-            _raise_unknown(error, native)
+            _end_with_first_error(native)
+            raise
         if debug:
             traceback.print_exception(error)
         _end(str(known), exit_code(known, process.reading))
@@ -147,14 +148,13 @@ def _known_cause(error: BaseException, cluster: bool) -> K2flowError | None:
     return None
 
 
-def _raise_unknown(error: BaseException, native: NativeStderr | None) -> NoReturn:
-    """Print what native code wrote, then end with the traceback of the first error, or raise Bytewax's own."""
+def _end_with_first_error(native: NativeStderr | None) -> None:
+    """Print what native code wrote. Exit with the traceback of the first error if one was recorded."""
     sys.stderr.write(native.text() if native else "")
     if (first := first_error()) is not None:  # Bytewax's own error may hide it
         traceback.print_exception(first)
         _exit(EXIT_FAILED)
     tracing.shut_down()
-    raise error
 
 
 def _end(message: str, code: int = EXIT_FAILED) -> NoReturn:

@@ -1,4 +1,4 @@
-"""What a flow knows once it has started: its tables, their ledgers, its topic. Frozen."""
+"""The session of a flow: its tables, their ledgers and its topic, frozen at the start."""
 
 import logging
 from collections.abc import Mapping
@@ -43,7 +43,7 @@ def open_session(exchange: Exchange, settings: Settings, catalog: Catalog, worke
     If a process died while it published a committed replacement of rows, publish the rest of it first.
 
     Raises:
-        SettingsError, CatalogError, TableDiffersError, CommitError, KafkaError, LostOffsetsError: The flow cannot start.
+        SettingsError, CatalogError, TableDiffersError, CommitError, KafkaError: The flow cannot start.
     """
     wanted = definitions(exchange)
     for name, done in create(catalog, wanted.values()).items():

@@ -19,12 +19,7 @@ _FATAL = {
 
 
 def check_event(event: PartitionEvent, topic: str, position: int | None) -> None:
-    """Log an event from which librdkafka recovers by itself.
-
-    Args:
-        event: Any event but the end of a partition.
-        topic: The topic's name.
-        position: The next offset to read in the event's partition.
+    """Log an event from which librdkafka recovers by itself; `position` is the next offset of its partition.
 
     Raises:
         LostOffsetsError: Kafka no longer has the next offset.

@@ -13,14 +13,8 @@ log = logging.getLogger(__name__)
 def check_same_topic(topic: Topic, ledgers: Mapping[str, Ledger], accept_lost: bool, setting: str) -> None:
     """Check that each table's ledger is of this very topic, not of a deleted one with the same name.
 
-    Args:
-        topic: The topic as it is now.
-        ledgers: The ledgers by table.
-        accept_lost: Whether the loss of the old topic's uncommitted messages is accepted.
-        setting: The variable that accepts it, for the error.
-
     Raises:
-        LostOffsetsError: A ledger is of an earlier topic, and the loss is not accepted.
+        LostOffsetsError: A ledger is of an earlier topic, and the loss of its rest is not accepted by `setting`.
     """
     for table, ledger in ledgers.items():
         if not topic.same_as(ledger.topic_id) and not accept_lost:
@@ -44,15 +38,12 @@ def first_offset(
 
     Args:
         topic: The topic.
-        partition: The partition.
+        partition: The partition to begin.
         wanted: The offset at which the tables end, or None for a partition never read.
         low: The first offset that Kafka has.
         high: The offset that the next committed message will get.
         accept_lost: Whether to skip offsets that Kafka no longer has.
         setting: The variable that accepts this loss, for the error.
-
-    Returns:
-        `wanted`, or the first offset of a partition never read, or the first one after an accepted loss.
 
     Raises:
         LostOffsetsError: Kafka does not have `wanted`, and the loss is not accepted. It names the exact offsets.

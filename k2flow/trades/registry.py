@@ -44,12 +44,7 @@ class Schemas(Protocol):
 
 
 def open_schemas(settings: Settings, stop: threading.Event | None = None) -> Schemas:
-    """Return the registry's schemas if a registry is set, else the fixed ids.
-
-    Args:
-        settings: Name the registry, or the ids.
-        stop: Ends the waiting for a registry that does not answer.
-    """
+    """Return the registry's schemas if a registry is set, else the fixed ids; `stop` ends the wait for a registry."""
     if settings.schema_registry_url:
         return RegistrySchemas(settings.schema_registry, stop or threading.Event())
     return FixedSchemas(settings.schema_ids)

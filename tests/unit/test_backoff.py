@@ -1,4 +1,4 @@
-"""For how long a source stays away from Bytewax while an epoch is committed."""
+"""How long a source waits while an epoch is committed."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -10,18 +10,18 @@ START = datetime(2026, 11, 24, tzinfo=UTC)
 
 
 def epoch(backoff: EpochBackoff, seconds: float) -> tuple[float, float]:
-    """An epoch that takes `seconds`; for how long the source was away and for how long Bytewax then asked in vain."""
+    """Run an epoch of `seconds`. Return how long the source waited, and how long Bytewax was then busy waiting."""
     away = backoff.on_emit(START)
     called = max(START + away, START + timedelta(seconds=seconds))
     backoff.on_wake(called)
     return away.total_seconds(), (called - START - away).total_seconds()
 
 
-def test_the_first_epoch_is_of_unknown_length() -> None:
+def test_first_epoch_has_no_wait() -> None:
     assert epoch(EpochBackoff(), 1.0) == (0.0, 1.0)
 
 
-def test_epochs_of_one_length_are_nearly_never_asked_in_vain() -> None:
+def test_equal_epochs_leave_little_busy_waiting() -> None:
     backoff = EpochBackoff()
     epoch(backoff, 1.0)
     for _ in range(20):
@@ -38,7 +38,7 @@ def test_one_slow_commit_does_not_delay_the_next() -> None:
     assert epoch(backoff, 0.2)[0] < 0.2
 
 
-def test_shorter_epochs_are_found_out() -> None:
+def test_wait_adapts_to_shorter_epochs() -> None:
     backoff = EpochBackoff()
     for _ in range(3):
         epoch(backoff, 4.0)
@@ -47,13 +47,13 @@ def test_shorter_epochs_are_found_out() -> None:
     assert sum(away > 0.1 for away in lengths) < 22
 
 
-def test_no_epoch_keeps_it_away_for_long() -> None:
+def test_wait_is_bounded() -> None:
     backoff = EpochBackoff()
     epoch(backoff, 600.0)
     assert backoff.on_emit(START) == MAX_WAIT
 
 
-def test_a_call_without_a_batch_before_it_teaches_nothing() -> None:
+def test_wake_without_a_batch_changes_nothing() -> None:
     backoff = EpochBackoff()
     epoch(backoff, 1.0)
     backoff.on_wake(START + timedelta(seconds=50))

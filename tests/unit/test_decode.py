@@ -1,4 +1,4 @@
-"""Messages into trades and failures: headers, schema ids, every message in exactly one of the two."""
+"""Messages become trades or dead letters: headers, schema ids, every message in exactly one of the two."""
 
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -35,10 +35,10 @@ from tests.oracle import Message, classify, frozen_map, silver_row
         (value() + b"\0", "trailing_bytes", "1 trailing bytes", 1),
     ],
 )
-def test_a_defect_of_header_or_bytes_leaves_its_neighbours_alone(
+def test_defect_in_header_or_bytes_affects_no_other_row(
     bad: bytes | None, reason: str, detail: str, schema_id: int | None
 ) -> None:
-    """One row of the dead letters with the original bytes and the id as it was read; the trades beside it are whole."""
+    """One dead letter has the original bytes and the id; the trades beside it are complete."""
     decoded = decode([value(trade_id="one"), bad, value(trade_id="two")])
     assert reasons(decoded) == {1: reason}
     assert detail in details(decoded)[0]
@@ -47,21 +47,21 @@ def test_a_defect_of_header_or_bytes_leaves_its_neighbours_alone(
     assert decoded.dead_letters.rows["kafka_timestamp"].to_pylist() == [datetime.fromtimestamp(NOW_US / 1e6, UTC)]
 
 
-def test_every_column_of_a_trade() -> None:
-    """The values are those that were written, and `exchange_date` is the day of `timestamp`."""
+def test_trade_has_every_column_as_written() -> None:
+    """`exchange_date` is the day of `timestamp`."""
     (row,) = decode([value()]).trades.rows.to_pylist()
     row["trade_conditions"], row["vendor_data"] = tuple(row["trade_conditions"]), frozen_map(row["vendor_data"])
     assert tuple(row.values()) == silver_row(TRADE)
 
 
-def test_no_messages() -> None:
-    """An empty batch (offsets of transaction markers alone) gives two empty results that keep its offsets."""
+def test_empty_batch_gives_two_empty_results() -> None:
+    """It may have the offsets of transaction markers, which both results keep."""
     decoded = decode([])
     assert decoded.trades.rows.num_rows == decoded.dead_letters.rows.num_rows == 0
 
 
-def test_all_messages_bad() -> None:
-    """Nothing is a trade: every message is in the dead letters, in order."""
+def test_bad_messages_are_all_dead_letters() -> None:
+    """They keep the order of the messages."""
     bad = [None, b"", value(9), value()[:-3], value(price=Decimal(0))]
     assert list(reasons(decode(bad)).values()) == [
         "null_payload",
@@ -72,8 +72,8 @@ def test_all_messages_bad() -> None:
     ]
 
 
-def test_several_schema_ids_in_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All ids of K2FLOW_SCHEMA_IDS mean TradeV2, up to the largest; the trades are in the order of time over all."""
+def test_batch_may_have_several_schema_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All ids of K2FLOW_SCHEMA_IDS mean TradeV2, up to the largest. The trades of all are sorted by time together."""
     monkeypatch.setenv("K2FLOW_SCHEMA_IDS", "1, 7,4294967295")
     schemas = FixedSchemas(load_settings(["binance"]).schema_ids)
     times = [NOW_US - 10, NOW_US - 30, NOW_US - 20, NOW_US - 40, NOW_US - 50, NOW_US - 30]
@@ -87,8 +87,8 @@ def test_several_schema_ids_in_one_batch(monkeypatch: pytest.MonkeyPatch) -> Non
     assert (decoded.trades.offset - 100).tolist() == [4, 1, 5, 2, 0]
 
 
-def test_trades_are_in_the_order_of_time() -> None:
-    """By `timestamp`, equal ones as they came, each with its own partition and offset beside it."""
+def test_trades_are_sorted_by_time() -> None:
+    """Equal times keep the order of the messages; each trade keeps its partition and offset."""
     times = [5, 3, 9, 3, 1, 9, 3]
     decoded = decode([value(timestamp=NOW_US + t, trade_id=str(i)) for i, t in enumerate(times)])
     assert decoded.trades.rows["trade_id"].to_pylist() == ["4", "1", "3", "6", "0", "2", "5"]
@@ -118,16 +118,16 @@ def test_trades_are_in_the_order_of_time() -> None:
         ({"timestamp": 0}, "timestamp_too_old", f"timestamp = 0 us since 1970, Kafka timestamp = {NOW_US} us"),
     ],
 )
-def test_a_broken_rule_shows_the_value(changed: dict[str, Any], reason: str, detail: str) -> None:
-    """The detail names the column and the value that broke it, cut where it is long."""
+def test_detail_of_a_broken_rule_shows_the_value(changed: dict[str, Any], reason: str, detail: str) -> None:
+    """It names the column, and cuts long values."""
     decoded = decode([value(), value(**changed), value()])
     assert reasons(decoded) == {1: reason}
     assert details(decoded) == [detail]
     assert ids(decoded) == [1]
 
 
-def test_a_rule_of_the_exchange_itself() -> None:
-    """It gives its own reason, and shows the column it names."""
+def test_rule_of_an_exchange_gives_its_own_reason() -> None:
+    """The detail shows the column that the rule names."""
     rule = Rule("too_small", "quantity", lambda trades: pa.compute.greater(trades["quantity"], Decimal("0.01")))
     exchange = Exchange("binance", "BINANCE", BINANCE.declared, (rule,))
     decoded = decode([value(), value(quantity=Decimal(1))], exchange=exchange)
@@ -146,15 +146,15 @@ def test_a_rule_of_the_exchange_itself() -> None:
         (253_402_300_799_999_999, date(9999, 12, 31)),
     ],
 )
-def test_the_day_of_times_far_from_now(time_us: int, day: date) -> None:
-    """`exchange_date` is the day in UTC, before 1970 as well."""
+def test_exchange_date_is_right_far_from_now(time_us: int, day: date) -> None:
+    """It is the day in UTC, also before 1970."""
     (row,) = decode([value(timestamp=time_us)], kafka_us=[None]).trades.rows.to_pylist()
     assert row["exchange_date"] == day
     assert row["timestamp"] == datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=time_us)
 
 
-def test_a_slice_of_a_longer_batch() -> None:
-    """Arrow's slices, whose buffers begin elsewhere, decode as what they show."""
+def test_sliced_batch_decodes_like_a_whole_one() -> None:
+    """The buffers of Arrow's slices begin elsewhere."""
     whole = messages([value(trade_id=str(i)) if i % 3 else (None, b"\1\2", value(5))[i // 3 % 3] for i in range(18)])
     for start, length in ((1, 7), (4, 0), (5, 13)):
         own = slice(start, start + length)
@@ -188,7 +188,7 @@ BAD_VALUES = st.one_of(
 
 
 @given(st.lists(st.tuples(st.one_of(GOOD_VALUES, BAD_VALUES), st.sampled_from([NOW_US, None])), max_size=12))
-def test_any_mix_of_messages_is_decoded_as_one_by_one(rows: list[tuple[bytes | None, int | None]]) -> None:
+def test_any_batch_decodes_like_single_messages(rows: list[tuple[bytes | None, int | None]]) -> None:
     """Each message is in exactly one result: with the oracle's reason, or as the oracle's trade at its own offset."""
     schema_ids = (1, 3, 2**31 + 5)
     decoded = decode([v for v, _ in rows], FixedSchemas(schema_ids), kafka_us=[kafka for _, kafka in rows])

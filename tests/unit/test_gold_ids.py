@@ -1,4 +1,4 @@
-"""The ids of Gold by hour, against those that were written, in a real catalog."""
+"""The keys of Gold by hour equal those that were written, in a real catalog."""
 
 from datetime import UTC, datetime
 
@@ -26,8 +26,8 @@ def loaded(ids: GoldIds, hour: int) -> list[str]:
 NOW = int(datetime.now(UTC).timestamp()) // HOUR
 
 
-def test_every_hour_after_every_commit(gold: Gold) -> None:
-    """Hours of many days, before 1970 too, in commits whose manifests are merged on the way."""
+def test_every_hour_is_complete_after_every_commit(gold: Gold) -> None:
+    """Hours of many days, also before 1970, in commits whose manifests are merged in between."""
     chance = np.random.default_rng(3)
     ids = {name: gold.ids(name) for name in EXCHANGES}
     for commit in range(12):
@@ -43,7 +43,7 @@ def test_every_hour_after_every_commit(gold: Gold) -> None:
             assert loaded(anew, hour) == sorted(gold.held.get((name, hour), set()))
 
 
-def test_the_newest_hour_is_the_exchanges_own(gold: Gold) -> None:
+def test_newest_hour_is_of_the_exchange_only(gold: Gold) -> None:
     assert gold.ids("binance").newest_hour() is None
     gold.add("binance", np.array([NOW - 50, NOW - 30, NOW - 49]))
     gold.add("kraken", np.array([NOW, NOW - 90]))
@@ -51,7 +51,7 @@ def test_the_newest_hour_is_the_exchanges_own(gold: Gold) -> None:
     assert gold.ids("kraken").newest_hour() == NOW
 
 
-def test_each_manifest_is_read_once_and_only_where_it_may_tell(gold: Gold, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_manifest_is_read_once_and_only_if_it_covers_the_hour(gold: Gold, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
     fetch = ManifestFile.fetch_manifest_entry
 
@@ -72,8 +72,8 @@ def test_each_manifest_is_read_once_and_only_where_it_may_tell(gold: Gold, monke
     assert len(read) == len(set(read)) == 2
 
 
-def test_beside_the_deletes_of_another_engine(gold: Gold) -> None:
-    """Then PyIceberg says which files there are, with what is deleted of them: the same where nothing is."""
+def test_deletes_of_another_engine_are_applied(gold: Gold) -> None:
+    """Then PyIceberg plans the files and their deletes. Hours without deletes are unchanged."""
     gold.add("binance", np.array([NOW, NOW - 1, NOW - 24, NOW]))
     gold.add("kraken", np.array([NOW]))
     ids = gold.ids("binance")
@@ -83,7 +83,7 @@ def test_beside_the_deletes_of_another_engine(gold: Gold) -> None:
     assert {hour: loaded(ids, hour) for hour in expected} == expected
 
 
-def test_what_it_keeps_of_a_file_is_small(gold: Gold) -> None:
+def test_cached_file_entries_are_small(gold: Gold) -> None:
     gold.add("binance", np.array([NOW]))
     ids = gold.ids("binance")
     assert ids.newest_hour() == NOW

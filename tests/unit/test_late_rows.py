@@ -1,4 +1,4 @@
-"""Which rows of Gold are written now, and which are held back until the tables commit."""
+"""Rows of Gold that are written now, and rows that are held back until the tables commit."""
 
 from collections import Counter
 from dataclasses import replace
@@ -25,7 +25,7 @@ BATCHES = st.lists(
 
 
 @given(BATCHES)
-def test_each_new_row_is_written_once_and_before_the_commit(
+def test_new_rows_are_written_once_and_before_the_commit(
     batches: list[tuple[list[tuple[int, int]], float, bool]],
 ) -> None:
     late, chance = LateRows(), np.random.default_rng(1)
@@ -63,15 +63,15 @@ def test_only_new_rows_count_as_rows_of_an_hour() -> None:
     assert new.num_rows == np.count_nonzero(~first)
 
 
-def test_hours_of_few_rows() -> None:
+def test_rows_of_an_hour_with_few_rows_are_found() -> None:
     hours = np.repeat([5, 6, 5, 7], [1, FEW_ROWS + 1, FEW_ROWS, 2 * FEW_ROWS])
     assert np.flatnonzero(are_few(hours)).tolist() == [0, *range(FEW_ROWS + 2, 2 * FEW_ROWS + 2)]
     assert are_few(np.zeros(0, np.int64)).tolist() == []
     assert are_few(np.array([np.iinfo(np.int64).min])).tolist() == [True]
 
 
-def test_what_is_held_is_bounded() -> None:
-    """Hours of a few large rows each, without a commit: they are written once they are too many to hold."""
+def test_held_rows_are_bounded() -> None:
+    """Hours with a few large rows each, without a commit, are written once they exceed the limit."""
     late, size, held = LateRows(), 50_000, 0
     hours, first = np.arange(10), np.ones(10, np.bool_)
     for _ in range(100):
@@ -81,8 +81,8 @@ def test_what_is_held_is_bounded() -> None:
         assert ready.num_rows in (0, HELD_BYTES // size // 10 * 10 + 10)
 
 
-def test_every_owner_learns_that_a_checkpoint_ends() -> None:
-    """Also an owner none of whose keys came: it must write the rows it holds back."""
+def test_every_owner_gets_the_end_of_a_checkpoint() -> None:
+    """Also an owner without new keys: it must write the rows it holds back."""
     empty = pa.RecordBatch.from_pylist([], schema=SILVER.arrow_schema)
     nothing = MessageBatch(empty, np.zeros(0, np.int32), np.zeros(0, np.int64), [])
     owned = split_by_owner(nothing, ("message_id",), 3)

@@ -1,4 +1,4 @@
-"""Slices: replay filtering, ranges, pickling."""
+"""Message batches: replay filtering, ranges, pickling."""
 
 import pickle
 
@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from k2flow.iceberg.ledger import OffsetRange
 from k2flow.compat.pyarrow import pickle_batches_as_ipc
+from k2flow.iceberg.ledger import OffsetRange
 from k2flow.trades.messages import MessageBatch
 
 
@@ -33,7 +33,7 @@ def test_ranges_of_no_rows() -> None:
     assert make([], []).ranges() == []
 
 
-def test_nothing_committed_is_the_slice_itself() -> None:
+def test_batch_without_committed_rows_is_returned_unchanged() -> None:
     part = make([(0, 3)], [(0, 3, 4)])
     assert part.after({}) is part
     assert part.after({0: 3, 7: 100}) is part
@@ -43,7 +43,7 @@ def test_nothing_committed_is_the_slice_itself() -> None:
     st.dictionaries(st.integers(0, 3), st.tuples(st.integers(0, 8), st.integers(1, 8)), max_size=4),
     st.dictionaries(st.integers(0, 3), st.integers(0, 20), max_size=4),
 )
-def test_beyond_keeps_exactly_what_is_not_committed(
+def test_after_keeps_exactly_the_uncommitted_rows(
     extents: dict[int, tuple[int, int]], committed: dict[int, int]
 ) -> None:
     offsets = [(p, first, first + n) for p, (first, n) in extents.items()]
@@ -56,7 +56,7 @@ def test_beyond_keeps_exactly_what_is_not_committed(
 
 
 @pytest.mark.parametrize("rows", [0, 1, 7])
-def test_a_pickled_slice_of_a_batch_does_not_carry_its_parent(rows: int) -> None:
+def test_pickled_slice_does_not_carry_its_parent(rows: int) -> None:
     pickle_batches_as_ipc()
     big = pa.record_batch({"x": pa.array(range(100_000))})
     data = pickle.dumps(big.slice(5, rows))

@@ -23,7 +23,7 @@ sys.stdin.read()
 
 
 class Peer:
-    """Another process, the second of two, which has connected to this one."""
+    """The second of two processes, connected to this one."""
 
     def __init__(self, port: int, listener: socket.socket) -> None:
         command = [sys.executable, "-c", CONNECT, str(port)]
@@ -42,22 +42,22 @@ def port() -> int:
 def peer(port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Peer]:
     monkeypatch.setattr(peers, "CHECK_SECONDS", 0.05)
     with socket.create_server(("127.0.0.1", port)) as listener:
-        made = Peer(port, listener)
-        yield made
-        made.process.kill()
-        made.process.communicate()
-        made.connection.close()
+        peer = Peer(port, listener)
+        yield peer
+        peer.process.kill()
+        peer.process.communicate()
+        peer.connection.close()
 
 
 def watched(port: int, connected: threading.Event) -> threading.Event:
-    """Set once the peer is lost."""
+    """Return an event that is set once the peer is lost."""
     lost = threading.Event()
     addresses = [f"127.0.0.1:{port}", f"127.0.0.1:{free_port()}"]
     peers.watch_peers(addresses, 0, 3, connected.is_set, lost.set)
     return lost
 
 
-def test_a_peer_that_dies_is_lost(port: int, peer: Peer) -> None:
+def test_dead_peer_is_lost(port: int, peer: Peer) -> None:
     connected = threading.Event()
     lost = watched(port, connected)
     connected.set()
@@ -66,13 +66,13 @@ def test_a_peer_that_dies_is_lost(port: int, peer: Peer) -> None:
     assert lost.wait(30)
 
 
-def test_nothing_is_watched_before_all_are_connected(port: int, peer: Peer) -> None:
+def test_watch_starts_after_all_are_connected(port: int, peer: Peer) -> None:
     lost = watched(port, threading.Event())
     peer.process.kill()
     assert not lost.wait(0.5)
 
 
-def test_the_kernel_gives_up_on_who_is_silent(port: int, peer: Peer) -> None:
+def test_kernel_closes_silent_connections(port: int, peer: Peer) -> None:
     connected = threading.Event()
     connected.set()
     watched(port, connected)
@@ -86,15 +86,15 @@ def test_the_kernel_gives_up_on_who_is_silent(port: int, peer: Peer) -> None:
     assert peer.connection.getsockopt(level, socket.TCP_KEEPIDLE) == 1
 
 
-def test_a_peer_that_was_never_there_is_lost(port: int) -> None:
-    """It was, a moment ago, for all were connected."""
+def test_peer_without_a_connection_is_lost(port: int) -> None:
+    """All were connected a moment ago."""
     connected = threading.Event()
     connected.set()
     assert watched(port, connected).wait(30)
 
 
-def test_a_service_at_a_peers_port_is_none(port: int, peer: Peer) -> None:
-    """Of two connections that may be to peers the one from an address of the flow's is watched."""
+def test_other_service_at_a_peer_port_is_ignored(port: int, peer: Peer) -> None:
+    """Of two possible connections, the one from an address of the flow is watched."""
     connected = threading.Event()
     with socket.create_server(("127.0.0.2", port)) as elsewhere:
         service = socket.create_connection(("127.0.0.2", port), source_address=("127.0.0.2", 0))

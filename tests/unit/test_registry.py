@@ -40,7 +40,7 @@ def registry() -> Iterator[Registry]:
 
 
 def test_writer_schema_is_resolved_to_tradev2(registry: Registry) -> None:
-    """Lacking fields take their defaults, unknown ones go into vendor_data, numbers are promoted, all in one batch."""
+    """Missing fields get their defaults, unknown ones go into vendor_data, numbers are promoted, all in one batch."""
     older = evolved(vendor_data=None, platform_sequence=None)
     newer = evolved()
     newer["fields"].insert(3, {"name": "fee", "type": ["null", "double"], "default": None})
@@ -69,8 +69,8 @@ def test_writer_schema_is_resolved_to_tradev2(registry: Registry) -> None:
     assert sorted(registry.asked) == [f"/schemas/ids/{i}" for i in (1, 2, 3, 2**32 - 1)]
 
 
-def test_unknown_fields_change_no_verdict(registry: Registry) -> None:
-    """A message is bad for an unknown field that cannot be read, good whatever it holds; rules see TradeV2 alone."""
+def test_unknown_fields_do_not_change_validity(registry: Registry) -> None:
+    """An unknown field must be readable, but its value does not matter; rules see only TradeV2."""
     seen: list[list[str]] = []
 
     def look(trades: pa.RecordBatch) -> pa.BooleanArray:
@@ -118,7 +118,7 @@ def test_schema_is_fetched_once(registry: Registry) -> None:
 
 
 def test_schema_that_is_missing_or_not_a_trade_is_unknown(registry: Registry) -> None:
-    """404, another type of schema, one that cannot become TradeV2: unknown_schema, with the reason; good ones go on."""
+    """Not found, not Avro, or not TradeV2: the dead letter has the reason. Good messages are trades."""
     registry.register(1, trade_schema())
     registry.register(2, evolved(symbol=None))
     registry.register(3, {"type": "record", "name": "TradeV2", "fields": [{"name": "x", "type": "int"}]})
@@ -139,7 +139,7 @@ def test_schema_that_is_missing_or_not_a_trade_is_unknown(registry: Registry) ->
 
 
 def test_registry_outage_is_waited_for(caplog: pytest.LogCaptureFixture) -> None:
-    """An outage is no reason to reject a message: decoding goes on, with every trade, when the registry is back."""
+    """Decoding continues, with every trade, when the registry is back."""
     registry = Registry()
     registry.register(1, trade_schema())
     results: list[DecodedBatch] = []
@@ -159,7 +159,7 @@ def test_registry_outage_is_waited_for(caplog: pytest.LogCaptureFixture) -> None
 
 
 def test_waiting_flow_can_be_stopped() -> None:
-    """The message is neither decoded nor rejected: the error ends the flow, and the next start reads it again."""
+    """Its message is neither decoded nor rejected, and the next start reads it again."""
     registry, stop = Registry(), threading.Event()
     decoder = TradeDecoder(BINANCE, RegistrySchemas({"url": registry.url}, stop))
     threading.Timer(0.5, stop.set).start()
@@ -168,7 +168,7 @@ def test_waiting_flow_can_be_stopped() -> None:
 
 
 def test_answer_of_something_else_is_waited_out(registry: Registry) -> None:
-    """What no registry says of a schema is an outage, whatever its status: no message is rejected for it."""
+    """Such an answer is an outage, whatever its status: no message is rejected for it."""
     garbage = [
         *((200, body) for body in (b"<html>a captive portal</html>", b"", b"[]", b"null", b'"text"', b"{}", b"\xff")),
         *((200, body) for body in (b'{"schema": null}', b'{"schema": 5}', b'{"schema": {"type": "string"}}')),
@@ -197,7 +197,7 @@ def test_answer_of_something_else_is_waited_out(registry: Registry) -> None:
 
 
 def test_password_in_the_address_is_used_and_not_logged(caplog: pytest.LogCaptureFixture, registry: Registry) -> None:
-    """It is used, as basic authentication, and masked where the address is shown."""
+    """It is sent as basic authentication, and masked wherever the address is shown."""
     registry.answers[1] = (500, b"")
     address = registry.url.replace("//", "//me:hunter2@")
     thread = threading.Thread(target=RegistrySchemas({"url": address}, threading.Event()).decoder, args=(1,))
@@ -257,7 +257,7 @@ def test_references_are_resolved(registry: Registry) -> None:
 
 
 def test_missing_reference_is_waited_for(registry: Registry, caplog: pytest.LogCaptureFixture) -> None:
-    """The registry knows the schema, so its messages are no dead letters."""
+    """The registry knows the schema, so its messages are not rejected."""
     schema = evolved(side={"type": "market.TradeSide"})
     registry.register(1, schema, references=[{"name": "market.TradeSide", "subject": "side", "version": 2}])
     registry.answers["/subjects/side/versions/2"] = (404, b'{"error_code": 40402, "message": "Version not found"}')

@@ -1,4 +1,4 @@
-"""Values as text, type by type; more entries for maps of texts; what is said of unknown fields."""
+"""Unknown fields: values as text by type, new entries of maps, log lines."""
 
 import io
 import logging
@@ -29,7 +29,7 @@ def logical(kind: str, name: str, **more: Any) -> dict[str, Any]:
 
 
 def texts(kind: Any, *payloads: bytes) -> list[str | None]:
-    """The texts of values of an unknown field, given their bytes; also as slices of a longer array."""
+    """Return the texts of an unknown field's values from their bytes; also as slices of a longer array."""
     decoder = AvroDecoder(with_unknown_field(kind), KNOWN, keep_unknown=True)
     decoded = decoder.decode(pa.array([payload + b"\x02" for payload in payloads], pa.binary()))
     assert not decoded.defect.any(), [decoded.detail(i) for i in range(len(payloads))]
@@ -105,12 +105,12 @@ def long(*numbers: int) -> list[bytes]:
          ['[1,"a",{"x":2,"s":""}]']),
     ],
 )  # fmt: skip
-def test_values_as_text(kind: Any, payloads: list[bytes], expected: list[str | None]) -> None:
+def test_values_are_converted_to_text(kind: Any, payloads: list[bytes], expected: list[str | None]) -> None:
     assert texts(kind, *payloads) == expected
 
 
-def test_names_that_a_schema_uses_again() -> None:
-    """An unknown field may be of a type that another one defines, also one that TradeV2 has by that name."""
+def test_unknown_field_may_use_a_named_type_again() -> None:
+    """Another field defines the type, or TradeV2 has a type of that name."""
     side = {"type": "enum", "name": "Side", "symbols": ["BUY", "SELL"]}
     writer = {**KNOWN, "fields": [{"name": "a", "type": side}, *KNOWN["fields"], {"name": "b", "type": "Side"}]}
     reader = {**KNOWN, "fields": [*KNOWN["fields"], {"name": "a", "type": {**side, "symbols": ["SELL", "BUY"]}}]}
@@ -121,7 +121,7 @@ def test_names_that_a_schema_uses_again() -> None:
     assert decoded.batch.to_pylist() == [{"known": 1, "a": "BUY"}]
 
 
-def test_nothing_is_unknown_unless_asked_for() -> None:
+def test_unknown_fields_are_dropped_by_default() -> None:
     dropping, knowing = AvroDecoder(with_unknown_field("int"), KNOWN), AvroDecoder(KNOWN, KNOWN, keep_unknown=True)
     for decoder, payload in ((dropping, b"\x04\x02"), (knowing, b"\x02")):
         assert decoder.unknown_fields == ()
@@ -129,8 +129,8 @@ def test_nothing_is_unknown_unless_asked_for() -> None:
         assert (decoded.batch.to_pylist(), len(decoded.unknown)) == ([{"known": 1}], 0)
 
 
-def test_a_field_in_place_of_another_is_not_unknown() -> None:
-    """One that is read by its alias; a second alias of it, or its alias beside its own name, is."""
+def test_field_read_by_an_alias_is_not_unknown() -> None:
+    """A second alias, or an alias beside the field's own name, is unknown."""
     reader = {**KNOWN, "fields": [{"name": "known", "aliases": ["old", "older"], "type": "long"}]}
     for names, unknown in ((["old"], []), (["older", "old"], ["old"]), (["old", "known"], ["old"])):
         writer = {**KNOWN, "fields": [{"name": name, "type": "int"} for name in names]}
@@ -149,7 +149,7 @@ MERGED = [
 ]
 
 
-def test_a_maps_own_entries_come_first_and_win() -> None:
+def test_own_entries_of_a_map_come_first_and_win() -> None:
     for start in range(6):
         for size in range(6 - start):
             found = with_texts(MAPS.slice(start, size), NAMES, [text.slice(start, size) for text in TEXTS])
@@ -162,7 +162,7 @@ def ignoring() -> Exchange:
     return Exchange("binance", "BINANCE", {**BINANCE.declared, "unknown_fields": "ignore"})
 
 
-def test_it_is_said_once_for_each_schema(caplog: pytest.LogCaptureFixture) -> None:
+def test_unknown_fields_are_logged_once_per_schema(caplog: pytest.LogCaptureFixture) -> None:
     unknown = AvroDecoder(with_unknown_field("int"), KNOWN, keep_unknown=True)
     many = {**KNOWN, "fields": [*KNOWN["fields"], *({"name": f"f{i}", "type": "int"} for i in range(25))]}
     with caplog.at_level(logging.INFO):
@@ -180,7 +180,7 @@ def test_it_is_said_once_for_each_schema(caplog: pytest.LogCaptureFixture) -> No
     assert caplog.records[0].message.startswith("binance: schema id 7 has fields")
 
 
-def test_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_setting_keeps_or_ignores_unknown_fields(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("K2FLOW_BINANCE_UNKNOWN_FIELDS", "ignore")
     exchange = Exchange("binance", "BINANCE", BINANCE.declared)
     decoder = AvroDecoder(with_unknown_field("int"), KNOWN, keep_unknown=True)
@@ -192,7 +192,7 @@ def test_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
         _ = Exchange("binance", "BINANCE", BINANCE.declared).settings
 
 
-def test_too_much_for_one_batch_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_long_values_are_an_error_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vendor_data, "MAX_BYTES", 40)
     decoder = AvroDecoder(with_unknown_field("int"), KNOWN, keep_unknown=True)
     decoded = decoder.decode(pa.array([b"\x02\x02"] * 5))

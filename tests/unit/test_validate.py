@@ -1,4 +1,4 @@
-"""The rules for values: each alone, their order, their borders; an exchange's own after them."""
+"""The rules for values: each alone, their order, their bounds; the rules of an exchange after them."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -60,7 +60,7 @@ TEXTS = {
 
 
 def batch(*rows: dict[str, Any]) -> pa.RecordBatch:
-    """Good trades, but for what each row says. Times are microseconds since 1970."""
+    """Return good trades with the changes of each row. Times are microseconds since 1970."""
     columns = []
     for name, kind in TYPES.items():
         values = [row.get(name, GOOD[name]) for row in rows]
@@ -75,7 +75,7 @@ def times(values: Sequence[int | None]) -> pa.TimestampArray:
 
 
 def check(*rows: dict[str, Any], kafka: Sequence[int | None] | None = None, exchange: Exchange = BINANCE) -> list[int]:
-    """What is found in each row; every message came to Kafka at NOW_US unless told."""
+    """Return the reason of each row; its Kafka time is NOW_US by default."""
     found = np.zeros(len(rows), np.uint8)
     Validator(exchange).check(batch(*rows), times(kafka or [NOW_US] * len(rows)), found)
     return found.tolist()
@@ -101,7 +101,7 @@ def check(*rows: dict[str, Any], kafka: Sequence[int | None] | None = None, exch
         ({"timestamp": NOW_US - YEAR_US - 1}, Reason.TIMESTAMP_TOO_OLD),
     ],
 )
-def test_each_rule_alone(row: dict[str, Any], reason: Reason) -> None:
+def test_each_rule_is_reported_alone(row: dict[str, Any], reason: Reason) -> None:
     """A row that breaks one rule gets its number; the good rows around it get none."""
     assert check({}, row, {}) == [0, reason, 0]
 
@@ -119,8 +119,8 @@ ALL_BROKEN: list[tuple[Reason, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize("first", range(len(ALL_BROKEN)))
-def test_of_several_broken_rules_the_first_counts(first: int) -> None:
-    """The rules are asked in the order of the reason codes, whatever else is wrong."""
+def test_first_broken_rule_is_reported(first: int) -> None:
+    """Rules are checked in the order of the reason codes."""
     row: dict[str, Any] = {}
     for _, broken in ALL_BROKEN[first:]:
         row |= broken
@@ -130,21 +130,21 @@ def test_of_several_broken_rules_the_first_counts(first: int) -> None:
 
 @pytest.mark.parametrize("value", BLANKS)
 @pytest.mark.parametrize("name", TEXTS)
-def test_white_space_alone_is_blank(name: str, value: str) -> None:
-    """Every character that Unicode calls white space, as Python's `str.isspace` does."""
+def test_white_space_is_blank(name: str, value: str) -> None:
+    """Every white space of Unicode counts, as in Python's `str.isspace`."""
     assert value == "" or value.isspace()
     assert check({}, {name: value}, {}) == [0, TEXTS[name], 0]
 
 
 @pytest.mark.parametrize("value", NOT_BLANKS)
-def test_anything_else_is_not_blank(value: str) -> None:
-    """A value with one visible or invisible character that is no white space is there."""
+def test_any_other_character_is_not_blank(value: str) -> None:
+    """One character that is no white space is enough, visible or not."""
     assert check(*({name: value} for name in TEXTS)) == [0] * len(TEXTS)
 
 
 @given(st.lists(st.one_of(st.none(), st.text(st.characters(categories=["Z", "Cc", "L"]), max_size=3)), max_size=8))
-def test_blank_is_what_python_calls_blank(values: list[str | None]) -> None:
-    """For any text: blank exactly if nothing is left when white space is stripped."""
+def test_blank_agrees_with_python(values: list[str | None]) -> None:
+    """A text is blank if and only if `str.strip` leaves nothing."""
     wanted = [0 if value and value.strip() else Reason.SYMBOL_REQUIRED for value in values]
     assert check(*({"symbol": value} for value in values)) == wanted
 
@@ -164,7 +164,7 @@ def test_blank_is_what_python_calls_blank(values: list[str | None]) -> None:
         (2**63 - 1, Reason.TIMESTAMP_OUT_OF_RANGE),
     ],
 )
-def test_the_distance_to_kafka_time_is_exact(time: int, reason: Reason) -> None:
+def test_distance_to_kafka_time_is_exact(time: int, reason: Reason) -> None:
     """One minute ahead and 365 days behind are valid to the microsecond; no number wraps around."""
     assert check({"timestamp": time}) == [reason]
 
@@ -179,19 +179,19 @@ def test_the_distance_to_kafka_time_is_exact(time: int, reason: Reason) -> None:
         (MAX_TIME_US + 1, Reason.TIMESTAMP_OUT_OF_RANGE),
     ],
 )
-def test_without_a_kafka_time_only_the_range_counts(name: str, time: int, reason: Reason) -> None:
-    """Years 1 to 9999 pass where there is nothing to compare with; the neighbour that has a Kafka time is judged."""
+def test_without_kafka_time_only_the_range_is_checked(name: str, time: int, reason: Reason) -> None:
+    """Years 1 to 9999 pass; the neighbour with a Kafka time is compared with it."""
     rows = [{name: time}, {"timestamp": NOW_US + YEAR_US}]
     assert check(*rows, kafka=[None, NOW_US]) == [reason, Reason.TIMESTAMP_IN_FUTURE]
 
 
-def test_a_kafka_time_of_1970_is_a_time() -> None:
-    """Only null is no time."""
+def test_kafka_time_of_1970_is_a_time() -> None:
+    """Only null means no time."""
     assert check({"timestamp": 0}, {}, kafka=[0, 0]) == [0, Reason.TIMESTAMP_IN_FUTURE]
 
 
-def test_sliced_arrays_are_read_where_they_begin() -> None:
-    """A slice of a longer batch gives what its rows give alone."""
+def test_sliced_arrays_are_read_from_their_offset() -> None:
+    """A slice of a longer batch gives the same reasons as its rows alone."""
     rows: list[dict[str, Any]] = [{**broken, "trade_conditions": ["x"]} for _, broken in ALL_BROKEN]
     rows += [{}, {"symbol": None}, {"price": None}]
     whole = batch(*rows)
@@ -205,16 +205,16 @@ def test_sliced_arrays_are_read_where_they_begin() -> None:
             assert found.tolist() == wanted[start:end].tolist()
 
 
-def test_what_was_found_before_stays() -> None:
-    """A row whose bytes are bad keeps that reason, whatever its values look like."""
+def test_earlier_reason_is_kept() -> None:
+    """A row with bad bytes keeps that reason, whatever its values are."""
     rows = [{"symbol": ""}, {"symbol": ""}, {}, {}]
     found = np.array([Reason.TRUNCATED, 0, Reason.MALFORMED, 0], np.uint8)
     Validator(BINANCE).check(batch(*rows), times([NOW_US] * 4), found)
     assert found.tolist() == [Reason.TRUNCATED, Reason.SYMBOL_REQUIRED, Reason.MALFORMED, 0]
 
 
-def test_no_rows() -> None:
-    """An empty batch has nothing wrong."""
+def test_empty_batch_has_no_reasons() -> None:
+    """No rule fails on zero rows."""
     assert check() == []
 
 
@@ -226,8 +226,8 @@ RULES = (
 COINBASE = replace(BINANCE, name="coinbase", code="COINBASE", rules=RULES)
 
 
-def test_an_exchange_adds_rules() -> None:
-    """They come after the common ones, in the order in which it declares them, under their own names."""
+def test_exchange_rules_follow_the_common_ones() -> None:
+    """They keep the order of their declaration and their own names."""
     good = {"exchange": "COINBASE", "currency": "EUR", "source_sequence": 11}
     rows = [
         good,
@@ -245,8 +245,8 @@ def test_an_exchange_adds_rules() -> None:
         validator.rule(second + 1)
 
 
-def test_a_rule_without_an_answer_is_broken() -> None:
-    """Null is never valid: a row whose validity is unknown goes to the dead letters, not nowhere."""
+def test_null_from_a_rule_is_invalid() -> None:
+    """A row of unknown validity is a dead letter, and not lost."""
     row = {"exchange": "COINBASE", "currency": "USD", "source_sequence": None}
     assert check({**row, "source_sequence": 11}, row, exchange=COINBASE) == [0, FIRST_EXCHANGE_RULE + 1]
 
@@ -265,8 +265,8 @@ ANY_ROW = st.fixed_dictionaries(
 
 
 @given(st.lists(st.tuples(ANY_ROW, st.sampled_from([None, NOW_US])), max_size=6))
-def test_any_rows_are_judged_as_one_by_one(rows: list[tuple[dict[str, Any], int | None]]) -> None:
-    """Whatever is wrong with whichever rows: the same verdicts as of the plain rules, a message at a time."""
+def test_any_batch_is_validated_like_single_rows(rows: list[tuple[dict[str, Any], int | None]]) -> None:
+    """The reasons equal those of plain rules, one message at a time."""
     wanted = [broken_rule({**GOOD, **row}, None if kafka is None else kafka // 1000, "BINANCE") for row, kafka in rows]
     found = check(*(row for row, _ in rows), kafka=[kafka for _, kafka in rows])
     assert [Reason(number).code if number else "" for number in found] == wanted

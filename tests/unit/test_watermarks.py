@@ -1,4 +1,4 @@
-"""Which partitions wait for which."""
+"""Watermark alignment: which partitions pause, and until when."""
 
 import numpy as np
 import pytest
@@ -8,14 +8,14 @@ from k2flow.flow.watermarks import IDLE_TIMEOUT_SECONDS, MAX_WATERMARK_DRIFT_MS,
 
 @pytest.fixture
 def alignment() -> WatermarkAlignment:
-    """Partition 0 is last; 1 is as far ahead as it may be, 2 is further."""
+    """Partition 0 is last, 1 is at the maximum drift, 2 exceeds it."""
     alignment = WatermarkAlignment()
     for partition, time_ms in enumerate((0, MAX_WATERMARK_DRIFT_MS, MAX_WATERMARK_DRIFT_MS + 1)):
         alignment.on_message(partition, time_ms, now=0)
     return alignment
 
 
-def test_one_far_ahead_waits_until_the_last_has_come_as_far(alignment: WatermarkAlignment) -> None:
+def test_partition_ahead_pauses_until_the_last_catches_up(alignment: WatermarkAlignment) -> None:
     assert alignment.decide(0) == ({2}, set())
     assert alignment.decide(0) == (set(), set())
     alignment.on_message(0, MAX_WATERMARK_DRIFT_MS, now=1)
@@ -25,27 +25,27 @@ def test_one_far_ahead_waits_until_the_last_has_come_as_far(alignment: Watermark
     assert alignment.decide(1) == (set(), {2})
 
 
-def test_one_at_its_end_is_not_behind(alignment: WatermarkAlignment) -> None:
+def test_partition_at_its_end_is_not_behind(alignment: WatermarkAlignment) -> None:
     alignment.on_end(0)
     assert alignment.decide(0) == (set(), set())
     alignment.on_message(0, 0, now=0)
     assert alignment.decide(0) == ({2}, set())
 
 
-def test_the_others_go_on_when_the_last_ones_end(alignment: WatermarkAlignment) -> None:
+def test_paused_partition_resumes_when_the_others_end(alignment: WatermarkAlignment) -> None:
     alignment.decide(0)
     alignment.on_end(0)
     alignment.on_end(1)
     assert alignment.decide(60) == (set(), {2})
 
 
-def test_a_silent_one_is_not_waited_for(alignment: WatermarkAlignment) -> None:
+def test_idle_partition_holds_no_other_back(alignment: WatermarkAlignment) -> None:
     alignment.decide(0)
     alignment.on_message(1, MAX_WATERMARK_DRIFT_MS + 1, now=IDLE_TIMEOUT_SECONDS)
     assert alignment.decide(IDLE_TIMEOUT_SECONDS) == (set(), {2})
 
 
-def test_what_is_taken_up_again_counts_from_then(alignment: WatermarkAlignment) -> None:
+def test_resumed_partition_is_active_again(alignment: WatermarkAlignment) -> None:
     alignment.decide(0)
     alignment.on_end(0)
     alignment.on_end(1)
@@ -54,7 +54,7 @@ def test_what_is_taken_up_again_counts_from_then(alignment: WatermarkAlignment) 
     assert alignment.decide(100) == ({2}, set())
 
 
-def test_messages_without_a_time_tell_nothing() -> None:
+def test_messages_without_a_time_change_nothing() -> None:
     alignment = WatermarkAlignment()
     alignment.on_message(0, -1, now=0)
     alignment.on_message(1, MAX_WATERMARK_DRIFT_MS * 2, now=0)
@@ -63,8 +63,8 @@ def test_messages_without_a_time_tell_nothing() -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_skewed_partitions_all_get_to_their_ends(seed: int) -> None:
-    """Each in turn gives as much as the next; none that is read is ever further ahead than the slack and a read."""
+def test_skewed_partitions_all_reach_their_ends(seed: int) -> None:
+    """All are read equally. None is ever further ahead than the drift and one read."""
     chance = np.random.default_rng(seed)
     step = chance.integers(1, MAX_WATERMARK_DRIFT_MS, 5)  # the time that one read of each partition covers
     end = 20 * MAX_WATERMARK_DRIFT_MS
