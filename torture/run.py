@@ -44,7 +44,7 @@ FLOW_KINDS = (
     FaultKind.BROKER_KILL,
     FaultKind.PARTITION,
 )
-LANDED = "an attempt whose outcome was unknown had landed"
+LANDED = "an attempt with an unknown outcome had landed"
 CATCH_UP_SECONDS = 180
 CATCH_UP_STARTS = 3
 

@@ -137,7 +137,7 @@ class Committer:
     def check_not_fenced(self) -> None:
         """Read the table again. Raises FencedError if others have committed since this writer's last commit."""
         self._refresh()
-        self._check_fence()
+        self._check_fence(self._read())
 
     def commit(self, files: Sequence[DataFile], ranges: Sequence[OffsetRange]) -> None:
         """Add `files`, which hold the rows of exactly `ranges`, and advance the ledger over them.
@@ -186,10 +186,11 @@ class Committer:
         if not self._fresh or len(self._table.metadata.snapshots) >= EXPIRE_AT:  # maintenance may have expired some
             self._refresh()
         self._fresh = False
-        if self._has_landed(request):
-            log.info("%s: an attempt whose outcome was unknown had landed", self._name)
+        current = self._read()
+        if current == request.after:  # commit-state-unknown reconciliation
+            log.info("%s: an attempt with an unknown outcome had landed", self._name)
             return
-        self._check_fence()
+        self._check_fence(current)
         self._check_replacements(request)
         changes, discard = self._build(request)
         commit_once(self._table, changes, discard)
@@ -206,12 +207,8 @@ class Committer:
                 raise error.__cause__ from None
             raise
 
-    def _has_landed(self, request: LedgerCommit) -> bool:
-        """Reconcile an unknown commit state: an earlier attempt landed if the table has the request's ledger."""
-        return self._read() == request.after
-
-    def _check_fence(self) -> None:
-        if (current := self._read()) != self.ledger:
+    def _check_fence(self, current: Ledger) -> None:
+        if current != self.ledger:
             raise self._fenced_by(current, self.ledger.writer_epoch)
 
     def _check_replacements(self, request: LedgerCommit) -> None:

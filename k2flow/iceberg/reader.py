@@ -5,12 +5,13 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyiceberg.exceptions import ResolveError
-from pyiceberg.io.pyarrow import _get_column_projection_values, _to_requested_schema, pyarrow_to_schema
+from pyiceberg.io.pyarrow import pyarrow_to_schema
 from pyiceberg.manifest import DataFile
 from pyiceberg.schema import Schema, prune_columns
 from pyiceberg.table import Table
 from pyiceberg.types import ListType, MapType
 
+from k2flow.compat.pyiceberg.private import get_column_projection_values, to_requested_schema
 from k2flow.errors import DataFileError
 from k2flow.iceberg.catalog import catalog_errors
 from k2flow.iceberg.tables import TableDefinition
@@ -113,10 +114,10 @@ class FileReader:
         whole = pyarrow_to_schema(found, self._names, downcast_ns_timestamp_to_us=True)
         own = prune_columns(whole, self._leaves, select_full_types=False)
         table, spec = self._table.schema(), self._table.specs().get(file.spec_id)
-        constants = _get_column_projection_values(file, self._schema, table, spec, whole.field_ids)
+        constants = get_column_projection_values(file, self._schema, table, spec, whole.field_ids)
 
         def project(batch: pa.RecordBatch) -> pa.RecordBatch:
-            rows = _to_requested_schema(
+            rows = to_requested_schema(
                 self._schema, own, batch, True, projected_missing_fields=constants, allow_timestamp_tz_mismatch=True
             )
             return self._as_wanted(rows)

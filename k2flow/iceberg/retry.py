@@ -10,6 +10,8 @@ from pyiceberg.table.update import TableRequirement, TableUpdate
 from tenacity import Retrying, retry_if_exception_type, wait_random_exponential
 from tenacity.stop import stop_base
 
+from k2flow.iceberg.properties import first_error
+
 T = TypeVar("T")
 
 Changes = tuple[tuple[TableUpdate, ...], tuple[TableRequirement, ...]]
@@ -59,7 +61,8 @@ def commit_once(table: Table, changes: Changes, discard: Callable[[], object] = 
     except OSError:  # requests' JSONDecodeError is one, and a ValueError too
         raise
     except ValidationError as error:
-        raise CommitStateUnknownException(f"the catalog's answer to a commit cannot be read: {error}") from error
+        text = f"the catalog's answer to a commit cannot be read: {first_error(error)}"
+        raise CommitStateUnknownException(text) from error
     except ValueError as error:
         # PyIceberg raises it if the updates do not fit the table any more: another process has created a snapshot
         # elsewhere than on the head, or has expired one that this attempt expires.

@@ -19,10 +19,10 @@ from pyiceberg.table import Table
 from pyiceberg.table.refs import MAIN_BRANCH, SnapshotRefType
 from pyiceberg.table.snapshots import Operation, Summary
 from pyiceberg.table.update import AssertTableUUID, RemovePropertiesUpdate, SetPropertiesUpdate, SetSnapshotRefUpdate
-from pyiceberg.table.update.snapshot import _SnapshotProducer
 from tenacity import stop_after_attempt
 from tenacity.stop import stop_base
 
+from k2flow.compat.pyiceberg.private import SnapshotProducer
 from k2flow.errors import CommitConflictError
 from k2flow.iceberg.catalog import catalog_errors, load_table
 from k2flow.iceberg.commit import EmptyTransaction, staged_branch
@@ -51,7 +51,7 @@ def has_live_files(manifest: ManifestFile) -> bool:
     return manifest.has_added_files() or manifest.has_existing_files()
 
 
-class RewriteFiles(_SnapshotProducer["RewriteFiles"]):
+class RewriteFiles(SnapshotProducer["RewriteFiles"]):
     """A snapshot without the files `removed` (by path) and with the files `added`.
 
     It rewrites the manifests that name a removed file, and all small ones, ordered by partition. So readers of an hour
