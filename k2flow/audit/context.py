@@ -1,12 +1,11 @@
 """What all checks of one audit share."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 from k2flow.audit.hashes import TradeHashes
-from k2flow.audit.report import AuditReport, Severity
+from k2flow.audit.report import AuditReport, Samples, Severity
 from k2flow.inspection.files import ReadPlan
 from k2flow.inspection.pinned import UNIX_EPOCH, PinnedTables
 from k2flow.inspection.progress import Progress
@@ -56,20 +55,14 @@ class AuditContext:
         count: int,
         pinned: PinnedTables,
         layer: Layer | None = None,
-        samples: Sequence[Mapping[str, Any]] = (),
+        samples: Samples = (),
     ) -> None:
         """Report a finding in the table of a layer, or in no table."""
         table = pinned.name(layer) if layer else None
         self.report.add(check, severity, text, count, pinned.exchange.name, table, samples)
 
     def broken(
-        self,
-        check: str,
-        text: str,
-        count: int,
-        pinned: PinnedTables,
-        layer: Layer | None,
-        samples: Sequence[Mapping[str, Any]] = (),
+        self, check: str, text: str, count: int, pinned: PinnedTables, layer: Layer | None, samples: Samples = ()
     ) -> None:
         """Report a violated invariant."""
         self.add(check, Severity.BROKEN, text, count, pinned, layer, samples)

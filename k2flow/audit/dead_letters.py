@@ -20,7 +20,6 @@ from k2flow.audit.context import AuditContext
 from k2flow.audit.extents import within
 from k2flow.audit.file_checks import FileChecks
 from k2flow.audit.offsets import OffsetsFound
-from k2flow.audit.places import places
 from k2flow.audit.report import SAMPLES, Severity
 from k2flow.inspection.content import content_hash
 from k2flow.inspection.files import ReadPlan, prefetch, read
@@ -100,5 +99,6 @@ class DeadLetterCheck:
     def _check(self, check: str, rows: str, text: str, severity: Severity = Severity.BROKEN) -> None:
         """Report `rows` (a FROM clause over messages `e`), if there are any."""
         if count := self._store.count(rows):
-            samples = places(self._store, self._partitions, f'SELECT e.number, e."offset" {rows}')
+            sql = f'SELECT e.number, e."offset" {rows} ORDER BY ALL LIMIT {SAMPLES}'
+            samples = self._partitions.samples(self._store.run(sql))
             self._context.add(check, severity, f"{count:,} {text}", count, self._pinned, DLQ, samples)

@@ -9,8 +9,6 @@ Each check proves:
   holds yet.
 """
 
-from collections.abc import Mapping, Sequence
-
 from k2flow.audit.context import AuditContext
 from k2flow.audit.extents import outside, within
 from k2flow.audit.lookup import MAX_ROWS, present, trades_with
@@ -58,7 +56,8 @@ class GoldRowCheck:
             hashes = [h for h in hashes if h not in elsewhere][:SAMPLES]
         if count:
             samples = trades_with(self._context, self._pinned, SILVER, key, hashes)
-            self._broken("gold_missing", f"{count:,} keys of Silver are not in Gold", count, samples)
+            text = f"{count:,} keys of Silver are not in Gold"
+            self._context.broken("gold_missing", text, count, self._pinned, GOLD, samples)
 
     def _check_unexpected(self) -> None:
         x, row = self._pinned.number, self._context.hashes.column(GOLD)
@@ -71,7 +70,5 @@ class GoldRowCheck:
         if count := self._store.count(rows):
             hashes = [h for (h,) in self._store.run(f"SELECT row {rows} LIMIT {SAMPLES}")]
             samples = trades_with(self._context, self._pinned, GOLD, content_hash(GOLD), hashes)
-            self._broken("gold_unexpected", f"{count:,} rows are not in Silver", count, samples)
-
-    def _broken(self, check: str, text: str, count: int, samples: Sequence[Mapping[str, object]]) -> None:
-        self._context.broken(check, text, count, self._pinned, GOLD, samples)
+            text = f"{count:,} rows are not in Silver"
+            self._context.broken("gold_unexpected", text, count, self._pinned, GOLD, samples)

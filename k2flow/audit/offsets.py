@@ -15,13 +15,12 @@ Each check proves:
 - `ledger_beyond_kafka`: no table's ledger claims offsets that Kafka has not assigned yet.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 from k2flow.audit.context import AuditContext
-from k2flow.audit.report import SAMPLES, Severity
+from k2flow.audit.report import SAMPLES, Samples, Severity
 from k2flow.inspection.broker import MessagesRead, TopicReader
 from k2flow.inspection.partitions import TopicPartition, TopicPartitions
 from k2flow.layers import BRONZE, Layer
@@ -242,13 +241,7 @@ class OffsetCheck:
         self._context.add("bronze_unknown", Severity.UNKNOWN, text, count, partition.pinned, BRONZE, samples)
 
     def _broken(
-        self,
-        check: str,
-        partition: TopicPartition,
-        text: str,
-        count: int,
-        layer: Layer,
-        samples: Sequence[dict[str, Any]] = (),
+        self, check: str, partition: TopicPartition, text: str, count: int, layer: Layer, samples: Samples = ()
     ) -> None:
         self._context.broken(check, text, count, partition.pinned, layer, samples)
 

@@ -14,6 +14,8 @@ VERSION = 1
 SAMPLES = 10
 """The most samples of a finding."""
 
+Samples = Sequence[Mapping[str, Any]]
+
 
 class Severity(StrEnum):
     """`broken`: an invariant is violated; `unknown`: the audit is incomplete; `note`: worth knowing."""
@@ -46,7 +48,7 @@ class Finding:
     count: int = 1
     exchange: str | None = None
     table: str | None = None
-    samples: Sequence[Mapping[str, Any]] = ()
+    samples: Samples = ()
 
 
 @dataclass
@@ -82,7 +84,7 @@ class AuditReport:
         count: int = 1,
         exchange: str | None = None,
         table: str | None = None,
-        samples: Sequence[Mapping[str, Any]] = (),
+        samples: Samples = (),
     ) -> None:
         """Add a finding, with the first SAMPLES of its samples."""
         self.findings.append(Finding(check, severity, text, count, exchange, table, tuple(samples[:SAMPLES])))

@@ -12,15 +12,14 @@ Each check proves, for the messages that Bronze still has and offsets that the l
 Not compared: which of two messages with equal values a row came from, and trades of days that retention leaves out.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from k2flow.audit.context import AuditContext
 from k2flow.audit.extents import within
 from k2flow.audit.file_checks import FileChecks
 from k2flow.audit.lookup import trades_with
 from k2flow.audit.offsets import OffsetsFound
-from k2flow.audit.places import places
-from k2flow.audit.report import SAMPLES, Severity
+from k2flow.audit.report import SAMPLES, Samples, Severity
 from k2flow.inspection.content import content_hash, id_hash
 from k2flow.inspection.files import ReadPlan, prefetch, read
 from k2flow.inspection.partitions import TopicPartition, TopicPartitions
@@ -88,7 +87,7 @@ class TradesCheck:
         ):
             rows = f'FROM expected e JOIN dlq d USING (number, "offset") WHERE {condition}'
             if count := self._store.count(rows):
-                samples = places(self._store, self._partitions, f'SELECT number, "offset" {rows}')
+                samples = self._samples(f'SELECT number, "offset" {rows}')
                 self._broken(check, f"{count:,} messages {text}", count, DLQ, samples)
 
     def _report_missing(self, missing: int) -> None:
@@ -100,7 +99,7 @@ class TradesCheck:
             rows = f"FROM expected e WHERE {MISSING}"
             check, text = f"{self._layer.name}_missing", "valid messages have no row, as they were decoded"
         if missing > 0:
-            samples = places(self._store, self._partitions, f'SELECT e.number, e."offset" {rows}')
+            samples = self._samples(f'SELECT e.number, e."offset" {rows}')
             self._broken(check, f"{missing:,} {text}", missing, self._layer, samples)
 
     def _report_surplus(self, offsets: Mapping[TopicPartition, OffsetsFound]) -> None:
@@ -132,5 +131,8 @@ class TradesCheck:
         """Return how many of the messages that the layer's ledger counts were decoded."""
         return self._store.count(f"FROM valid v {within(self._layer)} WHERE v.number = {partition.number}")
 
-    def _broken(self, check: str, text: str, count: int, layer: Layer, samples: Sequence[Mapping[str, object]]) -> None:
+    def _samples(self, messages: str) -> list[dict[str, object]]:
+        return self._partitions.samples(self._store.run(f"{messages} ORDER BY ALL LIMIT {SAMPLES}"))
+
+    def _broken(self, check: str, text: str, count: int, layer: Layer, samples: Samples) -> None:
         self._context.broken(check, text, count, self._pinned, layer, samples)

@@ -1,6 +1,6 @@
 """The partitions of the inspected topics, numbered, with the offsets that each table's ledger says it holds."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -79,6 +79,11 @@ class TopicPartitions:
 
     def __iter__(self) -> Iterator[TopicPartition]:
         return iter(self._partitions.values())
+
+    def samples(self, messages: Iterable[tuple[int, int]]) -> list[dict[str, object]]:
+        """Return samples that name messages, by (number, offset)."""
+        by_number = {each.number: each for each in self}
+        return [by_number[number].at(offset) for number, offset in messages]
 
     def __len__(self) -> int:
         return len(self._partitions)

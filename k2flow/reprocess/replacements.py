@@ -1,4 +1,4 @@
-"""Which rows of which data files are removed for the moved messages, and which trades are added to Gold.
+"""The rows that the moved messages remove from data files, and the trades that they add to Gold.
 
 A row of Gold is removed if Silver keeps no row with its values, and one is added for each key that then has none.
 """

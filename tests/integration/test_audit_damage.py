@@ -85,6 +85,12 @@ def bronze_of_another_topic(lake: Lake) -> None:
     d.append(lake, "bronze", d.changed(d.message_of(lake, valid=True), topic="another"))
 
 
+def bronze_key_changed(lake: Lake) -> None:
+    one = d.message_of(lake, valid=True)
+    d.delete(lake, "bronze", d.place(one))
+    d.append(lake, "bronze", d.changed(one, message_key="forged"))
+
+
 def silver_and_dead_letters(lake: Lake) -> None:
     d.append(lake, "dlq", d.dead_letter(lake, d.message_of(lake, valid=True)))
 
@@ -177,6 +183,7 @@ DAMAGE: list[tuple[Callable[[Lake], None], set[str]]] = [
     (duplicate_bronze, {"bronze_duplicated"}),
     (bronze_after_the_ledger, {"bronze_outside_ledger"}),
     (bronze_of_another_topic, {"bronze_outside_ledger"}),
+    (bronze_key_changed, {"bronze_changed"}),
     (silver_and_dead_letters, {"in_both"}),
     (dead_letter_dropped, {"in_neither"}),
     (dead_letter_duplicated, {"dlq_duplicated"}),

@@ -1,4 +1,4 @@
-"""Recorded trades of real exchanges through the flows: the candles of Gold are those of the recording, to the digit."""
+"""Recorded trades of real exchanges through the flows: Gold's candles equal those of the recording, to the digit."""
 
 import csv
 from collections import defaultdict
@@ -9,24 +9,22 @@ from decimal import Decimal
 from pathlib import Path
 
 import duckdb
-import pytest
 
 from k2flow.exchange import exchange_names, find_exchange
 from k2flow.query.connection import connect_to
 from k2flow.sandbox.producer.replay import Target, replay
 from tests.integration.harness import Lake
 
-pytestmark = pytest.mark.integration
 MINUTE_MS = 60_000
 WINDOW_HOURS = 24 * 7  # longer than any market's trades in the file
 
 Market = tuple[str, str, str]
-"""Exchange code, symbol, kind of trade: what a replay moves in time together."""
+"""Exchange code, symbol, kind of trade: a replay shifts the times of one market together."""
 
 
 @dataclass(frozen=True)
 class Candle:
-    """One minute of one market. `minute` counts from the market's first one; of equal times the trade id decides."""
+    """One minute of one market. `minute` counts from the market's first. The trade id orders equal times."""
 
     minute: int
     open: Decimal
@@ -46,7 +44,7 @@ FROM gold_crypto_trades GROUP BY ALL ORDER BY ALL
 
 
 def test_candles_of_gold_are_those_of_the_recording(new_lake: Callable[..., Lake], real_trades: Path) -> None:
-    """Every minute of every market: open, high, low, close, volume, count; sent again at other times, no change."""
+    """Open, high, low, close, volume and count of every minute of every market. Sent again, nothing changes."""
     markets = recorded(real_trades)
     codes = {code for code, _, _ in markets}
     lakes = {n: new_lake(n) for n in exchange_names() if find_exchange(n).code in codes}
@@ -70,7 +68,7 @@ def test_candles_of_gold_are_those_of_the_recording(new_lake: Callable[..., Lake
 
 
 def recorded(path: Path) -> dict[Market, list[Candle]]:
-    """The candles of each market, straight from the file, of the exchanges that have a flow."""
+    """Return the candles of each market, from the file alone, of the exchanges that have a flow."""
     trades: dict[Market, dict[str, tuple[int, str, Decimal, Decimal]]] = defaultdict(dict)
     names = exchange_names()
     with path.open(newline="") as file:
@@ -96,7 +94,7 @@ def candles(trades: Mapping[str, tuple[int, str, Decimal, Decimal]]) -> list[Can
 
 
 def in_gold(connection: duckdb.DuckDBPyConnection) -> dict[Market, list[Candle]]:
-    """The same from Gold, by SQL."""
+    """Return the same from Gold, by SQL."""
     found: dict[Market, list[Candle]] = defaultdict(list)
     first: dict[Market, int] = {}
     for exchange, symbol, kind, minute, *values in connection.sql(CANDLES).fetchall():

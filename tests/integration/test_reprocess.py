@@ -1,4 +1,4 @@
-"""Doing it over: the tables are afterwards what they would be had the messages been judged so from the start."""
+"""Reprocessing: afterwards the tables are as if the flow had used today's rules from the start."""
 
 import json
 import os
@@ -18,15 +18,13 @@ import pytest
 from k2flow.errors import CommitError, FencedError
 from k2flow.exchange import Exchange, find_exchange
 from k2flow.iceberg.commit import STAGED_BRANCH, STAGED_KEY, Committer
-from k2flow.iceberg.staging import Staging, finish
+from k2flow.iceberg.staging import Staging, publish
 from k2flow.layers import GOLD_TABLE
 from k2flow.query.connection import connect_to
 from tests.integration.conftest import fill
 from tests.integration.harness import ROOT, Lake, assert_tables, batches, read_topic
 from tests.integration.test_audit import audited
 from tests.oracle import expect
-
-pytestmark = pytest.mark.integration
 
 NewLake = Callable[..., Lake]
 
@@ -36,7 +34,7 @@ MANY = 100_000
 
 
 def k2flow(lake: Lake, *arguments: str, other: bool = False, code: int = 0, **extra: str) -> str:
-    """What a command prints: with the rules of today, or the `other` ones."""
+    """Return the output of a command, with today's rules or the `other` ones."""
     if other:
         done = lake.command("k2flow", *arguments, module="tests.integration.other_rules", **extra)
     else:
@@ -46,7 +44,7 @@ def k2flow(lake: Lake, *arguments: str, other: bool = False, code: int = 0, **ex
 
 
 def reprocess(lake: Lake, *arguments: str, other: bool = True, **extra: str) -> Any:
-    """What `k2flow reprocess` of the last days says that it did."""
+    """Return the outcome of `k2flow reprocess` of the last days."""
     since = (datetime.now(UTC).date() - timedelta(days=2)).isoformat()
     return json.loads(
         k2flow(lake, "reprocess", lake.exchange, "--from", since, "--json", *arguments, other=other, **extra)
@@ -54,7 +52,7 @@ def reprocess(lake: Lake, *arguments: str, other: bool = True, **extra: str) -> 
 
 
 def killed(lake: Lake, failpoint: str, *arguments: str, other: bool = True) -> None:
-    """A command that dies at a failpoint."""
+    """Run a command that dies at a failpoint."""
     k2flow(lake, *arguments, other=other, code=-signal.SIGKILL, K2FLOW_FAILPOINTS=failpoint)
 
 
@@ -65,8 +63,10 @@ def catch_up_by_other_rules(lake: Lake) -> None:
 
 
 def contents(lake: Lake) -> dict[str, Any]:
-    """Of each table how many rows, and the sum of their hashes: but for when a dead letter was written, and for which
-    of several trades with one id is in Gold."""
+    """Return the number of rows and the sum of their hashes by table.
+
+    It ignores when a dead letter was written, and which of several trades with one id is in Gold.
+    """
     connection = connect_to(lake.catalog())
     found = {}
     for layer in ("silver", "dlq", "gold"):
@@ -88,8 +88,8 @@ def audit_holds(lake: Lake, other: bool = False, **extra: str) -> bool:
     return bool(json.loads(k2flow(lake, "audit", lake.exchange, "--json", other=other, **extra))["verdict"] == "holds")
 
 
-def test_a_reprocess_that_is_killed_twice(new_lake: NewLake) -> None:
-    """Once before anything is decided, which changes nothing; once amid its publication, which the next run ends."""
+def test_killed_reprocess_changes_nothing_or_is_completed(new_lake: NewLake) -> None:
+    """Killed before its commit, it changes nothing. Killed during its publication, the next run completes it."""
     lake = new_lake()
     fill(lake, count=MANY, bad=0.05, duplicates=0.03, seed=5)
     lake.catch_up()
@@ -118,8 +118,8 @@ def test_a_reprocess_that_is_killed_twice(new_lake: NewLake) -> None:
     assert_tables(lake, expect(read_topic(lake.bootstrap, lake.topic), "BINANCE"))
 
 
-def test_a_replay_that_is_killed_twice(new_lake: NewLake) -> None:
-    """All messages are dead letters, since nobody knew their schema; once it is known they go where they belong."""
+def test_killed_replay_changes_nothing_or_is_completed(new_lake: NewLake) -> None:
+    """All messages are dead letters with an unknown schema. Once it is known, they move into Silver and Gold."""
     lake = new_lake()
     fill(lake, count=MANY, bad=0.05, duplicates=0.03, seed=7)
     lake.catch_up(K2FLOW_SCHEMA_IDS="77")
@@ -140,7 +140,7 @@ def test_a_replay_that_is_killed_twice(new_lake: NewLake) -> None:
     assert audit_holds(lake)
 
 
-def test_a_flow_finishes_what_was_decided(new_lake: NewLake) -> None:
+def test_flow_completes_a_committed_replacement(new_lake: NewLake) -> None:
     lake = new_lake(partitions=1)
     fill(lake, count=2_000, bad=0.05, duplicates=0.05, seed=8)
     lake.catch_up()
@@ -157,24 +157,24 @@ def test_a_flow_finishes_what_was_decided(new_lake: NewLake) -> None:
     assert audit_holds(lake, other=True)
 
 
-def test_a_flow_that_takes_over_ends_a_reprocess_that_is_not_decided(new_lake: NewLake) -> None:
-    """To the flow a process that is stopped is none that runs, as one of another host."""
+def test_flow_fences_an_uncommitted_reprocess(new_lake: NewLake) -> None:
+    """To the flow a stopped process does not run, like one on another host."""
     lake = new_lake(partitions=1)
     fill(lake, count=2_000, seed=10)
     lake.catch_up()
     command = [*OTHER, "k2flow", "reprocess", lake.exchange, "--from", TODAY]
     environment = lake.environment(K2FLOW_FAILPOINTS="reprocess.rewritten=stop@3")
-    redo = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
     try:
-        wait_until_stopped(redo)
+        wait_until_stopped(process)
         fill(lake, count=500, seed=11)
         lake.catch_up()
-        redo.send_signal(signal.SIGCONT)
-        _, said = redo.communicate(timeout=60)
+        process.send_signal(signal.SIGCONT)
+        _, said = process.communicate(timeout=60)
     finally:
-        redo.kill()
-    assert redo.returncode == 1
-    assert "has taken over" in said
+        process.kill()
+    assert process.returncode == 1
+    assert "has fenced" in said
     assert_tables(lake, expect(read_topic(lake.bootstrap, lake.topic), "BINANCE"))
     assert_nothing_staged(lake)
     assert audit_holds(lake)
@@ -188,7 +188,7 @@ def wait_until_stopped(process: subprocess.Popen[str]) -> None:
         time.sleep(0.05)
 
 
-def test_a_dry_run_beside_the_flow_shows_all_and_changes_nothing(new_lake: NewLake) -> None:
+def test_dry_run_beside_the_flow_changes_nothing(new_lake: NewLake) -> None:
     lake = new_lake(partitions=1)
     fill(lake, count=2_000, bad=0.05, duplicates=0.05, seed=12)
     with lake.start(K2FLOW_BINANCE_TRIGGER_SECONDS="1") as flow:
@@ -200,14 +200,16 @@ def test_a_dry_run_beside_the_flow_shows_all_and_changes_nothing(new_lake: NewLa
         assert "already runs" in refused
     for text in ("quantity_too_large", "with other values", "currency", "EUR", "rows would be removed"):
         assert text in shown
-    told = reprocess(lake, "--dry-run")
+    planned = reprocess(lake, "--dry-run")
     done = reprocess(lake)
-    assert [told[key] for key in ("messages", "moved", "tables")] == [done[key] for key in ("messages", "moved", "tables")]
-    assert not told["published"]
+    assert [planned[key] for key in ("messages", "moved", "tables")] == [
+        done[key] for key in ("messages", "moved", "tables")
+    ]
+    assert not planned["published"]
     assert done["published"]
 
 
-def test_beside_another_exchange_that_writes_to_gold(new_lake: NewLake) -> None:
+def test_reprocess_while_another_exchange_writes_to_gold(new_lake: NewLake) -> None:
     binance, kraken = new_lake(partitions=1), new_lake("kraken", partitions=1)
     fill(binance, count=5_000, bad=0.02, duplicates=0.03, seed=13)
     binance.catch_up()
@@ -225,16 +227,16 @@ def test_beside_another_exchange_that_writes_to_gold(new_lake: NewLake) -> None:
 
 @contextmanager
 def filling(lake: Lake) -> Iterator[None]:
-    """Produces a little all the time."""
+    """Produce a few messages again and again."""
     stop = threading.Event()
 
-    def go() -> None:
+    def produce() -> None:
         seed = 100
         while not stop.wait(0.1):
             seed += 1
             fill(lake, count=50, bad=0.02, seed=seed)
 
-    thread = threading.Thread(target=go)
+    thread = threading.Thread(target=produce)
     thread.start()
     try:
         yield
@@ -251,7 +253,7 @@ def assert_tables_of_both(*lakes: Lake) -> None:
         assert (lake.exchange.upper(), len(ids)) in gold
 
 
-def test_what_cannot_be_told_is_refused_and_leaves_all_as_it_was(new_lake: NewLake) -> None:
+def test_refused_reprocess_changes_nothing(new_lake: NewLake) -> None:
     lake = new_lake(partitions=1)
     assert "does not exist" in k2flow(lake, "reprocess", lake.exchange, "--from", TODAY, code=1)
     fill(lake, count=1_000, bad=0.05, duplicates=0.05, seed=14)
@@ -279,26 +281,26 @@ def staging_of(lake: Lake) -> Staging:
     return Staging(lake.catalog(), exchange, (exchange.dlq, exchange.silver, GOLD_TABLE))
 
 
-def test_who_has_read_bronze_before_the_decision_can_fence_no_more(new_lake: NewLake) -> None:
-    """It would drop the branches of what is decided."""
+def test_stale_reader_cannot_fence_after_commit(new_lake: NewLake) -> None:
+    """It would drop the branches of a committed replacement."""
     lake = new_lake(partitions=1)
     fill(lake, count=500, seed=15)
     lake.catch_up()
     staging = staging_of(lake)
     staging.begin()
     late = Committer(lake.catalog(), lake.table("bronze").name()[-1], lake.exchange, lake.topic)
-    staging.decide({}, "nothing")
+    staging.commit_replacement({}, "nothing")
     with pytest.raises(FencedError):
         late.fence("")
     late = Committer(lake.catalog(), lake.table("bronze").name()[-1], lake.exchange, lake.topic)
     with pytest.raises(CommitError, match="are being replaced: start again"):
         late.fence("")
-    assert finish(lake.catalog(), exchange_of(lake)) == "nothing"
+    assert publish(lake.catalog(), exchange_of(lake)) == "nothing"
     assert_nothing_staged(lake)
     assert_tables(lake, expect(read_topic(lake.bootstrap, lake.topic), "BINANCE"))
 
 
-def test_two_exchanges_are_not_done_over_at_once(new_lake: NewLake) -> None:
+def test_two_exchanges_cannot_be_reprocessed_at_once(new_lake: NewLake) -> None:
     """One file of Gold may have rows of both."""
     binance, kraken = new_lake(partitions=1), new_lake("kraken", partitions=1)
     for lake in (binance, kraken):
@@ -309,7 +311,7 @@ def test_two_exchanges_are_not_done_over_at_once(new_lake: NewLake) -> None:
     refused = k2flow(kraken, "reprocess", "kraken", "--from", TODAY, other=True, code=1)
     assert "being replaced already, on branch k2flow-staged-binance" in refused
     assert_no_branch_of(kraken)
-    first.give_up()
+    first.abort()
     assert reprocess(kraken)["published"]
     for lake in (binance, kraken):
         assert_nothing_staged(lake)
@@ -320,8 +322,8 @@ def assert_no_branch_of(lake: Lake) -> None:
         assert not [name for name in lake.table(layer).metadata.refs if f"-{lake.exchange}-" in name]
 
 
-def test_duplicates_on_two_days(new_lake: NewLake) -> None:
-    """What one of them gave is in Silver once more: a day alone cannot tell whose it is, and says so; both can."""
+def test_duplicates_on_two_days_are_ambiguous_for_one_day(new_lake: NewLake) -> None:
+    """Silver has a row of each. One day alone does not know which row is its own. Both days together do."""
     lake = new_lake(partitions=1)
     start = datetime.now(UTC) - timedelta(hours=3)
     for _ in range(2):
@@ -344,7 +346,7 @@ def test_duplicates_on_two_days(new_lake: NewLake) -> None:
     assert audit_holds(lake, other=True)
 
 
-def test_trades_that_are_older_than_what_silver_keeps(new_lake: NewLake) -> None:
+def test_trades_older_than_silver_are_reprocessed(new_lake: NewLake) -> None:
     lake = new_lake(partitions=1)
     start = datetime.now(UTC) - timedelta(days=60)
     fill(lake, count=400, bad=0.05, duplicates=0.05, seed=18, start=start)
@@ -354,13 +356,13 @@ def test_trades_that_are_older_than_what_silver_keeps(new_lake: NewLake) -> None
     assert reprocess(lake)["ambiguous"] == 0
     assert contents(lake) == contents(wanted)
     k2flow(lake, "maintain", lake.table("silver").name()[-1])
-    gone = reprocess(lake, other=False)
+    outcome = reprocess(lake, other=False)
     assert contents(lake)["silver"][0] == 400 - 20 - contents(wanted)["silver"][0]  # those that were dead letters
-    assert gone["ambiguous"] > 0
+    assert outcome["ambiguous"] > 0
     assert_nothing_staged(lake)
 
 
-def test_a_reprocess_that_is_interrupted_leaves_nothing_behind(new_lake: NewLake) -> None:
+def test_interrupted_reprocess_leaves_no_branch(new_lake: NewLake) -> None:
     lake = new_lake(partitions=1)
     fill(lake, count=500, seed=19)
     lake.catch_up()
@@ -368,21 +370,21 @@ def test_a_reprocess_that_is_interrupted_leaves_nothing_behind(new_lake: NewLake
     for number in (signal.SIGINT, signal.SIGTERM):
         command = [*OTHER, "k2flow", "reprocess", lake.exchange, "--from", TODAY]
         environment = lake.environment(K2FLOW_FAILPOINTS="staging.staged=hang")
-        redo = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
         try:
-            assert redo.stderr is not None
-            while "failpoint staging.staged" not in redo.stderr.readline():
-                assert redo.poll() is None
-            redo.send_signal(number)
-            redo.communicate(timeout=60)
+            assert process.stderr is not None
+            while "failpoint staging.staged" not in process.stderr.readline():
+                assert process.poll() is None
+            process.send_signal(number)
+            process.communicate(timeout=60)
         finally:
-            redo.kill()
-        assert redo.returncode not in (0, None)
+            process.kill()
+        assert process.returncode not in (0, None)
         assert contents(lake) == before
         assert_nothing_staged(lake)
 
 
-def test_a_flow_that_waits_for_messages_is_seen(new_lake: NewLake) -> None:
+def test_waiting_flow_is_recognised_as_running(new_lake: NewLake) -> None:
     lake = new_lake(partitions=1)
     fill(lake, count=500, seed=20)
     lake.catch_up()
