@@ -3,6 +3,7 @@
 import fcntl
 import os
 import random
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,9 +57,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--real-trades", type=Path, metavar="CSV", default=SAMPLE_TRADES)
 
 
-def pytest_configure() -> None:
-    """Draw the seed before the workers start: they inherit the environment."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Draw the seed before the workers start: they inherit the environment. SIGTERM ends a run as Ctrl-C does."""
     os.environ.setdefault(SEED, str(random.SystemRandom().randrange(2**32)))
+    if not hasattr(config, "workerinput"):
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # or the shared Kafka would outlive the run
 
 
 def pytest_report_header() -> str:
