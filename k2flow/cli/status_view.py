@@ -1,19 +1,20 @@
 """The tables of `k2flow status`."""
 
 from datetime import timedelta
+from itertools import islice
 
 from humanize import naturalsize, naturaltime, precisedelta
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from k2flow.maintain.actions import MaintenanceAction
 from k2flow.status.model import (
     DeadLetters,
     ExchangeStatus,
     FlowState,
     LayerStatus,
     Level,
+    MaintenanceDue,
     Status,
     TableStatus,
     moment,
@@ -35,18 +36,18 @@ STATES = {
 def render(status: Status) -> RenderableType:
     """Return the status of all exchanges and tables."""
     parts: list[RenderableType] = []
-    for exchange in status.exchanges:
-        parts += [*_exchange(exchange, status.at), ""]
+    for name, exchange in status.exchanges.items():
+        parts += [*_exchange(name, exchange, status.at), ""]
     parts.append(_tables(status))
     parts.append(Text(f"as of {moment(status.at)} UTC, collected in {status.took_seconds:.1f} s", "dim"))
     return Group(*parts)
 
 
-def _exchange(exchange: ExchangeStatus, now: int) -> list[RenderableType]:
+def _exchange(name: str, exchange: ExchangeStatus, now: int) -> list[RenderableType]:
     flow = exchange.flow
     state = STATES[flow.state].format(" and ".join(map(str, flow.writers)))
     epoch = f", epoch {flow.epoch}" if flow.epoch else ""
-    parts: list[RenderableType] = [Text.assemble((exchange.name, "bold"), f": {state}{epoch}; topic {exchange.topic}")]
+    parts: list[RenderableType] = [Text.assemble((name, "bold"), f": {state}{epoch}; topic {exchange.topic}")]
     if any(exchange.layers.values()):
         parts.append(_layers(exchange, now))
     if exchange.dead_letters:
@@ -54,7 +55,7 @@ def _exchange(exchange: ExchangeStatus, now: int) -> list[RenderableType]:
     if exchange.replacement:
         how = "committed, not yet published to all tables" if exchange.replacement.committed else "staged, or aborted"
         parts.append(Text(f"rows are being replaced ({how}): {exchange.replacement.what}", "yellow"))
-    problems = [exchange.kafka.problem, *exchange.problems]
+    problems = [exchange.kafka_problem, *exchange.problems]
     parts += [Text(f"problem: {problem}", "bold red") for problem in problems if problem]
     return parts
 
@@ -68,13 +69,15 @@ def _layers(exchange: ExchangeStatus, now: int) -> Table:
             table.add_row(name, Text("no table", "dim"))
             continue
         style = STYLES[layer.level]
-        rates = (layer.rate.messages_per_second, layer.rate.rows_per_second) if layer.rate else (None, None)
         table.add_row(
             name,
             Text("unknown" if layer.lag is None else f"{layer.lag:,}", style),
             Text(_behind(layer), style),
             f"{layer.messages:,}",
-            *("unknown" if rate is None else f"{rate:,.1f}" for rate in rates),
+            *(
+                "unknown" if rate is None else f"{rate:,.1f}"
+                for rate in (layer.messages_per_second, layer.rows_per_second)
+            ),
             _when(layer.committed_at, now),
         )
     return table
@@ -82,19 +85,19 @@ def _layers(exchange: ExchangeStatus, now: int) -> Table:
 
 def _behind(layer: LayerStatus) -> str:
     """Return the age of the oldest missing message, to 0.1 s while it is short, then to the minute; and the level."""
-    if layer.seconds is None:
+    if layer.lag_seconds is None:
         return "unknown"
-    if layer.seconds < SHORT_LAG_SECONDS:
-        age = f"{layer.seconds:.1f} s"
+    if layer.lag_seconds < SHORT_LAG_SECONDS:
+        age = f"{layer.lag_seconds:.1f} s"
     else:
-        age = precisedelta(timedelta(seconds=layer.seconds), minimum_unit="minutes", format="%.0f")
+        age = precisedelta(timedelta(seconds=layer.lag_seconds), minimum_unit="minutes", format="%.0f")
     return age if layer.level is Level.OK else f"{age}, {layer.level}"
 
 
 def _dead_letters(letters: DeadLetters) -> Text:
     text = f"dead letters: {_share(letters.share)} of all messages, {_share(letters.hour_share)} in the last hour"
     if letters.reasons:
-        top = ", ".join(f"{reason} {count:,}" for reason, count in letters.reasons[:TOP_REASONS])
+        top = ", ".join(f"{reason} {count:,}" for reason, count in islice(letters.reasons.items(), TOP_REASONS))
         text += f"; reasons of the newest {letters.letters_read:,} of the last day: {top}"
     return Text(text)
 
@@ -108,9 +111,8 @@ def _tables(status: Status) -> Table:
         if each is None:
             table.add_row(name, Text("no table", "dim"))
             continue
-        totals = each.totals
-        numbers = (f"{totals.rows:,}", f"{totals.files:,}", f"{each.small_files:,}", naturalsize(totals.bytes))
-        table.add_row(name, *numbers, _when(totals.committed_at, status.at), _maintenance(each, status.at))
+        numbers = (f"{each.rows:,}", f"{each.files:,}", f"{each.small_files:,}", naturalsize(each.bytes))
+        table.add_row(name, *numbers, _when(each.committed_at, status.at), _maintenance(each, status.at))
     return table
 
 
@@ -123,7 +125,7 @@ def _maintenance(table: TableStatus, now: int) -> str:
     return "; ".join(parts)
 
 
-def _due(action: MaintenanceAction) -> str:
+def _due(action: MaintenanceDue) -> str:
     into = f" into {action.added:,}" if action.added else ""
     return f"{action.what} of {action.removed:,}{into}"
 

@@ -33,7 +33,7 @@ MAX_BARS = 20
 
 def render(figures: Figures, audit_result: AuditReport | Unavailable | None) -> str:
     """Render the whole page; `audit_result` is None if the audit was skipped."""
-    status = {} if isinstance(figures.status, Unavailable) else {each.name: each for each in figures.status.exchanges}
+    status = {} if isinstance(figures.status, Unavailable) else figures.status.exchanges
     template = _environment().get_template(TEMPLATE)
     return template.render(
         figures=figures,
@@ -132,12 +132,12 @@ def _largest_lag(figures: Figures) -> Fact:
     """Return the largest lag of all layers, if all lags are known."""
     if isinstance(figures.status, Unavailable):
         return Fact("largest lag", "unknown")
-    layers = _present(layer for each in figures.status.exchanges for layer in each.layers.values())
-    seconds = _present(layer.seconds for layer in layers)
+    layers = _present(layer for each in figures.status.exchanges.values() for layer in each.layers.values())
+    seconds = _present(layer.lag_seconds for layer in layers)
     if not layers or len(seconds) < len(layers):
         return Fact("largest lag", "unknown")
     levels = {Level.OK: "good", Level.LATE: "warn", Level.STALE: "bad"}
-    furthest = max(layers, key=lambda layer: layer.seconds or 0.0)
+    furthest = max(layers, key=lambda layer: layer.lag_seconds or 0.0)
     return Fact("largest lag", words.span(max(seconds)), levels.get(furthest.level, ""))
 
 

@@ -15,9 +15,9 @@ from pyiceberg.catalog import Catalog
 from pyiceberg.table import FileScanTask, Table
 
 from k2flow.config.settings import Settings
-from k2flow.errors import CommitError, KafkaError, NoBrokerError, TableDiffersError
+from k2flow.errors import CommitError, KafkaError, NoBrokerError
 from k2flow.exchange import Exchange
-from k2flow.iceberg.catalog import NAMESPACE, catalog_errors, find_table
+from k2flow.iceberg.catalog import NAMESPACE, find_table
 from k2flow.iceberg.commit import staged_branch
 from k2flow.iceberg.ledger import Ledger, Writer
 from k2flow.iceberg.staging import committed_replacement
@@ -26,12 +26,12 @@ from k2flow.inspection.files import ReadPlan
 from k2flow.inspection.files import read as read_columns
 from k2flow.layers import BRONZE, DLQ, GOLD, SILVER
 from k2flow.maintain.actions import Timing, due_actions, target_bytes
-from k2flow.maintain.entries import LiveFile, live_files
+from k2flow.maintain.entries import LiveFile
 from k2flow.maintain.lease import read_lease
 from k2flow.maintain.plans import is_small
-from k2flow.status.flows import flow_status, history, layer_status, lost_offsets, missing_messages
-from k2flow.status.model import DeadLetters, ExchangeStatus, FlowStatus, Replacement, Status, TableStatus, TopicState
-from k2flow.status.tables import dead_letters, last_maintained, rows_since, sum_actions, totals
+from k2flow.status.flows import TopicState, flow_status, history, layer_status, lost_offsets, missing_messages
+from k2flow.status.model import DeadLetters, ExchangeStatus, FlowStatus, Leader, Replacement, Status, TableStatus
+from k2flow.status.tables import dead_letters, files_of, maintenance_done, maintenance_due, rows_since, totals
 
 BROKER_SECONDS = 3.0
 """Time limit for a broker's first answer."""
@@ -63,6 +63,7 @@ class StatusCollector:
         self._layers = {name: layer for each in exchanges for name, layer in each.layer_by_table.items()}
         self._manifests: dict[str, dict[str, list[LiveFile]]] = defaultdict(dict)
         self._reasons: dict[str, dict[str, Counter[str]]] = defaultdict(dict)
+        self._no_broker: TopicState | None = None
 
     def collect(self) -> Status:
         """Return the status now. It includes a broker that does not answer, missing tables and unreadable ledgers.
@@ -74,33 +75,23 @@ class StatusCollector:
             SettingsError: librdkafka does not know a property.
         """
         began, now_ms = time.monotonic(), time.time_ns() // 1_000_000
+        self._no_broker = None
         found = {name: self._find(name) for name in self._layers}
-        exchanges: list[ExchangeStatus] = []
+        exchanges = {}
         for exchange in self._exchanges:
-            down = next(
-                (each.kafka for each in exchanges if not each.kafka.answers), None
-            )  # wait once for a dead broker
             tables = {layer.name: each for name, layer in exchange.layer_by_table.items() if (each := found[name])}
-            exchanges.append(self._exchange(exchange, tables, down, now_ms))
+            exchanges[exchange.name] = self._exchange(exchange, tables, now_ms)
         shown = {name: _table(each, now_ms) if each else None for name, each in found.items()}
-        return Status(now_ms, time.monotonic() - began, tuple(exchanges), shown)
+        return Status(now_ms, time.monotonic() - began, exchanges, shown)
 
     def _find(self, name: str) -> TableFiles | None:
         table = find_table(self._catalog, name)
         if table is None:
             return None
-        with catalog_errors():
-            try:
-                return TableFiles(table, live_files(table, self._layers[name].event_time, self._manifests[name]))
-            except ValueError as error:  # PyIceberg's error for a missing column
-                raise TableDiffersError(
-                    f"{NAMESPACE}.{name} lacks a column ({error}): `k2flow tables create` names the difference"
-                ) from error
+        return TableFiles(table, files_of(table, self._layers[name].event_time, self._manifests[name]))
 
-    def _exchange(
-        self, exchange: Exchange, tables: Mapping[str, TableFiles], down: TopicState | None, now_ms: int
-    ) -> ExchangeStatus:
-        """Return the status of an exchange; `tables` are by layer, `down` is set if no broker answered before."""
+    def _exchange(self, exchange: Exchange, tables: Mapping[str, TableFiles], now_ms: int) -> ExchangeStatus:
+        """Return the status of an exchange; `tables` are by layer."""
         s, problems = exchange.settings, _missing(exchange, tables)
         past: dict[str, list[Ledger]] = {}
         replacement = None
@@ -110,17 +101,17 @@ class StatusCollector:
         except CommitError as error:
             problems.append(str(error))
         ledgers = {layer: each[-1] for layer, each in past.items()}
-        kafka = down or self._ask(exchange, ledgers)
+        kafka = self._ask(exchange, ledgers)
         layers = {
             layer.name: layer_status(layer.name, name, ledgers, past[layer.name], kafka, s.trigger_seconds, now_ms)
             for name, layer in exchange.layer_by_table.items()
             if layer.name in ledgers
         }
         return ExchangeStatus(
-            name=exchange.name,
             topic=s.topic,
+            topic_id=kafka.topic.id if kafka.topic else None,
             trigger_seconds=s.trigger_seconds,
-            kafka=kafka,
+            kafka_problem=kafka.problem,
             flow=_flow(ledgers),
             replacement=replacement,
             layers={layer.name: layers.get(layer.name) for layer in exchange.layers},
@@ -129,7 +120,9 @@ class StatusCollector:
         )
 
     def _ask(self, exchange: Exchange, ledgers: Mapping[str, Ledger]) -> TopicState:
-        """Ask Kafka for an exchange's topic. Raises SettingsError."""
+        """Ask Kafka for an exchange's topic; wait only once for a broker that does not answer."""
+        if self._no_broker:
+            return self._no_broker
         config, topic = self._settings.kafka, exchange.settings.topic
         try:
             with closing(TopicReader(config, topic, BROKER_SECONDS, FETCH)) as broker:
@@ -141,7 +134,8 @@ class StatusCollector:
                 kafka = TopicState(topic=broker.topic, watermarks=watermarks)
                 return replace(kafka, times=broker.times(missing_messages(ledgers, kafka), TIMES_SECONDS))
         except NoBrokerError as error:
-            return TopicState(problem=f"{error}: {START_ONE}", answers=False)
+            self._no_broker = TopicState(problem=f"{error}: {START_ONE}")
+            return self._no_broker
         except KafkaError as error:
             return TopicState(problem=str(error))
 
@@ -217,23 +211,21 @@ def _lost(exchange: Exchange, ledgers: Mapping[str, Ledger], kafka: TopicState) 
 
 
 def _table(found: TableFiles, now_ms: int) -> TableStatus:
-    table, name = found.table, found.table.name()[-1]
-    leader, until = read_lease(name, table.properties)
-    gone = leader is not None and leader.host == socket.gethostname() and not _runs(leader)
-    if until * 1000 <= now_ms or gone:
-        leader = None
-    target = target_bytes(table)
+    table, target = found.table, target_bytes(found.table)
     return TableStatus(
-        name=name,
-        totals=totals(table.current_snapshot()),
+        **vars(totals(table.current_snapshot())),
         small_files=sum(is_small(live, target) for live in found.files),
         snapshots=len(table.metadata.snapshots),
-        due=sum_actions(due_actions(table, found.files, Timing(clock=lambda: now_ms / 1000))),
-        maintained=last_maintained(table.metadata),
-        leader=leader,
-        leads_until=int(until * 1000) if leader else None,
+        due=maintenance_due(due_actions(table, found.files, Timing(clock=lambda: now_ms / 1000))),
+        maintained=maintenance_done(table.metadata),
+        leader=_leader(table, now_ms),
     )
 
 
-def _runs(writer: Writer) -> bool:
-    return writer == Writer.this() or writer.running_here()
+def _leader(table: Table, now_ms: int) -> Leader | None:
+    """Return the holder of a table's lease. A process of this host that no longer runs holds none."""
+    holder, until = read_lease(table.name()[-1], table.properties)
+    if holder is None or until * 1000 <= now_ms:
+        return None
+    runs = holder == Writer.this() or holder.running_here() or holder.host != socket.gethostname()
+    return Leader(**vars(holder), until=int(until * 1000)) if runs else None

@@ -8,13 +8,15 @@ the lag in seconds is as right as their clocks.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from pyiceberg.table.metadata import TableMetadata
 
 from k2flow.errors import LostOffsetsError
 from k2flow.iceberg.ledger import KEY, Ledger, Writer, read
 from k2flow.kafka.start_offsets import begin_offsets, check_same_topic, first_offset
-from k2flow.status.model import FlowState, FlowStatus, LayerStatus, Level, PartitionLag, Rate, TopicState
+from k2flow.kafka.topic import Topic
+from k2flow.status.model import FlowState, FlowStatus, LayerStatus, Level, PartitionLag
 
 LATE, STALE = 3, 10
 """Triggers of lag above which a layer is late, or stale."""
@@ -23,6 +25,33 @@ SHORTEST_TRIGGER = 10.0
 WINDOW_SECONDS = 60.0
 WINDOW_TRIGGERS = 3
 """Rates cover the last WINDOW_SECONDS, or this many triggers if they take longer, and at least two commits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopicState:
+    """One topic as Kafka describes it. If Kafka could not be asked, only `problem` is set.
+
+    Attributes:
+        topic: The topic; None if it does not exist.
+        watermarks: By partition the first offset that Kafka has, and the end of the committed messages.
+        times: By (partition, offset) the time (ms) of the first message at or after it. None: no message follows.
+            Absent: unknown.
+        problem: Why Kafka could not be asked, and what to do.
+    """
+
+    topic: Topic | None = None
+    watermarks: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    times: Mapping[tuple[int, int], int | None] = field(default_factory=dict)
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Messages and rows per second in a layer's commits of the last `over_seconds`."""
+
+    messages: float
+    rows: float
+    over_seconds: float
 
 
 def missing_messages(ledgers: Mapping[str, Ledger], kafka: TopicState) -> set[tuple[int, int]]:
@@ -52,7 +81,7 @@ def partition_lags(
 ) -> tuple[PartitionLag, ...]:
     """Return the lag of a layer in each partition; nothing if Kafka could not be asked.
 
-    Offsets after its last message may all be transaction markers: then the layer lacks no message.
+    All offsets that a layer lacks may be transaction markers: then it lacks no message.
     """
     found = []
     for p, at in sorted(_positions(layer, ledgers, kafka).items()):
@@ -75,10 +104,9 @@ def level(seconds: float | None, trigger_seconds: float) -> Level:
 
 
 def history(metadata: TableMetadata, exchange: str, topic: str) -> list[Ledger]:
-    """Return the ledgers of an exchange in the kept snapshots and the current one, oldest first, for the current topic.
+    """Return an exchange's ledgers of the current topic, oldest first, from the kept snapshots and the table itself.
 
-    Raises:
-        CommitError: A ledger cannot be read.
+    Raises CommitError.
     """
     now = read(metadata.properties, exchange, topic)
     summaries = [snapshot.summary.additional_properties for snapshot in metadata.snapshots if snapshot.summary]
@@ -88,16 +116,11 @@ def history(metadata: TableMetadata, exchange: str, topic: str) -> list[Ledger]:
 
 
 def rate(ledgers: Sequence[Ledger], now_ms: int, trigger_seconds: float) -> Rate | None:
-    """Return the rate of the commits of the last minute (or 3 triggers), from the first of them to the last.
+    """Return the rate of the commits of the last minute (or 3 triggers), from a layer's ledgers, oldest first.
 
-    If there was only one commit in that time, the rate is from the commit before it, however long ago. The time counts
-    as at least one trigger: messages that a flow finds at its start arrived over a longer time than its first commit
-    took. Without a commit in that time the rate is 0; it is None if it is unknown.
-
-    Args:
-        ledgers: A layer's ledgers, oldest first.
-        now_ms: The time now.
-        trigger_seconds: The exchange's trigger.
+    It is measured from the first of these commits to the last. If there is only one, it is measured from the commit
+    before it, however long ago. The time counts as at least one trigger: messages that a flow finds at its start
+    arrived over a longer time than its first commit took. Without a commit the rate is 0; None if it is unknown.
     """
     window = max(WINDOW_SECONDS, WINDOW_TRIGGERS * trigger_seconds)
     known = [each for each in ledgers if each.committed_at]
@@ -132,25 +155,27 @@ def layer_status(
     now_ms: int,
 ) -> LayerStatus:
     """Return the status of one layer; `ledgers` are those of all layers of its exchange, `past` its own `history`."""
-    ledger = ledgers[layer]
+    ledger, recent = ledgers[layer], rate(past, now_ms, trigger_seconds)
     partitions = partition_lags(layer, ledgers, kafka, now_ms)
-    known = [each.seconds for each in partitions if each.seconds is not None]
+    known = [each.lag_seconds for each in partitions if each.lag_seconds is not None]
     seconds = max(known, default=None) if any(known) or len(known) == len(partitions) else None
     return LayerStatus(
         table=table,
         level=level(seconds, trigger_seconds),
         lag=sum(each.lag for each in partitions) if partitions else None,
-        seconds=seconds,
-        partitions=partitions,
+        lag_seconds=seconds,
         messages=messages_of(ledger),
         rows=rows_of(ledger),
-        rate=rate(past, now_ms, trigger_seconds),
+        messages_per_second=recent.messages if recent else None,
+        rows_per_second=recent.rows if recent else None,
+        rate_over_seconds=recent.over_seconds if recent else None,
         committed_at=ledger.committed_at or None,
+        partitions=partitions,
     )
 
 
 def flow_status(ledgers: Iterable[Ledger], running: Mapping[Writer, bool | None]) -> FlowStatus:
-    """Return the processes that committed last; `running` says of each whether it runs, None for another host's."""
+    """Return the processes that committed last; `running` states of each whether it runs, None for another host's."""
     known = [ledger for ledger in ledgers if ledger.writer]
     writers = tuple(sorted({each.writer for each in known if each.writer}, key=str))
     states = {running.get(writer) for writer in writers}
@@ -165,7 +190,7 @@ def flow_status(ledgers: Iterable[Ledger], running: Mapping[Writer, bool | None]
 
 
 def lost_offsets(ledgers: Mapping[str, Ledger], kafka: TopicState, accept_lost: bool, setting: str) -> list[str]:
-    """Return the errors the flow would stop with if it continued where the tables end, by table or partition.
+    """Return the errors that would stop the flow if it continued where the tables end: of the topic, or of partitions.
 
     `ledgers` are by table. With `accept_lost`, the setting named `setting` lets it skip offsets Kafka no longer has.
     """

@@ -65,15 +65,13 @@ class StatusMetrics(Collector):
 def _layers(status: Status) -> Iterable[Metric]:
     messages = GaugeMetricFamily("k2flow_lag_messages", "Messages that a layer does not hold yet.", labels=LAYER)
     seconds = GaugeMetricFamily("k2flow_lag_seconds", "Age of the oldest of those messages.", labels=LAYER)
-    for exchange in status.exchanges:
-        for name, layer in exchange.layers.items():
-            if layer is None:
-                continue
-            if layer.lag is not None:
-                messages.add_metric([exchange.name, name], layer.lag)
-            if layer.seconds is not None:
-                seconds.add_metric([exchange.name, name], layer.seconds)
-                yield GaugeMetricFamily(f"{exchange.name}_{name}_lag", "As k2flow_lag_seconds.", layer.seconds)
+    for exchange, its in status.exchanges.items():
+        for name, layer in its.layers.items():
+            if layer and layer.lag is not None:
+                messages.add_metric([exchange, name], layer.lag)
+            if layer and layer.lag_seconds is not None:
+                seconds.add_metric([exchange, name], layer.lag_seconds)
+                yield GaugeMetricFamily(f"{exchange}_{name}_lag", "As k2flow_lag_seconds.", layer.lag_seconds)
     yield messages
     yield seconds
 
@@ -82,27 +80,26 @@ def _dead_letters(status: Status) -> Iterable[Metric]:
     share = GaugeMetricFamily(
         "k2flow_dead_letter_share", "Share of the last hour's messages that are dead letters.", labels=["exchange"]
     )
-    for exchange in status.exchanges:
-        if exchange.dead_letters is not None and exchange.dead_letters.hour_share is not None:
-            share.add_metric([exchange.name], exchange.dead_letters.hour_share)
+    for name, exchange in status.exchanges.items():
+        if exchange.dead_letters and exchange.dead_letters.hour_share is not None:
+            share.add_metric([name], exchange.dead_letters.hour_share)
     yield share
 
 
+TABLE_GAUGES = {
+    "rows": "Rows of a table.",
+    "files": "Data files of a table.",
+    "bytes": "Bytes of a table's data files.",
+    "small_files": "Data files of less than half the target size.",
+    "snapshots": "Snapshots that are kept.",
+}
+"""Fields of TableStatus that are metrics, with their help."""
+
+
 def _tables(status: Status) -> Iterable[Metric]:
-    families = {
-        "rows": GaugeMetricFamily("k2flow_table_rows", "Rows of a table.", labels=["table"]),
-        "files": GaugeMetricFamily("k2flow_table_files", "Data files of a table.", labels=["table"]),
-        "bytes": GaugeMetricFamily("k2flow_table_bytes", "Bytes of a table's data files.", labels=["table"]),
-        "small_files": GaugeMetricFamily(
-            "k2flow_table_small_files", "Data files of less than half the target size.", labels=["table"]
-        ),
-        "snapshots": GaugeMetricFamily("k2flow_table_snapshots", "Snapshots that are kept.", labels=["table"]),
-    }
-    for name, table in status.tables.items():
-        if table is None:
-            continue
-        for key in ("rows", "files", "bytes"):
-            families[key].add_metric([name], getattr(table.totals, key))
-        for key in ("small_files", "snapshots"):
-            families[key].add_metric([name], getattr(table, key))
-    yield from families.values()
+    for field, text in TABLE_GAUGES.items():
+        gauge = GaugeMetricFamily(f"k2flow_table_{field}", text, labels=["table"])
+        for name, table in status.tables.items():
+            if table:
+                gauge.add_metric([name], getattr(table, field))
+        yield gauge

@@ -1,16 +1,29 @@
 """The status of a table from its snapshots and files: size, dead letters, maintenance done and due."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 
+from pyiceberg.table import Table
 from pyiceberg.table.metadata import TableMetadata
 from pyiceberg.table.snapshots import Operation, Snapshot, Summary
 
+from k2flow.errors import TableDiffersError
+from k2flow.iceberg.catalog import NAMESPACE, catalog_errors
 from k2flow.iceberg.ledger import Ledger
 from k2flow.maintain.actions import MaintenanceAction
-from k2flow.maintain.entries import LiveFile
+from k2flow.maintain.entries import LiveFile, live_files
 from k2flow.status.flows import rows_of
-from k2flow.status.model import DeadLetters, MaintenanceStep, TableTotals
+from k2flow.status.model import DeadLetters, MaintenanceDone, MaintenanceDue, TableTotals
+
+
+def files_of(table: Table, time_column: str, known: dict[str, list[LiveFile]] | None = None) -> list[LiveFile]:
+    """Return a table's `live_files`. Raises CatalogError, and TableDiffersError if it has no `time_column`."""
+    with catalog_errors():
+        try:
+            return live_files(table, time_column, known)
+        except ValueError as error:  # PyIceberg's error for a missing column
+            raise TableDiffersError(
+                f"{NAMESPACE}.{table.name()[-1]} lacks a column ({error}): `k2flow tables create` names the difference"
+            ) from error
 
 
 def rows_since(files: Iterable[LiveFile], since_us: int) -> int:
@@ -32,13 +45,12 @@ def dead_letters(
 ) -> DeadLetters:
     """Return the dead letters of an exchange; their share of all messages comes from the ledgers of both tables."""
     letters, trades = rows_of(dlq), rows_of(silver)
-    share = letters / (letters + trades) if letters + trades else None
-    most = sorted(reasons.items(), key=lambda each: (-each[1], each[0]))
     return DeadLetters(
-        share=share,
+        share=letters / (letters + trades) if letters + trades else None,
+        hour_share=min(1.0, hour_letters / hour_messages) if hour_messages else None,
         hour_letters=hour_letters,
         hour_messages=hour_messages,
-        reasons=tuple(most),
+        reasons=dict(sorted(reasons.items(), key=lambda each: (-each[1], each[0]))),
         letters_read=sum(reasons.values()),
     )
 
@@ -52,17 +64,17 @@ def totals(snapshot: Snapshot | None) -> TableTotals:
     return TableTotals(rows, files, size, snapshot.timestamp_ms)
 
 
-def last_maintained(metadata: TableMetadata) -> tuple[MaintenanceStep, ...]:
-    """Return the newest snapshot of each step of maintenance, newest first."""
+def maintenance_done(metadata: TableMetadata) -> tuple[MaintenanceDone, ...]:
+    """Return the newest snapshot of each kind of maintenance, newest first."""
     found: dict[str, int] = {}
     for snapshot in metadata.snapshots:
-        if what := _maintenance_step(snapshot.summary):
+        if what := _maintenance(snapshot.summary):
             found[what] = max(snapshot.timestamp_ms, found.get(what, 0))
-    return tuple(MaintenanceStep(what, at) for what, at in sorted(found.items(), key=lambda each: -each[1]))
+    return tuple(MaintenanceDone(what, at) for what, at in sorted(found.items(), key=lambda each: -each[1]))
 
 
-def _maintenance_step(summary: Summary | None) -> str | None:
-    """Return the step of maintenance that committed a snapshot, as `maintain` names it; None for other snapshots."""
+def _maintenance(summary: Summary | None) -> str | None:
+    """Return the kind of maintenance that committed a snapshot, as `maintain` names it; None for other snapshots."""
     if summary is None or summary.operation not in (Operation.REPLACE, Operation.DELETE):
         return None
     if summary.operation is Operation.DELETE:
@@ -70,16 +82,10 @@ def _maintenance_step(summary: Summary | None) -> str | None:
     return "compaction" if int(summary.additional_properties.get("added-data-files", 0)) else "manifests"
 
 
-def sum_actions(actions: Iterable[MaintenanceAction]) -> tuple[MaintenanceAction, ...]:
-    """Sum the actions on a table by what they do, in order."""
-    sums: dict[str, MaintenanceAction] = {}
+def maintenance_due(actions: Iterable[MaintenanceAction]) -> tuple[MaintenanceDue, ...]:
+    """Sum the actions on a table by kind, in order."""
+    sums: dict[str, MaintenanceDue] = {}
     for each in actions:
-        so_far = sums.get(each.what, MaintenanceAction(each.table, each.what, 0))
-        sums[each.what] = replace(
-            so_far,
-            removed=so_far.removed + each.removed,
-            added=so_far.added + each.added,
-            rows=so_far.rows + each.rows,
-            bytes=so_far.bytes + each.bytes,
-        )
+        so_far = sums.get(each.what, MaintenanceDue(each.what, 0, 0))
+        sums[each.what] = MaintenanceDue(each.what, so_far.removed + each.removed, so_far.added + each.added)
     return tuple(sums.values())

@@ -12,9 +12,11 @@ from pyiceberg.typedef import Record
 
 from k2flow.iceberg.ledger import KEY, CommittedRange, Ledger, Writer
 from k2flow.kafka.topic import Topic
-from k2flow.maintain.entries import LiveFile
 from k2flow.maintain.actions import MaintenanceAction
+from k2flow.maintain.entries import LiveFile
 from k2flow.status.flows import (
+    Rate,
+    TopicState,
     flow_status,
     history,
     layer_status,
@@ -27,16 +29,16 @@ from k2flow.status.flows import (
 from k2flow.status.model import (
     ExchangeStatus,
     FlowState,
+    Leader,
     Level,
-    MaintenanceStep,
+    MaintenanceDone,
+    MaintenanceDue,
     PartitionLag,
-    Rate,
     Status,
     TableStatus,
     TableTotals,
-    TopicState,
 )
-from k2flow.status.tables import dead_letters, last_maintained, rows_since, sum_actions, totals
+from k2flow.status.tables import dead_letters, maintenance_done, maintenance_due, rows_since, totals
 
 NOW = 1_790_000_000_000
 TOPIC = Topic("t", "id", (0, 1))
@@ -57,13 +59,13 @@ def test_lag_counts_the_offsets_after_the_ledger() -> None:
     ledgers = {"bronze": ledger(10, 20), "gold": ledger(7, 20)}
     asked = kafka((0, 15), (5, 20))
     assert missing_messages(ledgers, asked) == {(0, 10), (0, 7)}
-    told = replace(asked, times={(0, 10): NOW - 4_000, (0, 7): NOW - 9_500})
-    assert partition_lags("bronze", ledgers, told, NOW) == (
+    answered = replace(asked, times={(0, 10): NOW - 4_000, (0, 7): NOW - 9_500})
+    assert partition_lags("bronze", ledgers, answered, NOW) == (
         PartitionLag(0, 0, 15, 10, 5, 4.0),
         PartitionLag(1, 5, 20, 20, 0, 0.0),
     )
-    gold = layer_status("gold", "gold_crypto_trades", ledgers, [ledgers["gold"]], told, 10, NOW)
-    assert (gold.lag, gold.seconds, gold.level) == (8, 9.5, Level.OK)
+    gold = layer_status("gold", "gold_crypto_trades", ledgers, [ledgers["gold"]], answered, 10, NOW)
+    assert (gold.lag, gold.lag_seconds, gold.level) == (8, 9.5, Level.OK)
     assert (gold.messages, gold.rows, gold.committed_at) == (27, 27, NOW)
 
 
@@ -77,17 +79,17 @@ def test_offsets_after_the_last_message_are_no_lag() -> None:
 
 def test_a_clock_ahead_gives_no_negative_age() -> None:
     ledgers = {"bronze": ledger(10)}
-    assert partition_lags("bronze", ledgers, kafka((0, 12), times={(0, 10): NOW + 5_000}), NOW)[0].seconds == 0.0
+    assert partition_lags("bronze", ledgers, kafka((0, 12), times={(0, 10): NOW + 5_000}), NOW)[0].lag_seconds == 0.0
 
 
 def test_a_time_that_kafka_did_not_give_is_unknown() -> None:
     ledgers = {"bronze": ledger(10, 20)}
     silent = layer_status("bronze", "b", ledgers, [], kafka((0, 15), (0, 20)), 10, NOW)
-    assert (silent.lag, silent.seconds, silent.level) == (5, None, Level.UNKNOWN)
+    assert (silent.lag, silent.lag_seconds, silent.level) == (5, None, Level.UNKNOWN)
     half = kafka((0, 15), (0, 25), times={(1, 20): NOW - 2_000})
-    assert layer_status("bronze", "b", ledgers, [], half, 10, NOW).seconds == 2.0
-    down = layer_status("bronze", "b", ledgers, [], TopicState(problem="no broker", answers=False), 10, NOW)
-    assert (down.lag, down.seconds, down.level, down.partitions) == (None, None, Level.UNKNOWN, ())
+    assert layer_status("bronze", "b", ledgers, [], half, 10, NOW).lag_seconds == 2.0
+    down = layer_status("bronze", "b", ledgers, [], TopicState(problem="no broker"), 10, NOW)
+    assert (down.lag, down.lag_seconds, down.level, down.partitions) == (None, None, Level.UNKNOWN, ())
     assert missing_messages(ledgers, TopicState(problem="no broker")) == set()
 
 
@@ -170,13 +172,13 @@ def test_flow_state() -> None:
     assert (found.state, found.writers, found.epoch, found.committed_at) == (FlowState.RUNS, (HERE, THERE), 4, NOW)
 
 
-def snapshot(number: int, operation: Operation = Operation.APPEND, **told: str) -> Snapshot:
+def snapshot(number: int, operation: Operation = Operation.APPEND, **summary: str) -> Snapshot:
     return Snapshot(
         snapshot_id=number,
         sequence_number=number,
         timestamp_ms=NOW + number,
         manifest_list="l",
-        summary=Summary(operation, **told),
+        summary=Summary(operation, **summary),
     )
 
 
@@ -201,21 +203,21 @@ def test_history_comes_from_the_summaries() -> None:
     assert history(metadata(), "binance", "t") == [Ledger("t")]
 
 
-def test_last_maintained() -> None:
+def test_maintenance_done_is_the_newest_of_each_kind() -> None:
     append = snapshot(5)
-    assert last_maintained(metadata(append)) == ()
+    assert maintenance_done(metadata(append)) == ()
     compacted = snapshot(3, Operation.REPLACE, **{"added-data-files": "1"})
     then = (snapshot(2, Operation.REPLACE, **{"added-data-files": "1"}), compacted, snapshot(4, Operation.REPLACE))
-    assert last_maintained(metadata(*then)) == (
-        MaintenanceStep("manifests", NOW + 4),
-        MaintenanceStep("compaction", NOW + 3),
+    assert maintenance_done(metadata(*then)) == (
+        MaintenanceDone("manifests", NOW + 4),
+        MaintenanceDone("compaction", NOW + 3),
     )
-    assert last_maintained(metadata(snapshot(4, Operation.DELETE))) == (MaintenanceStep("retention", NOW + 4),)
+    assert maintenance_done(metadata(snapshot(4, Operation.DELETE))) == (MaintenanceDone("retention", NOW + 4),)
 
 
 def test_totals() -> None:
-    told = {"total-records": "12", "total-data-files": "3", "total-files-size": "4567"}
-    assert totals(snapshot(1, **told)) == TableTotals(12, 3, 4567, NOW + 1)
+    summary = {"total-records": "12", "total-data-files": "3", "total-files-size": "4567"}
+    assert totals(snapshot(1, **summary)) == TableTotals(12, 3, 4567, NOW + 1)
     assert totals(None) == TableTotals()
 
 
@@ -240,26 +242,27 @@ def test_rows_since() -> None:
 def test_dead_letters() -> None:
     found = dead_letters(ledger(5), ledger(95), 3, 100, {"b": 1, "a": 1, "c": 3})
     assert (found.share, found.hour_share, found.letters_read) == (0.05, 0.03, 5)
-    assert found.reasons == (("c", 3), ("a", 1), ("b", 1))
+    assert list(found.reasons.items()) == [("c", 3), ("a", 1), ("b", 1)]
     nothing = dead_letters(Ledger("t"), Ledger("t"), 0, 0, {})
     assert (nothing.share, nothing.hour_share) == (None, None)
 
 
-def test_actions_of_one_kind_are_summed() -> None:
-    actions = [MaintenanceAction("t", "compaction", 10, 1, 100, 5), MaintenanceAction("t", "snapshots", 3), MaintenanceAction("t", "compaction", 2, 1)]
-    assert sum_actions(actions) == (MaintenanceAction("t", "compaction", 12, 2, 100, 5), MaintenanceAction("t", "snapshots", 3))
+def test_maintenance_due_is_summed_by_kind() -> None:
+    compaction, snapshots = MaintenanceAction("t", "compaction", 10, 1), MaintenanceAction("t", "snapshots", 3)
+    due = maintenance_due([compaction, snapshots, MaintenanceAction("t", "compaction", 2, 1)])
+    assert due == (MaintenanceDue("compaction", 12, 2), MaintenanceDue("snapshots", 3, 0))
 
 
 def test_as_json() -> None:
     """Every value is a JSON value, and a missing one is null."""
     ledgers = {"bronze": ledger(10, 20)}
-    told = kafka((0, 15), (0, 20), times={(0, 10): NOW - 4_000})
-    bronze = layer_status("bronze", "bronze_t", ledgers, [], told, 10, NOW)
+    state = kafka((0, 15), (0, 20), times={(0, 10): NOW - 4_000})
+    bronze = layer_status("bronze", "bronze_t", ledgers, [], state, 10, NOW)
     exchange = ExchangeStatus(
-        name="binance",
         topic="t",
+        topic_id="id",
         trigger_seconds=10,
-        kafka=told,
+        kafka_problem=None,
         flow=flow_status(ledgers.values(), {HERE: True}),
         replacement=None,
         layers={"bronze": bronze, "gold": None},
@@ -267,24 +270,33 @@ def test_as_json() -> None:
         problems=("a problem",),
     )
     table = TableStatus(
-        name="bronze_t",
-        totals=TableTotals(1, 2, 3, NOW),
+        rows=1,
+        files=2,
+        bytes=3,
+        committed_at=NOW,
         small_files=2,
         snapshots=5,
-        due=(MaintenanceAction("bronze_t", "compaction", 12, 2),),
-        maintained=(MaintenanceStep("compaction", NOW),),
-        leader=HERE,
-        leads_until=NOW + 1,
+        due=(MaintenanceDue("compaction", 12, 2),),
+        maintained=(MaintenanceDone("compaction", NOW),),
+        leader=Leader("here", 7, 1.0, NOW + 1),
     )
-    found = json.loads(json.dumps(Status(NOW, 0.5, (exchange,), {"bronze_t": table, "gold_t": None}).to_dict()))
+    status = Status(NOW, 0.51234, {"binance": exchange}, {"bronze_t": table, "gold_t": None})
+    found = json.loads(json.dumps(status.to_dict()))
     assert found["at"] == "2026-09-21T14:13:20.000+00:00"
+    assert (found["version"], found["took_seconds"]) == (1, 0.512)
     one = found["exchanges"]["binance"]
     assert (one["flow"]["state"], one["topic_id"], one["kafka_problem"]) == ("runs", "id", None)
+    assert one["flow"]["writers"] == [{"host": "here", "pid": 7, "started": 1.0}]
     assert one["layers"]["gold"] is None
     assert (one["layers"]["bronze"]["lag"], one["layers"]["bronze"]["lag_seconds"]) == (5, 4.0)
     assert one["layers"]["bronze"]["partitions"][0]["next"] == 10
     assert one["layers"]["bronze"]["messages_per_second"] is None
     assert one["dead_letters"]["reasons"] == {"c": 3}
+    table_dict = found["tables"]["bronze_t"]
     assert found["tables"]["gold_t"] is None
-    assert found["tables"]["bronze_t"]["due"] == [{"what": "compaction", "removed": 12, "added": 2}]
-    assert found["tables"]["bronze_t"]["leader"]["until"] == "2026-09-21T14:13:20.001+00:00"
+    assert (table_dict["rows"], table_dict["committed_at"]) == (1, "2026-09-21T14:13:20.000+00:00")
+    assert table_dict["due"] == [{"what": "compaction", "removed": 12, "added": 2}]
+    assert table_dict["maintained"] == [{"what": "compaction", "at": "2026-09-21T14:13:20.000+00:00"}]
+    assert table_dict["leader"] == {
+        "host": "here", "pid": 7, "started": 1.0, "until": "2026-09-21T14:13:20.001+00:00",
+    }  # fmt: skip
