@@ -1,30 +1,9 @@
 """All errors that k2flow raises on purpose.
 
     K2flowError
-    ├── SettingsError            a setting is unknown, missing or wrong
-    ├── UnknownExchangeError     no file in flows/ declares this exchange
-    ├── UnsupportedVersionError  a library's version is not one that k2flow was tested with
-    ├── CatalogError             the Iceberg catalog or its storage cannot be reached
-    ├── TableDiffersError        a table exists but is not the table that k2flow defines
-    ├── DataFileError            a data file of a table cannot be read
-    ├── KafkaError               the broker, a topic or a partition cannot be used
-    │   ├── NoBrokerError        no broker answers at all
-    │   └── LostOffsetsError     Kafka no longer has messages that were never committed
-    ├── ProduceError             messages could not be produced or delivered
-    ├── SchemaError              an Avro writer schema cannot be used
-    ├── RegistryError            the schema registry cannot be reached
-    ├── CommitError              a commit to a table failed permanently
-    │   ├── FencedError          a newer copy of the flow has fenced this one
-    │   ├── OffsetGapError       a range of offsets does not begin where the ledger ends
-    │   └── CommitConflictError  other commits have changed the table so that this one no longer fits
-    ├── AlreadyRunningError      another live copy of the flow owns the tables
-    ├── DedupError               ids cannot be deduplicated as given
-    ├── RunError                 the processes of a flow could not be run
-    ├── ReprocessError           messages cannot be reprocessed as asked
-    ├── MaintenanceError         a table cannot be maintained as it is
-    ├── QueryError               a query failed
-    ├── ReportError              a report cannot be written
-    └── AuditError               the audit is incomplete
+    ├── KafkaError: NoBrokerError, LostOffsetsError
+    ├── CommitError: FencedError, OffsetGapError, CommitConflictError
+    └── all others
 
 Each message is one line: the cause, then what to do next.
 """

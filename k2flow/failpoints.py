@@ -65,13 +65,9 @@ _reached: Counter[Point] = Counter()
 
 
 def arm(text: str) -> None:
-    """Arm the points in `text`, the value of K2FLOW_FAILPOINTS, and disarm all others.
-
-    Raises:
-        SettingsError: `text` names an unknown point or action.
-    """
+    """Arm the points in `text`, the value of K2FLOW_FAILPOINTS, and disarm all others. Raises SettingsError."""
     armed = {}
-    for part in filter(None, (part.strip() for part in text.split(","))):
+    for part in filter(None, map(str.strip, text.split(","))):
         try:
             name, _, rest = part.partition("=")
             action, _, count = rest.partition("@")
@@ -88,11 +84,7 @@ def arm(text: str) -> None:
 
 
 def reach(point: Point) -> None:
-    """Run the action that is armed at `point`, if any.
-
-    Raises:
-        InjectedError: the action is `raise`.
-    """
+    """Run the action that is armed at `point`, if any. `raise` raises InjectedError."""
     if not _armed or point not in _armed:
         return
     with _lock:
@@ -105,9 +97,8 @@ def reach(point: Point) -> None:
         case Action.DIE:
             os.kill(os.getpid(), signal.SIGKILL)
         case Action.STOP:
-            signal.pthread_kill(
-                get_ident(), signal.SIGSTOP
-            )  # a signal to the process could arrive after the next steps
+            # A signal to the process could arrive after the next steps.
+            signal.pthread_kill(get_ident(), signal.SIGSTOP)
         case Action.RAISE:
             raise InjectedError(f"failpoint {point}")
         case Action.HANG:

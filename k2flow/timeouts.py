@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -12,28 +13,20 @@ class DeadlinePassedError(Exception):
 
 
 def run_with_timeout(seconds: float, call: Callable[[], T]) -> T:
-    """Return or raise the result of `call`, run in a thread of its own.
+    """Return or raise the result of `call`, run in a thread of its own. Raises DeadlinePassedError after `seconds`.
 
     After a timeout the call continues in its thread, and may still take effect. The caller must end the process, or
     check the effect before it repeats the call.
-
-    Raises:
-        DeadlinePassedError: the call took longer than `seconds`.
     """
-    results: list[T] = []
-    errors: list[BaseException] = []
+    future: Future[T] = Future()
 
     def run() -> None:
         try:
-            results.append(call())
+            future.set_result(call())
         except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
-            errors.append(error)
+            future.set_exception(error)
 
-    thread = threading.Thread(target=run, name="run_with_timeout", daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if errors:
-        raise errors[0]
-    if results:
-        return results[0]
-    raise DeadlinePassedError(f"no answer within {seconds:g} s")
+    threading.Thread(target=run, name="run_with_timeout", daemon=True).start()
+    if not wait([future], seconds).done:
+        raise DeadlinePassedError(f"no answer within {seconds:g} s")
+    return future.result()

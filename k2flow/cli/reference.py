@@ -16,6 +16,7 @@ from k2flow.config.settings import (
     PREFIX,
     REGISTRY_PREFIX,
     REGISTRY_PROPERTIES,
+    REGISTRY_VARIABLES,
     ExchangeSettings,
     Settings,
 )
@@ -150,10 +151,7 @@ def _kafka(properties: Mapping[str, str]) -> Iterable[tuple[str, str]]:
 
 
 def _registry() -> Iterable[tuple[str, str]]:
-    return (
-        (f"`{REGISTRY_PREFIX}{name.upper().replace('.', '_')}`", meaning)
-        for name, meaning in REGISTRY_PROPERTIES.items()
-    )
+    return ((f"`{variable}`", REGISTRY_PROPERTIES[name]) for variable, name in REGISTRY_VARIABLES.items())
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -1,6 +1,6 @@
 """PyIceberg's configuration file, `.pyiceberg.yaml`: an unreadable one is an error of one line.
 
-PyIceberg reads the file when it is imported, so that an unreadable one ends in a traceback, wherever that import is.
+PyIceberg reads the file when it is imported. Without this check an unreadable one ends in a traceback at that import.
 """
 
 import os
@@ -12,11 +12,7 @@ NAME = ".pyiceberg.yaml"
 
 
 def check_pyiceberg_file() -> None:
-    """Read the file as PyIceberg does, if it exists; call this before anything imports PyIceberg.
-
-    Raises:
-        SettingsError: the file cannot be read.
-    """
+    """Read the file as PyIceberg does, if it exists, before anything imports PyIceberg. Raises SettingsError."""
     folders = [os.environ.get("PYICEBERG_HOME") or None, Path("~").expanduser(), Path.cwd()]
     if not any(Path(folder, NAME).is_file() for folder in folders if folder is not None):
         return

@@ -22,10 +22,7 @@ _from_files: dict[str, str] = {}
 def load_into_environment() -> None:
     """Put the values of the files into this process's environment, where all settings are read.
 
-    Repeated calls read the files again.
-
-    Raises:
-        SettingsError: the folder or a file is unreadable, is no setting, or is in the environment too.
+    Repeated calls read the files again. A variable that is in the environment too raises SettingsError.
     """
     folder = os.environ.get(VARIABLE)
     if folder is None:
@@ -49,10 +46,8 @@ def inheritable_environment() -> dict[str, str]:
 def read_files(folder: Path) -> Mapping[str, str]:
     """Return the contents of the files in `folder`, by name, without one line end at the end of each.
 
-    Names that begin with a dot are skipped: Kubernetes keeps versions of a mounted folder under such names.
-
-    Raises:
-        SettingsError: the folder or a file is unreadable, or is no setting.
+    Names that begin with a dot are skipped: Kubernetes keeps versions of a mounted folder under such names. A file that
+    is unreadable or no setting raises SettingsError.
     """
     values: dict[str, str] = {}
     try:

@@ -19,7 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 from typing_extensions import override
 
@@ -48,6 +48,8 @@ REGISTRY_PROPERTIES = {
     "proxy": "address of an HTTP proxy",
 }
 """The properties of Confluent's SchemaRegistryClient that can be set, with their descriptions."""
+REGISTRY_VARIABLES = {REGISTRY_PREFIX + name.upper().replace(".", "_"): name for name in REGISTRY_PROPERTIES}
+"""The variables that set these properties."""
 SERVERS = f"{KAFKA_PREFIX}BOOTSTRAP_SERVERS"
 DEFAULT_SERVERS = "127.0.0.1:9092"
 MIN_SIMILARITY = 0.75
@@ -59,6 +61,20 @@ SECRET = re.compile(
 )
 PASSWORD_IN_URL = re.compile(r"(?<=://)([^/:@\s]*):([^@/\s]+)@")
 PASSWORD_IN_QUERY = re.compile(r"([?&;](?:password|passwd|pwd|token|secret)=)[^&;\s]+", re.IGNORECASE)
+
+
+def _split(value: object) -> object:
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
+def _check_ids(value: tuple[int, ...]) -> tuple[int, ...]:
+    if not value or any(not 0 <= i < 2**32 for i in value):
+        raise ValueError("must be one or more ids from 0 to 4294967295")
+    return value
+
+
+def _upper(value: object) -> object:
+    return value.upper() if isinstance(value, str) else value
 
 
 class Settings(BaseSettings):
@@ -73,7 +89,7 @@ class Settings(BaseSettings):
     secrets_dir: Path | None = Field(
         default=None, description="Folder of secrets: each file has the name of a variable and holds its value."
     )
-    schema_ids: Annotated[tuple[int, ...], NoDecode] = Field(
+    schema_ids: Annotated[tuple[int, ...], NoDecode, BeforeValidator(_split), AfterValidator(_check_ids)] = Field(
         default=(1,), description="Without a registry: the schema ids of TradeV2, separated by commas."
     )
     schema_registry_url: str | None = Field(
@@ -82,7 +98,9 @@ class Settings(BaseSettings):
     until_caught_up: bool = Field(
         default=False, description="Drain, commit and stop at the offsets that end the topic at start-up."
     )
-    log_level: str = Field(default="INFO", description="DEBUG, INFO, WARNING or ERROR.")
+    log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_upper)] = Field(
+        default="INFO", description="The least severe messages that are logged."
+    )
     log_format: Literal["text", "json"] = Field(
         default="text", description="text: lines for people; json: one object per line, for log collectors."
     )
@@ -101,14 +119,10 @@ class Settings(BaseSettings):
         default=60, gt=0, description="`k2flow run`: seconds that the processes of an exchange may take to connect."
     )
     stop_seconds: float = Field(
-        default=60,
-        gt=0,
-        description="`k2flow run`: seconds that a flow may take to drain and commit before it is killed.",
+        default=60, gt=0, description="`k2flow run`: seconds for a flow to drain and commit before it is killed."
     )
     peer_seconds: float = Field(
-        default=30,
-        ge=1,
-        description="Seconds without a sign of life after which another process of a flow counts as lost.",
+        default=30, ge=1, description="Seconds without a sign of life before another process of a flow counts as lost."
     )
     cluster: str | None = Field(
         default=None, description="Cluster: the addresses of a flow's processes on all hosts, as host:port;host:port."
@@ -122,25 +136,6 @@ class Settings(BaseSettings):
     failpoints: str = Field(
         default="", description="For tests: points at which the process dies, fails, hangs or stops."
     )
-
-    @field_validator("schema_ids", mode="before")
-    @classmethod
-    def _split(cls, value: object) -> object:
-        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
-
-    @field_validator("schema_ids")
-    @classmethod
-    def _at_least_one(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if not value or any(not 0 <= i < 2**32 for i in value):
-            raise ValueError("must be one or more ids from 0 to 4294967295")
-        return value
-
-    @field_validator("log_level")
-    @classmethod
-    def _known_level(cls, value: str) -> str:
-        if value.upper() not in {"DEBUG", "INFO", "WARNING", "ERROR"}:
-            raise ValueError("must be DEBUG, INFO, WARNING or ERROR")
-        return value.upper()
 
     @cached_property
     def kafka(self) -> dict[str, str]:
@@ -157,9 +152,7 @@ class Settings(BaseSettings):
         """Properties for Confluent's SchemaRegistryClient; empty without K2FLOW_SCHEMA_REGISTRY_URL."""
         if not self.schema_registry_url:
             return {}
-        given = {
-            name: os.environ[variable] for variable, name in _registry_variables().items() if variable in os.environ
-        }
+        given = {name: os.environ[variable] for variable, name in REGISTRY_VARIABLES.items() if variable in os.environ}
         defaults: dict[str, str] = {}
         if "REQUESTS_CA_BUNDLE" in os.environ:  # PyIceberg's REST client reads it too
             defaults["ssl.ca.location"] = os.environ["REQUESTS_CA_BUNDLE"]
@@ -211,22 +204,17 @@ class ExchangeSettings(BaseSettings):
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
         env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
+        *_: Any,
+        **__: Any,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Let the environment override the declaration."""
         return env_settings, init_settings
 
 
-def _registry_variables() -> dict[str, str]:
-    """Return the variables for properties of the registry's client, with the names of the properties."""
-    return {REGISTRY_PREFIX + name.upper().replace(".", "_"): name for name in REGISTRY_PROPERTIES}
-
-
 def load_settings(exchanges: Iterable[str] = ()) -> Settings:
-    """Read the settings for all exchanges; variables of the exchanges named in `exchanges` are known too.
+    """Read the settings for all exchanges. Raises SettingsError for a variable that is unknown or wrong.
 
-    Raises:
-        SettingsError: a variable is unknown or wrong.
+    Variables of the exchanges named in `exchanges` are known too.
     """
     secret_files.load_into_environment()
     _refuse_unknown(exchanges)
@@ -237,11 +225,7 @@ def load_settings(exchanges: Iterable[str] = ()) -> Settings:
 
 
 def load_exchange_settings(exchange: str, declared: Mapping[str, Any]) -> ExchangeSettings:
-    """Return the values that flows/<exchange>.py declares, overridden by the environment.
-
-    Raises:
-        SettingsError: a value is wrong or missing.
-    """
+    """Return the values that flows/<exchange>.py declares, overridden by the environment. Raises SettingsError."""
     secret_files.load_into_environment()
     prefix = f"{PREFIX}{exchange.upper()}_"
     try:
@@ -256,7 +240,7 @@ def _refuse_unknown(exchanges: Iterable[str]) -> None:
         **{f"{PREFIX}{name.upper()}_": ExchangeSettings for name in exchanges},
     }
     known = {f"{prefix}{field.upper()}" for prefix, model in prefixes.items() for field in model.model_fields}
-    known |= _registry_variables().keys()
+    known |= REGISTRY_VARIABLES.keys()
     for name in sorted(os.environ):
         if name.startswith(PREFIX) and name not in known and not name.startswith(KAFKA_PREFIX):
             meant = _closest_setting(name, prefixes, known | {SERVERS})
@@ -287,8 +271,8 @@ def _similarity(typed: str, field: str) -> float:
 def _settings_error(error: ValidationError, prefix: str) -> SettingsError:
     first = error.errors()[0]
     name = f"{prefix}{'_'.join(str(part) for part in first['loc'][:1]).upper()}"
-    value = mask(name, str(first.get("input")))
-    return SettingsError(f"{name}={value!r} is wrong: {first['msg']}")
+    value = os.environ.get(name, str(first.get("input")))
+    return SettingsError(f"{name}={mask(name, value)!r} is wrong: {first['msg']}")
 
 
 def mask(name: str, value: str) -> str:
@@ -331,7 +315,7 @@ def registry_origins() -> list[Origin]:
     """Return the properties for the schema registry's client that are set, each with its source."""
     return [
         Origin(variable, mask(variable, os.environ[variable]), _source(variable, ""))
-        for variable in _registry_variables()
+        for variable in REGISTRY_VARIABLES
         if variable in os.environ
     ]
 

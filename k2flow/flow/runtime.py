@@ -26,9 +26,8 @@ from k2flow.flow.signals import end_with_supervisor, stop_on_signals
 from k2flow.iceberg.catalog import open_catalog
 from k2flow.observability import tracing
 from k2flow.observability.endpoint import serve
-from k2flow.observability.logs import set_up_logging
+from k2flow.observability.logs import NativeStderr, set_up_logging
 from k2flow.observability.metrics import STAGE, SUPERVISED, Stage
-from k2flow.observability.native_stderr import NativeStderr
 from k2flow.process_exit import ERROR_PREFIX, EXIT_FAILED, EXIT_TRY_AGAIN, PEER_LOST, exit_code
 
 log = logging.getLogger(__name__)

@@ -1,24 +1,25 @@
-"""The log: one line an event on standard error, as text or as JSON."""
+"""What a process writes on standard error: its log, without the lines of native code."""
 
 import logging
+import os
 import sys
+import tempfile
 import warnings
+from typing import IO, Self
 
+STDERR = 2
 JSON_NAMES = {"levelname": "level", "name": "logger"}
 """Names of the JSON fields that differ from those of Python's log records."""
 
 
 def set_up_logging(level: str, log_format: str = "text") -> None:
-    """Write records of at least `level` to standard error, one line each.
+    """Write records of at least `level` to standard error, one line each, as text or as JSON.
 
     PyIceberg's warnings about its own experimental features are hidden: users cannot act on them.
     """
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        _json_formatter()
-        if log_format == "json"
-        else logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
-    )
+    text = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+    handler.setFormatter(_json_formatter() if log_format == "json" else logging.Formatter(text))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.getLogger("pyiceberg").setLevel(max(logging.WARNING, logging.getLogger().level))
     warnings.filterwarnings("ignore", module="pyiceberg")
@@ -42,3 +43,30 @@ class ClientLog:
     def log(self, level: int, message: str, *args: object) -> None:
         """Log a line of librdkafka, whatever its level."""
         self._log.debug(message, *args)
+
+
+class NativeStderr:
+    """Sends file descriptor 2 into an unnamed file while entered; Python's `sys.stderr` still reaches the terminal.
+
+    When an error ends a dataflow, Bytewax's Rust code prints a panic message and a backtrace of many lines that do not
+    help a user. librdkafka and glibc may print lines of their own.
+    """
+
+    def __enter__(self) -> Self:
+        sys.stderr.flush()
+        self._file: IO[bytes] = tempfile.TemporaryFile()
+        self._terminal = os.dup(STDERR)
+        os.dup2(self._file.fileno(), STDERR)
+        self._python_stderr = sys.stderr
+        sys.stderr = os.fdopen(os.dup(self._terminal), "w", buffering=1)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.stderr.flush()
+        os.dup2(self._terminal, STDERR)
+        sys.stderr = self._python_stderr
+
+    def text(self) -> str:
+        """Return the output of native code so far."""
+        size = os.fstat(self._file.fileno()).st_size
+        return os.pread(self._file.fileno(), size, 0).decode("utf-8", "replace")

@@ -1,18 +1,24 @@
 """The Prometheus metrics of a flow.
 
 Each process counts for itself. `k2flow run` sets PROMETHEUS_MULTIPROC_DIR: the counts then go into files of that
-folder, which outlive the process and which the supervisor adds up. Without it the counts are this process's alone.
+folder, which outlive the process. The supervisor adds them up. Without it the counts are this process's alone.
 Names follow Prometheus' conventions (base units, `_total`); `layer` is bronze, silver, dlq or gold.
 """
 
+import struct
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
 import psutil
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.metrics_core import Metric
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_fixed
+from typing_extensions import override
 
 if TYPE_CHECKING:
     from pyiceberg.manifest import DataFile
@@ -50,17 +56,12 @@ BATCH_MESSAGES = Histogram(
 COMMITTED_AT = Gauge(
     "k2flow_last_commit_timestamp_seconds", "Time of a layer's last commit.", LABELS, multiprocess_mode="max"
 )
+WORKER = ("exchange", "worker")
 SEEN_IDS = Gauge(
-    "k2flow_dedup_ids",
-    "Message ids in a worker's deduplication index.",
-    ("exchange", "worker"),
-    multiprocess_mode="livesum",
+    "k2flow_dedup_ids", "Message ids in a worker's deduplication index.", WORKER, multiprocess_mode="livesum"
 )
 SEEN_BYTES = Gauge(
-    "k2flow_dedup_bytes",
-    "Memory of a worker's deduplication index.",
-    ("exchange", "worker"),
-    multiprocess_mode="livesum",
+    "k2flow_dedup_bytes", "Memory of a worker's deduplication index.", WORKER, multiprocess_mode="livesum"
 )
 RESIDENT_BYTES = Gauge(
     "k2flow_resident_bytes", "Resident memory of an exchange's processes.", ("exchange",), multiprocess_mode="livesum"
@@ -121,3 +122,32 @@ def count_commit(
             DEAD_LETTERS.labels(exchange, reason).inc(count)
     DUPLICATES.labels(exchange).inc(sum(each.duplicates for each in stats))
     RESIDENT_BYTES.labels(exchange).set(psutil.Process().memory_info().rss)
+
+
+class ProcessCounts(Collector):
+    """The metrics of all processes that write into a folder, added up.
+
+    A read is repeated while a process creates or removes a file: Prometheus' client fails on a half-written one.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._files = MultiProcessCollector(None, folder)  # type: ignore[no-untyped-call]
+        self._retrying = Retrying(
+            retry=retry_if_exception_type((struct.error, ValueError, OSError)),
+            wait=wait_fixed(0.02),
+            stop=stop_after_attempt(50),
+            reraise=True,
+        )
+
+    @override
+    def collect(self) -> Iterable[Metric]:
+        metrics: Iterable[Metric] = self._retrying(lambda: list(self._files.collect()))  # type: ignore[no-untyped-call]
+        return metrics
+
+
+def process_stage(folder: str, exchange: str, pid: int) -> Stage:
+    """Return the stage that a process has reported in the metrics of `folder`."""
+    registry = CollectorRegistry()
+    registry.register(ProcessCounts(folder))
+    value = registry.get_sample_value("k2flow_process_stage", {"exchange": exchange, "pid": str(pid)})
+    return Stage(int(value or 0))

@@ -13,8 +13,7 @@ from prometheus_client.multiprocess import mark_process_dead
 
 from k2flow.config import secret_files
 from k2flow.config.settings import Settings
-from k2flow.observability.metrics import SUPERVISED, Stage
-from k2flow.supervisor.counts import process_stage
+from k2flow.observability.metrics import SUPERVISED, Stage, process_stage
 from k2flow.supervisor.failure import FlowFailure, StderrRelay, find_failure
 from k2flow.supervisor.plan import ProcessPlan, free_addresses
 
@@ -38,15 +37,9 @@ class SupervisedFlow:
     """
 
     def __init__(
-        self,
-        plan: ProcessPlan,
-        settings: Settings,
-        environment: Mapping[str, str],
-        stopping: threading.Event,
-        log_failure: bool,
+        self, plan: ProcessPlan, settings: Settings, environment: Mapping[str, str], stopping: threading.Event
     ) -> None:
         self.plan = plan
-        self._log_failure = log_failure
         self._settings = settings
         self._environment = environment
         self._stopping = stopping
@@ -68,10 +61,12 @@ class SupervisedFlow:
             return None
         return f"{self.plan.exchange}: {reading} of {len(self.plan.numbers)} processes read"
 
-    def run(self) -> None:
+    def run(self, log_failure: bool) -> None:
         """Run until the flow ends, or fails permanently."""
         try:
             self._run_with_backoff()
+            if self._failure and log_failure:
+                log.error("%s: %s", self.plan.exchange, self._failure)
         except Exception as error:  # an error of this thread would go unnoticed
             log.exception("%s: the supervisor failed", self.plan.exchange)
             self._failure = f"{self.plan.exchange}: the supervisor failed: {error!r}"
@@ -86,8 +81,6 @@ class SupervisedFlow:
                 break
             if not failure.retryable or self._stopping.is_set():
                 self._failure = failure.reason
-                if self._log_failure:
-                    log.error("%s: %s", exchange, failure.reason)
                 break
             failures = 1 if time.monotonic() - started > HEALTHY_SECONDS else failures + 1
             pause = min(2.0 ** (failures - 1), MAX_BACKOFF_SECONDS) * random.uniform(0.5, 1)

@@ -12,9 +12,10 @@ from k2flow.errors import SettingsError
 
 @dataclass(frozen=True)
 class ProcessPlan:
-    """The processes of one exchange that run on this host: `numbers` index `addresses`, those of all hosts.
+    """The processes of one exchange that run on this host.
 
-    Without addresses all processes run on this host, and get new addresses at each start.
+    `numbers` index `addresses`, those of all hosts. Without addresses all processes run on this host, and get new
+    addresses at each start.
     """
 
     exchange: str
@@ -23,12 +24,9 @@ class ProcessPlan:
 
 
 def plan_processes(exchange: str, processes: int, cluster: str | None, process_id: int | None) -> ProcessPlan:
-    """Plan `processes` processes on this host, or in a cluster the one numbered `process_id`.
+    """Plan `processes` processes on this host, or in a cluster the one numbered `process_id`. Raises SettingsError.
 
     Without `process_id` the number is the digits at the end of this host's name.
-
-    Raises:
-        SettingsError: the cluster's addresses or this host's number are missing or wrong.
     """
     if cluster is None:
         if process_id is not None:

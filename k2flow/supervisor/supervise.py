@@ -13,8 +13,7 @@ from k2flow.errors import RunError
 from k2flow.exchange import find_exchange
 from k2flow.iceberg.catalog import open_catalog
 from k2flow.observability.endpoint import serve
-from k2flow.observability.metrics import SUPERVISED
-from k2flow.supervisor.counts import ProcessCounts
+from k2flow.observability.metrics import SUPERVISED, ProcessCounts
 from k2flow.supervisor.flow import SupervisedFlow
 from k2flow.supervisor.plan import ProcessPlan
 
@@ -25,21 +24,19 @@ def supervise(plans: Sequence[ProcessPlan], settings: Settings, extra: Mapping[s
     When one process crashes, the others of its exchange are ended, and all restart after a pause (SupervisedFlow).
     Nothing is lost: messages that were not committed are read again. SIGTERM and SIGINT go to all processes, which then
     drain and commit; those that have not ended after `stop_seconds` are killed. If this process itself is killed, they
-    get a SIGTERM.
-
-    Raises:
-        RunError: once all have ended, for errors that a restart cannot fix, or that kept a flow from its first start.
+    get a SIGTERM. Once all have ended, errors that a restart cannot fix, or that kept a flow from its first start,
+    raise RunError.
     """
     stopping = threading.Event()
     with tempfile.TemporaryDirectory(prefix="k2flow-counts-") as counts:
-        environment, several = {**extra, SUPERVISED: counts}, len(plans) > 1
-        # The error of a single flow ends the command, which reports it.
-        flows = [SupervisedFlow(plan, settings, environment, stopping, log_failure=several) for plan in plans]
+        environment = {**extra, SUPERVISED: counts}
+        flows = [SupervisedFlow(plan, settings, environment, stopping) for plan in plans]
         port = settings.metrics_port
         with nullcontext() if port is None else _metrics_served(flows, settings, port, counts):
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: stopping.set())
-            threads = [threading.Thread(target=flow.run, name=flow.plan.exchange) for flow in flows]
+            log_failure = len(flows) > 1  # the error of a single flow ends the command, which reports it
+            threads = [threading.Thread(target=flow.run, name=flow.plan.exchange, args=[log_failure]) for flow in flows]
             for thread in threads:
                 thread.start()
             for thread in threads:

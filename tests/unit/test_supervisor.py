@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from k2flow.errors import SettingsError
+from k2flow.observability.metrics import ProcessCounts
 from k2flow.process_exit import EXIT_FAILED, EXIT_TRY_AGAIN, EXIT_UNAVAILABLE, PEER_LOST
-from k2flow.supervisor.counts import ProcessCounts
 from k2flow.supervisor.failure import FlowFailure, find_failure
 from k2flow.supervisor.plan import ProcessPlan, plan_processes
 
