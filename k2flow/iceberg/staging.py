@@ -28,7 +28,7 @@ from pydantic import TypeAdapter, ValidationError
 from pyiceberg.catalog import Catalog
 from pyiceberg.manifest import DataFile, ManifestEntryStatus
 from pyiceberg.table import Table
-from pyiceberg.table.snapshots import Operation
+from pyiceberg.table.snapshots import Operation, ancestors_of
 from pyiceberg.table.update import (
     AssertRefSnapshotId,
     RemovePropertiesUpdate,
@@ -234,17 +234,9 @@ def _drop_branch(table: Table, branch: str) -> tuple[TableUpdate, ...]:
     """Return the updates that drop a branch, and its head unless main has it too."""
     head = table.metadata.refs[branch].snapshot_id
     dropped = RemoveSnapshotRefUpdate.model_validate({"ref-name": branch})
-    if _is_on_main(table, head):
+    if any(snapshot.snapshot_id == head for snapshot in ancestors_of(table.current_snapshot(), table.metadata)):
         return (dropped,)
     return dropped, RemoveSnapshotsUpdate.model_validate({"snapshot-ids": [head]})
-
-
-def _is_on_main(table: Table, snapshot_id: int) -> bool:
-    parents: dict[int, int | None] = {s.snapshot_id: s.parent_snapshot_id for s in table.metadata.snapshots}
-    at = table.metadata.current_snapshot_id
-    while at is not None and at != snapshot_id:
-        at = parents.get(at)
-    return at == snapshot_id
 
 
 def _commit_change(catalog: Catalog, name: str, build: Callable[[Table], Changes]) -> None:

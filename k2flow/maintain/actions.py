@@ -66,29 +66,29 @@ def due_actions(table: Table, files: Sequence[LiveFile], timing: Timing) -> Iter
     """
     if staged_branch(table):
         return
-    if old := expired(table, files, timing):
-        yield retention(table, old)
-    for each in compactions(table, files, timing):
-        yield compaction(table, each, 1)
-    if merge := manifest_rewrite(table):
+    if old := expired_by_retention(table, files, timing):
+        yield retention_action(table, old)
+    for each in due_compactions(table, files, timing):
+        yield compaction_action(table, each, 1)
+    if merge := manifests_action(table):
         yield merge
-    if planned := expiration(table, timing):
-        yield expired_snapshots(table.name()[-1], planned)
+    if planned := due_expiration(table, timing):
+        yield snapshots_action(table.name()[-1], planned)
 
 
-def expired(table: Table, files: Sequence[LiveFile], timing: Timing) -> list[LiveFile]:
+def expired_by_retention(table: Table, files: Sequence[LiveFile], timing: Timing) -> list[LiveFile]:
     """Return the files beyond the table's retention."""
     return expired_files(files, _retention_days(table), timing.now().date())
 
 
-def retention(table: Table, old: Sequence[LiveFile]) -> MaintenanceAction:
+def retention_action(table: Table, old: Sequence[LiveFile]) -> MaintenanceAction:
     """Return the action that removes the files `old`."""
     days = sorted({live.day for live in old})
     detail = f"days {days[0]} to {days[-1]}, {_retention_days(table)} are kept"
     return _file_action(table, "retention", old, detail=detail)
 
 
-def compactions(table: Table, files: Sequence[LiveFile], timing: Timing) -> list[Compaction]:
+def due_compactions(table: Table, files: Sequence[LiveFile], timing: Timing) -> list[Compaction]:
     """Return the compactions due; none if another engine's delete files apply to the table."""
     snapshot = table.current_snapshot()
     with catalog_errors():
@@ -96,19 +96,19 @@ def compactions(table: Table, files: Sequence[LiveFile], timing: Timing) -> list
     if any(manifest.content == ManifestContent.DELETES for manifest in manifests):
         log.warning("%s: not compacted: another engine's delete files apply to it; compact it there", table.name()[-1])
         return []
-    old = {live.file.file_path for live in expired(table, files, timing)}
+    old = {live.file.file_path for live in expired_by_retention(table, files, timing)}
     kept = [live for live in files if live.file.file_path not in old]
     return plan_compactions(kept, target_bytes(table), timing.now())
 
 
-def compaction(table: Table, planned: Compaction, added: int) -> MaintenanceAction:
+def compaction_action(table: Table, planned: Compaction, added: int) -> MaintenanceAction:
     """Return the action that replaces the files of a compaction by `added` new ones."""
     first = planned.files[0]
     partition = f"{first.day}" if first.hour is None else f"{first.day} {first.hour:02d}h"
     return _file_action(table, "compaction", planned.files, added=added, detail=f"partition {partition}")
 
 
-def manifest_rewrite(table: Table) -> MaintenanceAction | None:
+def manifests_action(table: Table) -> MaintenanceAction | None:
     """Return the action that rewrites the manifests; None if they are in good order."""
     with catalog_errors():
         manifests = data_manifests(table)
@@ -122,12 +122,12 @@ def manifest_rewrite(table: Table) -> MaintenanceAction | None:
     )
 
 
-def expiration(table: Table, timing: Timing) -> SnapshotExpiration:
+def due_expiration(table: Table, timing: Timing) -> SnapshotExpiration:
     """Return the snapshots and tags to expire."""
     return plan_expiration(table.metadata, timing.now_ms() - int(timing.reader_seconds * 1000))
 
 
-def expired_snapshots(name: str, planned: SnapshotExpiration) -> MaintenanceAction:
+def snapshots_action(name: str, planned: SnapshotExpiration) -> MaintenanceAction:
     """Return the action that expires snapshots and tags."""
     tags = f"and {len(planned.tags)} tags of maintenance" if planned.tags else ""
     return MaintenanceAction(name, "snapshots", len(planned.snapshot_ids), detail=tags)

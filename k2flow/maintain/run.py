@@ -66,14 +66,14 @@ class MaintenanceRun:
     def _remove_expired(self) -> Iterator[MaintenanceAction]:
         """Remove whole days by a change of metadata alone."""
         table = self._table()
-        old = actions.expired(table, self._live_files(table), self._timing)
+        old = actions.expired_by_retention(table, self._live_files(table), self._timing)
         if old and self._rewrite(Operation.DELETE, _paths(old)):
-            yield actions.retention(table, old)
+            yield actions.retention_action(table, old)
 
     def _compact(self) -> Iterator[MaintenanceAction]:
         table = self._table()
         compactor = Compactor(table, self._definition)
-        planned = iter(actions.compactions(table, self._live_files(table), self._timing))
+        planned = iter(actions.due_compactions(table, self._live_files(table), self._timing))
         with ThreadPoolExecutor(THREADS, "compaction") as pool:
             while some := list(islice(planned, COMPACTIONS_PER_COMMIT)):
                 new = list(pool.map(lambda each: compactor.compact(each.files), some))
@@ -86,20 +86,20 @@ class MaintenanceRun:
         added = [file for files in new for file in files]
         if self._rewrite(Operation.REPLACE, removed, added):
             for each, files in zip(done, new, strict=True):
-                yield actions.compaction(table, each, len(files))
+                yield actions.compaction_action(table, each, len(files))
         else:  # certainly not committed
             TableStorage(table).delete(path_of(file.file_path) for file in added)
 
     def _rewrite_manifests(self) -> Iterator[MaintenanceAction]:
         """Leave few manifests, ordered by partition. Remove those that only record removed files: they slow readers."""
-        planned = actions.manifest_rewrite(self._table())
+        planned = actions.manifests_action(self._table())
         if planned and self._rewrite(Operation.REPLACE):
             yield planned
 
     def _expire_snapshots(self) -> Iterator[MaintenanceAction]:
-        done = expire_snapshots(self._catalog, self._name, lambda table: actions.expiration(table, self._timing))
+        done = expire_snapshots(self._catalog, self._name, lambda table: actions.due_expiration(table, self._timing))
         if done:
-            yield actions.expired_snapshots(self._name, done)
+            yield actions.snapshots_action(self._name, done)
 
     def _delete_orphans(self) -> Iterator[MaintenanceAction]:
         """Delete orphan files.
