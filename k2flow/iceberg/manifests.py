@@ -1,4 +1,4 @@
-"""Entries of Iceberg's manifests, made small to be kept in memory."""
+"""Entries of Iceberg's manifests, small enough to keep in memory."""
 
 from pyiceberg.manifest import DataFile
 

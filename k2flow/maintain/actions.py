@@ -77,7 +77,7 @@ def due_actions(table: Table, files: Sequence[LiveFile], timing: Timing) -> Iter
 
 
 def expired_by_retention(table: Table, files: Sequence[LiveFile], timing: Timing) -> list[LiveFile]:
-    """Return the files beyond the table's retention."""
+    """Return the files of days that the table no longer keeps."""
     return expired_files(files, _retention_days(table), timing.now().date())
 
 

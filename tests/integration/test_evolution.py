@@ -35,11 +35,11 @@ MORE = {"fee": 0.25, "venue": "spot", "levels": [1, 2]}
 
 @pytest.fixture
 def registry() -> Iterator[Registry]:
-    made = Registry()
-    made.register(1, OLDER)
-    made.register(2, NEWER)
-    with made.running():
-        yield made
+    registry = Registry()
+    registry.register(1, OLDER)
+    registry.register(2, NEWER)
+    with registry.running():
+        yield registry
 
 
 def trade(number: int) -> dict[str, Any]:
