@@ -29,13 +29,13 @@ COPY = replace(
     name="copy",
     table_pattern="copy_{exchange}_trades",
     fields=(
-        *SILVER.fields,
+        *SILVER.fields[1:],
         Field("currency_length", IntegerType(), derive=lambda trades: _lengths(trades["currency"])),
     ),
 )
-"""A fifth layer whose rows the audit compares."""
+"""A fifth layer, without the deduplication key, whose rows the audit compares."""
 RAW = replace(BRONZE, name="raw", table_pattern="raw_{exchange}_trades")
-"""A layer of which the audit checks only the files."""
+"""A layer whose files alone the audit checks."""
 
 
 def _lengths(texts: pa.StringArray) -> pa.Array:

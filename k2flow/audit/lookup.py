@@ -1,6 +1,7 @@
 """Finds the trades that have given hashes: only to name them, after a check found something."""
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 from k2flow.audit.context import AuditContext
@@ -15,20 +16,21 @@ MAX_ROWS = 10_000
 def trades_with(
     context: AuditContext, pinned: PinnedTables, layer: Layer, hash_sql: str, hashes: Sequence[int]
 ) -> list[dict[str, Any]]:
-    """Return key, exchange and timestamp of the rows, at most MAX_ROWS, whose `hash_sql` is one of `hashes`.
+    """Return key, exchange and time of the rows, at most MAX_ROWS, whose `hash_sql` is one of `hashes`.
 
     Reads the whole table.
     """
     if not hashes:
         return []
-    names = dict.fromkeys((*pinned.exchange.dedup_key, "exchange", "timestamp"))
+    candidates = dict.fromkeys((*pinned.exchange.dedup_key, "exchange", layer.event_time))
+    names = [name for name in candidates if name in layer.columns]
     columns, wanted = ", ".join(f'"{name}"' for name in names), ", ".join(map(str, hashes))
     sql = f"SELECT {columns} FROM batch WHERE {hash_sql} IN ({wanted}) LIMIT {MAX_ROWS}"
     found: list[dict[str, Any]] = []
     for batch in map(hashable, read(plan(pinned, layer), layer.columns, None, lambda _: None)):
         for row in context.store.select(batch, sql):
-            sample = dict(zip(names, row, strict=True))
-            found.append({**sample, "timestamp": sample["timestamp"].isoformat() if sample["timestamp"] else None})
+            values = (value.isoformat() if isinstance(value, datetime) else value for value in row)
+            found.append(dict(zip(names, values, strict=True)))
         if len(found) >= MAX_ROWS:
             break
     return found

@@ -44,8 +44,10 @@ class TradesCheck:
     def read(self, plan: ReadPlan) -> None:
         """Read the layer's rows into table `trades` of the database."""
         checks = FileChecks(plan)
+        exchange = self._pinned.exchange
+        key = id_hash(exchange) if set(exchange.dedup_key) <= set(self._layer.columns) else "NULL::UBIGINT"
         hashes = self._context.hashes.expressions(self._layer)
-        columns = f"'{self._layer.name}', {self._pinned.number}, {id_hash(self._pinned.exchange)}, {hashes}"
+        columns = f"'{self._layer.name}', {self._pinned.number}, {key}, {hashes}"
         batches = read(plan, self._layer.columns, checks, self._context.advance(plan))
         for batch in prefetch(map(hashable, batches)):
             self._store.insert("trades", batch, columns)

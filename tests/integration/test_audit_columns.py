@@ -90,8 +90,8 @@ def test_column_added_to_gold_in_one_place_is_audited(tmp_path: Path, monkeypatc
 
 
 def test_missing_row_of_an_extra_layer_is_found(lake: AuditedLake) -> None:
-    trade = lake.table(COPY).scan().to_arrow().slice(5, 1)["message_id"][0].as_py()
-    lake.table(COPY).delete(f"message_id = '{trade}'")
+    trade = lake.table(COPY).scan().to_arrow().slice(5, 1)["trade_id"][0].as_py()
+    lake.table(COPY).delete(f"trade_id = '{trade}'")
     assert "copy_missing" in found(lake.audit(), COPY, lake)
 
 

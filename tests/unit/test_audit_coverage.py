@@ -1,4 +1,4 @@
-"""The declaration of which check covers each column: no column of any layer is in no check."""
+"""The declaration of the check that covers each column: no column of any layer is in no check."""
 
 from dataclasses import replace
 from typing import Any
