@@ -4,7 +4,7 @@ from rich.table import Table
 
 from k2flow.cli.output import console
 from k2flow.cli.reference import markdown
-from k2flow.config.settings import PREFIX, kafka_origins, load_settings, mask, origins, registry_origins
+from k2flow.config.settings import PREFIX, load_settings, mask, origins, property_origins
 from k2flow.exchange import all_exchanges, exchange_names
 from k2flow.iceberg.catalog import configured, default_properties
 
@@ -18,7 +18,7 @@ def show_settings() -> None:
     """Show every setting, its value and its source. Secrets are masked."""
     settings = load_settings(exchange_names())
     table = Table("setting", "value", "from")
-    for origin in [*origins(settings, PREFIX, {}, ""), *kafka_origins(settings), *registry_origins()]:
+    for origin in [*origins(settings, PREFIX, {}, ""), *property_origins(settings)]:
         table.add_row(origin.name, origin.value, origin.source)
     catalog, source = configured(settings), "PyIceberg's configuration"
     if not catalog:

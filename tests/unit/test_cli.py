@@ -70,12 +70,14 @@ def test_lag_is_exact_while_it_is_short(seconds: float | None, level: Level, tex
         table="t",
         level=level,
         lag=1,
-        seconds=seconds,
-        partitions=(),
+        lag_seconds=seconds,
         messages=1,
         rows=1,
-        rate=None,
+        messages_per_second=None,
+        rows_per_second=None,
+        rate_over_seconds=None,
         committed_at=None,
+        partitions=(),
     )
     assert _behind(layer) == text
 
