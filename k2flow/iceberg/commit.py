@@ -215,7 +215,7 @@ class Committer:
         """Refuse to commit while rows are being replaced, and to begin a second replacement."""
         if STAGED_KEY + self._exchange in self._table.properties:
             raise CommitError(
-                f"{self._name}: rows of {self._exchange} are being replaced: start again, which finishes it first"
+                f"{self._name}: rows of {self._exchange} are being replaced: start again, which completes it first"
             )
         if request.branch is not None and (other := staged_branch(self._table)):
             raise CommitError(
