@@ -55,6 +55,16 @@ def test_file_falls_in_the_tiers_of_its_folder(name: str, tiers: set[str]) -> No
     assert {tier for tier, select in SELECT.items() if eval(select or "True", markers)} == tiers
 
 
+def test_contributing_lists_each_file_in_its_tier() -> None:
+    """CONTRIBUTING.md says what each tier proves."""
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    _, fast, default, everything = re.split(r"^\*\*(?:fast|default|all)\*\*$", text, flags=re.MULTILINE)
+    everything = everything.split("\n## ")[0]
+    slow = {Path(name).name for name in SLOW_FILES}
+    assert set(re.findall(r"test_\w+\.py", everything)) == slow
+    assert not set(re.findall(r"test_\w+\.py", fast + default)) & slow
+
+
 def test_tier_without_tests_fails_and_says_so(tmp_path: Path) -> None:
     """Pytest exits with 5 if it selects no test; the script reports it."""
     script = tmp_path / "scripts" / "test"
