@@ -87,11 +87,12 @@ def s3_secret(name: str, location: str, properties: Mapping[str, str]) -> str:
         options |= {"ENDPOINT": host.rstrip("/"), "USE_SSL": str(scheme != "http").lower()}
         virtual = properties.get("s3.force-virtual-addressing", "false").lower() == "true"
         options["URL_STYLE"] = "vhost" if virtual else "path"
-    listed = ", ".join(f"{option} {_literal(value)}" for option, value in options.items())
+    listed = ", ".join(f"{option} {string_literal(value)}" for option, value in options.items())
     return f'CREATE SECRET "{name}" ({listed})'
 
 
-def _literal(text: str) -> str:
+def string_literal(text: str) -> str:
+    """Return SQL for a text."""
     return "'" + text.replace("'", "''") + "'"
 
 
@@ -116,7 +117,7 @@ def _moment_ms(tables: Mapping[str, Table], as_of: AsOf) -> int:
 
 def _select(table: Table, moment_ms: int | None) -> str:
     """Return SQL for all rows of a table at a moment, or now."""
-    newest = f"SELECT * FROM iceberg_scan({_literal(table.metadata_location)}"
+    newest = f"SELECT * FROM iceberg_scan({string_literal(table.metadata_location)}"
     if moment_ms is None:
         return f"{newest})"
     snapshot = table.snapshot_as_of_timestamp(moment_ms)
@@ -133,9 +134,8 @@ def _select(table: Table, moment_ms: int | None) -> str:
 def table_names(connection: duckdb.DuckDBPyConnection) -> set[str]:
     """Return the names of the tables that a connection has views of."""
     with query_errors():
-        return {
-            name for (name,) in connection.sql("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall()
-        }
+        rows = connection.sql("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall()
+    return {name for (name,) in rows}
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 from markupsafe import Markup
 
 from k2flow.report import words
-from k2flow.report.axes import Axis, time_ticks, value_ticks
+from k2flow.report.axes import SECOND_US, Axis, time_ticks, value_ticks
 from k2flow.report.figures import Candle
 
 WIDTH, HALF = 1080, 520
@@ -57,26 +57,19 @@ class _Drawing:
         self.height = height
         self.low, self.high = height - bottom, TOP
         self.left, self.right = LEFT, width - RIGHT
-        self.svg = ElementTree.Element(
-            "svg",
-            {
-                "viewBox": f"0 0 {width} {height}",
-                "role": "img",
-                "aria-labelledby": f"{name}-title {name}-description",
-                "class": "chart" if width == WIDTH else "chart half",
-                "id": name,
-            },
-        )
+        self.svg = ElementTree.Element("svg", viewBox=f"0 0 {width} {height}", role="img", id=name)
+        self.svg.set("class", "chart" if width == WIDTH else "chart half")
+        self.svg.set("aria-labelledby", f"{name}-title {name}-description")
         ElementTree.SubElement(self.svg, "title", id=f"{name}-title").text = words.clean(title)
         ElementTree.SubElement(self.svg, "desc", id=f"{name}-description").text = words.clean(description)
 
     def add(self, tag: str, classes: str, tip: str = "", **attributes: float | str) -> ElementTree.Element:
         """Add a mark with the tooltip `tip`."""
         texts = {name: _text(value) for name, value in attributes.items()}
-        found = ElementTree.SubElement(self.svg, tag, {"class": classes, **texts})
+        mark = ElementTree.SubElement(self.svg, tag, {"class": classes, **texts})
         if tip:
-            ElementTree.SubElement(found, "title").text = words.clean(tip)
-        return found
+            ElementTree.SubElement(mark, "title").text = words.clean(tip)
+        return mark
 
     def text(self, text: str, x: float, y: float, classes: str) -> None:
         self.add("text", classes, x=x, y=y).text = words.clean(text)
@@ -121,7 +114,7 @@ def columns(name: str, title: str, axis: Axis, series: Mapping[str, Sequence[int
     gap = 0.15 if axis.steps <= 40 else 0.0
     for step in range(axis.steps):
         x, end = drawing.x(axis, step + gap / 2), drawing.x(axis, step + 1 - gap / 2)
-        at, below = words.moment(axis.begin_us + step * axis.step_us, axis.step_us % 1_000_000 > 0), 0
+        at, below = _begin(axis, step), 0
         for number, (each, counts) in enumerate(series.items()):
             if not counts[step]:
                 continue
@@ -149,8 +142,7 @@ def lines(name: str, title: str, axis: Axis, series: Sequence[Line]) -> Markup:
             if len(run) > 1:
                 drawing.add("polyline", classes, points=" ".join(f"{x:.1f},{y:.1f}" for x, y in points))
             for step, (x, y) in zip(run, points, strict=True):
-                at = words.moment(axis.begin_us + step * axis.step_us)
-                tip = f"{at}: {line.name} {words.span(line.values[step])}"
+                tip = f"{_begin(axis, step)}: {line.name} {words.span(line.values[step])}"
                 drawing.add("circle", f"point {classes}", tip, cx=x, cy=y, r=3)
     return drawing.markup()
 
@@ -176,11 +168,8 @@ def bars(name: str, title: str, rows: Sequence[Bar], names: Sequence[str]) -> Ma
         y, x = 6 + BAR * i, float(begin)
         drawing.text(_short(row.name, 32), begin - 10, y + 16, "end label")
         for number, count in row.parts.items():
-            width = (end - begin) * count / most if most else 0.0
-            drawing.add(
-                "rect", f"fill {colour(number)}", f"{row.name}: {names[number]} {count:,}",
-                x=x, y=y + 3, width=width, height=BAR - 6,
-            )  # fmt: skip
+            width, tip = (end - begin) * count / most if most else 0.0, f"{row.name}: {names[number]} {count:,}"
+            drawing.add("rect", f"fill {colour(number)}", tip, x=x, y=y + 3, width=width, height=BAR - 6)
             x += width
         drawing.text(f"{sum(row.parts.values()):,}", x + 8, y + 16, "start value")
     return drawing.markup()
@@ -202,11 +191,8 @@ def histogram(name: str, title: str, counts: Mapping[int, int], target_bytes: in
         if count := counts.get(power, 0):
             y = drawing.y(count, 0, ticks[-1])
             tip = f"{words.binary(2**power)} to {words.binary(2 ** (power + 1))}: {count:,} files"
-            small = 2**power < target_bytes // 2
-            drawing.add(
-                "rect", "fill " + ("small" if small else "well"), tip,
-                x=x, y=y, width=end - x, height=drawing.low - y,
-            )  # fmt: skip
+            size = "small" if 2**power < target_bytes // 2 else "well"
+            drawing.add("rect", f"fill {size}", tip, x=x, y=y, width=end - x, height=drawing.low - y)
         if (power - first) % labelled == 0:
             drawing.text(words.binary(2**power), drawing.x(axis, power - first), drawing.low + 20, "middle")
     x = drawing.x(axis, goal - first + target_bytes / 2**goal - 1)
@@ -238,19 +224,21 @@ def candles(name: str, title: str, axis: Axis, found: Mapping[int, Candle]) -> M
         )
         upper, lower, centre = min(opens, closes), max(opens, closes), f"{(left + right) / 2:.1f}"
         way = "up" if each.close >= each.open else "down"
-        at = words.moment(axis.begin_us + step * axis.step_us, axis.step_us % 1_000_000 > 0)
-        prices = (
-            f"{at}: open {words.amount(each.open)}, high {words.amount(each.high)}, low {words.amount(each.low)}, "
-            f"close {words.amount(each.close)}, volume {words.amount(each.volume)}, {each.trades:,} trades"
-        )
+        amounts = (f"{name} {words.amount(getattr(each, name))}" for name in ("open", "high", "low", "close", "volume"))
+        tip = f"{_begin(axis, step)}: {', '.join(amounts)}, {each.trades:,} trades"
         drawing.add("path", f"wick {way}", d=f"M{centre} {highest:.1f}V{upper:.1f}M{centre} {lower:.1f}V{lowest:.1f}")
         tall = max(lower - upper, 1.0)
-        drawing.add("rect", f"body {way}", prices, x=left, y=upper, width=right - left, height=tall)
+        drawing.add("rect", f"body {way}", tip, x=left, y=upper, width=right - left, height=tall)
         tall = room * float(each.volume / most)
-        drawing.add("rect", f"volume {way}", prices, x=left, y=base - tall, width=right - left, height=tall)
+        drawing.add("rect", f"volume {way}", tip, x=left, y=base - tall, width=right - left, height=tall)
     drawing.low = base
     drawing.times(axis)
     return drawing.markup()
+
+
+def _begin(axis: Axis, step: int) -> str:
+    """Return the moment when a step begins, with fractions of seconds if steps have them."""
+    return words.moment(axis.begin_us + step * axis.step_us, axis.step_us % SECOND_US > 0)
 
 
 def _short(text: str, most: int) -> str:

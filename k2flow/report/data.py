@@ -13,21 +13,23 @@ from pyiceberg.catalog import Catalog
 from pyiceberg.table import Table
 
 from k2flow.config.settings import Settings, mask
-from k2flow.errors import TableDiffersError
 from k2flow.exchange import Exchange
-from k2flow.iceberg.catalog import NAMESPACE, catalog_errors, configured, default_properties, find_table
+from k2flow.iceberg.catalog import configured, default_properties, find_table
 from k2flow.layers import Layer
 from k2flow.maintain.actions import target_bytes
-from k2flow.maintain.entries import live_files
 from k2flow.maintain.plans import is_small
-from k2flow.query.connection import connect_tables
-from k2flow.report import freshness, queries
+from k2flow.query.connection import connect_tables, query_errors, string_literal
+from k2flow.report import queries
 from k2flow.report.figures import Figures, FileStats, Unavailable, attempt
-from k2flow.report.freshness import Commit
+from k2flow.report.freshness import LAYERS, Commit, commits, freshness
+from k2flow.report.queries import Source
 from k2flow.status.collector import StatusCollector
 from k2flow.status.flows import history
+from k2flow.status.tables import files_of
 
 T = TypeVar("T")
+MEMORY_MB, THREADS = 512, 4
+"""DuckDB's limits; it spills what exceeds its memory to disk."""
 SHOWN_PROPERTIES = ("type", "uri", "warehouse", "s3.endpoint", "s3.region")
 """Properties of a catalog that a report may show: people pass reports on."""
 
@@ -45,22 +47,21 @@ def gather(catalog: Catalog, settings: Settings, exchanges: Sequence[Exchange], 
     status = attempt(lambda: StatusCollector(catalog, settings, exchanges).collect())
     with _connection(found) as db:
 
-        def query_figure(query: Callable[..., T], *more: object) -> T | Unavailable:
-            return db if isinstance(db, Unavailable) else attempt(lambda: query(db, exchanges, found.keys(), *more))
+        def figure(query: Callable[[Source], T]) -> T | Unavailable:
+            return db if isinstance(db, Unavailable) else attempt(lambda: query(Source(db, exchanges, found.keys())))
 
-        commits = attempt(lambda: _commits(exchanges, found))
         return Figures(
             created_us=created_us,
             catalog=_catalog_properties(settings),
             exchanges=exchanges,
             symbols=symbols,
             status=status,
-            rows=query_figure(queries.rows_by_layer),
-            ingested=query_figure(queries.ingested),
-            traded=query_figure(queries.traded),
-            freshness=commits if isinstance(commits, Unavailable) else query_figure(queries.freshness, commits),
-            reasons=query_figure(queries.reasons),
-            markets=query_figure(queries.markets, symbols),
+            rows=figure(queries.rows_by_layer),
+            ingested=figure(queries.ingested),
+            traded=figure(queries.traded),
+            freshness=figure(lambda source: freshness(source, _commits(exchanges, found))),
+            reasons=figure(queries.reasons),
+            markets=figure(lambda source: queries.markets(source, symbols)),
             files={name: _files(loaded[name], layer) for name, layer in layers.items()},
         )
 
@@ -68,23 +69,25 @@ def gather(catalog: Catalog, settings: Settings, exchanges: Sequence[Exchange], 
 @contextmanager
 def _connection(tables: Mapping[str, Table]) -> Iterator[duckdb.DuckDBPyConnection | Unavailable]:
     """Open DuckDB over these tables, in bounded memory."""
-    opened = attempt(lambda: connect_tables(tables))
-    if isinstance(opened, Unavailable):
-        yield opened
+    db = attempt(lambda: connect_tables(tables))
+    if isinstance(db, Unavailable):
+        yield db
         return
-    with TemporaryDirectory(prefix="k2flow-report-") as folder, closing(opened):
-        queries.bound_memory(opened, folder)
-        yield opened
+    with TemporaryDirectory(prefix="k2flow-report-") as folder, closing(db):
+        with query_errors():
+            db.execute(f"SET memory_limit = '{MEMORY_MB}MB'; SET threads = {THREADS}")
+            db.execute(f"SET preserve_insertion_order = false; SET temp_directory = {string_literal(folder)}")
+        yield db
 
 
 def _commits(exchanges: Sequence[Exchange], tables: Mapping[str, Table]) -> list[Commit]:
     """Return the commits of all exchanges. Raises CommitError for an unreadable ledger."""
     found = []
     for exchange in exchanges:
-        for layer in freshness.LAYERS:
+        for layer in LAYERS:
             if table := tables.get(layer.table(exchange.name)):
                 past = history(table.metadata, exchange.name, exchange.settings.topic)
-                found += freshness.commits(exchange.name, layer.name, past)
+                found += commits(exchange.name, layer.name, past)
     return found
 
 
@@ -94,13 +97,7 @@ def _files(table: Table | Unavailable | None, layer: Layer) -> FileStats | Unava
 
 def _file_stats(table: Table, layer: Layer) -> FileStats:
     """Return the statistics of a table's files. Raises CatalogError, TableDiffersError."""
-    with catalog_errors():
-        try:
-            files = live_files(table, layer.event_time)
-        except ValueError as error:  # PyIceberg's error for a missing column
-            raise TableDiffersError(
-                f"{NAMESPACE}.{table.name()[-1]} lacks a column ({error}): `k2flow tables create` names the difference"
-            ) from error
+    files = files_of(table, layer.event_time)
     snapshot, target = table.current_snapshot(), target_bytes(table)
     sizes = np.array([live.file.file_size_in_bytes for live in files], np.int64)
     powers, counts = np.unique(np.frexp(np.maximum(sizes, 1))[1] - 1, return_counts=True)

@@ -24,11 +24,16 @@ class Unavailable:
 
 
 def attempt(compute: Callable[[], T]) -> T | Unavailable:
-    """Return what `compute` returns, or its K2flowError as `Unavailable`."""
+    """Return the result of `compute`, or its K2flowError as `Unavailable`."""
     try:
         return compute()
     except K2flowError as error:
         return Unavailable(str(error))
+
+
+def available(figure: T | Unavailable) -> T | None:
+    """Return a figure, or None if it is `Unavailable`."""
+    return None if isinstance(figure, Unavailable) else figure
 
 
 @dataclass(frozen=True)
@@ -132,6 +137,5 @@ class Figures:
 
     def missing(self, layer: str) -> list[str]:
         """Return the names of a layer's missing tables."""
-        tables = ((each.name, own) for each in self.exchanges for own in each.layers if own.name == layer)
-        names = dict.fromkeys(own.table(exchange) for exchange, own in tables)
-        return [name for name in names if self.files[name] is None]
+        names = (own.table(each.name) for each in self.exchanges for own in each.layers if own.name == layer)
+        return [name for name in dict.fromkeys(names) if self.files[name] is None]

@@ -21,7 +21,7 @@ from k2flow.errors import ReportError
 from k2flow.layers import LAYERS
 from k2flow.report import charts, words
 from k2flow.report.charts import Bar, Line
-from k2flow.report.figures import Figures, Freshness, Market, ReasonCount, Unavailable
+from k2flow.report.figures import Figures, Freshness, ReasonCount, Unavailable, available
 from k2flow.status.model import Level
 
 Value = TypeVar("Value")
@@ -33,19 +33,22 @@ MAX_BARS = 20
 
 def render(figures: Figures, audit_result: AuditReport | Unavailable | None) -> str:
     """Render the whole page; `audit_result` is None if the audit was skipped."""
-    status = {} if isinstance(figures.status, Unavailable) else figures.status.exchanges
-    template = _environment().get_template(TEMPLATE)
-    return template.render(
-        figures=figures,
-        audit=audit_result,
-        findings=_findings(audit_result),
-        letters=_reason_rows(figures),
-        layers=[layer.name for layer in LAYERS],
-        colours={each.name: charts.colour(i) for i, each in enumerate(figures.exchanges)},
-        status=status,
-        share=_share,
-        summary=_summary(figures, audit_result),
-        charts=_charts(figures),
+    status = available(figures.status)
+    return (
+        _environment()
+        .get_template(TEMPLATE)
+        .render(
+            figures=figures,
+            audit=audit_result,
+            findings=_findings(audit_result),
+            letters=_reason_rows(figures),
+            layers=[layer.name for layer in LAYERS],
+            colours={each.name: charts.colour(i) for i, each in enumerate(figures.exchanges)},
+            status=status.exchanges if status else {},
+            share=_share,
+            summary=_summary(figures, audit_result),
+            charts=_charts(figures),
+        )
     )
 
 
@@ -112,7 +115,7 @@ class Fact:
 
 def _summary(figures: Figures, audit_result: AuditReport | Unavailable | None) -> list[Fact]:
     """Return the summary over all exchanges."""
-    rows = [] if isinstance(figures.rows, Unavailable) else list(figures.rows.values())
+    rows = (available(figures.rows) or {}).values()
     names = [layer.name for layer in LAYERS]
     sums = {name: sum(known) if (known := _present(each[name] for each in rows)) else None for name in names}
     return [
@@ -130,9 +133,8 @@ def _present(values: Iterable[Value | None]) -> list[Value]:
 
 def _largest_lag(figures: Figures) -> Fact:
     """Return the largest lag of all layers, if all lags are known."""
-    if isinstance(figures.status, Unavailable):
-        return Fact("largest lag", "unknown")
-    layers = _present(layer for each in figures.status.exchanges.values() for layer in each.layers.values())
+    status = available(figures.status)
+    layers = _present(layer for each in status.exchanges.values() for layer in each.layers.values()) if status else []
     seconds = _present(layer.lag_seconds for layer in layers)
     if not layers or len(seconds) < len(layers):
         return Fact("largest lag", "unknown")
@@ -162,7 +164,7 @@ class ReasonRows:
 def _reason_rows(figures: Figures) -> list[ReasonRows]:
     """Return the dead letters by reason, most frequent first."""
     reasons: dict[str, list[ReasonCount]] = {}
-    for each in [] if isinstance(figures.reasons, Unavailable) else figures.reasons:
+    for each in available(figures.reasons) or []:
         reasons.setdefault(each.reason, []).append(each)
     found = [
         ReasonRows(reason, {each.exchange: each.rows for each in some}, max(some, key=lambda each: each.newest_us))
@@ -181,22 +183,25 @@ def _findings(audit_result: AuditReport | Unavailable | None) -> list[Finding]:
 def _charts(figures: Figures) -> dict[str, Any]:
     """Return the charts that have data, by section; those of the markets as a list."""
     found: dict[str, Any] = {}
-    for name, title, counts in (
+    exchanges = [each.name for each in figures.exchanges]
+    for name, title, figure in (
         ("ingested", "Messages ingested", figures.ingested),
         ("traded", "Trades by their own time", figures.traded),
     ):
-        if counts and not isinstance(counts, Unavailable):
+        if counts := available(figure):
             found[name] = charts.columns(f"chart-{name}", title, counts.axis, counts.rows)
-    if figures.freshness and not isinstance(figures.freshness, Unavailable):
-        found["freshness"] = _freshness(figures.freshness, [each.name for each in figures.exchanges])
+    if freshness := available(figures.freshness):
+        found["freshness"] = _freshness(freshness, exchanges)
     if letters := _reason_rows(figures):
-        found["reasons"] = _reasons(letters, [each.name for each in figures.exchanges])
-    if not isinstance(figures.markets, Unavailable):
-        found["markets"] = [_market(i, market) for i, market in enumerate(figures.markets)]
+        found["reasons"] = _reasons(letters, exchanges)
+    found["markets"] = [
+        charts.candles(f"chart-market-{i}", f"{market.symbol} at {market.exchange}", market.axis, market.candles)
+        for i, market in enumerate(available(figures.markets) or [])
+    ]
     found["files"] = {
         name: charts.histogram(f"chart-{name}", f"File sizes of {name}", files.histogram, files.target_bytes)
-        for name, files in figures.files.items()
-        if files and not isinstance(files, Unavailable) and files.files
+        for name, figure in figures.files.items()
+        if (files := available(figure)) and files.files
     }
     return found
 
@@ -208,10 +213,8 @@ def _freshness(freshness: Freshness, exchanges: Sequence[str]) -> Markup:
         steps = freshness.steps.get((exchange, "gold"), {})
         medians = {step: delays.median / 1000 for step, delays in steps.items()}
         highest = {step: delays.p99 / 1000 for step, delays in steps.items()}
-        series += [
-            Line(f"{exchange} median", number, medians),
-            Line(f"{exchange} 99 of 100", number, highest, dashed=True),
-        ]
+        series.append(Line(f"{exchange} median", number, medians))
+        series.append(Line(f"{exchange} 99 of 100", number, highest, dashed=True))
     return charts.lines("chart-freshness", "From Kafka's time to Gold's commit", freshness.axis, series)
 
 
@@ -221,9 +224,3 @@ def _reasons(letters: Sequence[ReasonRows], exchanges: Sequence[str]) -> Markup:
         for each in letters[:MAX_BARS]
     ]
     return charts.bars("chart-reasons", "Dead letters by reason", rows, exchanges)
-
-
-def _market(number: int, market: Market) -> Markup:
-    return charts.candles(
-        f"chart-market-{number}", f"{market.symbol} at {market.exchange}", market.axis, market.candles
-    )

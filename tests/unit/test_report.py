@@ -33,7 +33,8 @@ from k2flow.report.figures import (
     Unavailable,
     attempt,
 )
-from k2flow.report.freshness import Commit, commits, commits_table
+from k2flow.report.freshness import Commit, commits, freshness
+from k2flow.report.queries import Source
 
 NOW_US = 1_764_000_000_000_000
 HOSTILE = "<script>alert(1)</script>\"'&]]>\x00\x1b\u202e\ud800"
@@ -257,7 +258,6 @@ def test_commits_are_the_differences_of_ledgers() -> None:
     assert commits("binance", "gold", [ledger(4, 8_500, {}), again]) == [
         Commit("binance", "gold", 0, 0, 1, 9_000_000, 8_000_000)
     ]
-    assert commits_table(found).to_pylist() == [vars(each) for each in found]
     assert commits("binance", "gold", past[:1]) == []
 
 
@@ -392,25 +392,29 @@ def in_memory(*rows: tuple[int, int, int, int | None]) -> duckdb.DuckDBPyConnect
     return db
 
 
+def source(db: duckdb.DuckDBPyConnection, tables: Sequence[str] = (BRONZE,)) -> Source:
+    return Source(db, [find_exchange("binance")], tables)
+
+
 def test_outliers_at_both_ends_are_left_out() -> None:
     """As far away as a time can be, on both sides, and again among those that are left."""
     usual = [NOW_US + i * SECOND_US for i in range(100)]
     strays = [-62_135_596_800_000_000, 253_402_300_799_999_999, NOW_US - 30 * DAY_US, NOW_US + 30 * DAY_US]
     db = in_memory(*((0, 0, us, None) for us in [*usual, *strays]))
-    found = queries.ingested(db, [find_exchange("binance")], {BRONZE})
+    found = queries.ingested(source(db))
     assert found == RowCounts(Axis(NOW_US, SECOND_US, 100), {"binance": [1] * 100}, 4)
     many = [*usual, *[NOW_US - 300 * DAY_US] * 10]  # too many to be strays
     db = in_memory(*((0, 0, us, None) for us in many))
-    found = queries.ingested(db, [find_exchange("binance")], {BRONZE})
+    found = queries.ingested(source(db))
     assert found
     assert (found.outside, sum(found.rows["binance"]), found.rows["binance"][0]) == (0, 110, 10)
-    assert queries.ingested(in_memory(), [find_exchange("binance")], {BRONZE}) is None
-    assert queries.ingested(in_memory(), [find_exchange("binance")], ()) is None
+    assert queries.ingested(source(in_memory())) is None
+    assert queries.ingested(source(in_memory(), tables=())) is None
 
 
 def test_delays_are_of_the_committed_messages() -> None:
     """Of none that came before the first known commit, of an earlier topic, without a time, or of another partition."""
-    exchanges, second = [find_exchange("binance")], SECOND_US
+    second = SECOND_US
     known = [
         Commit("binance", "bronze", 0, 10, 12, 100 * second, 5 * second),
         Commit("binance", "bronze", 0, 12, 13, 200 * second, 5 * second),
@@ -427,7 +431,7 @@ def test_delays_are_of_the_committed_messages() -> None:
         (1, 0, 50 * second, 201 * second),  # from the future
         (1, 10, 50 * second, 1 * second),
     )
-    found = queries.freshness(db, exchanges, {BRONZE}, known)
+    found = freshness(source(db), known)
     assert found
     assert found.total == {
         ("binance", "bronze"): Delays(3, 1_240, 99_000, 99_000),
@@ -437,6 +441,6 @@ def test_delays_are_of_the_committed_messages() -> None:
         found.axis.begin_us + step * found.axis.step_us: each for step, each in found.steps["binance", "bronze"].items()
     }
     assert by_time == {100 * second: Delays(2, 1_240, 99_000, 99_000), 200 * second: Delays(1, 0, 0, 0)}
-    assert queries.freshness(db, exchanges, {BRONZE}, []) is None
-    assert queries.freshness(db, exchanges, (), known) is None
-    assert queries.freshness(in_memory(), exchanges, {BRONZE}, known) is None
+    assert freshness(source(db), []) is None
+    assert freshness(source(db, tables=()), known) is None
+    assert freshness(source(in_memory()), known) is None
