@@ -295,32 +295,19 @@ def origins(model: BaseSettings, prefix: str, declared: Mapping[str, Any], decla
     """Return the settings of a model, each with the source of its value."""
     rows = []
     for field in type(model).model_fields:
-        name = f"{prefix}{field.upper()}"
         value = getattr(model, field)
         text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-        rows.append(Origin(name, mask(name, text), _source(name, declared_in if field in declared else "default")))
+        rows.append(_origin(f"{prefix}{field.upper()}", text, declared_in if field in declared else "default"))
     return rows
 
 
-def kafka_origins(settings: Settings) -> list[Origin]:
-    """Return the properties for librdkafka, each with the source of its value."""
-    rows = []
-    for name, value in sorted(settings.kafka.items()):
-        variable = KAFKA_PREFIX + name.upper().replace(".", "_")
-        rows.append(Origin(variable, mask(name, value), _source(variable, "default")))
-    return rows
+def property_origins(settings: Settings) -> list[Origin]:
+    """Return the properties for librdkafka, then those set for the schema registry's client, each with its source."""
+    kafka = {KAFKA_PREFIX + name.upper().replace(".", "_"): value for name, value in sorted(settings.kafka.items())}
+    registry = {variable: os.environ[variable] for variable in REGISTRY_VARIABLES if variable in os.environ}
+    return [_origin(variable, value, "default") for variable, value in (kafka | registry).items()]
 
 
-def registry_origins() -> list[Origin]:
-    """Return the properties for the schema registry's client that are set, each with its source."""
-    return [
-        Origin(variable, mask(variable, os.environ[variable]), _source(variable, ""))
-        for variable in REGISTRY_VARIABLES
-        if variable in os.environ
-    ]
-
-
-def _source(variable: str, unset: str) -> str:
-    if secret_files.is_from_file(variable):
-        return "file"
-    return "environment" if variable in os.environ else unset
+def _origin(variable: str, value: str, unset: str) -> Origin:
+    source = "environment" if variable in os.environ else unset
+    return Origin(variable, mask(variable, value), "file" if secret_files.is_from_file(variable) else source)

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 import trustme
 
-from k2flow.config.settings import REGISTRY_PROPERTIES, load_settings, registry_origins
+from k2flow.config.settings import REGISTRY_PROPERTIES, load_settings, property_origins
 from k2flow.errors import RegistryError, SettingsError
 from k2flow.exchange import Exchange, Rule
 from k2flow.trades.decode import DecodedBatch, TradeDecoder
@@ -183,7 +183,7 @@ def test_answer_of_something_else_is_waited_out(registry: Registry) -> None:
         decoder = TradeDecoder(BINANCE, RegistrySchemas({"url": registry.url}, threading.Event()))
         results.append(decoder.decode(messages([value(schema_id)])))
 
-    threads = [threading.Thread(target=run, args=(schema_id,)) for schema_id in registry.answers]
+    threads = [threading.Thread(target=run, args=(schema_id,), daemon=True) for schema_id in registry.answers]
     for thread in threads:
         thread.start()
     wait_until(lambda: len(set(registry.asked)) == len(garbage))
@@ -191,8 +191,7 @@ def test_answer_of_something_else_is_waited_out(registry: Registry) -> None:
     assert [thread.is_alive() for thread in threads] == [True] * len(garbage)
     for schema_id in range(len(garbage)):
         registry.register(schema_id, trade_schema())
-    for thread in threads:
-        thread.join(30)
+    wait_until(lambda: len(results) == len(garbage), 60)
     assert [result.trades.rows.num_rows for result in results] == [1] * len(garbage)
 
 
@@ -349,7 +348,8 @@ def test_properties_are_shown_with_secrets_masked(monkeypatch: pytest.MonkeyPatc
     )
     for name in REGISTRY_PROPERTIES:
         monkeypatch.setenv(PROPERTIES + name.upper().replace(".", "_"), "http://me:hunter2@proxy:80")
-    shown = {origin.name.removeprefix(PROPERTIES): origin.value for origin in registry_origins()}
+    origins = [each for each in property_origins(load_settings()) if each.name.startswith(PROPERTIES)]
+    shown = {each.name.removeprefix(PROPERTIES): each.value for each in origins}
     assert len(shown) == len(REGISTRY_PROPERTIES)
     assert {name for name, value_ in shown.items() if value_ == "****"} == set(secrets)
     assert "hunter2" not in str(shown)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from k2flow.config import secret_files
-from k2flow.config.settings import kafka_origins, load_exchange_settings, load_settings
+from k2flow.config.settings import load_exchange_settings, load_settings, property_origins
 from k2flow.errors import SettingsError
 from k2flow.iceberg.catalog import configured
 
@@ -33,7 +33,7 @@ def test_files_are_settings(folder: Path) -> None:
     assert settings.kafka["sasl.password"] == "it's a secret"
     assert load_exchange_settings("binance", {"bronze_retention_days": 1, "bronze_file_size_mb": 1}).topic == "trades"
     assert configured(settings) == {"s3.secret-access-key": "key"}
-    assert [(o.value, o.source) for o in kafka_origins(settings) if o.name == PASSWORD] == [("****", "file")]
+    assert [(o.value, o.source) for o in property_origins(settings) if o.name == PASSWORD] == [("****", "file")]
 
 
 def test_files_are_read_again_and_not_inherited(folder: Path) -> None:

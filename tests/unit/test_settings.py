@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from k2flow.config.settings import kafka_origins, load_exchange_settings, load_settings, mask, origins
+from k2flow.config.settings import load_exchange_settings, load_settings, mask, origins, property_origins
 from k2flow.errors import SettingsError
 from k2flow.exchange import exchange_names, find_exchange
 
@@ -122,7 +122,7 @@ def test_declarations_of_the_exchanges(
 
 def test_secrets_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("K2FLOW_KAFKA_SASL_PASSWORD", "hunter2")
-    rows = {origin.name: origin for origin in kafka_origins(load_settings(NAMES))}
+    rows = {origin.name: origin for origin in property_origins(load_settings(NAMES))}
     assert rows["K2FLOW_KAFKA_SASL_PASSWORD"].value == "****"
     assert rows["K2FLOW_KAFKA_SASL_PASSWORD"].source == "environment"
     assert mask("uri", "postgresql://me:hunter2@db/x") == "postgresql://me:****@db/x"
