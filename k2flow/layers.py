@@ -90,7 +90,7 @@ class Layer:
         deduplicated: Whether each deduplication key of an exchange has one row only.
         file_size_mb: Target size of a data file in MiB, from the exchange's settings.
         retention_days: Days that the table keeps; None means unlimited.
-        properties: Table properties beyond the common ones.
+        properties: Table properties in addition to the common ones.
         former_names: Former column names, by today's name.
     """
 

@@ -81,7 +81,7 @@ class BatchBuffer:
         return self._max_rows - self.rows
 
     def take(self, ends_checkpoint: bool) -> MessageBatch:
-        """Return what was gathered as one batch, and begin the next one. It may have no rows and no offsets."""
+        """Return the gathered messages as one batch, and begin the next one. It may have no rows and no offsets."""
         offsets = [(p, self._first[p], end) for p, end in self.position.items() if end > self._first[p]]
         parts, self._parts, self.rows, self.nbytes = self._parts, [], 0, 0
         self._first = dict(self.position)

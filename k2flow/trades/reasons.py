@@ -6,8 +6,8 @@ from enum import IntEnum
 class Reason(IntEnum):
     """Why a message is not in Silver. The lower-case name is the value of the column `reason`; 0 is a valid trade.
 
-    Defects of the payload come first, of which the first one in its bytes counts, then its values, in this order. The
-    rules of an exchange come last, under their own names.
+    Defects of the payload come first: the first one in its bytes counts. Then come its values, in this order. The rules
+    of an exchange come last, under their own names.
     """
 
     VALID = 0
@@ -41,4 +41,4 @@ class Reason(IntEnum):
 
 
 FIRST_EXCHANGE_RULE = 32
-"""The rules of an exchange are numbered from here, in the order in which it declares them."""
+"""The first number of an exchange's rules, which keep the order of their declaration."""

@@ -51,7 +51,7 @@ def open_schemas(settings: Settings, stop: threading.Event | None = None) -> Sch
 
 
 class FixedSchemas(Schemas):
-    """The ids of K2FLOW_SCHEMA_IDS, all of which mean TradeV2 itself."""
+    """The ids of K2FLOW_SCHEMA_IDS; each means TradeV2 itself."""
 
     def __init__(self, ids: tuple[int, ...]) -> None:
         self._ids = ids
@@ -72,7 +72,7 @@ class RegistrySchemas(Schemas):
     """
 
     def __init__(self, properties: Mapping[str, str], stop: threading.Event) -> None:
-        """Take the properties of Confluent's SchemaRegistryClient, of which `url` is required."""
+        """Take the properties of Confluent's SchemaRegistryClient. `url` is required."""
         self._properties = properties
         self._stop = stop
         self._decoders: dict[int, RecordDecoder | UnknownSchemaError] = {}

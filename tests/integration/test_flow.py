@@ -141,10 +141,10 @@ def test_signals_drain_and_commit(new_lake: NewLake, number: signal.Signals, pro
     """The rows read before the signal are committed, the exit code is 0, and the next start continues there."""
     lake = new_lake()
     fill(lake, count=4_000, bad=0.05, duplicates=0.05, seed=3)
-    settings = {"K2FLOW_BINANCE_TRIGGER_SECONDS": "600", **batches(300, together=100)}
+    settings = {"K2FLOW_BINANCE_TRIGGER_SECONDS": "600", **batches(1_000, together=100)}
     with lake.start(processes, **settings) as flow:  # no commit is due before the signal
         flow.wait_for_log(" reads ", processes)
-        time.sleep(3)
+        time.sleep(5)
         flow.signal(number)
         log = flow.wait(60)
         assert flow.codes() == [0] * processes, log
