@@ -94,7 +94,7 @@ class AuditedLake:
         self._folder = folder
         self.exchange = exchange
         (self._messages,) = batches(1, count=count, seed=11, partitions=2)
-        with self._environment():
+        with self.environment():
             self.catalog: Catalog = open_catalog(load_settings(exchange_names()))
             PipelineRun(self.catalog, exchange).commit(self._messages)
 
@@ -102,7 +102,7 @@ class AuditedLake:
         return load_table(self.catalog, layer.table(self.exchange.name))
 
     def audit(self) -> AuditReport:
-        with self._environment() as patch:
+        with self.environment() as patch:
             patch.setattr(exchange_audit, "TopicReader", lambda *_: StoredTopicReader(self._messages))
             return audit(self.catalog, load_settings(exchange_names()), [replace(self.exchange)])
 
@@ -127,7 +127,7 @@ class AuditedLake:
             catalog.executemany("UPDATE iceberg_tables SET metadata_location = ? WHERE table_name = ?", before)
 
     @contextmanager
-    def _environment(self) -> Iterator[pytest.MonkeyPatch]:
+    def environment(self) -> Iterator[pytest.MonkeyPatch]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("K2FLOW_HOME", str(self._folder))
             yield patch
