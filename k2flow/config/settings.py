@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
-from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
-from typing_extensions import override
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from k2flow.config import secret_files
 from k2flow.errors import SettingsError
@@ -80,62 +79,42 @@ def _upper(value: object) -> object:
 class Settings(BaseSettings):
     """Settings for all exchanges. Use `load_settings`: the constructor raises pydantic's ValidationError."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    home: Path = Field(
-        default=Path(".k2flow"),
-        description="Folder for all files of k2flow on this machine: the local Kafka and the default catalog.",
-    )
-    secrets_dir: Path | None = Field(
-        default=None, description="Folder of secrets: each file has the name of a variable and holds its value."
-    )
-    schema_ids: Annotated[tuple[int, ...], NoDecode, BeforeValidator(_split), AfterValidator(_check_ids)] = Field(
-        default=(1,), description="Without a registry: the schema ids of TradeV2, separated by commas."
-    )
-    schema_registry_url: str | None = Field(
-        default=None, description="Schema registry (Confluent API) for writer schemas."
-    )
-    until_caught_up: bool = Field(
-        default=False, description="Drain, commit and stop at the offsets that end the topic at start-up."
-    )
-    log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_upper)] = Field(
-        default="INFO", description="The least severe messages that are logged."
-    )
-    log_format: Literal["text", "json"] = Field(
-        default="text", description="text: lines for people; json: one object per line, for log collectors."
-    )
-    metrics_port: int | None = Field(
-        default=None,
-        ge=1,
-        le=65535,
-        description="Port for /metrics, /healthz and /readyz. Under bytewax.run each process adds its number.",
-    )
-    metrics_host: str = Field(default="127.0.0.1", description="Address for the metrics port.")
-    traces: bool = Field(
-        default=False,
-        description="Send an OpenTelemetry trace per batch, to the collector in OTEL_*. Needs the extra `traces`.",
-    )
-    start_seconds: float = Field(
-        default=60, gt=0, description="`k2flow run`: seconds that the processes of an exchange may take to connect."
-    )
-    stop_seconds: float = Field(
-        default=60, gt=0, description="`k2flow run`: seconds for a flow to drain and commit before it is killed."
-    )
-    peer_seconds: float = Field(
-        default=30, ge=1, description="Seconds without a sign of life before another process of a flow counts as lost."
-    )
-    cluster: str | None = Field(
-        default=None, description="Cluster: the addresses of a flow's processes on all hosts, as host:port;host:port."
-    )
-    process_id: int | None = Field(
-        default=None,
-        ge=0,
-        description="Cluster: this host's index in the addresses. Without it: the digits at the end of its name.",
-    )
-    debug: bool = Field(default=False, description="Show tracebacks of errors.")
-    failpoints: str = Field(
-        default="", description="For tests: points at which the process dies, fails, hangs or stops."
-    )
+    home: Path = Path(".k2flow")
+    """Folder for all files of k2flow on this machine: the local Kafka and the default catalog."""
+    secrets_dir: Path | None = None
+    """Folder of secrets: each file has the name of a variable and holds its value."""
+    schema_ids: Annotated[tuple[int, ...], NoDecode, BeforeValidator(_split), AfterValidator(_check_ids)] = (1,)
+    """Without a registry: the schema ids of TradeV2, separated by commas."""
+    schema_registry_url: str | None = None
+    """Schema registry (Confluent API) for writer schemas."""
+    until_caught_up: bool = False
+    """Drain, commit and stop at the offsets that end the topic at start-up."""
+    log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_upper)] = "INFO"
+    """The least severe messages that are logged."""
+    log_format: Literal["text", "json"] = "text"
+    """text: lines for people; json: one object per line, for log collectors."""
+    metrics_port: int | None = Field(default=None, ge=1, le=65535)
+    """Port for /metrics, /healthz and /readyz. Under bytewax.run each process adds its number."""
+    metrics_host: str = "127.0.0.1"
+    """Address for the metrics port."""
+    traces: bool = False
+    """Send an OpenTelemetry trace per batch, to the collector in OTEL_*. Needs the extra `traces`."""
+    start_seconds: float = Field(default=60, gt=0)
+    """`k2flow run`: seconds that the processes of an exchange may take to connect."""
+    stop_seconds: float = Field(default=60, gt=0)
+    """`k2flow run`: seconds for a flow to drain and commit before it is killed."""
+    peer_seconds: float = Field(default=30, ge=1)
+    """Seconds without a sign of life before another process of a flow counts as lost."""
+    cluster: str | None = None
+    """Cluster: the addresses of a flow's processes on all hosts, as host:port;host:port."""
+    process_id: int | None = Field(default=None, ge=0)
+    """Cluster: this host's index in the addresses. Without it: the digits at the end of its name."""
+    debug: bool = False
+    """Show tracebacks of errors."""
+    failpoints: str = ""
+    """For tests: points at which the process dies, fails, hangs or stops."""
 
     @cached_property
     def kafka(self) -> dict[str, str]:
@@ -165,50 +144,40 @@ class Settings(BaseSettings):
 class ExchangeSettings(BaseSettings):
     """Settings of one exchange: declared in flows/<exchange>.py, overridden by K2FLOW_<EXCHANGE>_*."""
 
-    model_config = SettingsConfigDict(extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    topic: str = Field(min_length=1, description="Kafka topic.")
-    partitions: int = Field(default=1, ge=1, description="Partitions of the topic on the local Kafka.")
-    trigger_seconds: float = Field(default=10, ge=0.1, le=3600, description="Seconds between commits.")
-    processes: int = Field(default=1, ge=1, le=64, description="Number of processes under `k2flow run`.")
-    bronze_retention_days: int = Field(ge=1, description="Days that Bronze keeps rows.")
-    bronze_file_size_mb: int = Field(ge=1, description="Target size of a Bronze file, in MiB.")
-    silver_retention_days: int = Field(default=30, ge=1, description="Days that Silver keeps rows.")
-    silver_file_size_mb: int = Field(default=128, ge=1, description="Target size of a Silver file, in MiB.")
-    dlq_retention_days: int = Field(default=30, ge=1, description="Days that the dead-letter table keeps rows.")
-    dlq_file_size_mb: int = Field(default=32, ge=1, description="Target size of a dead-letter file, in MiB.")
-    dedup_window_hours: int = Field(
-        default=24, ge=1, description="Hours, back from the newest trade in Gold, in which a message_id is unique."
-    )
-    batch_rows: int = Field(default=100_000, ge=1, description="Messages per batch, at most.")
-    batch_mb: int = Field(
-        default=64, ge=1, description="MiB of payload per batch, at most; a larger message is a batch of its own."
-    )
-    commit_batches: int = Field(
-        default=10,
-        ge=1,
-        le=100,
-        description="Full batches per commit (group commit) during catch-up, when they arrive faster than the trigger.",
-    )
-    unknown_fields: Literal["keep", "ignore"] = Field(
-        default="keep", description="Fields that TradeV2 does not have: keep them in vendor_data, or ignore them."
-    )
-    accept_lost_offsets: bool = Field(
-        default=False, description="Continue although Kafka no longer has messages that were never committed."
-    )
-
-    @classmethod
-    @override
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        *_: Any,
-        **__: Any,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Let the environment override the declaration."""
-        return env_settings, init_settings
+    topic: str = Field(min_length=1)
+    """Kafka topic."""
+    partitions: int = Field(default=1, ge=1)
+    """Partitions of the topic on the local Kafka."""
+    trigger_seconds: float = Field(default=10, ge=0.1, le=3600)
+    """Seconds between commits."""
+    processes: int = Field(default=1, ge=1, le=64)
+    """Number of processes under `k2flow run`."""
+    bronze_retention_days: int = Field(ge=1)
+    """Days that Bronze keeps rows."""
+    bronze_file_size_mb: int = Field(ge=1)
+    """Target size of a Bronze file, in MiB."""
+    silver_retention_days: int = Field(default=30, ge=1)
+    """Days that Silver keeps rows."""
+    silver_file_size_mb: int = Field(default=128, ge=1)
+    """Target size of a Silver file, in MiB."""
+    dlq_retention_days: int = Field(default=30, ge=1)
+    """Days that the dead-letter table keeps rows."""
+    dlq_file_size_mb: int = Field(default=32, ge=1)
+    """Target size of a dead-letter file, in MiB."""
+    dedup_window_hours: int = Field(default=24, ge=1)
+    """Hours, back from the newest trade in Gold, in which a message_id is unique."""
+    batch_rows: int = Field(default=100_000, ge=1)
+    """Messages per batch, at most."""
+    batch_mb: int = Field(default=64, ge=1)
+    """MiB of payload per batch, at most; a larger message is a batch of its own."""
+    commit_batches: int = Field(default=10, ge=1, le=100)
+    """Full batches per commit (group commit) during catch-up, when they arrive faster than the trigger."""
+    unknown_fields: Literal["keep", "ignore"] = "keep"
+    """Fields that TradeV2 does not have: keep them in vendor_data, or ignore them."""
+    accept_lost_offsets: bool = False
+    """Continue although Kafka no longer has messages that were never committed."""
 
 
 def load_settings(exchanges: Iterable[str] = ()) -> Settings:
@@ -228,8 +197,9 @@ def load_exchange_settings(exchange: str, declared: Mapping[str, Any]) -> Exchan
     """Return the values that flows/<exchange>.py declares, overridden by the environment. Raises SettingsError."""
     secret_files.load_into_environment()
     prefix = f"{PREFIX}{exchange.upper()}_"
+    rest = {field: value for field, value in declared.items() if f"{prefix}{field.upper()}" not in os.environ}
     try:
-        return ExchangeSettings(_env_prefix=prefix, **declared)  # type: ignore[call-arg]
+        return ExchangeSettings(_env_prefix=prefix, **rest)  # type: ignore[call-arg]
     except ValidationError as error:
         raise _settings_error(error, prefix) from None
 

@@ -22,10 +22,7 @@ HealthCheck = Callable[[], str | None]
 def serve(host: str, port: int, registry: CollectorRegistry, health: HealthCheck, readiness: HealthCheck) -> None:
     """Serve in a thread of its own until the process ends, whatever the flow waits for.
 
-    /healthz and /readyz answer 200, or 503 and the problem.
-
-    Raises:
-        SettingsError: the address is in use or invalid.
+    /healthz and /readyz answer 200, or 503 and the problem. Raises SettingsError if the address is in use or invalid.
     """
     metrics = make_wsgi_app(registry)
     checks = {"/healthz": health, "/readyz": readiness}

@@ -33,11 +33,9 @@ FILES = Counter("k2flow_files", "Data files committed.", LABELS)
 BYTES = Counter("k2flow_file_bytes", "Bytes of the data files committed.", LABELS)
 DEAD_LETTERS = Counter("k2flow_dead_letters", "Messages that are not valid trades, by reason.", ("exchange", "reason"))
 DUPLICATES = Counter("k2flow_duplicates_dropped", "Trades whose id Gold already had.", ("exchange",))
+COMMIT_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 COMMIT_SECONDS = Histogram(
-    "k2flow_commit_seconds",
-    "Duration of a commit, with all its attempts.",
-    LABELS,
-    buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120),
+    "k2flow_commit_seconds", "Duration of a commit, with all its attempts.", LABELS, buckets=COMMIT_BUCKETS
 )
 COMMIT_RETRIES = Counter("k2flow_commit_retries", "Commit attempts that failed on a conflict or an outage.", LABELS)
 COMMIT_FAILURES = Counter("k2flow_commit_failures", "Commits that failed for good, which ends the flow.", LABELS)
@@ -47,12 +45,8 @@ FRESHNESS_SECONDS = Histogram(
     LABELS,
     buckets=(0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 900, 3600, 86400),
 )
-BATCH_MESSAGES = Histogram(
-    "k2flow_batch_messages",
-    "Messages per batch.",
-    ("exchange",),
-    buckets=(0, 100, 1_000, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 1_000_000),
-)
+BATCH_BUCKETS = (0, 100, 1_000, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 1_000_000)
+BATCH_MESSAGES = Histogram("k2flow_batch_messages", "Messages per batch.", ("exchange",), buckets=BATCH_BUCKETS)
 COMMITTED_AT = Gauge(
     "k2flow_last_commit_timestamp_seconds", "Time of a layer's last commit.", LABELS, multiprocess_mode="max"
 )

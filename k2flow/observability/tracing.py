@@ -29,8 +29,7 @@ each call: neither thread-local values nor OpenTelemetry's context survive a cal
 def set_up(exchange: str) -> None:
     """Send spans from now on, to the collector that the OTEL_* variables name.
 
-    Raises:
-        SettingsError: the extra `traces` is not installed.
+    Raises SettingsError if the extra `traces` is not installed.
     """
     global _provider, _tracer
     try:

@@ -43,7 +43,11 @@ def connect(as_of: AsOf | None = None) -> duckdb.DuckDBPyConnection:
 def connect_to(catalog: Catalog, as_of: AsOf | None = None) -> duckdb.DuckDBPyConnection:
     """Open a connection as `connect` does, on an open catalog."""
     with catalog_errors():
-        tables = _tables(catalog)
+        try:
+            names = sorted(name for _, name in catalog.list_tables(NAMESPACE))
+        except NoSuchNamespaceError:
+            names = []
+        tables = {name: catalog.load_table((NAMESPACE, name)) for name in names}
     return connect_tables(tables, as_of)
 
 
@@ -96,21 +100,12 @@ def string_literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def _tables(catalog: Catalog) -> dict[str, Table]:
-    try:
-        names = sorted(name for _, name in catalog.list_tables(NAMESPACE))
-    except NoSuchNamespaceError:
-        return {}
-    return {name: catalog.load_table((NAMESPACE, name)) for name in names}
-
-
 def _moment_ms(tables: Mapping[str, Table], as_of: AsOf) -> int:
     """Return the moment in ms since 1970. Raises QueryError."""
     if isinstance(as_of, datetime):
         return math.floor(as_of.timestamp() * 1000)
     for table in tables.values():
-        snapshot = table.metadata.snapshot_by_id(as_of)
-        if snapshot is not None:
+        if snapshot := table.metadata.snapshot_by_id(as_of):
             return snapshot.timestamp_ms
     raise QueryError(f"no table has a snapshot {as_of}: it never existed, or has expired")
 
@@ -154,8 +149,7 @@ def _line(error: Exception) -> str:
 def _extension_file(name: str) -> Path:
     """Return the extension's file inside its Python package: nothing is downloaded at run time."""
     spec = importlib.util.find_spec(f"duckdb_extension_{name}")
-    folders = list(spec.submodule_search_locations or []) if spec else []
-    for folder in folders:
+    for folder in (spec and spec.submodule_search_locations) or []:
         for path in sorted(Path(folder).rglob(f"{name}.duckdb_extension")):
             return path
     raise QueryError(

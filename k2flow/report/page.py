@@ -26,7 +26,6 @@ from k2flow.status.model import Level
 
 Value = TypeVar("Value")
 
-TEMPLATE = "report.html"
 MAX_BARS = 20
 """Reasons that have a bar; the table has all of them."""
 
@@ -36,7 +35,7 @@ def render(figures: Figures, audit_result: AuditReport | Unavailable | None) -> 
     status = available(figures.status)
     return (
         _environment()
-        .get_template(TEMPLATE)
+        .get_template("report.html")
         .render(
             figures=figures,
             audit=audit_result,
@@ -193,7 +192,8 @@ def _charts(figures: Figures) -> dict[str, Any]:
     if freshness := available(figures.freshness):
         found["freshness"] = _freshness(freshness, exchanges)
     if letters := _reason_rows(figures):
-        found["reasons"] = _reasons(letters, exchanges)
+        rows = [Bar(row.reason, {exchanges.index(name): n for name, n in row.rows.items()}) for row in letters]
+        found["reasons"] = charts.bars("chart-reasons", "Dead letters by reason", rows[:MAX_BARS], exchanges)
     found["markets"] = [
         charts.candles(f"chart-market-{i}", f"{market.symbol} at {market.exchange}", market.axis, market.candles)
         for i, market in enumerate(available(figures.markets) or [])
@@ -216,11 +216,3 @@ def _freshness(freshness: Freshness, exchanges: Sequence[str]) -> Markup:
         series.append(Line(f"{exchange} median", number, medians))
         series.append(Line(f"{exchange} 99 of 100", number, highest, dashed=True))
     return charts.lines("chart-freshness", "From Kafka's time to Gold's commit", freshness.axis, series)
-
-
-def _reasons(letters: Sequence[ReasonRows], exchanges: Sequence[str]) -> Markup:
-    rows = [
-        Bar(each.reason, {number: each.rows[name] for number, name in enumerate(exchanges) if name in each.rows})
-        for each in letters[:MAX_BARS]
-    ]
-    return charts.bars("chart-reasons", "Dead letters by reason", rows, exchanges)

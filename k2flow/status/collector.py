@@ -40,7 +40,7 @@ TIMES_SECONDS = 5.0
 FETCH = {"queued.min.messages": "1", "max.partition.fetch.bytes": "65536"}
 """librdkafka's properties for a consumer that needs one message of each partition."""
 START_ONE = "start one with `k2flow kafka start`, or set K2FLOW_KAFKA_BOOTSTRAP_SERVERS"
-HOUR_SECONDS, DAY_SECONDS = 3_600, 86_400
+HOUR_US, DAY_US = 3_600_000_000, 86_400_000_000
 MAX_LETTERS, MAX_LETTER_FILES = 1_000_000, 200
 """Reasons are read of at most this many dead letters, in at most this many files: the newest of the last day."""
 
@@ -68,11 +68,8 @@ class StatusCollector:
     def collect(self) -> Status:
         """Return the status now. It includes a broker that does not answer, missing tables and unreadable ledgers.
 
-        Raises:
-            CatalogError: The catalog or its storage failed.
-            TableDiffersError: A table lacks a column.
-            AuditError: A file of dead letters cannot be read.
-            SettingsError: librdkafka does not know a property.
+        Raises CatalogError, TableDiffersError (a table lacks a column), AuditError (a file of dead letters cannot be
+        read), and SettingsError (librdkafka rejects a property).
         """
         began, now_ms = time.monotonic(), time.time_ns() // 1_000_000
         self._no_broker = None
@@ -102,11 +99,13 @@ class StatusCollector:
             problems.append(str(error))
         ledgers = {layer: each[-1] for layer, each in past.items()}
         kafka = self._ask(exchange, ledgers)
+        known = {name: layer.name for name, layer in exchange.layer_by_table.items() if layer.name in ledgers}
         layers = {
-            layer.name: layer_status(layer.name, name, ledgers, past[layer.name], kafka, s.trigger_seconds, now_ms)
-            for name, layer in exchange.layer_by_table.items()
-            if layer.name in ledgers
+            layer: layer_status(layer, name, ledgers, past[layer], kafka, s.trigger_seconds, now_ms)
+            for name, layer in known.items()
         }
+        by_table = {name: ledgers[layer] for name, layer in known.items()}
+        lost = lost_offsets(by_table, kafka, s.accept_lost_offsets, exchange.setting("accept_lost_offsets"))
         return ExchangeStatus(
             topic=s.topic,
             topic_id=kafka.topic.id if kafka.topic else None,
@@ -116,7 +115,7 @@ class StatusCollector:
             replacement=replacement,
             layers={layer.name: layers.get(layer.name) for layer in exchange.layers},
             dead_letters=self._dead_letters(exchange, tables, ledgers, now_ms),
-            problems=(*problems, *_lost(exchange, ledgers, kafka)),
+            problems=(*problems, *lost),
         )
 
     def _ask(self, exchange: Exchange, ledgers: Mapping[str, Ledger]) -> TopicState:
@@ -144,9 +143,9 @@ class StatusCollector:
     ) -> DeadLetters | None:
         if not {BRONZE.name, SILVER.name, DLQ.name} <= ledgers.keys():
             return None
-        hour_us = (now_ms - HOUR_SECONDS * 1000) * 1000
-        letters, messages = (rows_since(tables[layer].files, hour_us) for layer in (DLQ.name, BRONZE.name))
-        reasons = self._reasons_of(tables[DLQ.name], exchange.dlq, (now_ms - DAY_SECONDS * 1000) * 1000)
+        now_us = now_ms * 1000
+        letters, messages = (rows_since(tables[layer].files, now_us - HOUR_US) for layer in (DLQ.name, BRONZE.name))
+        reasons = self._reasons_of(tables[DLQ.name], exchange.dlq, now_us - DAY_US)
         return dead_letters(ledgers[DLQ.name], ledgers[SILVER.name], letters, messages, reasons)
 
     def _reasons_of(self, dlq: TableFiles, name: str, since_us: int) -> Counter[str]:
@@ -202,12 +201,6 @@ def _flow(ledgers: Mapping[str, Ledger]) -> FlowStatus:
     writers = {ledger.writer for ledger in ledgers.values() if ledger.writer}
     running = {writer: writer.running_here() if writer.host == here else None for writer in writers}
     return flow_status(ledgers.values(), running)
-
-
-def _lost(exchange: Exchange, ledgers: Mapping[str, Ledger], kafka: TopicState) -> list[str]:
-    setting = exchange.setting("accept_lost_offsets")
-    named = {name: ledgers[layer.name] for name, layer in exchange.layer_by_table.items() if layer.name in ledgers}
-    return lost_offsets(named, kafka, exchange.settings.accept_lost_offsets, setting)
 
 
 def _table(found: TableFiles, now_ms: int) -> TableStatus:

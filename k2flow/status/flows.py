@@ -29,14 +29,10 @@ WINDOW_TRIGGERS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class TopicState:
-    """One topic as Kafka describes it. If Kafka could not be asked, only `problem` is set.
+    """One topic as Kafka describes it. If Kafka could not be asked, only `problem` is set: the cause, and what to do.
 
-    Attributes:
-        topic: The topic; None if it does not exist.
-        watermarks: By partition the first offset that Kafka has, and the end of the committed messages.
-        times: By (partition, offset) the time (ms) of the first message at or after it. None: no message follows.
-            Absent: unknown.
-        problem: Why Kafka could not be asked, and what to do.
+    `watermarks` are by partition the first offset that Kafka has, and the end of the committed messages. `times` are by
+    (partition, offset) the time (ms) of the first message at or after it. None: no message follows. Absent: unknown.
     """
 
     topic: Topic | None = None

@@ -21,14 +21,9 @@ class FlowFailure:
 def find_failure(exchange: str, codes: Sequence[int | None], errors: Sequence[str], was_up: bool) -> FlowFailure | None:
     """Return the failure of a flow, or None if all its processes ended well.
 
-    The cause is a killed process, else the first error that a process reported, else an unexpected exit code. Retryable
-    and unexpected errors lead to a restart if the flow `was_up`: at the first start they go to the user.
-
-    Args:
-        exchange: The flow's exchange.
-        codes: Exit codes by process; None for a process that hung after another one had failed.
-        errors: The error lines of all processes, without their prefix.
-        was_up: Whether the flow had started well, in this run or an earlier one.
+    The cause is a killed process, else the first of the processes' `errors`, else an unexpected exit code. A process
+    that hung after another one had failed has no exit code. Retryable and unexpected errors lead to a restart if the
+    flow had started well, in this run or an earlier one (`was_up`). At the first start they go to the user.
     """
     if not any(codes) and None not in codes:
         return None
@@ -48,9 +43,9 @@ def find_failure(exchange: str, codes: Sequence[int | None], errors: Sequence[st
 
 
 class StderrRelay:
-    """The standard error of all processes of a flow, passed on line by line, except their final error lines.
+    """Passes on the standard error of a flow's processes line by line, except their final error lines.
 
-    Those are collected in `errors`: if every process of a flow reports the same error, the user sees it once.
+    Those are collected in `errors` without their prefix. If all processes report the same, the user sees it once.
     """
 
     def __init__(self) -> None:

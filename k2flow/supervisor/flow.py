@@ -139,7 +139,8 @@ class SupervisedFlow:
             if self._stopping.is_set():
                 if stopped_at is None:
                     stopped_at = now
-                    self._terminate()
+                    for process in self._processes:
+                        process.send_signal(signal.SIGTERM)  # does nothing to a process that has ended
                 elif now > stopped_at + self._settings.stop_seconds:
                     text = "%s: not drained %g s after the signal to stop: killed; nothing is lost"
                     log.error(text, self.plan.exchange, self._settings.stop_seconds)
@@ -152,11 +153,6 @@ class SupervisedFlow:
                     return False
             time.sleep(POLL_SECONDS)
         return True
-
-    def _terminate(self) -> None:
-        for process in self._processes:
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
 
     def _stage(self, process: subprocess.Popen[bytes]) -> Stage:
         return process_stage(self._environment[SUPERVISED], self.plan.exchange, process.pid)
