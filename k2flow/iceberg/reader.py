@@ -84,10 +84,7 @@ class FileReader:
             yield from self.stream(file, rows, skip)
 
     def stream(self, file: DataFile, rows: int, skip: int = 0) -> Iterator[pa.RecordBatch]:
-        """Yield the rows of a file as `read` does, but never hold more than one batch.
-
-        A file that must be sorted is held whole.
-        """
+        """Yield the rows of a file as `read` does, but hold one batch at a time. A file to be sorted is held whole."""
         with catalog_errors(), self._table.io.new_input(file.file_path).open() as stream:
             try:
                 parquet = pq.ParquetFile(stream, buffer_size=BUFFER_BYTES if self._buffered else 0, pre_buffer=False)

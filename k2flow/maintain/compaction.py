@@ -57,9 +57,8 @@ class Compactor:
             if first is None:
                 continue
             first = first.slice(0, count)
-            early.append(
-                first.take(pa.array(np.arange(first.num_rows)))
-            )  # a copy: a slice would keep the whole file in memory
+            # A copy: a slice would keep the whole file in memory.
+            early.append(first.take(pa.array(np.arange(first.num_rows))))
             since = first.column(column)[-1].value
             sources.append(Source(since, partial(self._reader.read, live.file, READ_ROWS, first.num_rows)))
         if not early:
