@@ -35,7 +35,7 @@ class FlowProcess:
         self.finished_reading = False
         self.trigger_override: float | None = None
         self._lock = threading.Lock()
-        self._session: FlowSession | None = None
+        self._opened: tuple[FlowSession, Pipeline] | None = None
 
     @cached_property
     def settings(self) -> Settings:
@@ -55,25 +55,32 @@ class FlowProcess:
     def open(self, workers: int) -> FlowSession:
         """Open the session, once for all workers of this process. Raises what `open_session` raises."""
         with self._lock:
-            if self._session is None:
+            if self._opened is None:
                 arm(self.settings.failpoints)
                 pickle_batches_as_ipc()
                 install_metadata_cache()
-                self._session = open_session(self.exchange, self.settings, self.catalog, workers)
+                session = open_session(self.exchange, self.settings, self.catalog, workers)
+                self._opened = session, self._pipeline(session)
                 reach(Point.OPENED)
-            return self._session
+            return self._opened[0]
 
     @property
     def session(self) -> FlowSession:
         """The open session."""
-        if self._session is None:
-            raise RuntimeError("the session is not open: `open` comes first")
-        return self._session
+        return self._open_parts[0]
 
-    @cached_property
+    @property
     def pipeline(self) -> Pipeline:
-        """The steps from messages to data files, over the open session."""
-        session = self.session
+        """The steps from messages to data files, over the open session; shared by the workers of this process."""
+        return self._open_parts[1]
+
+    @property
+    def _open_parts(self) -> tuple[FlowSession, Pipeline]:
+        if self._opened is None:
+            raise RuntimeError("the session is not open: call `open` first")
+        return self._opened
+
+    def _pipeline(self, session: FlowSession) -> Pipeline:
         # With several workers, files may go to another process next, and Bytewax would lose an error on the way.
         writers = TableWriters(session.tables, session.definitions, wait=session.workers > 1)
         return Pipeline(
