@@ -21,7 +21,7 @@ import typer
 from typer.testing import CliRunner
 
 from k2flow.cli.commands import app
-from k2flow.config.settings import KAFKA_PREFIX, PREFIX, ExchangeSettings, Settings
+from k2flow.config.settings import KAFKA_PREFIX, PREFIX, REGISTRY_VARIABLES, ExchangeSettings, Settings
 from k2flow.exchange import all_exchanges, exchange_names
 
 ROOT = Path(__file__).parents[1]
@@ -99,6 +99,7 @@ def is_known(variable: str) -> bool:
         return variable.startswith(FOREIGN)
     names = {*exchange_names(), "coinbase"}
     known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
+    known |= set(REGISTRY_VARIABLES)
     known |= {f"{PREFIX}{e.upper()}_{name.upper()}" for e in names for name in ExchangeSettings.model_fields}
     return variable in known or variable.startswith(KAFKA_PREFIX)
 
