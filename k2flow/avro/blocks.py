@@ -1,8 +1,8 @@
 """Reads the items of arrays and maps: blocks of a count and that number of items, until a count of 0.
 
-Avro 1.12 specification, "Arrays" and "Maps". Each step reads one item of every record that has one left. A few records
-with very many items would take as many steps, and each step costs as much as one for all records. Their remaining items
-are therefore decoded speculatively: as if an item began at every single byte. Then the chain of real items is followed.
+Avro 1.12 specification, "Arrays" and "Maps". Each step reads one item of every record that has one left. A step costs
+as much for a few records as for all, so a few records with very many items would be slow. Their remaining items are
+therefore decoded speculatively: as if an item began at every single byte. Then the chain of real items is followed.
 Items that hold arrays or maps are never decoded speculatively, because wrong guesses could cost more than they save. So
 one record with very many such items takes about 30 us per item.
 """
@@ -87,7 +87,7 @@ class _ItemReader:
         self._open, self._left, self._part = self._open[more], self._left[more], self._part.take(more)
 
     def _read_speculatively(self, i: int) -> None:
-        """Read items of the open lane i, up to a defect, the end of the array or the end of the speculative window."""
+        """Read items of the open lane i, up to a defect, the array's end or the speculative window's end."""
         part, start, left = self._part, int(self._part.pos[i]), int(self._left[i])
         n = min(_SPECULATIVE_BYTES, int(part.end[i]) - start)
         if n <= 0:

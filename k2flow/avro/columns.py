@@ -15,10 +15,10 @@ import pyarrow as pa
 from typing_extensions import override
 
 from k2flow.avro.cursor import Block, Ints, Mask
-from k2flow.avro.maps import last_of_each_key
 from k2flow.avro.utf8 import invalid_texts
 from k2flow.records import Defect
 
+_WORD_BITS = 64
 _UUID_LENGTH = 36
 _UUID_DASHES = [8, 13, 18, 23]
 _HEX = np.isin(np.arange(256), np.frombuffer(b"0123456789abcdefABCDEF", np.uint8))
@@ -95,7 +95,8 @@ class FixedWidth(Column):
     @classmethod
     @override
     def concat(cls, parts: Sequence[Self]) -> Self:
-        return cls(parts[0].type, np.concatenate([part.values for part in parts]), valid=_concat_masks(parts))
+        values = np.concatenate([part.values for part in parts])
+        return replace(parts[0], values=values, valid=_concat_masks(parts))
 
     @override
     def to_arrow(self) -> pa.Array:
@@ -104,33 +105,20 @@ class FixedWidth(Column):
 
 
 @dataclass(frozen=True, slots=True)
-class EnumColumn(Column):
-    """Enum values, as indices into `symbols`."""
+class EnumColumn(FixedWidth):
+    """Enum values; `values` are indices into `symbols`."""
 
     symbols: pa.StringArray
-    index: Ints
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    @override
-    def take(self, index: Ints) -> Self:
-        return replace(self, index=self.index[index], valid=_take_mask(self.valid, index))
-
-    @classmethod
-    @override
-    def concat(cls, parts: Sequence[Self]) -> Self:
-        return cls(parts[0].symbols, np.concatenate([part.index for part in parts]), valid=_concat_masks(parts))
 
     @override
     def to_arrow(self) -> pa.Array:
         n = len(self)
-        if n and self.valid is None and self.index.min() == self.index.max():
-            text = self.symbols[int(self.index[0])].as_py().encode()
+        if n and self.valid is None and self.values.min() == self.values.max():
+            text = self.symbols[int(self.values[0])].as_py().encode()
             offsets = np.arange(n + 1, dtype=np.int32) * np.int32(len(text))
             return _array(pa.string(), n, None, [pa.py_buffer(offsets), pa.py_buffer(text * n)])
         mask = None if self.valid is None else ~self.valid
-        return self.symbols.take(pa.array(self.index, mask=mask))
+        return self.symbols.take(pa.array(self.values, mask=mask))
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,7 +252,7 @@ class ListColumn(Column):
     @override
     def to_arrow(self) -> pa.Array:
         counts, items = self.counts, self.items.to_arrow()
-        keep = last_of_each_key(counts, items.field(0)) if pa.types.is_map(self.type) else None
+        keep = _last_of_each_key(counts, items.field(0)) if pa.types.is_map(self.type) else None
         if keep is not None:
             owner = np.repeat(np.arange(len(counts)), counts)
             counts, items = np.bincount(owner[keep], minlength=len(counts)), items.filter(pa.array(keep))
@@ -303,6 +291,30 @@ def _concat_masks(parts: Sequence[Column]) -> Mask | None:
         return None
     masks = [np.ones(len(part), np.bool_) if part.valid is None else part.valid for part in parts]
     return np.concatenate(masks)
+
+
+def _last_of_each_key(counts: Ints, keys: pa.StringArray) -> Mask | None:
+    """Return the mask of map entries without duplicate keys, or None to keep all; `counts` (n,): entries per map.
+
+    The last entry of a key wins, as in fastavro and in Java's map. Avro has no rule for duplicate keys, but DuckDB
+    rejects a file in which a map has a key twice. So one hostile message would make all of its file unreadable.
+    """
+    if not len(keys) or counts.max() < 2:
+        return None
+    encoded = keys.dictionary_encode()
+    codes, distinct = encoded.indices.to_numpy(), len(encoded.dictionary)
+    if distinct <= _WORD_BITS:  # the usual case: one bit set per map decides it
+        filled = counts[counts > 0]
+        bits = np.bitwise_or.reduceat(np.uint64(1) << codes.astype(np.uint64), np.cumsum(filled) - filled)
+        if (np.bitwise_count(bits) == filled).all():
+            return None
+    owner = np.repeat(np.arange(len(counts)), counts)
+    _, from_end = np.unique((owner * distinct + codes)[::-1], return_index=True)
+    if len(from_end) == len(keys):
+        return None
+    keep = np.zeros(len(keys), bool)
+    keep[len(keys) - 1 - from_end] = True
+    return keep
 
 
 def _are_uuids(offsets: npt.NDArray[np.int32], data: npt.NDArray[np.uint8]) -> Mask:

@@ -10,6 +10,7 @@ So all lanes stay in step, and no step has to test which lanes are active.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,26 +31,27 @@ TRAILING_ZEROS = 16
 MAX_COUNT = 2**31 - 1
 _NO_END = 2**62
 _VARINT_BYTES = 10
+_WORD_BYTES = 8
 
 
+@dataclass(eq=False)
 class Block:
     """The bytes of consecutive records, copied into one padded buffer `data`.
 
-    `padding_start` is where inactive lanes read, `first` the number of the first row in the batch, and `starts` the
+    Inactive lanes read at `padding_start`. `first` is the number of the first row in the batch, and `starts` the
     position of each payload in `data`.
     """
 
-    def __init__(
-        self, data: npt.NDArray[np.uint8], padding_start: int, first: int, starts: Ints, defects: DefectLog
-    ) -> None:
-        self.data = data
-        self.padding_start = padding_start
-        self.first = first
-        self.starts = starts
-        self.defects = defects
-        self.buffer = pa.py_buffer(data)
+    data: npt.NDArray[np.uint8]
+    padding_start: int
+    first: int
+    starts: Ints
+    defects: DefectLog
 
-    def window(self, dtype: str, at: Ints) -> npt.NDArray[Any]:
+    def __post_init__(self) -> None:
+        self.buffer = pa.py_buffer(self.data)
+
+    def window(self, dtype: str | np.dtype[Any], at: Ints) -> npt.NDArray[Any]:
         """Return the value of type `dtype` that begins at each position; positions need no alignment."""
         kind = np.dtype(dtype)
         return np.ndarray((len(self.data) - kind.itemsize + 1,), kind, self.data, strides=(1,))[at]
@@ -61,7 +63,7 @@ class Block:
     @contextmanager
     def discarding_defects(self) -> Iterator[None]:
         """Record no defects inside the context; lanes with a defect still become inactive."""
-        defects, self.defects = self.defects, DiscardingDefectLog()
+        defects, self.defects = self.defects, DiscardingDefectLog(0)
         try:
             yield
         finally:
@@ -73,16 +75,14 @@ class Block:
         self.defects.add(own + self.first, at - self.starts[own], defect, label, text)
 
 
+@dataclass(eq=False, slots=True)
 class Lanes:
     """m read positions: the row of each, its next byte, and the end of its record, both as positions in block.data."""
 
-    __slots__ = ("block", "end", "pos", "row")
-
-    def __init__(self, block: Block, row: Ints, pos: Ints, end: Ints) -> None:
-        self.block = block
-        self.row = row
-        self.pos = pos
-        self.end = end
+    block: Block
+    row: Ints
+    pos: Ints
+    end: Ints
 
     def __len__(self) -> int:
         return len(self.pos)
@@ -233,3 +233,64 @@ def _read_long_varints(block: Block, start: Ints) -> tuple[Ints, Ints, Mask]:
         long[rest] = ten & (tenth > 1)
     odd = word & np.uint64(1)
     return ((word >> np.uint64(1)) ^ -odd).view(np.int64), size, long
+
+
+def read_decimals(block: Block, start: Ints, length: npt.NDArray[Any], precision: int, words: int) -> tuple[Ints, Mask]:
+    """Convert n decimals from big-endian two's complement of any length to the little-endian words of Arrow's decimals.
+
+    Avro 1.12 specification, "Decimal". Zero bytes mean 0; superfluous leading sign bytes are accepted. Returns the
+    unscaled values, shape (n, words), low word first, and which have too many digits (value 0).
+    """
+    size = length.astype(np.int64)
+    longest = int(size.max(initial=0))
+    limit = 10**precision
+    out = np.empty((len(start), words), np.int64)
+    if longest <= _WORD_BYTES:
+        low = block.window("<u8", start).byteswap().view(np.int64) >> (64 - 8 * size)
+        if not size.all():
+            low[size == 0] = 0
+        out[:, 0] = low
+        out[:, 1:] = (low >> 63)[:, None]
+        if limit > 2**63 or (low.max(initial=0) < limit and low.min(initial=0) > -limit):
+            return out, np.zeros(len(start), np.bool_)
+        too_wide = (low >= limit) | (low <= -limit)
+    else:
+        too_wide = _read_wide(block, start, size, out)
+        too_wide |= _at_least(out, limit) | ~_at_least(out, 1 - limit)
+    out[too_wide] = 0
+    return out, too_wide
+
+
+def _read_wide(block: Block, start: Ints, size: Ints, out: Ints) -> Mask:
+    """Fill `out` word by word from the end of each value; return which values do not fit."""
+    words = out.shape[1]
+    fill = np.where((block.data[start] >= 0x80) & (size > 0), -1, 0)
+    stop = start + size
+    for k in range(words):
+        own = np.clip(size - _WORD_BYTES * k, 0, _WORD_BYTES)
+        shift = 64 - 8 * own
+        # If the value has no bytes in this word, its position may be outside the buffer.
+        at = np.where(own > 0, stop - _WORD_BYTES * (k + 1), start)
+        word = block.window("<u8", at).byteswap().view(np.int64)
+        out[:, k] = np.where(own > 0, (word << (shift & 63)) >> (shift & 63), fill)
+    too_wide: Mask = (out[:, -1] < 0) != (fill < 0)
+    extra = np.maximum(size - _WORD_BYTES * words, 0)
+    long = np.flatnonzero(extra)
+    owner = np.repeat(long, extra[long])
+    first = np.cumsum(extra[long]) - extra[long]
+    byte = block.data[start[owner] + np.arange(len(owner)) - np.repeat(first, extra[long])]
+    too_wide[owner[byte != fill[owner].astype(np.uint8)]] = True
+    return too_wide
+
+
+def _at_least(words: Ints, bound: int) -> Mask:
+    """Return which values, shape (n, words), are at least `bound`."""
+    result = np.ones(len(words), np.bool_)
+    for k in range(words.shape[1]):
+        top = k == words.shape[1] - 1
+        kind = np.int64 if top else np.uint64
+        part = bound >> 64 * k
+        limit = kind(part if top else part & (2**64 - 1))
+        word = words[:, k].view(kind) if top else np.ascontiguousarray(words[:, k]).view(np.uint64)
+        result = (word > limit) | ((word == limit) & result)
+    return result

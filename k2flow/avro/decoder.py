@@ -1,16 +1,18 @@
 """Decodes batches of Avro records to Arrow, all records at once; a bad record does not affect the others.
 
 A pure function of the bytes and the schemas. The binary encoding is that of the Avro 1.12 specification. Where the
-specification leaves room or decoders are often lax, this decoder
+specification leaves room or decoders are often lax, these rules apply:
 
-- rejects a boolean byte other than 0 and 1, a varint of more than 64 bits, an int of more than 32 bits, a negative enum
-  index or union branch, a decimal of more digits than its precision, a time of day outside the day, a UUID not in the
-  format of RFC 4122, and more than 1024 items without bytes (null, an empty record) in one array;
-- accepts varints and decimals of more bytes than needed, any date or timestamp, and duplicate keys in a map (the last
-  entry wins); the size of a block of items is not compared with its content.
+    rejected    a boolean byte other than 0 and 1; a varint of more than 64 bits; an int of more than 32 bits;
+                a negative enum index or union branch; a decimal of more digits than its precision;
+                a time of day outside the day; a UUID not in the format of RFC 4122;
+                more than 1024 items without bytes (null, an empty record) in one array
+    accepted    varints and decimals of more bytes than needed; any date or timestamp;
+                duplicate keys in a map (the last entry wins); a block of items with a wrong size in bytes
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +23,8 @@ from k2flow.avro.cursor import LEADING_ZEROS, TRAILING_ZEROS, Block, Ints, Lanes
 from k2flow.avro.defect_log import DefectLog
 from k2flow.avro.plan import Record
 from k2flow.avro.resolve import resolve
-from k2flow.avro.schemas import Json, parse
-from k2flow.avro.unknown import WriterOnlyField, keep_dropped_fields
+from k2flow.avro.schemas import Json, ParsedSchema, parse
+from k2flow.avro.texts import to_texts
 from k2flow.records import DecodedRecords, Defect
 
 _BLOCK_ROWS = 1 << 14
@@ -30,13 +32,27 @@ _BLOCK_BYTES = 1 << 22
 _MAX_RECORD_BYTES = 1 << 30
 
 
+@dataclass(frozen=True)
+class WriterOnlyField:
+    """A field of the writer's record that the reader's lacks, of the type `schema`; `names` defines its named types."""
+
+    name: str
+    schema: Json
+    names: ParsedSchema
+
+    def to_texts(self, column: pa.Array) -> pa.StringArray:
+        """Convert n values of this field to text, null to null; see `texts.to_texts`."""
+        return to_texts(self.schema, self.names, column)
+
+
 class AvroDecoder:
     """Decodes records of one writer's schema into the types of the reader's schema.
 
-    Implements `trades.record_decoder.RecordDecoder`. `schema` is the Arrow schema of the batches: a column per field of
-    the record, or one column `value` if the Avro schema is not a record; types.py has the Arrow types. Fields that only
-    the writer's record has are checked and dropped. With `keep_unknown` they are returned beside the batch, and
-    `unknown_fields` lists them. Those of inner records are always dropped.
+    Implements `trades.record_decoder.RecordDecoder`. `schema` is the Arrow schema of the batches, with the types of
+    schemas.py: a column per field of the record, or one column `value` if the Avro schema is not a record.
+
+    Fields that only the writer's record has are checked and dropped. With `keep_unknown` they are returned beside the
+    batch as the writer's types, and `unknown_fields` lists them. Those of inner records are always dropped.
 
     Raises:
         SchemaError: A schema is not valid, is recursive or too large, or the two are incompatible.
@@ -52,14 +68,13 @@ class AvroDecoder:
         kind = self._plan.type
         self.schema = pa.schema(list(kind) if isinstance(self._plan, Record) else [("value", kind)])
         if keep_unknown and isinstance(self._plan, Record):
-            self._plan, self.unknown_fields = keep_dropped_fields(self._plan, writer)
+            self._plan, self.unknown_fields = _keep_dropped_fields(self._plan, writer)
         self._unknown_schema = pa.schema(list(self._plan.type)[len(kind) :] if self.unknown_fields else [])
 
     def decode(self, payloads: pa.BinaryArray | pa.LargeBinaryArray, skip: int = 0) -> DecodedRecords:
         """Decode n payloads; `skip` is the number of bytes to skip before each record. A null is an empty payload.
 
-        Raises:
-            ValueError: A payload has more than 1 GiB.
+        Raises ValueError if a payload has more than 1 GiB.
         """
         n = len(payloads)
         defects = DefectLog(n)
@@ -72,9 +87,14 @@ class AvroDecoder:
         else:
             arrays = [pa.concat_arrays(pieces) for pieces in zip(*parts, strict=True)]
         known = len(self.schema)
-        batch = _batch(self.schema, n, arrays[:known])
+        # From a struct array, because a batch without columns has no other way to keep its length.
+        rows = pa.Array.from_buffers(pa.struct(list(self.schema)), n, [None], children=arrays[:known])
         return DecodedRecords(
-            batch=batch, unknown=arrays[known:], defect=defects.defect, position=defects.position, detail=defects.detail
+            batch=pa.RecordBatch.from_struct_array(rows),
+            unknown=arrays[known:],
+            defect=defects.defect,
+            position=defects.position,
+            detail=defects.detail,
         )
 
     def _blocks(
@@ -112,10 +132,15 @@ class AvroDecoder:
         return [column.to_arrow()]
 
 
-def _batch(schema: pa.Schema, n: int, arrays: list[pa.Array]) -> pa.RecordBatch:
-    """Create a batch from a struct array, because a batch without columns has no other way to keep its length."""
-    rows = pa.Array.from_buffers(pa.struct(list(schema)), n, [None], children=arrays)
-    return pa.RecordBatch.from_struct_array(rows)
+def _keep_dropped_fields(plan: Record, writer: ParsedSchema) -> tuple[Record, tuple[WriterOnlyField, ...]]:
+    """Return a plan that appends the fields that `plan` drops to its fields, and these fields in order."""
+    fields = [(i, field) for i, field in enumerate(writer.root["fields"]) if plan.places[i] is None]
+    places = list(plan.places)
+    for place, (i, _) in enumerate(fields, len(plan.type)):
+        places[i] = place
+    kind = pa.struct([*plan.type, *(pa.field(field["name"], plan.fields[i].type) for i, field in fields)])
+    unknown = tuple(WriterOnlyField(field["name"], field["type"], writer) for _, field in fields)
+    return replace(plan, type=kind, places=places), unknown
 
 
 def _offsets_and_data(payloads: pa.BinaryArray | pa.LargeBinaryArray) -> tuple[Ints, npt.NDArray[np.uint8]]:

@@ -11,12 +11,14 @@ from typing_extensions import override
 
 from k2flow.records import Defect
 
+Ints = npt.NDArray[np.int64]
+
 
 @dataclass(frozen=True, slots=True)
 class _Event:
     """Rows with the same kind of defect in the same field."""
 
-    rows: npt.NDArray[np.int64]
+    rows: Ints
     label: str
     text: str
     values: Sequence[npt.NDArray[Any]]
@@ -34,15 +36,7 @@ class DefectLog:
         """Return the number of calls of `add`."""
         return len(self._events)
 
-    def add(
-        self,
-        rows: npt.NDArray[np.int64],
-        position: npt.NDArray[np.int64],
-        defect: Defect,
-        label: str,
-        text: str,
-        *values: npt.NDArray[Any],
-    ) -> None:
+    def add(self, rows: Ints, position: Ints, defect: Defect, label: str, text: str, *values: npt.NDArray[Any]) -> None:
         """Record a defect of `rows` at the bytes `position` of their payloads; each row keeps only its first byte.
 
         `text` is a format string for `values`, one array each, and for `at`, the position.
@@ -73,9 +67,6 @@ class DefectLog:
 
 class DiscardingDefectLog(DefectLog):
     """Discards all defects; used while decoding bytes that may not be a value."""
-
-    def __init__(self) -> None:
-        super().__init__(0)
 
     @override
     def add(self, *_: Any) -> None:

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +16,7 @@ from typing_extensions import override
 
 from k2flow.avro.blocks import read_items
 from k2flow.avro.columns import ArrowColumn, Column, EnumColumn, FixedWidth, ListColumn, StructColumn, VarBinary
-from k2flow.avro.cursor import Ints, Lanes
-from k2flow.avro.decimals import read_decimals
+from k2flow.avro.cursor import Ints, Lanes, read_decimals
 from k2flow.records import Defect
 
 
@@ -28,19 +28,29 @@ class Node(ABC):
     label: str
 
     @property
+    def own_size(self) -> int:
+        """The smallest size in bytes of a value without the values of `inner`."""
+        return 1
+
+    @property
+    def inner(self) -> "Sequence[Node]":
+        """The nodes of the values inside a value."""
+        return ()
+
+    @property
     def min_size(self) -> int:
         """The smallest size of a value in bytes."""
-        return 1
+        return self.own_size + sum(node.min_size for node in self.inner)
 
     @property
     def max_overread(self) -> int:
         """The largest number of padding bytes that a lane reads after it becomes inactive within a value."""
-        return 1
+        return self.own_size + sum(node.max_overread for node in self.inner)
 
     @property
     def can_speculate(self) -> bool:
         """Whether bytes that may not be a value are read cheaply and without defects: no arrays, no merged branches."""
-        return True
+        return all(node.can_speculate for node in self.inner)
 
     @abstractmethod
     def read(self, lanes: Lanes) -> Column:
@@ -50,8 +60,7 @@ class Node(ABC):
 class Null(Node):
     """No bytes."""
 
-    min_size = 0
-    max_overread = 0
+    own_size = 0
 
     @override
     def read(self, lanes: Lanes) -> Column:
@@ -108,30 +117,6 @@ class Integer(Node):
 
 
 @dataclass(frozen=True)
-class Float(Node):
-    """A float (4 bytes) or double (8), IEEE 754, little-endian; returned as `dtype`."""
-
-    size: int
-    dtype: npt.DTypeLike
-
-    @property
-    @override
-    def min_size(self) -> int:
-        return self.size
-
-    @property
-    @override
-    def max_overread(self) -> int:
-        return self.size
-
-    @override
-    def read(self, lanes: Lanes) -> Column:
-        start = lanes.read_fixed(self.size, self.label, f"{self.size} bytes")
-        values = lanes.block.window(f"<f{self.size}", start)
-        return FixedWidth(self.type, values.astype(self.dtype, copy=False))
-
-
-@dataclass(frozen=True)
 class Binary(Node):
     """A string or bytes: a length and that number of bytes."""
 
@@ -146,24 +131,20 @@ class Binary(Node):
 
 @dataclass(frozen=True)
 class Fixed(Node):
-    """A given number of bytes."""
+    """A fixed, float or double (IEEE 754, little-endian): the bytes of one `encoded`, returned as `dtype`."""
 
-    size: int
-
-    @property
-    @override
-    def min_size(self) -> int:
-        return self.size
+    encoded: np.dtype[Any]
+    dtype: np.dtype[Any]
 
     @property
     @override
-    def max_overread(self) -> int:
-        return self.size
+    def own_size(self) -> int:
+        return self.encoded.itemsize
 
     @override
     def read(self, lanes: Lanes) -> Column:
-        start = lanes.read_fixed(self.size, self.label, f"{self.size} bytes")
-        return FixedWidth(self.type, lanes.block.window(f"V{self.size}", start))
+        start = lanes.read_fixed(self.own_size, self.label, f"{self.own_size} bytes")
+        return FixedWidth(self.type, lanes.block.window(self.encoded, start).astype(self.dtype, copy=False))
 
 
 @dataclass(frozen=True)
@@ -174,13 +155,8 @@ class Decimal(Node):
 
     @property
     @override
-    def min_size(self) -> int:
+    def own_size(self) -> int:
         return 1 if self.size is None else self.size
-
-    @property
-    @override
-    def max_overread(self) -> int:
-        return self.min_size
 
     @override
     def read(self, lanes: Lanes) -> Column:
@@ -220,7 +196,7 @@ class Enum(Node):
             text = "enum symbol {0} at byte {at} is not in the reader's schema"
             lanes.reject(unknown, Defect.INVALID_ENUM, at, self.label, text, self.writer_symbols[index])
             codes[unknown] = 0
-        return EnumColumn(self.symbols, codes)
+        return EnumColumn(self.type, codes, self.symbols)
 
 
 @dataclass(frozen=True)
@@ -228,16 +204,13 @@ class Array(Node):
     """Blocks of items."""
 
     item: Node
+    min_size = 1
+    can_speculate = False
 
     @property
     @override
-    def max_overread(self) -> int:
-        return self.item.max_overread + 1
-
-    @property
-    @override
-    def can_speculate(self) -> bool:
-        return False
+    def inner(self) -> Sequence[Node]:
+        return (self.item,)
 
     @override
     def read(self, lanes: Lanes) -> Column:
@@ -250,58 +223,22 @@ class Array(Node):
 
 
 @dataclass(frozen=True)
-class Entry(Node):
-    """A key and a value of a map."""
-
-    key: Binary
-    value: Node
-
-    @property
-    @override
-    def min_size(self) -> int:
-        return self.key.min_size + self.value.min_size
-
-    @property
-    @override
-    def max_overread(self) -> int:
-        return self.key.max_overread + self.value.max_overread
-
-    @property
-    @override
-    def can_speculate(self) -> bool:
-        return self.value.can_speculate
-
-    @override
-    def read(self, lanes: Lanes) -> Column:
-        key = self.key.read(lanes)
-        return StructColumn(self.type, len(lanes), [key, self.value.read(lanes)])
-
-
-@dataclass(frozen=True)
 class Record(Node):
-    """Fields in the writer's order; `places` maps each to its place in `type`, or to None if the reader drops it.
+    """A record, or the key and value of a map's entry: fields in the writer's order.
 
-    `added` holds the places of fields that only the reader has, each with an array of the one default value.
+    `places` maps each to its place in `type`, or to None if the reader drops it. `added` holds the places of fields
+    that only the reader has, each with an array of the one default value.
     """
 
     fields: Sequence[Node]
     places: Sequence[int | None]
-    added: Sequence[tuple[int, pa.Array]]
+    added: Sequence[tuple[int, pa.Array]] = ()
+    own_size = 0
 
     @property
     @override
-    def min_size(self) -> int:
-        return sum(field.min_size for field in self.fields)
-
-    @property
-    @override
-    def max_overread(self) -> int:
-        return sum(field.max_overread for field in self.fields)
-
-    @property
-    @override
-    def can_speculate(self) -> bool:
-        return all(field.can_speculate for field in self.fields)
+    def inner(self) -> Sequence[Node]:
+        return self.fields
 
     @override
     def read(self, lanes: Lanes) -> StructColumn:
@@ -313,7 +250,6 @@ class Record(Node):
                 dropped.append(column)
             else:
                 placed[place] = column
-        zeros = np.zeros(len(lanes), np.int64)
         for place, default in self.added:
-            placed[place] = ArrowColumn(default.take(pa.array(zeros)))
+            placed[place] = ArrowColumn(default.take(pa.array(np.zeros(len(lanes), np.int64))))
         return StructColumn(self.type, len(lanes), [placed[i] for i in range(len(placed))], dropped)

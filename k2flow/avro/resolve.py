@@ -1,18 +1,20 @@
 """Resolves a writer's and a reader's schema into a plan that decodes the writer's bytes into the reader's types.
 
-Avro 1.12 specification, "Schema resolution". Without a reader's schema, the writer's schema serves as both.
+Avro 1.12 specification, "Schema resolution". Without a reader's schema, the writer's schema serves as both. A field
+that only the reader's schema has takes its default value, converted from JSON to Arrow: "Complex types", records, the
+table of field default values.
 """
 
+import decimal
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from k2flow.avro.defaults import default_array
-from k2flow.avro.plan import Array, Binary, Boolean, Decimal, Entry, Enum, Fixed, Float, Integer, Node, Null, Record
-from k2flow.avro.schemas import Json, ParsedSchema, describe, is_named, label_of, logical_type
-from k2flow.avro.types import arrow_type, is_null
-from k2flow.avro.unions import UNRESOLVED, Branch, Union, WrapInUnion
+from k2flow.avro.plan import Array, Binary, Boolean, Decimal, Enum, Fixed, Integer, Node, Null, Record
+from k2flow.avro.schemas import Json, ParsedSchema, arrow_type, describe, is_named, is_null, label_of, logical_type
+from k2flow.avro.unions import UNRESOLVED, Branch, Union
 from k2flow.errors import SchemaError
 
 _PROMOTIONS = {
@@ -22,16 +24,24 @@ _PROMOTIONS = {
     "string": ("bytes",),
     "bytes": ("string",),
 }
-_NUMBERS = {"int": np.int32, "long": np.int64, "float": np.float32, "double": np.float64}
+_NUMBERS = {name: np.dtype(code) for name, code in (("int", "i4"), ("long", "i8"), ("float", "<f4"), ("double", "<f8"))}
 _MAX_OVERREAD = 1 << 22
+_DEFAULT_ERRORS = (pa.ArrowException, ValueError, TypeError, KeyError, AttributeError, OverflowError)
+_JSON_TYPES = {
+    "null": (type(None),),
+    "boolean": (bool,),
+    "int": (int,),
+    "long": (int,),
+    "float": (int, float),
+    "double": (int, float),
+    "string": (str,),
+    "array": (list,),
+}
+"""The types of a default value in parsed JSON, where the Avro type restricts them."""
 
 
 def resolve(writer: ParsedSchema, reader: ParsedSchema) -> Node:
-    """Return the plan.
-
-    Raises:
-        SchemaError: The schemas are incompatible or exceed a limit; the message names the field.
-    """
+    """Return the plan. Raises SchemaError, which names the field, if the schemas are incompatible or too large."""
     plan = _Resolver(writer, reader).resolve(writer.root, reader.root, "")
     if plan.max_overread > _MAX_OVERREAD:
         raise SchemaError(f"a record has more than {_MAX_OVERREAD} bytes of fixed-size fields")
@@ -95,15 +105,15 @@ class _Resolver:
                 if "default" not in field:
                     raise SchemaError(f"{label}: missing in the writer's schema, and without a default in the reader's")
                 own_kind = kind.field(place).type
-                added.append((place, default_array(field["type"], self._reader, own_kind, field["default"], label)))
+                added.append((place, _default_array(field["type"], self._reader, own_kind, field["default"], label)))
         return Record(kind, label_of(path), fields, places, added)
 
     def _map(self, writer: Json, reader: Json, path: str) -> Node:
         kind = arrow_type(reader, self._reader)
         value = self.resolve(writer["values"], reader["values"], f"{path}.value")
         key = Binary(pa.string(), label_of(f"{path}.key"), is_text=True)
-        entry = pa.struct([kind.key_field, kind.item_field])
-        return Array(kind, label_of(path), Entry(entry, label_of(path), key, value))
+        entry = Record(pa.struct([kind.key_field, kind.item_field]), label_of(path), (key, value), places=(0, 1))
+        return Array(kind, label_of(path), entry)
 
     def _enum(self, writer: Json, reader: Json, path: str) -> Node:
         symbols = list(reader["symbols"])
@@ -127,11 +137,12 @@ class _Resolver:
             case "int" | "long":
                 return Integer(kind, label, 32 if writer["type"] == "int" else 64, _NUMBERS[reader["type"]])
             case "float" | "double":
-                return Float(kind, label, 4 if writer["type"] == "float" else 8, _NUMBERS[reader["type"]])
+                return Fixed(kind, label, _NUMBERS[writer["type"]], _NUMBERS[reader["type"]])
             case _ if pa.types.is_decimal(kind):
                 return Decimal(kind, label, writer.get("size"))
             case "fixed":
-                return Fixed(kind, label, writer["size"])
+                encoded = np.dtype(f"V{writer['size']}")
+                return Fixed(kind, label, encoded, encoded)
         # A string read as bytes is still checked as text, and so are bytes read as a string.
         is_text = "string" in (writer["type"], reader["type"])
         return Binary(kind, label, is_text, is_uuid=wanted is not None and wanted[0] == "uuid")
@@ -144,7 +155,7 @@ class _Resolver:
         kinds = [arrow_type(branch, self._reader) for branch in members]
         if not isinstance(writer, list):
             branch = self._branch(writer, wanted, members, path)
-            return branch.node if branch.node.type == kind else WrapInUnion(kind, label, branch, kinds)
+            return branch.node if branch.node.type == kind else Union(kind, label, [branch], kinds, has_index=False)
         branches, failures = [], []
         for part in writer:
             try:
@@ -189,3 +200,71 @@ def _match(writer: Json, reader: Json, level: _Match) -> bool:
     if kind not in ("record", "error", "enum", "fixed"):
         return True
     return writer["name"] == reader["name"] or (level > _Match.SAME and is_named(writer, reader))
+
+
+def _default_array(schema: Json, reader: ParsedSchema, kind: pa.DataType, default: Any, label: str) -> pa.Array:
+    """Return an array of the one default value. Raises SchemaError."""
+    try:
+        return pa.array([_default_value(schema, reader, kind, default)], kind)
+    except _DEFAULT_ERRORS as error:
+        raise SchemaError(f"{label}: default {default!r} is not a value of its type") from error
+
+
+def _default_value(schema: Json, reader: ParsedSchema, kind: pa.DataType, default: Any) -> Any:
+    """Return the Python value that pyarrow accepts for `kind`."""
+    schema = reader.expand(schema)
+    if isinstance(schema, list):
+        return _union_value(schema, reader, kind, default)
+    kind_name = schema["type"]
+    if type(default) not in _JSON_TYPES.get(kind_name, (type(default),)):
+        raise ValueError("not of this type")
+    match kind_name:
+        case "float" | "double":
+            return float(default)
+        case "enum" if default not in schema["symbols"]:
+            raise ValueError("not a symbol")
+        case "bytes" | "fixed":
+            return _bytes_value(schema, kind, default)
+        case "array":
+            return [_default_value(schema["items"], reader, kind.value_type, item) for item in default]
+        case "map":
+            items = default.items()
+            return [(key, _default_value(schema["values"], reader, kind.item_type, value)) for key, value in items]
+        case "record" | "error":
+            values = {}
+            for field in schema["fields"]:
+                name = field["name"]
+                value = default[name] if name in default else field["default"]
+                values[name] = _default_value(field["type"], reader, kind.field(name).type, value)
+            return values
+    return default
+
+
+def _bytes_value(schema: Json, kind: pa.DataType, default: Any) -> Any:
+    raw = default.encode("latin-1")  # each character encodes the byte of its code point
+    if schema["type"] == "fixed" and len(raw) != schema["size"]:
+        raise ValueError("not of this size")
+    logical = logical_type(schema)
+    if logical is None:
+        return raw
+    _, precision, scale = logical
+    unscaled = int.from_bytes(raw, "big", signed=True)
+    if abs(unscaled) >= 10**precision:
+        raise ValueError("too many digits")
+    return decimal.Decimal(f"{unscaled}E-{scale}")
+
+
+def _union_value(schema: Json, reader: ParsedSchema, kind: pa.DataType, default: Any) -> Any:
+    """Return the value of the first branch that accepts the default."""
+    branches = [branch for branch in schema if reader.expand(branch) != {"type": "null"}]
+    if default is None and len(branches) < len(schema):
+        return None
+    for number, branch in enumerate(branches):
+        own = kind if len(branches) == 1 else kind.field(number).type
+        try:
+            value = _default_value(branch, reader, own, default)
+            pa.scalar(value, own)
+        except _DEFAULT_ERRORS:
+            continue
+        return value if len(branches) == 1 else {kind.field(number).name: value}
+    raise ValueError("no branch accepts the default")

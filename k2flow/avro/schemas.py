@@ -1,6 +1,20 @@
-"""Parses and checks writer and reader schemas.
+"""Parses and checks writer and reader schemas, and returns the Arrow type of each Avro type.
 
-fastavro parses; schemas that it accepts but that have no plan are rejected here.
+fastavro parses; schemas that it accepts but that have no plan are rejected here. The Arrow types:
+
+    null, boolean, int, long, float, double     null, bool, int32, int64, float, double
+    bytes, string, enum                         binary, string, string
+    fixed                                       fixed_size_binary
+    array, map, record                          list, map<string, ...>, struct
+    union                                       without null, one branch: its type; more: a struct of `member0`,
+                                                `member1`, ..., at most one of them not null
+    decimal                                     decimal128 up to 38 digits, decimal256 up to 76
+    date, time-millis, time-micros              date32, time32[ms], time64[us]; a time is within the day
+    timestamp-millis, -micros, -nanos           timestamp in that unit, UTC; any value, also outside years 1-9999
+    local-timestamp-millis, -micros, -nanos     timestamp in that unit, no time zone
+    uuid                                        string; of a fixed: fixed_size_binary
+
+All fields are nullable, because a row with a defect may be null anywhere.
 """
 
 import json
@@ -8,35 +22,38 @@ from dataclasses import dataclass
 from typing import Any
 
 import fastavro
-from fastavro.schema import SchemaParseException, UnknownType
+import pyarrow as pa
+from fastavro.schema import SchemaParseException
 
 from k2flow.errors import SchemaError
 
 Json = Any
 """A parsed JSON schema: a name, a dict with the key `type`, or a list of branches."""
 
-_PRIMITIVES = frozenset(("null", "boolean", "int", "long", "float", "double", "bytes", "string"))
-_LOGICAL = {
-    "date": "int",
-    "time-millis": "int",
-    "time-micros": "long",
-    "timestamp-millis": "long",
-    "timestamp-micros": "long",
-    "timestamp-nanos": "long",
-    "local-timestamp-millis": "long",
-    "local-timestamp-micros": "long",
-    "local-timestamp-nanos": "long",
-    "uuid": "string",
+_PRIMITIVES = {
+    "null": pa.null(),
+    "boolean": pa.bool_(),
+    "int": pa.int32(),
+    "long": pa.int64(),
+    "float": pa.float32(),
+    "double": pa.float64(),
+    "bytes": pa.binary(),
+    "string": pa.string(),
 }
-_PARSE_ERRORS = (
-    SchemaParseException,
-    UnknownType,
-    ValueError,
-    TypeError,
-    KeyError,
-    AttributeError,
-    RecursionError,
-)
+_LOGICAL = {
+    "date": ("int", pa.date32()),
+    "time-millis": ("int", pa.time32("ms")),
+    "time-micros": ("long", pa.time64("us")),
+    "timestamp-millis": ("long", pa.timestamp("ms", "UTC")),
+    "timestamp-micros": ("long", pa.timestamp("us", "UTC")),
+    "timestamp-nanos": ("long", pa.timestamp("ns", "UTC")),
+    "local-timestamp-millis": ("long", pa.timestamp("ms")),
+    "local-timestamp-micros": ("long", pa.timestamp("us")),
+    "local-timestamp-nanos": ("long", pa.timestamp("ns")),
+    "uuid": ("string", pa.string()),
+}
+_PARSE_ERRORS = (SchemaParseException, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
+_DECIMAL128_DIGITS = 38
 _MAX_DIGITS = 76
 MAX_DEPTH = 64
 """The limit of nested types."""
@@ -153,9 +170,43 @@ def logical_type(schema: Json) -> tuple[str, int, int] | None:
                 raise SchemaError(f"a decimal of {precision} digits; Arrow has at most {_MAX_DIGITS}")
             return name, precision, scale
         return None
-    if isinstance(name, str) and _LOGICAL.get(name) == kind:
+    if isinstance(name, str) and name in _LOGICAL and _LOGICAL[name][0] == kind:
         return name, 0, 0
     return None
+
+
+def arrow_type(schema: Json, parsed: ParsedSchema) -> pa.DataType:
+    """Return the Arrow type of a schema; `parsed` defines its named types."""
+    schema = parsed.expand(schema)
+    if isinstance(schema, list):
+        members = [arrow_type(branch, parsed) for branch in schema if not is_null(branch, parsed)]
+        if len(members) > 1:
+            return pa.struct([(f"member{i}", kind) for i, kind in enumerate(members)])
+        return members[0] if members else pa.null()
+    logical = logical_type(schema)
+    if logical is not None:
+        name, precision, scale = logical
+        if name == "decimal":
+            return (pa.decimal128 if precision <= _DECIMAL128_DIGITS else pa.decimal256)(precision, scale)
+        return _LOGICAL[name][1]
+    match schema["type"]:
+        case "record" | "error":
+            return pa.struct([(field["name"], arrow_type(field["type"], parsed)) for field in schema["fields"]])
+        case "array":
+            return pa.list_(arrow_type(schema["items"], parsed))
+        case "map":
+            return pa.map_(pa.string(), arrow_type(schema["values"], parsed))
+        case "fixed":
+            return pa.binary(schema["size"])
+        case "enum":
+            return pa.string()
+    return _PRIMITIVES[schema["type"]]
+
+
+def is_null(schema: Json, parsed: ParsedSchema) -> bool:
+    """Return whether a schema is the type null."""
+    schema = parsed.expand(schema)
+    return not isinstance(schema, list) and schema["type"] == "null"
 
 
 def describe(schema: Json) -> str:

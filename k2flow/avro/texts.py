@@ -26,8 +26,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from k2flow.avro.schemas import Json, ParsedSchema, logical_type
-from k2flow.avro.types import is_null
+from k2flow.avro.schemas import Json, ParsedSchema, is_null, logical_type
 
 _FIRST_DAY, _LAST_DAY = -719_162, 2_932_896
 """0001-01-01 and 9999-12-31, in days since 1970."""
@@ -40,7 +39,7 @@ _NOT_JSON = {"inf", "-inf", "nan"}
 def to_texts(schema: Json, names: ParsedSchema, column: pa.Array) -> pa.StringArray:
     """Convert n values of a schema to text, null to null: (n,) strings.
 
-    `names` defines the schema's named types. `column` has the schema's Arrow type, see types.py.
+    `names` defines the schema's named types. `column` has the schema's Arrow type, see schemas.py.
 
     Raises:
         pyarrow.ArrowInvalid: The texts take 2 GiB or more in total.

@@ -33,7 +33,7 @@ class Branch:
 
 @dataclass(frozen=True)
 class Union(Node):
-    """The index of a branch, and its value.
+    """The index of a branch, and its value; no index if only the reader's schema has a union.
 
     Members are the types of the result other than null. One member gives a column of its type, with nulls. Several give
     a struct with one field per member (`member0`, `member1`, ...), at most one of them not null.
@@ -41,27 +41,32 @@ class Union(Node):
 
     branches: Sequence[Branch]
     members: Sequence[pa.DataType]
+    has_index: bool = True
+
+    @property
+    @override
+    def own_size(self) -> int:
+        return int(self.has_index)
 
     @property
     @override
     def min_size(self) -> int:
-        return 1 + min(branch.node.min_size for branch in self.branches)
+        return self.own_size + min(branch.node.min_size for branch in self.branches)
 
     @property
     @override
     def max_overread(self) -> int:
-        return 1 + max(branch.node.max_overread for branch in self.branches)
+        return self.own_size + max(branch.node.max_overread for branch in self.branches)
 
     @property
     @override
     def can_speculate(self) -> bool:
-        return all(branch.node.can_speculate for branch in self.branches) and all(
-            len(parts) <= 1 for parts in self._sources
-        )
+        is_merged = any(len(sources) > 1 for sources in self._sources)
+        return not is_merged and all(branch.node.can_speculate for branch in self.branches)
 
     @override
     def read(self, lanes: Lanes) -> Column:
-        index = self._read_index(lanes)
+        index = self._read_index(lanes) if self.has_index else np.zeros(len(lanes), np.int64)
         if not self.members:
             return ArrowColumn(pa.nulls(len(lanes)))
         columns = []
@@ -98,38 +103,6 @@ class Union(Node):
                 text = f"union branch {number} at byte {{at}} matches no type of the reader's schema"
                 lanes.reject(index == number, Defect.MALFORMED, at, self.label, text)
         return index
-
-
-@dataclass(frozen=True)
-class WrapInUnion(Node):
-    """A type that is one branch of a union in the reader's schema only."""
-
-    branch: Branch
-    members: Sequence[pa.DataType]
-
-    @property
-    @override
-    def min_size(self) -> int:
-        return self.branch.node.min_size
-
-    @property
-    @override
-    def max_overread(self) -> int:
-        return self.branch.node.max_overread
-
-    @property
-    @override
-    def can_speculate(self) -> bool:
-        return self.branch.node.can_speculate
-
-    @override
-    def read(self, lanes: Lanes) -> Column:
-        column, n = self.branch.node.read(lanes), len(lanes)
-        if self.branch.member is None:
-            return ArrowColumn(pa.nulls(n, self.type))
-        columns: list[Column] = [ArrowColumn(pa.nulls(n, kind)) for kind in self.members]
-        columns[self.branch.member] = column
-        return StructColumn(self.type, n, columns)
 
 
 def _read_member(lanes: Lanes, kind: pa.DataType, parts: list[tuple[Mask, Node]]) -> Column:

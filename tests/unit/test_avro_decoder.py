@@ -660,6 +660,7 @@ def nested(levels: int) -> Any:
         ("{", "not an Avro schema: JSONDecodeError"),
         ("[]", "value: a union needs branches, each of a different type"),
         (None, "not an Avro schema: TypeError"),
+        (with_fields(("a", "float", {"default": 10**400})), "not an Avro schema: OverflowError"),
         ("no.such.Type", "not an Avro schema"),
         (
             {"type": "record", "name": "R", "fields": [{"name": "a", "type": "Missing"}]},
