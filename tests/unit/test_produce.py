@@ -148,32 +148,25 @@ def test_encoding_matches_fastavro() -> None:
     trades, _ = market.trades(arrival)
     encoded = encode(trades, 7)
     assert encoded.header == b"\0\0\0\0\x07"
-    for i, value in enumerate(encoded.values()):
+    columns = trades.to_pylist(maps_as_pydicts="strict")
+    for i, (value, trade) in enumerate(zip(encoded.values(), columns, strict=True)):
         stream = io.BytesIO(value[5:])
         record = fastavro.schemaless_reader(stream, SCHEMA, None)
         assert isinstance(record, dict)
         assert stream.read() == b""
-        assert record["symbol"] == trades.symbol.values[trades.symbol.codes[i]]
-        assert record["currency"] == trades.currency.values[trades.currency.codes[i]]
+        for name in ("symbol", "currency", "side", "trade_conditions", "source_sequence", "platform_sequence"):
+            assert record[name] == trade[name]
         assert record["symbol"].endswith(record["currency"])
-        assert record["trade_id"] == trades.trade_id[i].as_py() == f"BINANCE-{1_700_000_000_000 + i}"
-        assert record["message_id"].replace("-", "") == trades.message_id[i].tobytes().hex()
+        assert record["trade_id"] == trade["trade_id"] == f"BINANCE-{1_700_000_000_000 + i}"
+        assert record["message_id"].replace("-", "") == trade["message_id"].hex()
         assert (record["exchange"], record["asset_class"]) == ("BINANCE", "crypto")
-        assert record["side"] == ("BUY" if trades.buy[i] else "SELL")
-        assert record["price"] == Decimal(int(trades.price[i])).scaleb(-8) > 0
-        assert record["quantity"] == Decimal(int(trades.quantity[i])).scaleb(-8) > 0
-        assert record["timestamp"].timestamp() == pytest.approx(trades.timestamp[i] / 1e6, abs=1e-6)
-        assert record["trade_conditions"] == list(trades.conditions.values[trades.conditions.codes[i]])
-        assert record["source_sequence"] == trades.source_sequence[i]
-        assert record["platform_sequence"] == optional(trades.platform_sequence[i])
-        assert record["vendor_data"] == trades.vendor_data.values[trades.vendor_data.codes[i]]
+        assert record["price"] == Decimal(trade["price"]).scaleb(-8) > 0
+        assert record["quantity"] == Decimal(trade["quantity"]).scaleb(-8) > 0
+        assert record["timestamp"].timestamp() == pytest.approx(trade["timestamp"] / 1e6, abs=1e-6)
+        assert record["vendor_data"] == trade["vendor_data"]
         again = io.BytesIO()
         fastavro.schemaless_writer(again, SCHEMA, record)
         assert again.getvalue() == value[5:]
-
-
-def optional(number: np.int64) -> int | None:
-    return None if number < 0 else int(number)
 
 
 @pytest.mark.parametrize("number", [0, -1, 63, 64, -65, 2**31, 2**62, -(2**63), 2**63 - 1])

@@ -11,14 +11,9 @@ HEAP = ("-Xms128m", "-Xmx512m")
 def server_properties(
     port: int, controller_port: int, data: Path, retention_hours: float | None, more: Mapping[str, str]
 ) -> str:
-    """Return the text of server.properties.
+    """Return the text of server.properties: log segments in `data`, messages kept `retention_hours` (None: forever).
 
-    Args:
-        port: The broker's port.
-        controller_port: The port of its KRaft controller.
-        data: Folder of the log segments.
-        retention_hours: How long messages are kept; None: forever.
-        more: Further properties, which override the others. Values of `listeners` and `advertised.listeners` are added.
+    `more` overrides the other properties; its `listeners` and `advertised.listeners` are added to them.
     """
     properties: dict[str, object] = {
         "process.roles": "broker,controller",

@@ -5,9 +5,8 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
 from k2flow.sandbox.producer.manifest import Manifest, PartitionRange
-from k2flow.sandbox.producer.options import ProduceOptions
 from k2flow.sandbox.producer.send import Sender
-from k2flow.sandbox.producer.stream import Stream
+from k2flow.sandbox.producer.stream import ProduceOptions, Stream
 
 __all__ = ["Manifest", "PartitionRange", "ProduceOptions", "produce"]
 

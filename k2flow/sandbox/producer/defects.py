@@ -8,10 +8,9 @@ from dataclasses import dataclass
 
 from k2flow.layers import MAX_TIME_US, MIN_TIME_US
 from k2flow.sandbox.producer.encode import avro_bytes, avro_decimal, avro_long, avro_string, enum_index, wire_header
+from k2flow.sandbox.producer.market import DAY_US
 from k2flow.trades.reasons import Reason
 from k2flow.trades.validate import FUTURE_US, OLD_US
-
-HOUR_US = 3_600_000_000
 
 
 @dataclass(frozen=True)
@@ -81,10 +80,7 @@ DEFECTS: Mapping[Reason, tuple[Defect, ...]] = {
         _with("quantity", avro_decimal(10**30)),
         _with("source_sequence", avro_long(2) + avro_long(1)),
     ),
-    Reason.INVALID_ENUM: (
-        _with("asset_class", avro_long(4)),
-        _with("side", avro_long(7)),
-    ),
+    Reason.INVALID_ENUM: (_with("asset_class", avro_long(4)), _with("side", avro_long(7))),
     Reason.INVALID_UTF8: (
         _with("symbol", avro_bytes(b"BTC\xff\xfe")),
         _with("currency", avro_bytes(b"\xc3")),
@@ -94,10 +90,7 @@ DEFECTS: Mapping[Reason, tuple[Defect, ...]] = {
             avro_long(1) + avro_long(1) + avro_string("note") + avro_bytes(b"\xf0\x28\x8c\x28") + avro_long(0),
         ),
     ),
-    Reason.TRAILING_BYTES: (
-        lambda valid: valid.value() + b"\0",
-        lambda valid: valid.value() + valid.value(),
-    ),
+    Reason.TRAILING_BYTES: (lambda valid: valid.value() + b"\0", lambda valid: valid.value() + valid.value()),
     Reason.MESSAGE_ID_REQUIRED: _blank("message_id"),
     Reason.SYMBOL_REQUIRED: _blank("symbol"),
     Reason.TRADE_ID_REQUIRED: _blank("trade_id"),
@@ -119,7 +112,7 @@ DEFECTS: Mapping[Reason, tuple[Defect, ...]] = {
     ),
     Reason.TIMESTAMP_IN_FUTURE: (
         lambda valid: valid.value(timestamp=avro_long(valid.kafka_us + FUTURE_US + 1)),
-        lambda valid: valid.value(timestamp=avro_long(valid.kafka_us + 24 * HOUR_US)),
+        lambda valid: valid.value(timestamp=avro_long(valid.kafka_us + DAY_US)),
     ),
     Reason.TIMESTAMP_TOO_OLD: (
         lambda valid: valid.value(timestamp=avro_long(valid.kafka_us - OLD_US - 1)),

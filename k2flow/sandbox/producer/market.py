@@ -1,14 +1,13 @@
-"""A simulated market: the arrival times, symbols, prices, quantities and delays of trades."""
+"""A simulated market: its trading pairs, and the arrival times, prices, quantities and delays of its trades."""
 
 import itertools
-from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from k2flow.sandbox.producer.listings import listings
-from k2flow.sandbox.producer.trades import UNIT, Bools, Bytes, DictionaryColumn, Ints, Trades
+from k2flow.sandbox.producer.trades import MESSAGE_ID, SIDES, UNIT, VENDOR_DATA, Bools, Bytes, Ints, repeated
 
 MINUTE_US = 60_000_000
 HOUR_US = 60 * MINUTE_US
@@ -20,22 +19,51 @@ _MAX_LATE_US = 12 * HOUR_US
 _MAX_DAYS_LATE_US = 7 * DAY_US
 _BURST_TRADES = 40
 _MAX_USD = 2_000_000.0
-_CONDITIONS: tuple[tuple[str, ...], ...] = (
-    (), ("MAKER",), ("TAKER", "IOC"), ("BLOCK",), ("LIQUIDATION",), ("BLOCK", "OTC", "LATE"),
-)  # fmt: skip
+_CONDITIONS = pa.array([[], ["MAKER"], ["TAKER", "IOC"], ["BLOCK"], ["LIQUIDATION"], ["BLOCK", "OTC", "LATE"]])
 _CONDITION_SHARES = (0.9, 0.04, 0.03, 0.01, 0.015, 0.005)
-_VENDOR_DATA: tuple[Mapping[str, str] | None, ...] = (
-    None,
-    *(
-        {"event_type": event, "is_buyer_maker": maker, "match_engine": f"m{engine}", "order_type": order}
-        for event, maker, engine, order in itertools.product(
-            ("trade", "aggTrade"), ("true", "false"), range(4), ("market", "limit", "stop")
-        )
-    ),
-    {"note": "öffnende Auktion ≥ 1 lot"},
-    {},
-)
+_TRADE_DATA = [
+    {"event_type": event, "is_buyer_maker": maker, "match_engine": f"m{engine}", "order_type": order}
+    for event, maker, engine, order in itertools.product(
+        ("trade", "aggTrade"), ("true", "false"), range(4), ("market", "limit", "stop")
+    )
+]
+_VENDOR_DATA = pa.array([None, *_TRADE_DATA, {"note": "öffnende Auktion ≥ 1 lot"}, {}], VENDOR_DATA)
 _VENDOR_DATA_SHARE = 0.3
+_USD = {
+    "BTC": 64_000.0, "ETH": 3_100.0, "SOL": 145.0, "XRP": 0.58, "BNB": 580.0, "DOGE": 0.16, "ADA": 0.46,
+    "AVAX": 36.0, "LINK": 15.2, "SUI": 1.1, "TRX": 0.12, "DOT": 6.8, "LTC": 83.0, "NEAR": 6.9, "BCH": 470.0,
+    "UNI": 9.8, "ATOM": 8.4, "ETC": 27.0, "FIL": 5.9, "APT": 8.9, "ARB": 1.05, "OP": 2.6, "INJ": 24.0,
+    "AAVE": 95.0, "MKR": 2_700.0, "XLM": 0.11, "HBAR": 0.098, "ICP": 12.4, "RUNE": 5.9, "TIA": 9.5,
+    "SEI": 0.52, "ALGO": 0.18, "EGLD": 40.0, "GRT": 0.29, "SAND": 0.44, "LDO": 2.1, "CRV": 0.43, "ENS": 24.5,
+}  # fmt: skip
+_PER_USD = {"USD": 1.0, "USDT": 1.0, "USDC": 1.0, "FDUSD": 1.0, "EUR": 0.92, "BTC": 1 / 64_000.0, "ETH": 1 / 3_100.0}
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A trading pair. Its price starts at `price`, in `currency`; `usd` is the same in US dollars."""
+
+    symbol: str
+    currency: str
+    price: float
+    usd: float
+
+
+def _listings(exchange: str) -> tuple[Listing, ...]:
+    """Return the pairs of an exchange (its code), the busiest first; an unknown exchange trades in USD."""
+    if exchange == "BINANCE":
+        pairs = [(base, "USDT") for base in _USD]
+        pairs[4:4] = [("BTC", "FDUSD"), ("BTC", "USDC")]
+        pairs[12:12] = [("ETH", "BTC"), ("ETH", "USDC"), ("SOL", "USDC"), ("BNB", "BTC"), ("SOL", "ETH")]
+    elif exchange == "KRAKEN":
+        pairs = [(base, "USD") for base in _USD if base != "BNB"]
+        pairs[2:2] = [("BTC", "EUR"), ("ETH", "EUR")]
+        pairs[7:7] = [("SOL", "EUR"), ("XRP", "EUR"), ("ETH", "BTC"), ("BTC", "USDT")]
+    else:
+        pairs = [(base, "USD") for base in _USD]
+    return tuple(
+        Listing(f"{base}{currency}", currency, _USD[base] * _PER_USD[currency], _USD[base]) for base, currency in pairs
+    )
 
 
 class Market:
@@ -44,18 +72,17 @@ class Market:
     def __init__(self, exchange: str, rng: np.random.Generator, start_us: int) -> None:
         self._exchange = exchange
         self._rng = rng
-        self._listings = listings(exchange)
-        self.symbols = tuple(listing.symbol for listing in self._listings)
-        self._currencies = tuple(dict.fromkeys(listing.currency for listing in self._listings))
-        self._currency = np.array([self._currencies.index(one.currency) for one in self._listings])
-        count = len(self._listings)
+        pairs = _listings(exchange)
+        self.symbols = tuple(pair.symbol for pair in pairs)
+        self._currencies = pa.array([pair.currency for pair in pairs]).dictionary_encode()
+        count = len(pairs)
         weights = 1 / np.arange(1, count + 1)  # Zipf
         self._cumulative = np.cumsum(weights / weights.sum())
-        start_price = np.array([listing.price for listing in self._listings])
+        start_price = np.array([pair.price for pair in pairs])
         self._log_price = np.log(start_price)
         self._volatility = rng.uniform(0.4e-4, 2e-4, count)
         self._tick = np.maximum(1, 10 ** np.floor(np.log10(start_price * UNIT) - 5)).astype(np.int64)
-        self._usd_price = np.array([listing.usd for listing in self._listings])
+        self._usd_price = np.array([pair.usd for pair in pairs])
         self._lot = 10 ** np.clip(np.round(np.log10(UNIT / self._usd_price)), 0, 8).astype(np.int64)
         self._sequence = rng.integers(10**8, 10**9, count)
         self._produced = 0
@@ -70,8 +97,8 @@ class Market:
         times: Ints = (start_us + np.cumsum(gaps) * (span_us / gaps.sum())).astype(np.int64)
         return times
 
-    def trades(self, arrival_us: Ints) -> tuple[Trades, Bools]:
-        """Return a valid trade for each arrival, and which of them are late, by minutes, hours or days."""
+    def trades(self, arrival_us: Ints) -> tuple[pa.RecordBatch, Bools]:
+        """Return a valid trade for each arrival, see trades.py, and which are late, by minutes, hours or days."""
         n, rng = len(arrival_us), self._rng
         symbol = np.minimum(np.searchsorted(self._cumulative, rng.random(n)), len(self.symbols) - 1)
         buy = rng.random(n) < 0.5
@@ -81,23 +108,24 @@ class Market:
         numbers = np.arange(self._produced, self._produced + n)
         self._produced += n
         vendor = np.where(rng.random(n) < _VENDOR_DATA_SHARE, rng.integers(1, len(_VENDOR_DATA), n), 0)
-        trades = Trades(
-            exchange=self._exchange,
-            message_id=_uuid4(rng, n),
-            trade_id=_numbered(self._exchange, self._first_trade + numbers),
-            symbol=DictionaryColumn(self.symbols, symbol),
-            timestamp=arrival_us // 1000 * 1000 - delay - received,
-            price=price,
-            quantity=self._quantities(symbol),
-            currency=DictionaryColumn(self._currencies, self._currency[symbol]),
-            buy=buy,
-            conditions=DictionaryColumn(_CONDITIONS, rng.choice(len(_CONDITIONS), n, p=_CONDITION_SHARES)),
-            source_sequence=sequence,
-            ingestion_timestamp=arrival_us // 1000 * 1000 - received,
-            platform_sequence=np.where(rng.random(n) < 0.1, -1, numbers),
-            vendor_data=DictionaryColumn(_VENDOR_DATA, vendor),
-        )
-        return trades, late
+        coded = pa.DictionaryArray.from_arrays
+        columns = {
+            "message_id": pa.Array.from_buffers(MESSAGE_ID, n, [None, pa.py_buffer(_uuid4(rng, n))]),
+            "trade_id": _numbered(self._exchange, self._first_trade + numbers),
+            "exchange": repeated(self._exchange, n),
+            "symbol": coded(symbol, self.symbols),
+            "timestamp": arrival_us // 1000 * 1000 - delay - received,
+            "price": price,
+            "quantity": self._quantities(symbol),
+            "currency": self._currencies.take(symbol),
+            "side": coded(buy.astype(np.int64), SIDES),
+            "trade_conditions": coded(rng.choice(len(_CONDITIONS), n, p=_CONDITION_SHARES), _CONDITIONS),
+            "source_sequence": sequence,
+            "ingestion_timestamp": arrival_us // 1000 * 1000 - received,
+            "platform_sequence": pa.array(numbers, mask=rng.random(n) < 0.1),
+            "vendor_data": coded(vendor, _VENDOR_DATA),
+        }
+        return pa.record_batch(columns), late
 
     def _price_walk(self, symbol: Ints, buy: Bools) -> tuple[Ints, Ints]:
         """Return prices and sequence numbers of n trades; each symbol continues from its last ones."""

@@ -8,25 +8,27 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from decimal import Decimal, InvalidOperation
-from fractions import Fraction
+from decimal import Decimal
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
 import pyarrow as pa
+from pydantic import Field, TypeAdapter, ValidationError
 
 from k2flow.errors import ProduceError
 from k2flow.sandbox.producer.encode import encode
 from k2flow.sandbox.producer.manifest import Manifest
 from k2flow.sandbox.producer.send import Sender
 from k2flow.sandbox.producer.stream import CHUNK, Messages
-from k2flow.sandbox.producer.trades import UNIT, DictionaryColumn, Trades
+from k2flow.sandbox.producer.trades import MESSAGE_ID, VENDOR_DATA, repeated
 
 COLUMNS = ("exchange", "symbol", "currency", "trade_id", "time_ms", "price", "quantity", "side", "kind")
 MINUTE_MS = 60_000
 _NAMESPACE = uuid.UUID("6ba7b812-9dad-11d1-80b4-00c04fd430c8")  # for identifiers, RFC 4122
 _MAX_TIME_MS = 253_402_300_799_999  # the end of the year 9999
-_DIGITS, _DECIMALS = 18, 8
+_DECIMALS = 8
+Amount = Annotated[Decimal, Field(gt=0, max_digits=18, decimal_places=_DECIMALS)]
 
 
 @dataclass(frozen=True)
@@ -39,16 +41,19 @@ class Target:
 
 @dataclass(frozen=True)
 class RecordedTrade:
-    """One line of the file. `time_ms` is since 1970; amounts are integers in units of 1e-8."""
+    """One line of the file. `time_ms` is since 1970."""
 
     symbol: str
     currency: str
     trade_id: str
-    time_ms: int
-    price: int
-    quantity: int
-    buy: bool
+    time_ms: Annotated[int, Field(ge=0, le=_MAX_TIME_MS)]
+    price: Amount
+    quantity: Amount
+    side: Literal["BUY", "SELL"]
     kind: str
+
+
+_TRADE = TypeAdapter(RecordedTrade)
 
 
 def replay(
@@ -113,37 +118,11 @@ def _recorded(row: Mapping[str, str]) -> RecordedTrade:
     for name in COLUMNS:
         if not row[name].strip():
             raise ValueError(f"{name} is empty")
-    if row["side"] not in ("BUY", "SELL"):
-        raise ValueError(f"side is {row['side']!r}, not BUY or SELL")
     try:
-        time_ms = int(row["time_ms"])
-    except ValueError:
-        time_ms = -1
-    if not 0 <= time_ms <= _MAX_TIME_MS:
-        raise ValueError(f"time_ms is {row['time_ms']!r}, not milliseconds since 1970")
-    return RecordedTrade(
-        row["symbol"],
-        row["currency"],
-        row["trade_id"],
-        time_ms,
-        _units("price", row["price"]),
-        _units("quantity", row["quantity"]),
-        row["side"] == "BUY",
-        row["kind"],
-    )
-
-
-def _units(name: str, text: str) -> int:
-    """Parse a positive decimal(18, 8) into its unscaled integer, without rounding. Raises ValueError."""
-    try:
-        amount = Decimal(text)
-    except InvalidOperation:
-        amount = Decimal("NaN")
-    if amount.is_finite() and amount > 0 and -_DECIMALS <= amount.adjusted() < _DIGITS - _DECIMALS:
-        units = Fraction(amount) * UNIT  # exact, unlike Decimal's product
-        if units.denominator == 1:
-            return int(units)
-    raise ValueError(f"{name} is {text!r}, not a positive number with 10 digits before the point and 8 after")
+        return _TRADE.validate_python(row)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{first['loc'][0]} is {first['input']!r}: {first['msg']}") from None
 
 
 def shift_to_end(trades: Sequence[RecordedTrade], end_ms: int) -> list[RecordedTrade]:
@@ -176,13 +155,11 @@ def _send(
         part = trades[first : first + CHUNK]
         part_ids = [message_id(name, trade) for trade in part]
         ids.update(part_ids)
-        columns = _columns(target.code, part, part_ids)
+        values = encode(_columns(target.code, part, part_ids), schema_id).values()
         keys = [trade.symbol.encode() for trade in part]
+        time_us = np.array([trade.time_ms for trade in part], np.int64) * 1000
         route = np.array([zlib.crc32(key) for key in keys], np.int64)
-        sender.send(
-            Messages([*encode(columns, schema_id).values()], [*keys], columns.timestamp, route),
-            progress=progress,
-        )
+        sender.send(Messages([*values], [*keys], time_us, route), progress=progress)
     return Manifest(
         exchange=target.code,
         topic=target.topic,
@@ -199,30 +176,31 @@ def _send(
     )
 
 
-def _columns(code: str, trades: Sequence[RecordedTrade], ids: Sequence[uuid.UUID]) -> Trades:
+def _columns(code: str, trades: Sequence[RecordedTrade], ids: Sequence[uuid.UUID]) -> pa.RecordBatch:
+    """Return the trades as columns, see trades.py."""
     n = len(trades)
-    time_us = np.array([trade.time_ms for trade in trades], np.int64) * 1000
-    none = np.full(n, -1)
-    kinds = _dictionary([trade.kind for trade in trades])
-    return Trades(
-        exchange=code,
-        message_id=np.frombuffer(b"".join(one.bytes for one in ids), np.uint8).reshape(n, 16),
-        trade_id=pa.array([f"{code}-{trade.trade_id}" for trade in trades], pa.string()),
-        symbol=_dictionary([trade.symbol for trade in trades]),
-        timestamp=time_us,
-        price=np.array([trade.price for trade in trades], np.int64),
-        quantity=np.array([trade.quantity for trade in trades], np.int64),
-        currency=_dictionary([trade.currency for trade in trades]),
-        buy=np.array([trade.buy for trade in trades], bool),
-        conditions=DictionaryColumn(((),), np.zeros(n, np.int64)),
-        source_sequence=none,
-        ingestion_timestamp=time_us,
-        platform_sequence=none,
-        vendor_data=DictionaryColumn([{"kind": kind} for kind in kinds.values], kinds.codes),
-    )
+    time_us = pa.array([trade.time_ms * 1000 for trade in trades])
+    kinds = pa.array([trade.kind for trade in trades]).dictionary_encode()
+    vendor_data = pa.array([{"kind": kind} for kind in kinds.dictionary.to_pylist()], VENDOR_DATA)
+    columns = {
+        "message_id": pa.array([one.bytes for one in ids], MESSAGE_ID),
+        "trade_id": pa.array([f"{code}-{trade.trade_id}" for trade in trades]),
+        "exchange": repeated(code, n),
+        "symbol": pa.array([trade.symbol for trade in trades]).dictionary_encode(),
+        "timestamp": time_us,
+        "price": pa.array([_units(trade.price) for trade in trades]),
+        "quantity": pa.array([_units(trade.quantity) for trade in trades]),
+        "currency": pa.array([trade.currency for trade in trades]).dictionary_encode(),
+        "side": pa.array([trade.side for trade in trades]).dictionary_encode(),
+        "trade_conditions": repeated([], n),
+        "source_sequence": pa.nulls(n, pa.int64()),
+        "ingestion_timestamp": time_us,
+        "platform_sequence": pa.nulls(n, pa.int64()),
+        "vendor_data": pa.DictionaryArray.from_arrays(kinds.indices, vendor_data),
+    }
+    return pa.record_batch(columns)
 
 
-def _dictionary(texts: Sequence[str]) -> DictionaryColumn[str]:
-    position: dict[str, int] = {}
-    codes = [position.setdefault(text, len(position)) for text in texts]
-    return DictionaryColumn(tuple(position), np.array(codes, np.int64))
+def _units(amount: Decimal) -> int:
+    """Return an amount as an integer in units of 1e-8."""
+    return int(amount.scaleb(_DECIMALS))

@@ -179,11 +179,7 @@ class Sender:
 
 
 def _is_retryable(error: BaseException) -> bool:
-    codes = (
-        BrokerError.LEADER_NOT_AVAILABLE,
-        BrokerError.NOT_LEADER_FOR_PARTITION,
-        BrokerError.UNKNOWN_TOPIC_OR_PART,
-    )
+    codes = (BrokerError.LEADER_NOT_AVAILABLE, BrokerError.NOT_LEADER_FOR_PARTITION, BrokerError.UNKNOWN_TOPIC_OR_PART)
     return isinstance(error, KafkaException) and error.args[0].code() in codes
 
 

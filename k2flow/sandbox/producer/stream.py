@@ -1,19 +1,24 @@
-"""The stream of messages: the market's trades, mixed with bad ones and duplicates."""
+"""The options of the producer, and the stream of messages: the market's trades, mixed with bad ones and copies."""
 
 import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
+from k2flow.errors import ProduceError
 from k2flow.sandbox.producer.defects import ValidMessage, pick_defect
 from k2flow.sandbox.producer.encode import encode
 from k2flow.sandbox.producer.market import HOUR_US, Market
-from k2flow.sandbox.producer.options import ProduceOptions
-from k2flow.sandbox.producer.trades import Bools, Ints, Trades
+from k2flow.sandbox.producer.trades import Ints
 
 CHUNK = 20_000
+MAX_OVER_SECONDS = 12 * 3600
+"""Copies are up to six hours older than their original: together still within the deduplication window of Gold."""
 FULL_SPEED_RATE = 100_000.0
 """Messages per second of Kafka time, if they are sent as fast as possible."""
 _NULL_KEY_SHARE = 0.01
@@ -21,6 +26,55 @@ _COPY_DISTANCE = 2_000
 """A copy comes at most this many valid trades after its original: soon, even at a slow rate."""
 _SHIFTS_US = ((-600_000_000, 45_000_000), (-HOUR_US - 1_800_000_000, -HOUR_US), (-6 * HOUR_US, -2 * HOUR_US))
 _SHIFT_SHARES = (0.6, 0.35, 0.05)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProduceOptions:
+    """How many messages to produce, how fast, and with how many defects.
+
+    `rate` is in messages per second; 0: as fast as possible. `bad` and `duplicates` are shares of `count`, together at
+    most 0.9. `start` is the Kafka timestamp of the first message; default: now, or `over_seconds` before now. With
+    `over_seconds` the messages are sent as fast as possible, and their timestamps spread over that time.
+
+    The same options with the same `start` give the same messages, byte for byte, in the same partitions. Another
+    `start` gives other message ids too.
+
+    Raises:
+        ProduceError: a value makes no sense.
+    """
+
+    count: int
+    rate: float = 0.0
+    bad: float = 0.0
+    duplicates: float = 0.0
+    seed: int = 0
+    start: datetime | None = None
+    over_seconds: float | None = None
+    schema_id: int = 1
+
+    def __post_init__(self) -> None:
+        checks = {
+            "count must be 1 or more": self.count >= 1,
+            "rate must be 0 (as fast as possible) or more": self.rate >= 0,
+            "bad and duplicates must be 0 or more, and together at most 0.9": (
+                self.bad >= 0 and self.duplicates >= 0 and self.bad + self.duplicates <= 0.9
+            ),
+            "seed must be 0 or more": self.seed >= 0,
+            "start needs a time zone": self.start is None or self.start.tzinfo is not None,
+            "over must be more than 0 and at most 12 hours": (
+                self.over_seconds is None or 0 < self.over_seconds <= MAX_OVER_SECONDS
+            ),
+            "over spreads messages that are sent at once: omit rate, or over": not (self.over_seconds and self.rate),
+            "schema_id must be from 0 to 4294967295": 0 <= self.schema_id < 2**32,
+        }
+        for rule, holds in checks.items():
+            if not holds:
+                raise ProduceError(rule)
+
+    def start_us(self) -> int:
+        """Return the Kafka timestamp of the first message, in microseconds since 1970: a whole millisecond."""
+        start = self.start or datetime.now(UTC) - timedelta(seconds=self.over_seconds or 0)
+        return round(start.timestamp() * 1000) * 1000
 
 
 @dataclass(frozen=True)
@@ -41,27 +95,6 @@ class StreamCounts:
     duplicates_exact: int
     duplicates_shifted: int
     bad: Counter[str]
-
-
-@dataclass(frozen=True)
-class _DraftMessages:
-    """Trades to send or to copy, each with its route, whether it has a key, and whether it is late."""
-
-    trades: Trades
-    keyed: Bools
-    route: Ints
-    late: Bools
-
-    def take(self, rows: Ints) -> "_DraftMessages":
-        return _DraftMessages(self.trades.take(rows), self.keyed[rows], self.route[rows], self.late[rows])
-
-    def after(self, earlier: "_DraftMessages") -> "_DraftMessages":
-        return _DraftMessages(
-            self.trades.after(earlier.trades),
-            np.concatenate([earlier.keyed, self.keyed]),
-            np.concatenate([earlier.route, self.route]),
-            np.concatenate([earlier.late, self.late]),
-        )
 
 
 class Stream:
@@ -92,11 +125,14 @@ class Stream:
             yield self._messages(drafts, arrival, bad)
             earlier = fresh.take(good[-_COPY_DISTANCE:])
 
-    def _drafts(self, arrival: Ints, first: int) -> _DraftMessages:
+    def _drafts(self, arrival: Ints, first: int) -> pa.RecordBatch:
+        """Return a trade for each arrival, with further columns: `route`, `keyed` (has a key) and `late`."""
         trades, late = self._market.trades(arrival)
         keyed = self._rng.random(len(arrival)) >= _NULL_KEY_SHARE
         running = np.arange(first, first + len(arrival))
-        return _DraftMessages(trades, keyed, np.where(keyed, self._route_of[trades.symbol.codes], running), late)
+        route = np.where(keyed, self._route_of[trades["symbol"].indices], running)
+        columns = zip(trades.column_names, trades.columns, strict=True)
+        return pa.record_batch({**dict(columns), "route": route, "keyed": keyed, "late": late})
 
     def _choose_rows(self, first: int, n: int) -> tuple[Ints, Ints]:
         """Choose the rows of a chunk for bad messages and copies, by their shares of the whole run.
@@ -110,39 +146,38 @@ class Stream:
         return np.sort(chosen[:bad]), np.sort(chosen[bad:])
 
     def _with_copies(
-        self, earlier: _DraftMessages, fresh: _DraftMessages, arrival: Ints, good: Ints, copies: Ints
-    ) -> _DraftMessages:
+        self, earlier: pa.RecordBatch, fresh: pa.RecordBatch, arrival: Ints, good: Ints, copies: Ints
+    ) -> pa.RecordBatch:
         """Replace the rows `copies` of `fresh` by copies of earlier valid trades, half of them shifted in time."""
-        n, before = len(copies), len(earlier.route)
+        n, before = len(copies), len(earlier)
         candidates = np.concatenate([np.arange(before), before + good])
         available = before + np.searchsorted(good, copies)
         near = self._rng.random(n) ** 2  # most copies come soon
         distance = 1 + (near * np.minimum(available, _COPY_DISTANCE)).astype(np.int64)
-        source = before + np.arange(len(fresh.route))
+        source = before + np.arange(len(fresh))
         source[copies] = candidates[available - distance]
-        drafts = fresh.after(earlier).take(source)
+        drafts = pa.concat_batches([earlier, fresh]).take(source)
         low, high = np.array(_SHIFTS_US)[self._rng.choice(len(_SHIFTS_US), n, p=_SHIFT_SHARES)].T
         shift = self._rng.integers(low, high)
         # A late trade's shifted copy could lie outside Gold's deduplication window.
-        shift[(self._rng.random(n) < 0.5) | drafts.late[copies]] = 0
+        shift[(self._rng.random(n) < 0.5) | np.asarray(drafts["late"])[copies]] = 0
+        time_us = np.array(drafts["timestamp"])
         if self._options.over_seconds:  # the spread ends now, and no trade may be newer
-            shift = np.minimum(shift, arrival[copies] // 1000 * 1000 - drafts.trades.timestamp[copies])
-        drafts.trades.timestamp[copies] += shift
+            shift = np.minimum(shift, arrival[copies] // 1000 * 1000 - time_us[copies])
+        time_us[copies] += shift
         self.counts.duplicates_exact += int((shift == 0).sum())
         self.counts.duplicates_shifted += int((shift != 0).sum())
-        return drafts
+        return drafts.set_column(drafts.schema.get_field_index("timestamp"), "timestamp", pa.array(time_us))
 
-    def _messages(self, drafts: _DraftMessages, arrival: Ints, bad: Ints) -> Messages:
-        encoded = encode(drafts.trades, self._options.schema_id)
+    def _messages(self, drafts: pa.RecordBatch, arrival: Ints, bad: Ints) -> Messages:
+        encoded = encode(drafts, self._options.schema_id)
         values: list[bytes | None] = [*encoded.values()]
         for i in bad.tolist():
             reason, make = pick_defect(self.counts.bad.total())
             kafka_us = int(arrival[i]) // 1000 * 1000
             values[i] = make(ValidMessage(self._exchange, self._options.schema_id, kafka_us, encoded.row(i)))
             self.counts.bad[reason.code] += 1
-        names = [symbol.encode() for symbol in drafts.trades.symbol.values]
-        keys = [
-            names[code] if keyed else None
-            for code, keyed in zip(drafts.trades.symbol.codes.tolist(), drafts.keyed.tolist(), strict=True)
-        ]
-        return Messages(values, keys, arrival, drafts.route)
+        symbols = drafts["symbol"].cast(pa.binary())
+        return Messages(
+            values, pc.if_else(drafts["keyed"], symbols, None).to_pylist(), arrival, drafts["route"].to_numpy()
+        )

@@ -1,8 +1,16 @@
-"""Trades as columns, before they are encoded."""
+"""Trades as an Arrow batch, before they are encoded.
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+Times are microseconds since 1970, prices and quantities integers in units of 1e-8. The columns are named as the fields
+of TradeV2; `asset_class` is missing, because it is always `crypto`.
+
+    message_id                              fixed_size_binary(16), the bytes of a UUID
+    trade_id                                string
+    exchange, symbol, currency, side        dictionary of strings
+    trade_conditions                        dictionary of lists of strings
+    vendor_data                             dictionary of maps or null
+    source_sequence, platform_sequence      int64 or null
+    timestamp, ingestion_timestamp, price, quantity     int64
+"""
 
 import numpy as np
 import numpy.typing as npt
@@ -11,88 +19,15 @@ import pyarrow as pa
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 Bytes = npt.NDArray[np.uint8]
-Value = TypeVar("Value")
 
 UNIT = 100_000_000
-"""Prices and quantities are integers in units of 1e-8."""
+"""The number of units in 1: prices and quantities are integers in units of 1e-8."""
+MESSAGE_ID = pa.binary(16)
+VENDOR_DATA = pa.map_(pa.string(), pa.string())
+SIDES = pa.array(["SELL", "BUY"])
 
 
-@dataclass(frozen=True)
-class DictionaryColumn(Generic[Value]):
-    """A dictionary-encoded column: row i holds `values[codes[i]]`."""
-
-    values: Sequence[Value]
-    codes: Ints
-
-    def take(self, rows: Ints) -> "DictionaryColumn[Value]":
-        """Return these rows, in this order."""
-        return DictionaryColumn(self.values, self.codes[rows])
-
-    def after(self, earlier: "DictionaryColumn[Value]") -> "DictionaryColumn[Value]":
-        """Return `earlier`, which has the same values, followed by this column."""
-        return DictionaryColumn(self.values, np.concatenate([earlier.codes, self.codes]))
-
-
-@dataclass(frozen=True)
-class Trades:
-    """n valid trades of one exchange; times are microseconds since 1970, amounts integers in units of 1e-8.
-
-    `message_id` (n, 16) holds the bytes of UUIDs; `buy` is the side of the aggressor; `platform_sequence` and
-    `source_sequence` are null where negative, `vendor_data` where None.
-    """
-
-    exchange: str
-    message_id: Bytes
-    trade_id: pa.StringArray
-    symbol: DictionaryColumn[str]
-    timestamp: Ints
-    price: Ints
-    quantity: Ints
-    currency: DictionaryColumn[str]
-    buy: Bools
-    conditions: DictionaryColumn[tuple[str, ...]]
-    source_sequence: Ints
-    ingestion_timestamp: Ints
-    platform_sequence: Ints
-    vendor_data: DictionaryColumn[Mapping[str, str] | None]
-
-    def __len__(self) -> int:
-        return len(self.timestamp)
-
-    def after(self, earlier: "Trades") -> "Trades":
-        """Return `earlier`, trades of the same market, followed by these."""
-        return Trades(
-            self.exchange,
-            np.concatenate([earlier.message_id, self.message_id]),
-            pa.concat_arrays([earlier.trade_id, self.trade_id]),
-            self.symbol.after(earlier.symbol),
-            np.concatenate([earlier.timestamp, self.timestamp]),
-            np.concatenate([earlier.price, self.price]),
-            np.concatenate([earlier.quantity, self.quantity]),
-            self.currency.after(earlier.currency),
-            np.concatenate([earlier.buy, self.buy]),
-            self.conditions.after(earlier.conditions),
-            np.concatenate([earlier.source_sequence, self.source_sequence]),
-            np.concatenate([earlier.ingestion_timestamp, self.ingestion_timestamp]),
-            np.concatenate([earlier.platform_sequence, self.platform_sequence]),
-            self.vendor_data.after(earlier.vendor_data),
-        )
-
-    def take(self, rows: Ints) -> "Trades":
-        """Return the trades of these rows, in this order."""
-        return Trades(
-            self.exchange,
-            self.message_id[rows],
-            self.trade_id.take(pa.array(rows)),
-            self.symbol.take(rows),
-            self.timestamp[rows],
-            self.price[rows],
-            self.quantity[rows],
-            self.currency.take(rows),
-            self.buy[rows],
-            self.conditions.take(rows),
-            self.source_sequence[rows],
-            self.ingestion_timestamp[rows],
-            self.platform_sequence[rows],
-            self.vendor_data.take(rows),
-        )
+def repeated(value: str | list[str], n: int) -> pa.DictionaryArray:
+    """Return a dictionary column of n times the same text or list of texts."""
+    kind = pa.string() if isinstance(value, str) else pa.list_(pa.string())
+    return pa.DictionaryArray.from_arrays(np.zeros(n, np.int64), pa.array([value], kind))
