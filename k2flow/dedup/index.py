@@ -26,8 +26,8 @@ class SeenIds:
     The guarantees hold across restarts, because Gold is the only state. Workers own disjoint sets of ids (see
     `owners_of`), so each worker is exact alone. An hour is a number of hours since 1970, of any sign and size.
 
-    Memory: about 20 bytes per UUID, for the ids of all hours in the window and of the hours used between the last two
-    commits; plus an eighth, plus 2 M ids. Loading an hour temporarily takes as much again as the ids of that hour.
+    Memory: about 20 bytes per UUID, plus an eighth, plus 2 M ids. That holds the ids of all hours in the window, and of
+    the hours used between the last two commits. While an hour is loaded, its ids take twice as much.
     """
 
     def __init__(
@@ -38,18 +38,15 @@ class SeenIds:
         worker: int = 0,
         workers: int = 1,
     ) -> None:
-        """Create the index; nothing is loaded yet.
+        """Create the index; nothing is loaded yet. Raises DedupError if an argument is out of range.
 
         Args:
-            load: Returns all ids, of all workers, that Gold holds of this exchange in an hour at the time of the call,
-                as Arrow string arrays of any length. An hour may be loaded again after later commits.
+            load: Returns all ids of this exchange and of all workers that Gold now holds in an hour. The Arrow string
+                arrays have any length. An hour may be loaded again after later commits.
             newest_hour: Gold's newest hour of this exchange; None if Gold has no row of it.
-            window_hours: The length of the hot window.
-            worker: The number of this worker.
+            window_hours: The length of the hot window, at least 1.
+            worker: The number of this worker, 0 to workers - 1.
             workers: The number of workers.
-
-        Raises:
-            DedupError: window_hours is less than 1, or worker is not one of 0 to workers - 1.
         """
         if window_hours < 1:
             raise DedupError(f"window_hours is {window_hours}: use at least 1")

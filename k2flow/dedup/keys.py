@@ -53,7 +53,7 @@ class EncodedKeys(NamedTuple):
 
 
 def key_column(rows: pa.RecordBatch, columns: tuple[str, ...]) -> pa.StringArray:
-    """Form one id per row from string columns, so that two rows have equal ids only if all their columns are equal.
+    """Form one id per row from string columns: two ids are equal only if all columns of their rows are.
 
     A single column is returned as it is, without a copy. Of several columns, each but the last is prefixed with its
     length in bytes: ("a", "bc") becomes "1:abc", ("ab", "c") becomes "2:abc". A null in any column gives a null id.
@@ -164,7 +164,7 @@ def _encode_block(data: Bytes, at: Ints) -> Iterator[tuple[int, Ints, Words]]:
 def _uuid_words(text: Bytes) -> tuple[Words, Bools]:
     """Convert (n, 36) bytes to (n, 2) words, and return which rows are canonical UUIDs; other words are arbitrary.
 
-    Converts eight hex digits at a time, one in each byte of a word, by arithmetic that never carries between bytes.
+    Converts eight hex digits at a time, one in each byte of a word. The arithmetic never carries between bytes.
     """
     hexes = np.concatenate([text[:, a:b] for a, b in _UUID_DIGITS], axis=1).view(_U64)  # (n, 4)
     each = np.uint64(0x0101010101010101)
