@@ -24,13 +24,12 @@ __all__ = [
     "UnknownExchangeError", "UnsupportedVersionError", "build", "connect",
 ]  # fmt: skip
 
-_MODULES = {
+_MODULES = {  # of the names that load on first use
     "Exchange": "k2flow.exchange",
     "Rule": "k2flow.exchange",
     "build": "k2flow.flow",
     "connect": "k2flow.query.connection",
 }
-"""The modules of the names that load on first use."""
 
 __version__ = "0.1.0"
 

@@ -205,10 +205,8 @@ def load_exchange_settings(exchange: str, declared: Mapping[str, Any]) -> Exchan
 
 
 def _refuse_unknown(exchanges: Iterable[str]) -> None:
-    prefixes: dict[str, type[BaseSettings]] = {
-        PREFIX: Settings,
-        **{f"{PREFIX}{name.upper()}_": ExchangeSettings for name in exchanges},
-    }
+    prefixes: dict[str, type[BaseSettings]] = {PREFIX: Settings}
+    prefixes |= {f"{PREFIX}{name.upper()}_": ExchangeSettings for name in exchanges}
     known = {f"{prefix}{field.upper()}" for prefix, model in prefixes.items() for field in model.model_fields}
     known |= REGISTRY_VARIABLES.keys()
     for name in sorted(os.environ):

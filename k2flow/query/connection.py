@@ -29,7 +29,7 @@ def connect(as_of: AsOf | None = None) -> duckdb.DuckDBPyConnection:
     """Open a DuckDB connection with a view of each table of market_data, named as the table; times are in UTC.
 
     Each view reads the table's newest snapshot at the time of the call, or at `as_of`, as long as the connection is
-    open. A table that had no snapshot then is an empty view. If a table no longer keeps its snapshots of then, reading
+    open. A table that had no snapshot then is an empty view. If a table's snapshots of that time have expired, reading
     its view is an error.
 
     Raises:

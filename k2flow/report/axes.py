@@ -34,13 +34,13 @@ class Axis:
         return self.begin_us + self.steps * self.step_us
 
 
-def axis(first_us: int, last_us: int, most: int, shortest_us: int = MILLISECOND_US) -> Axis:
-    """Divide the time from `first_us` to `last_us` inclusive into at most `most` steps at multiples of their length.
+def axis(first_us: int, last_us: int, max_steps: int, shortest_us: int = MILLISECOND_US) -> Axis:
+    """Divide the time from `first_us` to `last_us` inclusive into steps at multiples of their length.
 
-    `most` is at least 2: a boundary may lie between any two moments.
+    There are at most `max_steps`, 2 or more: a boundary may lie between any two moments.
     """
-    step = next((s for s in STEPS_US if s >= shortest_us and _steps(first_us, last_us, s) <= most), STEPS_US[-1])
-    while _steps(first_us, last_us, step) > most:
+    step = next((s for s in STEPS_US if s >= shortest_us and _steps(first_us, last_us, s) <= max_steps), STEPS_US[-1])
+    while _steps(first_us, last_us, step) > max_steps:
         step *= 2
     return Axis(first_us // step * step, step, _steps(first_us, last_us, step))
 
@@ -60,34 +60,34 @@ def utc(us: int) -> datetime:
     return datetime.fromtimestamp(min(max(us // SECOND_US, _FIRST_SECOND), _LAST_SECOND), UTC)
 
 
-SAME_ABSOLUTE = SAME = 1e-12
-"""Values that differ by less, absolutely or relatively, count as equal: amounts have eight decimal places, and floats
-have no ticks to offer between closer values."""
+TOLERANCE = 1e-12
+"""Values that differ by less, absolutely or relatively, count as equal. Amounts have eight decimal places, and floats
+cannot represent ticks between closer values."""
 
 
-def value_ticks(low: float, high: float, least: float = 0.0, most: int = 5) -> list[float]:
-    """Return at most `most` + 2 round values; the first is not above `low`, the last not below `high`.
+def value_ticks(low: float, high: float, min_step: float = 0.0, max_steps: int = 5) -> list[float]:
+    """Return at most `max_steps` + 2 round values; the first is not above `low`, the last not below `high`.
 
-    They are at least `least` apart. If `low` and `high` count as equal there is room on both sides, or above 0.
+    They are at least `min_step` apart. If `low` and `high` count as equal there is room on both sides, or above 0.
     """
-    if high - low <= max(abs(low) * SAME, SAME_ABSOLUTE):
+    if high - low <= max(abs(low), 1.0) * TOLERANCE:
         room = abs(low) * 0.01
-        low, high = (low - room, low + room) if room > SAME_ABSOLUTE else (0.0, 1.0)
-    raw = max(least, (high - low) / most)
+        low, high = (low - room, low + room) if room > TOLERANCE else (0.0, 1.0)
+    raw = max(min_step, (high - low) / max_steps)
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(n * power for n in (1, 2, 5, 10) if n * power >= raw * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [n * step for n in range(first, max(last, first + 1) + 1)]
 
 
-def time_ticks(begin_us: int, end_us: int, most: int) -> list[tuple[int, str]]:
-    """Return at most `most` (2 or more) round moments in [begin_us, end_us], each with a short text in UTC.
+def time_ticks(begin_us: int, end_us: int, max_ticks: int) -> list[tuple[int, str]]:
+    """Return at most `max_ticks` (2 or more) round moments in [begin_us, end_us], each with a short text in UTC.
 
     The text is a date if ticks are days apart or a day begins, and has fractions of seconds if ticks need them.
     """
-    found = axis(begin_us, max(begin_us, end_us - 1), most)
+    found = axis(begin_us, max(begin_us, end_us - 1), max_ticks)
     moments = range(found.begin_us, end_us + 1, found.step_us)
-    return [(us, _text(us, found.step_us)) for us in moments if us >= begin_us][:most]
+    return [(us, _text(us, found.step_us)) for us in moments if us >= begin_us][:max_ticks]
 
 
 def _text(us: int, step_us: int) -> str:

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 from markupsafe import Markup
 
-from k2flow.report import words
+from k2flow.report import formats
 from k2flow.report.axes import SECOND_US, Axis, time_ticks, value_ticks
 from k2flow.report.figures import Candle
 
@@ -60,19 +60,19 @@ class _Drawing:
         self.svg = ElementTree.Element("svg", viewBox=f"0 0 {width} {height}", role="img", id=name)
         self.svg.set("class", "chart" if width == WIDTH else "chart half")
         self.svg.set("aria-labelledby", f"{name}-title {name}-description")
-        ElementTree.SubElement(self.svg, "title", id=f"{name}-title").text = words.clean(title)
-        ElementTree.SubElement(self.svg, "desc", id=f"{name}-description").text = words.clean(description)
+        ElementTree.SubElement(self.svg, "title", id=f"{name}-title").text = formats.clean(title)
+        ElementTree.SubElement(self.svg, "desc", id=f"{name}-description").text = formats.clean(description)
 
     def add(self, tag: str, classes: str, tip: str = "", **attributes: float | str) -> ElementTree.Element:
         """Add a mark with the tooltip `tip`."""
         texts = {name: _text(value) for name, value in attributes.items()}
         mark = ElementTree.SubElement(self.svg, tag, {"class": classes, **texts})
         if tip:
-            ElementTree.SubElement(mark, "title").text = words.clean(tip)
+            ElementTree.SubElement(mark, "title").text = formats.clean(tip)
         return mark
 
     def text(self, text: str, x: float, y: float, classes: str) -> None:
-        self.add("text", classes, x=x, y=y).text = words.clean(text)
+        self.add("text", classes, x=x, y=y).text = formats.clean(text)
 
     def y(self, value: float, low: float, high: float) -> float:
         """Return the position of a value in a plot from `low` to `high`."""
@@ -104,12 +104,12 @@ def columns(name: str, title: str, axis: Axis, series: Mapping[str, Sequence[int
     """Draw counts in steps of time as stacked columns; the i-th series has the i-th colour."""
     totals = [sum(counts) for counts in zip(*series.values(), strict=True)]
     description = (
-        f"Counts for each {words.step(axis.step_us)} from {words.moment(axis.begin_us)} to {words.moment(axis.end_us)} "
-        f"UTC: {', '.join(f'{each} {sum(counts):,}' for each, counts in series.items())}; maximum {max(totals):,}."
+        f"Counts for each {formats.step(axis.step_us)} {_period(axis)}: "
+        f"{', '.join(f'{each} {sum(counts):,}' for each, counts in series.items())}; maximum {max(totals):,}."
     )
     drawing = _Drawing(name, title, description, 220, width=HALF)
     ticks = value_ticks(0, max(totals), 1)
-    drawing.grid(ticks, map(words.compact, ticks))
+    drawing.grid(ticks, map(formats.compact, ticks))
     drawing.times(axis)
     gap = 0.15 if axis.steps <= 40 else 0.0
     for step in range(axis.steps):
@@ -128,12 +128,10 @@ def columns(name: str, title: str, axis: Axis, series: Mapping[str, Sequence[int
 def lines(name: str, title: str, axis: Axis, series: Sequence[Line]) -> Markup:
     """Draw seconds over time. Steps without a value leave a gap; a value between two gaps is a point."""
     values = [value for line in series for value in line.values.values()]
-    description = f"From {words.moment(axis.begin_us)} to {words.moment(axis.end_us)} UTC: " + "; ".join(
-        f"{line.name} at most {words.span(max(line.values.values()))}" for line in series if line.values
-    )
-    drawing = _Drawing(name, title, f"{description}.", 250)
+    listed = (f"{line.name} at most {formats.duration(max(line.values.values()))}" for line in series if line.values)
+    drawing = _Drawing(name, title, f"Durations {_period(axis)}: {'; '.join(listed)}.", 250)
     ticks = value_ticks(0, max(values, default=0.0))
-    drawing.grid(ticks, (words.span(tick) if tick else "0" for tick in ticks))
+    drawing.grid(ticks, (formats.duration(tick) if tick else "0" for tick in ticks))
     drawing.times(axis)
     for line in series:
         classes = f"stroke {colour(line.colour)}" + (" dashed" if line.dashed else "")
@@ -142,7 +140,7 @@ def lines(name: str, title: str, axis: Axis, series: Sequence[Line]) -> Markup:
             if len(run) > 1:
                 drawing.add("polyline", classes, points=" ".join(f"{x:.1f},{y:.1f}" for x, y in points))
             for step, (x, y) in zip(run, points, strict=True):
-                tip = f"{_begin(axis, step)}: {line.name} {words.span(line.values[step])}"
+                tip = f"{_begin(axis, step)}: {line.name} {formats.duration(line.values[step])}"
                 drawing.add("circle", f"point {classes}", tip, cx=x, cy=y, r=3)
     return drawing.markup()
 
@@ -166,7 +164,7 @@ def bars(name: str, title: str, rows: Sequence[Bar], names: Sequence[str]) -> Ma
     begin, end = 210, WIDTH - 60
     for i, row in enumerate(rows):
         y, x = 6 + BAR * i, float(begin)
-        drawing.text(_short(row.name, 32), begin - 10, y + 16, "end label")
+        drawing.text(_shorten(row.name, 32), begin - 10, y + 16, "end label")
         for number, count in row.parts.items():
             width, tip = (end - begin) * count / most if most else 0.0, f"{row.name}: {names[number]} {count:,}"
             drawing.add("rect", f"fill {colour(number)}", tip, x=x, y=y + 3, width=width, height=BAR - 6)
@@ -179,24 +177,24 @@ def histogram(name: str, title: str, counts: Mapping[int, int], target_bytes: in
     """Draw files by size: column n has the files of 2^n up to 2^(n+1) bytes; a line marks the target size."""
     goal = target_bytes.bit_length() - 1
     first, last = min([goal, *counts]), max([goal, *counts])
-    listed = ", ".join(f"{count:,} from {words.binary(2**power)}" for power, count in sorted(counts.items()))
-    description = f"Files by size: {listed or 'none'}; the target is {words.binary(target_bytes)}."
+    listed = ", ".join(f"{count:,} from {formats.size(2**power)}" for power, count in sorted(counts.items()))
+    description = f"Files by size: {listed or 'none'}; the target is {formats.size(target_bytes)}."
     drawing = _Drawing(name, title, description, 180, width=HALF)
     ticks = value_ticks(0, max(counts.values(), default=0), 1, 3)
-    drawing.grid(ticks, map(words.compact, ticks))
+    drawing.grid(ticks, map(formats.compact, ticks))
     axis = Axis(0, 1, last - first + 1)
     labelled = -(-axis.steps // SIZE_LABELS)
     for power in range(first, last + 1):
         x, end = drawing.x(axis, power - first + 0.08), drawing.x(axis, power - first + 0.92)
         if count := counts.get(power, 0):
             y = drawing.y(count, 0, ticks[-1])
-            tip = f"{words.binary(2**power)} to {words.binary(2 ** (power + 1))}: {count:,} files"
+            tip = f"{formats.size(2**power)} to {formats.size(2 ** (power + 1))}: {count:,} files"
             size = "small" if 2**power < target_bytes // 2 else "well"
             drawing.add("rect", f"fill {size}", tip, x=x, y=y, width=end - x, height=drawing.low - y)
         if (power - first) % labelled == 0:
-            drawing.text(words.binary(2**power), drawing.x(axis, power - first), drawing.low + 20, "middle")
+            drawing.text(formats.size(2**power), drawing.x(axis, power - first), drawing.low + 20, "middle")
     x = drawing.x(axis, goal - first + target_bytes / 2**goal - 1)
-    drawing.add("line", "goal", f"target size: {words.binary(target_bytes)}", x1=x, x2=x, y1=TOP, y2=drawing.low)
+    drawing.add("line", "goal", f"target size: {formats.size(target_bytes)}", x1=x, x2=x, y1=TOP, y2=drawing.low)
     return drawing.markup()
 
 
@@ -205,9 +203,8 @@ def candles(name: str, title: str, axis: Axis, found: Mapping[int, Candle]) -> M
     low, high = min(each.low for each in found.values()), max(each.high for each in found.values())
     first, last = found[min(found)], found[max(found)]
     description = (
-        f"{len(found)} candles of {words.step(axis.step_us)} from {words.moment(axis.begin_us)} to "
-        f"{words.moment(axis.end_us)} UTC: opens at {words.amount(first.open)}, highest {words.amount(high)}, lowest "
-        f"{words.amount(low)}, closes at {words.amount(last.close)}."
+        f"{len(found)} candles of {formats.step(axis.step_us)} {_period(axis)}: opens at {formats.amount(first.open)}, "
+        f"highest {formats.amount(high)}, lowest {formats.amount(low)}, closes at {formats.amount(last.close)}."
     )
     drawing = _Drawing(name, title, description, 360, bottom=110)
     ticks = value_ticks(float(low), float(high))
@@ -215,7 +212,7 @@ def candles(name: str, title: str, axis: Axis, found: Mapping[int, Candle]) -> M
     base, room = drawing.height - BOTTOM, 60
     most = max(each.volume for each in found.values()) or Decimal(1)
     drawing.add("line", "grid", x1=drawing.left, x2=drawing.right, y1=base, y2=base)
-    drawing.text(words.compact(float(f"{most:.3g}")), drawing.left - 8, base - room + 4, "end")
+    drawing.text(formats.compact(float(f"{most:.3g}")), drawing.left - 8, base - room + 4, "end")
     drawing.text("volume", drawing.left - 8, base, "end")
     for step, each in sorted(found.items()):
         left, right = drawing.x(axis, step + 0.15), drawing.x(axis, step + 0.85)
@@ -224,7 +221,9 @@ def candles(name: str, title: str, axis: Axis, found: Mapping[int, Candle]) -> M
         )
         upper, lower, centre = min(opens, closes), max(opens, closes), f"{(left + right) / 2:.1f}"
         way = "up" if each.close >= each.open else "down"
-        amounts = (f"{name} {words.amount(getattr(each, name))}" for name in ("open", "high", "low", "close", "volume"))
+        amounts = (
+            f"{name} {formats.amount(getattr(each, name))}" for name in ("open", "high", "low", "close", "volume")
+        )
         tip = f"{_begin(axis, step)}: {', '.join(amounts)}, {each.trades:,} trades"
         drawing.add("path", f"wick {way}", d=f"M{centre} {highest:.1f}V{upper:.1f}M{centre} {lower:.1f}V{lowest:.1f}")
         tall = max(lower - upper, 1.0)
@@ -236,13 +235,17 @@ def candles(name: str, title: str, axis: Axis, found: Mapping[int, Candle]) -> M
     return drawing.markup()
 
 
+def _period(axis: Axis) -> str:
+    return f"from {formats.moment(axis.begin_us)} to {formats.moment(axis.end_us)} UTC"
+
+
 def _begin(axis: Axis, step: int) -> str:
     """Return the moment when a step begins, with fractions of seconds if steps have them."""
-    return words.moment(axis.begin_us + step * axis.step_us, axis.step_us % SECOND_US > 0)
+    return formats.moment(axis.begin_us + step * axis.step_us, axis.step_us % SECOND_US > 0)
 
 
-def _short(text: str, most: int) -> str:
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+def _shorten(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def _text(value: float | str) -> str:

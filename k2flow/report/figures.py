@@ -47,12 +47,12 @@ class RowCounts:
 
 @dataclass(frozen=True)
 class Delays:
-    """Delays of `messages` messages from Kafka's time until a commit, in ms; `median` and `p99` to three digits."""
+    """The delays of `messages` messages from Kafka's time to a commit, in ms; median and p99 to three digits."""
 
     messages: int
     median: int
     p99: int
-    most: int
+    longest: int
 
 
 @dataclass(frozen=True)

@@ -38,14 +38,14 @@ DELAYS = f"""
     digits AS (
         SELECT *, pow(10, greatest(0, floor(log10(greatest(ms, 1))) + 1 - {DELAY_DIGITS})) AS unit FROM delays),
     spread AS (
-        SELECT exchange, layer, step, (ceil(ms / unit) * unit)::BIGINT AS delay, count(*) AS n, max(ms) AS most
+        SELECT exchange, layer, step, (ceil(ms / unit) * unit)::BIGINT AS delay, count(*) AS n, max(ms) AS longest
         FROM digits GROUP BY GROUPING SETS ((exchange, layer, step, delay), (exchange, layer, delay))),
     ranked AS (
         SELECT *, sum(n) OVER (PARTITION BY exchange, layer, step ORDER BY delay) AS so_far,
                sum(n) OVER (PARTITION BY exchange, layer, step) AS whole
         FROM spread)
     SELECT exchange, layer, step, sum(n)::BIGINT, min(delay) FILTER (so_far * 2 >= whole),
-           min(delay) FILTER (so_far * 100 >= whole * 99), max(most)
+           min(delay) FILTER (so_far * 100 >= whole * 99), max(longest)
     FROM ranked GROUP BY exchange, layer, step"""
 """The delays by exchange, layer and step of time, and by exchange and layer (step NULL)."""
 
@@ -70,13 +70,12 @@ def commits(exchange: str, layer: str, ledgers: Sequence[Ledger]) -> list[Commit
     """Return the commits between a table's `ledgers`, oldest first, as `status.flows.history` returns them."""
     found = []
     for before, after in pairwise(ledgers):
-        since = max((each.until for each in after.former_topics), default=0)
+        at_us, since_us = after.committed_at * 1000, max((each.until for each in after.former_topics), default=0) * 1000
         for partition, extent in sorted(after.partitions.items()):
             held = before.partitions.get(partition)
             first = extent.first if held is None else held.next
             if first < extent.next:
-                at = after.committed_at * 1000
-                found.append(Commit(exchange, layer, partition, first, extent.next, at, since * 1000))
+                found.append(Commit(exchange, layer, partition, first, extent.next, at_us, since_us))
     return found
 
 

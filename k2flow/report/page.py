@@ -19,7 +19,7 @@ from k2flow.audit import AuditReport, Finding, Severity
 from k2flow.audit.report import Verdict
 from k2flow.errors import ReportError
 from k2flow.layers import LAYERS
-from k2flow.report import charts, words
+from k2flow.report import charts, formats
 from k2flow.report.charts import Bar, Line
 from k2flow.report.figures import Figures, Freshness, ReasonCount, Unavailable, available
 from k2flow.status.model import Level
@@ -85,12 +85,12 @@ def _environment() -> Environment:
         loader=PackageLoader("k2flow.report"),
         autoescape=True,
         undefined=StrictUndefined,
-        finalize=lambda value: words.clean(value) if type(value) is str else value,
+        finalize=lambda value: formats.clean(value) if type(value) is str else value,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for word in (words.count, words.span, words.moment, words.step, words.amount, words.binary):
-        environment.filters[word.__name__] = word
+    for function in (formats.count, formats.duration, formats.moment, formats.step, formats.amount, formats.size):
+        environment.filters[function.__name__] = function
     environment.tests["unavailable"] = lambda value: isinstance(value, Unavailable)
     return environment
 
@@ -118,8 +118,8 @@ def _summary(figures: Figures, audit_result: AuditReport | Unavailable | None) -
     names = [layer.name for layer in LAYERS]
     sums = {name: sum(known) if (known := _present(each[name] for each in rows)) else None for name in names}
     return [
-        Fact("messages", words.count(sums["bronze"])),
-        Fact("trades in Gold", words.count(sums["gold"])),
+        Fact("messages", formats.count(sums["bronze"])),
+        Fact("trades in Gold", formats.count(sums["gold"])),
         Fact("dead letters", _share(sums)),
         _largest_lag(figures),
         _verdict(audit_result),
@@ -139,7 +139,7 @@ def _largest_lag(figures: Figures) -> Fact:
         return Fact("largest lag", "unknown")
     levels = {Level.OK: "good", Level.LATE: "warn", Level.STALE: "bad"}
     furthest = max(layers, key=lambda layer: layer.lag_seconds or 0.0)
-    return Fact("largest lag", words.span(max(seconds)), levels.get(furthest.level, ""))
+    return Fact("largest lag", formats.duration(max(seconds)), levels.get(furthest.level, ""))
 
 
 def _verdict(audit_result: AuditReport | Unavailable | None) -> Fact:
@@ -207,12 +207,12 @@ def _charts(figures: Figures) -> dict[str, Any]:
 
 
 def _freshness(freshness: Freshness, exchanges: Sequence[str]) -> Markup:
-    """Draw the delay until Gold's commit of each exchange: the median, and dashed the 99th percentile."""
+    """Draw the delay until Gold's commit of each exchange: the median, and dashed the p99."""
     series = []
     for number, exchange in enumerate(exchanges):
         steps = freshness.steps.get((exchange, "gold"), {})
         medians = {step: delays.median / 1000 for step, delays in steps.items()}
-        highest = {step: delays.p99 / 1000 for step, delays in steps.items()}
+        p99s = {step: delays.p99 / 1000 for step, delays in steps.items()}
         series.append(Line(f"{exchange} median", number, medians))
-        series.append(Line(f"{exchange} 99 of 100", number, highest, dashed=True))
+        series.append(Line(f"{exchange} p99", number, p99s, dashed=True))
     return charts.lines("chart-freshness", "From Kafka's time to Gold's commit", freshness.axis, series)

@@ -33,13 +33,11 @@ from k2flow.status.flows import TopicState, flow_status, history, layer_status, 
 from k2flow.status.model import DeadLetters, ExchangeStatus, FlowStatus, Leader, Replacement, Status, TableStatus
 from k2flow.status.tables import dead_letters, files_of, maintenance_done, maintenance_due, rows_since, totals
 
-BROKER_SECONDS = 3.0
-"""Time limit for a broker's first answer."""
-TIMES_SECONDS = 5.0
-"""Time limit for the oldest messages that are in no table yet."""
+BROKER_SECONDS = 3.0  # for a broker's first answer
+TIMES_SECONDS = 5.0  # for the times of the oldest messages that are in no table yet
 FETCH = {"queued.min.messages": "1", "max.partition.fetch.bytes": "65536"}
 """librdkafka's properties for a consumer that needs one message of each partition."""
-START_ONE = "start one with `k2flow kafka start`, or set K2FLOW_KAFKA_BOOTSTRAP_SERVERS"
+START_BROKER = "start one with `k2flow kafka start`, or set K2FLOW_KAFKA_BOOTSTRAP_SERVERS"
 HOUR_US, DAY_US = 3_600_000_000, 86_400_000_000
 MAX_LETTERS, MAX_LETTER_FILES = 1_000_000, 200
 """Reasons are read of at most this many dead letters, in at most this many files: the newest of the last day."""
@@ -133,7 +131,7 @@ class StatusCollector:
                 kafka = TopicState(topic=broker.topic, watermarks=watermarks)
                 return replace(kafka, times=broker.times(missing_messages(ledgers, kafka), TIMES_SECONDS))
         except NoBrokerError as error:
-            self._no_broker = TopicState(problem=f"{error}: {START_ONE}")
+            self._no_broker = TopicState(problem=f"{error}: {START_BROKER}")
             return self._no_broker
         except KafkaError as error:
             return TopicState(problem=str(error))
@@ -151,29 +149,29 @@ class StatusCollector:
     def _reasons_of(self, dlq: TableFiles, name: str, since_us: int) -> Counter[str]:
         """Count the reasons of the newest dead letters since `since_us` (us since 1970)."""
         recent = [live for live in dlq.files if live.upper is not None and live.upper >= since_us]
-        before, whole = self._reasons[name], dict[str, Counter[str]]()
+        cached, complete = self._reasons[name], dict[str, Counter[str]]()
         total = Counter[str]()
         for live in sorted(recent, key=lambda live: live.upper or 0, reverse=True)[:MAX_LETTER_FILES]:
             path = live.file.file_path
-            counts = before.get(path) or _reasons(dlq.table, live, since_us, MAX_LETTERS - total.total())
+            counts = cached.get(path) or _reasons(dlq.table, live, since_us, MAX_LETTERS - total.total())
             total += counts
             if counts.total() == live.file.record_count and live.lower is not None and live.lower >= since_us:
-                whole[path] = counts
+                complete[path] = counts
             if total.total() >= MAX_LETTERS:
                 break
-        self._reasons[name] = whole
+        self._reasons[name] = complete
         return total
 
 
-def _reasons(table: Table, live: LiveFile, since_us: int, most: int) -> Counter[str]:
-    """Count the reasons of at most `most` dead letters in a file that failed since `since_us`."""
+def _reasons(table: Table, live: LiveFile, since_us: int, limit: int) -> Counter[str]:
+    """Count the reasons of at most `limit` dead letters in a file that failed since `since_us`."""
     counts = Counter[str]()
     plan = ReadPlan(DLQ, table, [FileScanTask(live.file)], 0)
     for rows in read_columns(plan, ["reason", "failed_at"], None, lambda _: None):
         recent = rows.filter(pc.greater_equal(pc.cast(rows.column("failed_at"), "int64"), since_us))
-        for each in pc.value_counts(recent.column("reason").slice(0, most - counts.total())).to_pylist():
+        for each in pc.value_counts(recent.column("reason").slice(0, limit - counts.total())).to_pylist():
             counts[each["values"]] += each["counts"]
-        if counts.total() >= most:
+        if counts.total() >= limit:
             break
     return counts
 

@@ -44,9 +44,7 @@ class StatusMetrics(Collector):
     def collect(self) -> Iterable[Metric]:
         status = self._last
         age = time.time() - (status.at / 1000 if status else self._began)
-        yield GaugeMetricFamily(
-            "k2flow_status_age_seconds", "Time since the status of Kafka and the tables was collected.", age
-        )
+        yield GaugeMetricFamily("k2flow_status_age_seconds", "Time since the status was collected.", age)
         if status is not None:
             yield from _layers(status)
             yield from _dead_letters(status)

@@ -32,11 +32,10 @@ def find_failure(exchange: str, codes: Sequence[int | None], errors: Sequence[st
     if causes and not killed:
         permanent = EXIT_FAILED in codes or (EXIT_UNAVAILABLE in codes and not was_up)
         return FlowFailure(causes[0], not permanent)
-    if errors and not killed and all(code in (0, EXIT_TRY_AGAIN, None) for code in codes):
+    expected = (0, None, EXIT_TRY_AGAIN)
+    if errors and not killed and all(code in expected for code in codes):
         return FlowFailure(PEER_LOST, True)
-    crashed = [
-        (i, f"ended with exit code {code}") for i, code in enumerate(codes) if code not in (0, None, EXIT_TRY_AGAIN)
-    ]
+    crashed = [(i, f"ended with exit code {code}") for i, code in enumerate(codes) if code not in expected]
     i, how = next(iter(killed + crashed), (codes.index(None) if None in codes else 0, "hung"))
     reason = f"process {i} of {len(codes)} of {exchange} {how}; nothing is lost: a restart resumes where the tables end"
     return FlowFailure(reason, bool(killed) or not crashed or was_up)

@@ -52,7 +52,7 @@ class SupervisedFlow:
         return self._failure
 
     def not_ready(self) -> str | None:
-        """Return in one line why not all its processes read now, or None if they do."""
+        """Return in one line why a process does not read now, or None if all do."""
         if self._failure:
             return self._failure
         stages = [self._stage(process) for process in self._processes if process.poll() is None]

@@ -28,7 +28,7 @@ from k2flow.iceberg.ledger import KEY
 from k2flow.inspection import pinned as snapshots
 from k2flow.layers import GOLD_TABLE
 from k2flow.query.connection import connect_to
-from k2flow.report import words
+from k2flow.report import formats
 from k2flow.sandbox.kafka.local import LocalKafka
 from tests.integration import damage
 from tests.integration.conftest import fill
@@ -46,7 +46,7 @@ STEPS_US = {"ms": 1_000, "s": 1_000_000, "min": 60_000_000, "h": 3_600_000_000, 
 
 
 class Page(HTMLParser):
-    """What a page holds: elements with their attributes, tables by id, charts' tips by id, text by section."""
+    """A parsed page: elements with their attributes, tables by id, tooltips by chart id, text by section."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class Page(HTMLParser):
         self.sections[self._inside("section")] += data
 
     def _inside(self, tag: str) -> str:
-        """The id of the innermost open element of a kind."""
+        """Return the id of the innermost open element of a kind."""
         return next((name for kind, name in reversed(self._open) if kind == tag), "")
 
     def body(self, table: str) -> list[list[str]]:
@@ -97,11 +97,11 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def lake(kafka: LocalKafka, tmp_path_factory: pytest.TempPathFactory) -> Lake:
-    """Binance's tables after several commits, with messages of somebody who means harm; nothing of Kraken's."""
+    """Binance's tables after several commits, with hostile messages; no tables of Kraken's."""
     topic = f"binance.{uuid.uuid4().hex}"
     kafka.start({topic: 3})
-    made = Lake("binance", topic, tmp_path_factory.mktemp("reported") / "lake", kafka.bootstrap)
-    fill(made, count=3_000, bad=0.05, duplicates=0.03, seed=7)
+    lake = Lake("binance", topic, tmp_path_factory.mktemp("reported") / "lake", kafka.bootstrap)
+    fill(lake, count=3_000, bad=0.05, duplicates=0.03, seed=7)
     now_us = time.time_ns() // 1_000
     producer = Producer({"bootstrap.servers": kafka.bootstrap})
     times = {"timestamp": now_us, "ingestion_timestamp": now_us}
@@ -109,14 +109,14 @@ def lake(kafka: LocalKafka, tmp_path_factory: pytest.TempPathFactory) -> Lake:
     for partition in range(3):  # one of them is the newest dead letter
         producer.produce(topic, value(exchange=HOSTILE, **times), partition=partition)
     assert producer.flush(30) == 0
-    made.catch_up(**batches(800))
-    return made
+    lake.catch_up(**batches(800))
+    return lake
 
 
 @pytest.fixture
 def report(lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., tuple[int, Page]]]:
-    """Makes a report as the command does; its exit code and the page. The tables are as before for the next test."""
-    monkeypatch.setattr(command, "find_exchange", lambda name: replace(find_exchange(name)))  # settings are read anew
+    """Write a report as the command does; return its exit code and page. The next test finds the tables restored."""
+    monkeypatch.setattr(command, "find_exchange", lambda name: replace(find_exchange(name)))  # settings are read again
     monkeypatch.setattr(command, "set_up_logging", lambda level: None)  # the log of other tests stays as it is
     monkeypatch.setattr(snapshots, "WAIT_SECONDS", 0.2)  # no flow is about to commit what a ledger lacks
     for name, setting in lake.environment(K2FLOW_KRAKEN_TOPIC=f"none.{uuid.uuid4().hex}").items():
@@ -135,7 +135,7 @@ def report(lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
         yield make
 
 
-def test_the_page_says_what_the_tables_hold(
+def test_page_shows_the_content_of_the_tables(
     lake: Lake, report: Callable[..., tuple[int, Page]], tmp_path: Path
 ) -> None:
     code, page = report("--symbol", "BTCUSDT", "--symbol", HOSTILE, "--symbol", "NONE")
@@ -184,16 +184,16 @@ def assert_throughput(page: Page, db: duckdb.DuckDBPyConnection) -> None:
         "SELECT strftime(ingestion_timestamp, '%Y-%m-%d %H:%M:%S') AS at, count(*) FROM bronze_binance_trades "
         "GROUP BY 1 ORDER BY 1",
     )
-    assert page.tips["chart-taken_in"] == [f"{at}: binance {n:,}" for at, n in seconds]
+    assert page.tips["chart-ingested"] == [f"{at}: binance {n:,}" for at, n in seconds]
     shown = sum(int(tip.rpartition(" ")[2].replace(",", "")) for tip in page.tips["chart-traded"])
-    outside = re.search(r"([\d,]+) of them are from before or after", page.sections["throughput"])
+    outside = re.search(r"([\d,]+) earlier or later ones are not shown", page.sections["throughput"])
     assert outside
     assert shown + int(outside[1].replace(",", "")) == count(db, GOLD_TABLE)
     assert shown > 0.9 * count(db, GOLD_TABLE)  # the simulated market has stragglers, of hours and days
 
 
 def assert_freshness(page: Page, lake: Lake) -> None:
-    """The same by another way: for each row of Bronze the first snapshot whose ledger goes beyond it."""
+    """Compute the delays in another way: find, for each row of Bronze, the first snapshot whose ledger has it."""
     rows = lake.table("bronze").scan(selected_fields=("partition", "offset", "kafka_timestamp")).to_arrow().to_pylist()
     for line, layer in zip(page.body("delays"), ("bronze", "gold"), strict=True):
         snapshots = sorted(lake.table(layer).metadata.snapshots, key=lambda each: each.sequence_number or 0)
@@ -211,13 +211,13 @@ def assert_freshness(page: Page, lake: Lake) -> None:
         assert len({each["committed_at"] for each in ledgers}) > 3
         assert min(delays) >= 0
         median, p99 = np.quantile(delays, (0.5, 0.99), method="inverted_cdf").tolist()
-        spans = [words.span(ms / 1000) for ms in (rounded(median), rounded(p99), max(delays))]
+        spans = [formats.duration(ms / 1000) for ms in (rounded(median), rounded(p99), max(delays))]
         assert line == ["binance", layer, f"{len(rows):,}", *spans]
     assert page.tips["chart-freshness"]
 
 
 def rounded(ms: int) -> int:
-    """Up, to three digits."""
+    """Round up to three digits."""
     unit = 10 ** max(0, len(str(ms)) - 3)
     return -(-ms // unit) * unit
 
@@ -246,7 +246,7 @@ def assert_candles(page: Page, db: duckdb.DuckDBPyConnection, chart: str, symbol
     end = last + timedelta(microseconds=step_us)
     shown = f"symbol = '{symbol}' AND timestamp >= '{begin.isoformat()}' AND timestamp < '{end.isoformat()}'"
     ((outside,),) = fetch(db, f"SELECT count(*) FROM {GOLD_TABLE} WHERE symbol = '{symbol}' AND NOT ({shown})")
-    assert not outside or f"{outside:,} trades are from before or after" in page.sections["candles"]
+    assert not outside or f"{outside:,} earlier or later trades are not shown" in page.sections["candles"]
     candles = fetch(
         db,
         f"""
@@ -256,11 +256,11 @@ def assert_candles(page: Page, db: duckdb.DuckDBPyConnection, chart: str, symbol
     )
     expected = []
     for at, *values in candles:
-        prices = [words.amount(Decimal(str(each))) for each in values[:-1]]
+        prices = [formats.amount(Decimal(str(each))) for each in values[:-1]]
         texts = [
             f"{name} {price}" for name, price in zip(("open", "high", "low", "close", "volume"), prices, strict=True)
         ]
-        expected.append(f"{words.moment(int(str(at)) * step_us, True)}: {', '.join(texts)}, {values[-1]:,} trades")
+        expected.append(f"{formats.moment(int(str(at)) * step_us, True)}: {', '.join(texts)}, {values[-1]:,} trades")
     assert drawn == expected
 
 
@@ -273,7 +273,7 @@ def assert_files(page: Page, lake: Lake) -> None:
         table = lake.table(layer)
         files = [(task.file.file_size_in_bytes, task.file.record_count) for task in table.scan().plan_files()]
         size = sum(size for size, _ in files)
-        assert row[1:5] == [f"{sum(n for _, n in files):,}", f"{len(files):,}", f"{len(files):,}", words.binary(size)]
+        assert row[1:5] == [f"{sum(n for _, n in files):,}", f"{len(files):,}", f"{len(files):,}", formats.size(size)]
         assert row[7] == f"{len(table.metadata.snapshots)}"
         snapshot = table.current_snapshot()
         assert snapshot
@@ -283,7 +283,7 @@ def assert_files(page: Page, lake: Lake) -> None:
 
 
 def assert_harmless(page: Page, path: Path) -> None:
-    """Nothing runs, nothing is loaded, and what came in a message is text wherever it is."""
+    """Nothing runs or is loaded, and text from messages is text everywhere."""
     tags = {tag for tag, _ in page.elements}
     assert not tags & {"script", "img", "link", "iframe", "object", "embed", "image", "use", "form", "base"}
     for tag, attributes in page.elements:
@@ -303,7 +303,7 @@ def assert_harmless(page: Page, path: Path) -> None:
     assert f"exchange = '{HOSTILE}'" in page.sections["dead-letters"]
 
 
-def test_problems_are_shown_and_the_exit_code_is_the_audits(
+def test_problems_are_shown_and_the_audit_sets_the_exit_code(
     lake: Lake, report: Callable[..., tuple[int, Page]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     damage.delete(lake, "dlq", "reason = 'bad_magic'")
@@ -315,8 +315,8 @@ def test_problems_are_shown_and_the_exit_code_is_the_audits(
     lake.catalog().rename_table(f"market_data.{GOLD_TABLE}", "market_data.elsewhere")
     code, page = report("binance")
     lake.catalog().rename_table("market_data.elsewhere", f"market_data.{GOLD_TABLE}")
-    assert (code, f"{GOLD_TABLE} cannot be audit: there is no such table" in page.sections["audit"]) == (2, True)
-    assert f"Kafka could not be asked: no Kafka broker answers at {NOWHERE}" in page.sections["flows"]
+    assert (code, f"{GOLD_TABLE} cannot be audited: there is no such table" in page.sections["audit"]) == (2, True)
+    assert f"Kafka unavailable: no Kafka broker answers at {NOWHERE}" in page.sections["flows"]
     assert [row[2:4] for row in page.body("layers-binance")] == [["unknown", "unknown"]] * 4
     for section in ("throughput", "freshness", "candles"):
         assert f"Table {GOLD_TABLE} does not exist." in page.sections[section]
@@ -324,21 +324,21 @@ def test_problems_are_shown_and_the_exit_code_is_the_audits(
     assert [row[1] for row in page.body("delays")] == ["bronze"]
 
 
-def test_a_page_that_cannot_be_written(report: Callable[..., tuple[int, Page]], tmp_path: Path) -> None:
+def test_unwritable_page_is_an_error(report: Callable[..., tuple[int, Page]], tmp_path: Path) -> None:
     (tmp_path / "report.html").write_text("as it was")
     for path, why in (("no/report.html", "No such file or directory"), (".", "is a folder: name a file")):
         done = CliRunner().invoke(app, ["report", "--html", str(tmp_path / path)])
         assert done.exit_code == 2
-        assert f"k2flow: error: there is no report: {tmp_path / path}".removesuffix("/.") in done.stderr
+        assert f"k2flow: error: no report is written: {tmp_path / path}".removesuffix("/.") in done.stderr
         assert why in done.stderr
     assert [each.read_text() for each in tmp_path.iterdir()] == ["as it was"]
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed to open the page in")
-def test_a_browser_draws_it_and_loads_nothing(report: Callable[..., tuple[int, Page]], tmp_path: Path) -> None:
-    code, made = report("binance", "--no-audit", "--symbol", HOSTILE)
-    assert (code, "The audit was skipped" in made.sections["audit"]) == (0, True)
+def test_browser_draws_the_page_and_loads_nothing(report: Callable[..., tuple[int, Page]], tmp_path: Path) -> None:
+    code, written = report("binance", "--no-audit", "--symbol", HOSTILE)
+    assert (code, "The audit was skipped" in written.sections["audit"]) == (0, True)
     path = tmp_path / "report.html"
     shot = tmp_path / "page.png"
     dom, console = opened(path, tmp_path, "--dump-dom", f"--screenshot={shot}", "--window-size=1200,3000")
@@ -346,7 +346,7 @@ def test_a_browser_draws_it_and_loads_nothing(report: Callable[..., tuple[int, P
     assert "<title>k2flow report, " in dom
     page = Page(dom[dom.index("<html") :])
     charts = [attributes["id"] for tag, attributes in page.elements if tag == "svg"]
-    assert charts == [attributes["id"] for tag, attributes in made.elements if tag == "svg"]
+    assert charts == [attributes["id"] for tag, attributes in written.elements if tag == "svg"]
     assert len(charts) == 9
     assert not {tag for tag, _ in page.elements} & {"script", "img"}
     assert HOSTILE in page.sections["candles"]
@@ -360,7 +360,7 @@ def test_a_browser_draws_it_and_loads_nothing(report: Callable[..., tuple[int, P
 
 
 def opened(path: Path, folder: Path, *arguments: str) -> tuple[str, list[str]]:
-    """What Chromium prints of a page, and what the page's console says."""
+    """Return what Chromium prints of a page, and the lines of the page's console."""
     assert CHROMIUM
     done = subprocess.run(
         [

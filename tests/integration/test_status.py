@@ -30,7 +30,7 @@ from k2flow.maintain.actions import Timing
 from k2flow.maintain.entries import data_manifests
 from k2flow.maintain.lease import MaintenanceLeases
 from k2flow.maintain.run import MaintenanceRun
-from k2flow.status import collector as observe
+from k2flow.status import collector as collector_module
 from k2flow.status.collector import StatusCollector
 from k2flow.status.model import FlowState, Level
 from tests.gold import Gold
@@ -52,8 +52,8 @@ def status_output(lake: Lake, *arguments: str, code: int = 0, **extra: str) -> s
     return done.stdout or done.stderr
 
 
-def observer(catalog: Catalog, topic: str, bootstrap: str, monkeypatch: pytest.MonkeyPatch) -> StatusCollector:
-    """Collect Binance's status, with settings read again."""
+def new_collector(catalog: Catalog, topic: str, bootstrap: str, monkeypatch: pytest.MonkeyPatch) -> StatusCollector:
+    """Return a collector of Binance's status, with settings read again."""
     monkeypatch.setenv("K2FLOW_BINANCE_TOPIC", topic)
     monkeypatch.setenv("K2FLOW_KAFKA_BOOTSTRAP_SERVERS", bootstrap)
     return StatusCollector(catalog, load_settings(("binance",)), [replace(find_exchange("binance"))])
@@ -61,7 +61,7 @@ def observer(catalog: Catalog, topic: str, bootstrap: str, monkeypatch: pytest.M
 
 def test_status_from_no_tables_to_a_dead_broker(new_lake: NewLake, monkeypatch: pytest.MonkeyPatch) -> None:
     lake = new_lake(partitions=3)
-    collector = observer(lake.catalog(), lake.topic, lake.bootstrap, monkeypatch)
+    collector = new_collector(lake.catalog(), lake.topic, lake.bootstrap, monkeypatch)
     fill(lake, count=1_000, bad=0.05, duplicates=0.03, seed=3)
     before = collector.collect().exchanges["binance"]
     assert before.flow.state is FlowState.NEVER
@@ -123,7 +123,7 @@ def test_watch_beside_a_flow(new_lake: NewLake) -> None:
 
 
 def until_interrupted(lake: Lake, text: str, times: int) -> str:
-    """Return the output of `--watch` on a terminal, which is ended once it has drawn `text` that many times."""
+    """Return the output of `--watch` on a terminal, interrupted after it has drawn `text` that many times."""
     ours, its = pty.openpty()
     environment = lake.environment(TERM="xterm", COLUMNS="150", LINES="60")
     process = subprocess.Popen(
@@ -142,16 +142,16 @@ def until_interrupted(lake: Lake, text: str, times: int) -> str:
     return drawn
 
 
-def test_an_unreachable_catalog_is_an_error(tmp_path: Path) -> None:
+def test_unreachable_catalog_is_an_error(tmp_path: Path) -> None:
     lake = Lake("binance", "trades", tmp_path / "lake", NOWHERE)
     uri = {"PYICEBERG_CATALOG__K2FLOW__URI": "sqlite:////nonexistent/x.db", "PYICEBERG_CATALOG__K2FLOW__TYPE": "sql"}
     assert "the catalog or its storage cannot be used" in status_output(lake, code=1, **uri)
 
 
 def without_broker(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> StatusCollector:
-    """Collect the status of the tables of tests.gold, without a broker."""
-    monkeypatch.setattr(observe, "BROKER_SECONDS", 0.1)
-    return observer(catalog, "topic", NOWHERE, monkeypatch)
+    """Return a collector of the status of the tables of tests.gold, without a broker."""
+    monkeypatch.setattr(collector_module, "BROKER_SECONDS", 0.1)
+    return new_collector(catalog, "topic", NOWHERE, monkeypatch)
 
 
 def test_maintenance_and_replacement(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,7 +214,7 @@ def test_each_manifest_is_read_once(catalog: Catalog, monkeypatch: pytest.Monkey
 
 
 def copied(file: DataFile, n: int) -> DataFile:
-    """The same file under another name, with all its statistics."""
+    """Return the same file under another name, with all its statistics."""
     names = ("content", "file_format", "partition", "record_count", "file_size_in_bytes", "sort_order_id")
     statistics = ("column_sizes", "value_counts", "null_value_counts", "lower_bounds", "upper_bounds")
     values = {name: getattr(file, name) for name in (*names, *statistics)}

@@ -1,4 +1,4 @@
-"""The parts of a report that need no tables: axes, words, charts, commits, pages with little data, the file."""
+"""The parts of a report that need no tables: axes, formats, charts, commits, pages with little data, the file."""
 
 import math
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from k2flow.errors import QueryError, ReportError
 from k2flow.exchange import find_exchange
 from k2flow.iceberg.ledger import CommittedRange, FormerTopic, Ledger
 from k2flow.layers import GOLD_TABLE
-from k2flow.report import check_writable, queries, render, words, write
+from k2flow.report import check_writable, formats, queries, render, write
 from k2flow.report.axes import DAY_US, SECOND_US, STEPS_US, Axis, axis, time_ticks, value_ticks, without_outliers
 from k2flow.report.charts import WIDTH, Bar, Line, bars, candles, columns, histogram, lines
 from k2flow.report.figures import (
@@ -45,7 +45,7 @@ Svg = ElementTree.Element
 
 
 def parsed(chart: Markup) -> Svg:
-    """A chart as XML, which must be well-formed; all of its marks are inside, and it says what it is."""
+    """Parse a chart, which must be well-formed, with all marks inside, a title and a description."""
     svg = ElementTree.fromstring(chart)
     *_, width, height = map(float, svg.attrib["viewBox"].split())
     for mark in svg.iter():
@@ -62,7 +62,7 @@ def parsed(chart: Markup) -> Svg:
 
 
 def marks(svg: Svg, wanted: str) -> list[Svg]:
-    """The marks of a class."""
+    """Return the marks of a class."""
     return [mark for mark in svg.iter() if wanted in mark.attrib.get("class", "").split()]
 
 
@@ -72,7 +72,7 @@ def tips(found: Sequence[Svg]) -> list[str]:
 
 @given(TIMES, TIMES, st.integers(1, 300))
 @example(NOW_US, NOW_US, 1)
-def test_an_axis_covers_all_in_at_most_the_given_steps(first: int, last: int, most: int) -> None:
+def test_axis_covers_all_in_at_most_the_given_steps(first: int, last: int, most: int) -> None:
     first, last = sorted((first, last))
     found = axis(first, last, most + 1)
     assert found.begin_us <= first < found.begin_us + found.step_us
@@ -80,13 +80,13 @@ def test_an_axis_covers_all_in_at_most_the_given_steps(first: int, last: int, mo
     assert found.steps <= most + 1
     assert found.begin_us % found.step_us == 0
     assert len(time_ticks(found.begin_us, found.end_us, most + 1)) <= most + 1
-    assert words.moment(found.begin_us) <= words.moment(found.end_us)
+    assert formats.moment(found.begin_us) <= formats.moment(found.end_us)
     if found.step_us > STEPS_US[0]:
         shorter = max((step for step in STEPS_US if step < found.step_us), default=0)
         assert last // shorter - first // shorter + 1 > most + 1
 
 
-def test_an_axis_keeps_its_shortest_step() -> None:
+def test_axis_keeps_its_shortest_step() -> None:
     assert axis(NOW_US, NOW_US + 10, 100, SECOND_US) == Axis(NOW_US, SECOND_US, 1)
     assert axis(NOW_US, NOW_US + 199 * SECOND_US, 200) == Axis(NOW_US, SECOND_US, 200)
     assert axis(NOW_US, NOW_US + 200 * SECOND_US, 200) == Axis(NOW_US, 2 * SECOND_US, 101)
@@ -128,25 +128,30 @@ def test_time_labels_are_as_fine_as_the_ticks() -> None:
     assert len(time_ticks(NOW_US, NOW_US, 4)) <= 4
 
 
-def test_words() -> None:
-    assert words.clean(HOSTILE) == SHOWN
-    assert [words.span(s) for s in (None, 0, 0.0123, 1.0, 119.96, 300, 86_400, 864_000)] == [
+def test_formats() -> None:
+    assert formats.clean(HOSTILE) == SHOWN
+    assert [formats.duration(s) for s in (None, 0, 0.0123, 1.0, 119.96, 300, 86_400, 864_000)] == [
         "unknown", "0 s", "12 ms", "1 s", "120 s", "5 min", "24 h", "10 d",
     ]  # fmt: skip
-    assert [words.compact(n) for n in (0, 0.25, 999, 1_500, 25e6)] == ["0", "0.25", "999", "1.5k", "25M"]
-    assert [words.amount(Decimal(n)) for n in ("64000.50000000", "1000.00000000", "0.00000001", "100")] == [
+    assert [formats.compact(n) for n in (0, 0.25, 999, 1_500, 25e6)] == ["0", "0.25", "999", "1.5k", "25M"]
+    assert [formats.amount(Decimal(n)) for n in ("64000.50000000", "1000.00000000", "0.00000001", "100")] == [
         "64,000.5", "1,000", "0.00000001", "100",
     ]  # fmt: skip
-    assert [words.binary(n) for n in (0, 1023, 1024, 1 << 27, 3 << 29)] == [
+    assert [formats.size(n) for n in (0, 1023, 1024, 1 << 27, 3 << 29)] == [
         "0 B",
         "1023 B",
         "1 KiB",
         "128 MiB",
         "1.5 GiB",
     ]
-    assert [words.step(n) for n in (20_000, SECOND_US, 300 * SECOND_US, 7 * DAY_US)] == ["20 ms", "1 s", "5 min", "7 d"]
-    assert words.moment(NOW_US + 5_000, fractions=True) == "2025-11-24 16:00:00.005"
-    assert words.moment(-1) == "1969-12-31 23:59:59"
+    assert [formats.step(n) for n in (20_000, SECOND_US, 300 * SECOND_US, 7 * DAY_US)] == [
+        "20 ms",
+        "1 s",
+        "5 min",
+        "7 d",
+    ]
+    assert formats.moment(NOW_US + 5_000, fractions=True) == "2025-11-24 16:00:00.005"
+    assert formats.moment(-1) == "1969-12-31 23:59:59"
 
 
 def test_columns_are_stacked() -> None:
@@ -172,7 +177,7 @@ def test_lines_have_gaps_and_points() -> None:
     assert len(run.attrib["points"].split()) == 2
     points = marks(svg, "point")
     assert tips(points) == [
-        f"2025-11-24 16:00:0{step}: median {words.span(value)}" for step, value in values.items()
+        f"2025-11-24 16:00:0{step}: median {formats.duration(value)}" for step, value in values.items()
     ]  # fmt: skip
     bottom = max(float(mark.attrib["y1"]) for mark in marks(svg, "grid"))
     assert float(points[2].attrib["cy"]) == bottom
@@ -189,7 +194,7 @@ def test_bars() -> None:
     assert float(first.attrib["width"]) == pytest.approx(3 * float(second.attrib["width"]), abs=0.5)
     assert float(third.attrib["width"]) == 0
     assert [mark.text for mark in marks(svg, "value")] == ["40", "0"]
-    assert [mark.text for mark in marks(svg, "label")] == [words.clean(HOSTILE[:31]) + "…", "x" * 31 + "…"]
+    assert [mark.text for mark in marks(svg, "label")] == [formats.clean(HOSTILE[:31]) + "…", "x" * 31 + "…"]
     parsed(bars("b", "t", [], []))
 
 
@@ -226,7 +231,7 @@ def test_candles() -> None:
 
 
 @pytest.mark.parametrize("price", ["0", "0.00000001", "64000", "9999999999.99999999"])
-def test_a_constant_price_is_drawn(price: str) -> None:
+def test_constant_price_is_drawn(price: str) -> None:
     found = {0: candle(*[price] * 4, volume="0")}
     (body,) = marks(parsed(candles("k", "t", Axis(NOW_US, 1_000, 1), found)), "body")
     assert float(body.attrib["height"]) == 1
@@ -253,7 +258,7 @@ def test_commits_are_the_differences_of_ledgers() -> None:
         Commit("binance", "gold", 1, 0, 3, 3_000_000, 0),
         Commit("binance", "gold", 0, 10, 12, 4_000_000, 0),
     ]
-    assert commits("binance", "gold", past[1:]) == found[1:]  # when the first was made is no longer known
+    assert commits("binance", "gold", past[1:]) == found[1:]  # the time of the first one is no longer known
     again = ledger(5, 9_000, {0: (0, 1)}, (FormerTopic("old", 8_000, {}),))
     assert commits("binance", "gold", [ledger(4, 8_500, {}), again]) == [
         Commit("binance", "gold", 0, 0, 1, 9_000_000, 8_000_000)
@@ -315,15 +320,15 @@ def test_missing_and_empty_tables_are_shown_in_their_sections() -> None:
     assert "There are no dead letters." in page
     assert "There are no trades of NO&lt;b&gt;." in page
     assert "The audit was skipped" in page
-    gone = replace(figures, exchanges=exchanges[1:], files={**figures.files, GOLD_TABLE: None}, symbols=())
-    page = render(gone, AuditReport("2026-01-31T12:00:00+00:00"))
+    without_gold = replace(figures, exchanges=exchanges[1:], files={**figures.files, GOLD_TABLE: None}, symbols=())
+    page = render(without_gold, AuditReport("2026-01-31T12:00:00+00:00"))
     assert f"Table {GOLD_TABLE} does not exist." in page
     assert "There are no dead letters." not in page
     assert "All invariants hold." in page
 
 
 def test_text_from_messages_is_escaped() -> None:
-    """In tables, in charts, and in what the audit found."""
+    """In tables, in charts, and in the audit's findings."""
     time = Axis(NOW_US, SECOND_US, 1)
     price = candle("1", "2", "0.5", "1")
     figures = replace(
@@ -344,7 +349,7 @@ def test_text_from_messages_is_escaped() -> None:
     page.encode()
 
 
-def test_a_page_is_written_atomically(tmp_path: Path) -> None:
+def test_page_is_written_atomically(tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     check_writable(path)
     write(path, "one")
@@ -360,7 +365,7 @@ def test_a_page_is_written_atomically(tmp_path: Path) -> None:
     assert sorted(each.name for each in tmp_path.iterdir()) == ["link.html", "report.html"]
 
 
-def test_an_unwritable_file_is_an_error(tmp_path: Path) -> None:
+def test_unwritable_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for path, why in {
         tmp_path: "is a folder: name a file",
@@ -397,13 +402,13 @@ def source(db: duckdb.DuckDBPyConnection, tables: Sequence[str] = (BRONZE,)) -> 
 
 
 def test_outliers_at_both_ends_are_left_out() -> None:
-    """As far away as a time can be, on both sides, and again among those that are left."""
+    """The extreme times on both sides are left out, then the outliers among the rest."""
     usual = [NOW_US + i * SECOND_US for i in range(100)]
-    strays = [-62_135_596_800_000_000, 253_402_300_799_999_999, NOW_US - 30 * DAY_US, NOW_US + 30 * DAY_US]
-    db = in_memory(*((0, 0, us, None) for us in [*usual, *strays]))
+    outliers = [-62_135_596_800_000_000, 253_402_300_799_999_999, NOW_US - 30 * DAY_US, NOW_US + 30 * DAY_US]
+    db = in_memory(*((0, 0, us, None) for us in [*usual, *outliers]))
     found = queries.ingested(source(db))
     assert found == RowCounts(Axis(NOW_US, SECOND_US, 100), {"binance": [1] * 100}, 4)
-    many = [*usual, *[NOW_US - 300 * DAY_US] * 10]  # too many to be strays
+    many = [*usual, *[NOW_US - 300 * DAY_US] * 10]  # too many to be outliers
     db = in_memory(*((0, 0, us, None) for us in many))
     found = queries.ingested(source(db))
     assert found
@@ -413,7 +418,7 @@ def test_outliers_at_both_ends_are_left_out() -> None:
 
 
 def test_delays_are_of_the_committed_messages() -> None:
-    """Of none that came before the first known commit, of an earlier topic, without a time, or of another partition."""
+    """Messages before the first known commit, of an earlier topic, without a time, or without a commit do not count."""
     second = SECOND_US
     known = [
         Commit("binance", "bronze", 0, 10, 12, 100 * second, 5 * second),

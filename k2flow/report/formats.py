@@ -1,4 +1,4 @@
-"""Numbers, durations and times as text, and text from messages made safe.
+"""Numbers, durations and times as text; and text from messages, cleaned.
 
 humanize formats durations with words and rounds; the report needs exact prices, axis steps and short units.
 """
@@ -24,18 +24,18 @@ def count(number: int | None) -> str:
 
 def compact(value: float) -> str:
     """Format a number for an axis: 0.25, 250, 2.5k, 25M."""
-    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:.10g}{unit}"
+    for scale, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= scale:
+            return f"{value / scale:.10g}{unit}"
     return f"{value:.10g}"
 
 
-def binary(size: int) -> str:
-    """Format a size in powers of 1024: 512 B, 1.5 MiB."""
+def size(number: int) -> str:
+    """Format a number of bytes: 512 B, 1.5 MiB."""
     for power, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
-        if size >= 1 << power:
-            return f"{size / (1 << power):,.1f}".removesuffix(".0") + f" {unit}"
-    return f"{size} B"
+        if number >= 1 << power:
+            return f"{number / (1 << power):,.1f}".removesuffix(".0") + f" {unit}"
+    return f"{number} B"
 
 
 def amount(value: Decimal) -> str:
@@ -44,7 +44,7 @@ def amount(value: Decimal) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
-def span(seconds: float | None) -> str:
+def duration(seconds: float | None) -> str:
     """Format a duration of `seconds` in its natural unit."""
     if seconds is None:
         return "unknown"
