@@ -48,8 +48,8 @@ class ClientLog:
 class NativeStderr:
     """Sends file descriptor 2 into an unnamed file while entered; Python's `sys.stderr` still reaches the terminal.
 
-    When an error ends a dataflow, Bytewax's Rust code prints a panic message and a backtrace of many lines that do not
-    help a user. librdkafka and glibc may print lines of their own.
+    When an error ends a dataflow, Bytewax's Rust code prints a panic message and a long backtrace, which do not help a
+    user. librdkafka and glibc may print lines of their own.
     """
 
     def __enter__(self) -> Self:

@@ -22,14 +22,14 @@ EXTENSIONS = ("avro", "iceberg")
 S3 = "s3://"
 
 AsOf = datetime | int
-"""A moment (with a time zone), or the id of a snapshot of any table, which means the moment of its commit."""
+"""A moment (with a time zone), or the id of a snapshot of any table: the moment of its commit."""
 
 
 def connect(as_of: AsOf | None = None) -> duckdb.DuckDBPyConnection:
     """Open a DuckDB connection with a view of each table of market_data, named as the table; times are in UTC.
 
-    Each view reads the table's newest snapshot at the time of the call, or at `as_of`, as long as the connection is
-    open. A table that had no snapshot then is an empty view. If a table's snapshots of that time have expired, reading
+    As long as the connection is open, each view reads one snapshot: the newest at the time of the call, or at `as_of`.
+    A table that had no snapshot then is an empty view. If a table's snapshots of that time have expired, reading
     its view is an error.
 
     Raises:

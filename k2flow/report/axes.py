@@ -83,7 +83,7 @@ def value_ticks(low: float, high: float, min_step: float = 0.0, max_steps: int =
 def time_ticks(begin_us: int, end_us: int, max_ticks: int) -> list[tuple[int, str]]:
     """Return at most `max_ticks` (2 or more) round moments in [begin_us, end_us], each with a short text in UTC.
 
-    The text is a date if ticks are days apart or a day begins, and has fractions of seconds if ticks need them.
+    The text is a date if ticks are days apart or a day begins. It has fractions of seconds if ticks need them.
     """
     found = axis(begin_us, max(begin_us, end_us - 1), max_ticks)
     moments = range(found.begin_us, end_us + 1, found.step_us)

@@ -22,7 +22,7 @@ MARKETS = 3
 """Without requested symbols, this many of the most traded markets get candles."""
 DETAIL_CHARACTERS = 300
 OUTLIER_SHARE = 0.02
-"""The share of rows at each end of a time axis that may be left out because they are far from the others."""
+"""The share of rows at each end of a time axis that may be left out, if they are far from the others."""
 ZOOM_STEPS = 1_000
 """Steps that a time is divided into to find where most rows are."""
 

@@ -2,7 +2,7 @@
 
 Lag is given twice. In messages: Kafka's high watermark minus the next offset of the layer's ledger. In seconds: the
 age, by Kafka's time, of the oldest message the layer lacks, which is the one at the ledger's next offset. The time
-since the last commit would mislead: it is a few seconds for a flow that commits all the time but is a day behind, and
+since the last commit would mislead. It is a few seconds for a flow that commits all the time but is a day behind. It is
 hours for a flow whose topic was idle until just now. If producers set the time of their messages (Kafka's CreateTime),
 the lag in seconds is as right as their clocks.
 """

@@ -2,5 +2,5 @@
 
 Each exchange has its own processes and is supervised independently: a failure, wait or restart of one delays no other.
 `supervise` runs the flows of several exchanges, with their signals and one metrics endpoint. `flow` starts, ends and
-restarts the processes of one, `plan` picks those that run on this host, and `failure` finds why they ended.
+restarts the processes of one. `plan` picks those that run on this host. `failure` finds why they ended.
 """

@@ -37,8 +37,8 @@ def test_public_name_exists_and_is_documented(name: str) -> None:
 
 
 def test_unknown_name_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="module 'k2flow' has no attribute 'conect'"):
-        _ = k2flow.conect
+    with pytest.raises(AttributeError, match="module 'k2flow' has no attribute 'no_such_name'"):
+        _ = k2flow.no_such_name
 
 
 def test_import_loads_no_heavy_library() -> None:

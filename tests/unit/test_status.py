@@ -46,7 +46,7 @@ HERE, THERE = Writer("here", 7, 1.0), Writer("there", 8, 2.0)
 
 
 def ledger(*nexts: int, sequence: int = 1, ago: float = 0.0, topic_id: str = "id", first: int = 0) -> Ledger:
-    """A ledger of one partition for each next offset, a row for each message, committed so many seconds ago."""
+    """Return a ledger of one partition for each next offset, a row for each message, committed `ago` seconds ago."""
     extents = {p: CommittedRange(first, end, end - first) for p, end in enumerate(nexts)}
     return Ledger("t", topic_id, 1, sequence, HERE, NOW - int(ago * 1000), extents)
 
