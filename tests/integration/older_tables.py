@@ -22,5 +22,6 @@ if __name__ == "__main__":
     # Before any other module imports them.
     layers.SILVER, layers.GOLD, layers.DLQ = older(layers.SILVER), older(layers.GOLD), older(layers.DLQ)
     layers.LAYERS = (layers.BRONZE, layers.SILVER, layers.DLQ, layers.GOLD)
+    layers.COLUMNS_OF_STREAM = {each.stream: each.fields for each in (layers.BRONZE, layers.SILVER, layers.DLQ)}
     sys.argv = ["bytewax.run", f"flows.{sys.argv[1]}"]
     runpy.run_module("bytewax.run", run_name="__main__", alter_sys=True)
