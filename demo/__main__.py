@@ -18,7 +18,7 @@ import k2flow
 from k2flow.audit import AuditReport, audit
 from k2flow.audit.report import Verdict
 from k2flow.cli.output import console as output_console
-from k2flow.cli.progress import progress_bars
+from k2flow.cli.output import progress_bars
 from k2flow.config.settings import load_settings
 from k2flow.errors import CatalogError
 from k2flow.exchange import Exchange, find_exchange

@@ -1,6 +1,6 @@
 """`k2flow`, also `python -m k2flow`."""
 
-from k2flow.cli.main import main
+from k2flow.cli.commands import main
 
 __all__ = ["main"]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from k2flow.cli.repetition import parse_duration
+from k2flow.cli.options import parse_duration
 
 ROOT = Path(__file__).parents[1]
 DOCKER, KUBERNETES = ROOT / "docker", ROOT / "kubernetes"

@@ -9,10 +9,8 @@ from prometheus_client import CollectorRegistry
 from k2flow.audit import AuditReport, audit
 from k2flow.audit.metrics import AuditCollector
 from k2flow.audit.report import Verdict
-from k2flow.cli.exits import exit_on_error
-from k2flow.cli.output import console, print_json
-from k2flow.cli.progress import progress_bars
-from k2flow.cli.repetition import every, stop_event
+from k2flow.cli.output import console, print_json, progress_bars
+from k2flow.cli.process import every, exit_on_error, stop_event
 from k2flow.config.settings import Settings, load_settings
 from k2flow.errors import K2flowError
 from k2flow.exchange import Exchange, all_exchanges, exchange_names, find_exchange

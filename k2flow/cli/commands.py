@@ -1,4 +1,4 @@
-"""The commands of `k2flow`: their arguments, options and help. Groups of commands are in `groups`.
+"""The commands of `k2flow`: their arguments, options and help.
 
 This module imports no slow library. Each command imports the module that does its work when it runs.
 """
@@ -11,27 +11,42 @@ from typing import Annotated
 
 import typer
 
-from k2flow.cli.exits import DEBUG
-from k2flow.cli.groups import dlq_app, kafka_app, tables_app
 from k2flow.cli.options import (
     AsJson,
     Exchanges,
     Format,
+    Port,
     StoppedExchange,
-    command_group,
-    day_option,
-    duration_option,
+    argument,
+    day,
+    duration,
+    flag,
+    group,
+    option,
 )
+from k2flow.cli.process import DEBUG, exit_on_error
 from k2flow.config.pyiceberg_file import check_pyiceberg_file
+from k2flow.process_exit import EXIT_FAILED
 
 TIME = ["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S%z"]
 HOUR_SECONDS = 3600.0
 
-app = command_group("k2flow", "Write crypto trades from Kafka into Apache Iceberg tables, exactly once.")
+app = group("k2flow", "Write crypto trades from Kafka into Apache Iceberg tables, exactly once.")
+tables_app = group("tables", "Create or list the Iceberg tables.")
+dlq_app = group("dlq", "Inspect and replay dead letters, the rejected messages.")
+kafka_app = group("kafka", "Run a real Apache Kafka on this machine: KRaft, one node.")
+for commands in (tables_app, dlq_app, kafka_app):
+    app.add_typer(commands)
+
+
+def main() -> None:
+    """Run the command line. An error is one line on standard error and exit code 1."""
+    with exit_on_error(EXIT_FAILED):
+        app()
 
 
 @app.callback()
-def _options(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False) -> None:
+def _options(debug: Annotated[bool, flag("--debug", "Show tracebacks of errors.")] = False) -> None:
     """Set the options of all commands, for the processes that a command starts too."""
     if debug:
         os.environ[DEBUG] = "1"
@@ -41,30 +56,20 @@ def _options(debug: Annotated[bool, typer.Option("--debug", help="Show traceback
 
 @app.command()
 def run(
-    exchanges: Annotated[list[str], typer.Argument(metavar="EXCHANGE", help="Exchanges: names of files in flows/.")],
+    exchanges: Annotated[list[str], argument("EXCHANGE", "Exchanges: names of files in flows/.")],
     processes: Annotated[
-        int | None,
-        typer.Option(min=1, max=64, metavar="N", help="Processes per exchange. Default: the exchange's setting."),
+        int | None, option("N", "Processes per exchange. Default: the exchange's setting.", min=1, max=64)
     ] = None,
     trigger: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="Seconds between commits. Default: the exchange's setting.")
+        float | None, option("SECONDS", "Seconds between commits. Default: the exchange's setting.")
     ] = None,
-    until_caught_up: Annotated[
-        bool, typer.Option("--until-caught-up", help="Stop at the offsets that end the topic now.")
-    ] = False,
+    until_caught_up: Annotated[bool, flag("--until-caught-up", "Stop at the offsets that end the topic now.")] = False,
     addresses: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HOST:PORT;...", help="Cluster: the address of each process, in the same order on all hosts."
-        ),
+        str | None, option("HOST:PORT;...", "Cluster: the address of each process, in the same order on all hosts.")
     ] = None,
     process_id: Annotated[
         int | None,
-        typer.Option(
-            min=0,
-            metavar="N",
-            help="Cluster: this host's index in --addresses. Default: the digits that end its host name.",
-        ),
+        option("N", "Cluster: this host's index in --addresses. Default: the digits that end its host name.", min=0),
     ] = None,
 ) -> None:
     """Run the flows of exchanges until SIGTERM or SIGINT.
@@ -85,14 +90,9 @@ def run(
 @app.command()
 def status(
     exchanges: Exchanges = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Refresh until Ctrl-C.")] = False,
-    every: Annotated[
-        float | None,
-        duration_option("With --watch: the interval. Default: 2s."),
-    ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object. With --watch: one line per refresh.")
-    ] = False,
+    watch: Annotated[bool, flag("--watch", "Refresh until Ctrl-C.")] = False,
+    every: Annotated[float | None, duration("With --watch: the interval. Default: 2s.")] = None,
+    as_json: Annotated[bool, flag("--json", "Print one JSON object. With --watch: one line per refresh.")] = False,
 ) -> None:
     """Show lag, throughput, dead letters and table health.
 
@@ -107,15 +107,10 @@ def status(
 
 @app.command()
 def query(
-    sql: Annotated[str, typer.Argument(metavar="SQL", help="SQL for DuckDB. Each view has the name of its table.")],
-    format: Annotated[
-        Format, typer.Option("--format", "-f", help="Format of the rows on standard output.")
-    ] = Format.TABLE,
+    sql: Annotated[str, argument("SQL", "SQL for DuckDB. Each view has the name of its table.")],
+    format: Annotated[Format, typer.Option("--format", "-f", help="Format of the rows on standard output.")] = "table",
     as_of: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TIME|SNAPSHOT", help="Read the tables as of a time (2026-01-31T12:00, in UTC) or a snapshot id."
-        ),
+        str | None, option("TIME|SNAPSHOT", "Read the tables as of a time (2026-01-31T12:00, in UTC) or a snapshot id.")
     ] = None,
 ) -> None:
     """Query the tables with DuckDB, each as one consistent snapshot."""
@@ -126,21 +121,16 @@ def query(
 
 @app.command()
 def audit(
-    exchange: Annotated[
-        str | None, typer.Argument(metavar="EXCHANGE", help="Exchange. Default: all that have tables.")
-    ] = None,
+    exchange: Annotated[str | None, argument("EXCHANGE", "Exchange. Default: all that have tables.")] = None,
     as_json: AsJson = False,
     since: Annotated[
         datetime | None,
-        typer.Option(
-            formats=TIME,
-            metavar="TIME",
-            help="Check only messages ingested since this time, and their rows. Default zone: UTC.",
+        option(
+            "TIME", "Check only messages ingested since this time, and their rows. Default zone: UTC.", formats=TIME
         ),
     ] = None,
     every: Annotated[
-        float | None,
-        duration_option("Repeat the audit, for example every 1h or 1d. The log has each verdict."),
+        float | None, duration("Repeat the audit, for example every 1h or 1d. The log has each verdict.")
     ] = None,
 ) -> None:
     """Check that no message was lost or duplicated.
@@ -158,13 +148,12 @@ def audit(
 
 @app.command()
 def report(
-    html: Annotated[Path, typer.Option("--html", metavar="FILE", help="HTML file to write.")],
+    html: Annotated[Path, option("FILE", "HTML file to write.", "--html")],
     exchanges: Exchanges = None,
     symbol: Annotated[
-        list[str] | None,
-        typer.Option(metavar="SYMBOL", help="Symbol to draw candles of. Repeatable. Default: the most traded."),
+        list[str] | None, option("SYMBOL", "Symbol to draw candles of. Repeatable. Default: the most traded.")
     ] = None,
-    no_audit: Annotated[bool, typer.Option("--no-audit", help="Skip the audit, the slowest part.")] = False,
+    no_audit: Annotated[bool, flag("--no-audit", "Skip the audit, the slowest part.")] = False,
 ) -> None:
     """Write an HTML report of the flows and tables.
 
@@ -181,21 +170,15 @@ def report(
 
 @app.command()
 def maintain(
-    tables: Annotated[list[str] | None, typer.Argument(metavar="TABLE", help="Tables. Default: all.")] = None,
-    every: Annotated[
-        float | None,
-        duration_option("Repeat, for example every 5m or 1h."),
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be done now.")] = False,
+    tables: Annotated[list[str] | None, argument("TABLE", "Tables. Default: all.")] = None,
+    every: Annotated[float | None, duration("Repeat, for example every 5m or 1h.")] = None,
+    dry_run: Annotated[bool, flag("--dry-run", "Only show what would be done now.")] = False,
     orphan_older_than: Annotated[
         float,
-        duration_option(
-            "Delete orphan files older than this. Younger ones may belong to a commit in progress. Default: 1h."
-        ),
+        duration("Delete orphan files older than this. Younger ones may belong to a commit in progress. Default: 1h."),
     ] = HOUR_SECONDS,
     reader_grace: Annotated[
-        float,
-        duration_option("Keep replaced files this long, for queries that still read them. Default: 1h."),
+        float, duration("Keep replaced files this long, for queries that still read them. Default: 1h.")
     ] = HOUR_SECONDS,
 ) -> None:
     """Apply retention, compact small files and delete unused ones.
@@ -203,7 +186,7 @@ def maintain(
     One run removes expired rows, merges small files, rewrites manifests, expires snapshots and deletes orphan files.
     It runs beside the flows, which never wait for it.
     """
-    from k2flow.cli.maintain import run_maintenance
+    from k2flow.cli.tables import run_maintenance
 
     run_maintenance(tables or [], every, dry_run, orphan_older_than, reader_grace)
 
@@ -211,11 +194,9 @@ def maintain(
 @app.command()
 def reprocess(
     exchange: StoppedExchange,
-    first: Annotated[datetime, day_option("--from", "First day (UTC) of ingestion into Bronze.")],
-    last: Annotated[datetime | None, day_option("--to", "Last day. Default: today.")] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only show which rows would be replaced. The flow may run.")
-    ] = False,
+    first: Annotated[datetime, day("--from", "First day (UTC) of ingestion into Bronze.")],
+    last: Annotated[datetime | None, day("--to", "Last day. Default: today.")] = None,
+    dry_run: Annotated[bool, flag("--dry-run", "Only show which rows would be replaced. The flow may run.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Reprocess messages from Bronze with today's schemas and rules.
@@ -230,50 +211,32 @@ def reprocess(
 @app.command()
 def produce(
     exchange: Annotated[
-        str | None, typer.Argument(metavar="EXCHANGE", help="Exchange whose topic gets the trades. Omit with --replay.")
+        str | None, argument("EXCHANGE", "Exchange whose topic gets the trades. Omit with --replay.")
     ] = None,
-    count: Annotated[
-        int, typer.Option(metavar="N", help="Number of messages, with bad ones and duplicates.")
-    ] = 100_000,
-    rate: Annotated[float, typer.Option(metavar="N", help="Messages per second. 0: as fast as possible.")] = 0.0,
+    count: Annotated[int, option("N", "Number of messages, with bad ones and duplicates.")] = 100_000,
+    rate: Annotated[float, option("N", "Messages per second. 0: as fast as possible.")] = 0.0,
     over: Annotated[
         float | None,
-        duration_option("Spread the trades over the last 1h, for example, to get candles. Default: they happen now."),
+        duration("Spread the trades over the last 1h, for example, to get candles. Default: they happen now."),
     ] = None,
-    bad: Annotated[
-        float, typer.Option(metavar="SHARE", help="Share of bad records, from 0 to 1. All kinds in turn.")
-    ] = 0.0,
+    bad: Annotated[float, option("SHARE", "Share of bad records, from 0 to 1. All kinds in turn.")] = 0.0,
     duplicates: Annotated[
-        float,
-        typer.Option(
-            metavar="SHARE", help="Share of duplicates, from 0 to 1: exact copies, and copies with another timestamp."
-        ),
+        float, option("SHARE", "Share of duplicates, from 0 to 1: exact copies, and copies with another timestamp.")
     ] = 0.0,
-    seed: Annotated[int, typer.Option(metavar="N", help="The same seed and start time give the same messages.")] = 0,
-    schema_id: Annotated[int, typer.Option(metavar="N", help="Schema id in the header of each message.")] = 1,
-    manifest: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the counts of sent messages to this JSON file.")
-    ] = None,
+    seed: Annotated[int, option("N", "The same seed and start time give the same messages.")] = 0,
+    schema_id: Annotated[int, option("N", "Schema id in the header of each message.")] = 1,
+    manifest: Annotated[Path | None, option("FILE", "Write the counts of sent messages to this JSON file.")] = None,
     replay_csv: Annotated[
-        Path | None,
-        typer.Option(
-            "--replay", metavar="FILE", help="Send recorded trades from this CSV file, shifted in time to end now."
-        ),
+        Path | None, option("FILE", "Send recorded trades from this CSV file, shifted in time to end now.", "--replay")
     ] = None,
 ) -> None:
     """Send realistic trades to Kafka, and check their delivery."""
-    from k2flow.cli.produce import produce_trades, replay_trades
+    from k2flow.cli.sandbox import produce_trades, replay_trades
     from k2flow.sandbox.producer import ProduceOptions
 
     if replay_csv is None:
         options = ProduceOptions(
-            count=count,
-            rate=rate,
-            bad=bad,
-            duplicates=duplicates,
-            seed=seed,
-            over_seconds=over,
-            schema_id=schema_id,
+            count=count, rate=rate, bad=bad, duplicates=duplicates, seed=seed, over_seconds=over, schema_id=schema_id
         )
         produce_trades(exchange, options, manifest)
     else:
@@ -283,7 +246,7 @@ def produce(
 @app.command()
 def config(
     as_markdown: Annotated[
-        bool, typer.Option("--markdown", help="Print docs/configuration.md instead, the reference of all settings.")
+        bool, flag("--markdown", "Print docs/configuration.md instead, the reference of all settings.")
     ] = False,
 ) -> None:
     """Show all settings, their values and their sources. Secrets are masked."""
@@ -295,5 +258,96 @@ def config(
         show_settings()
 
 
-for group in (tables_app, dlq_app, kafka_app):
-    app.add_typer(group)
+@dlq_app.command("list")
+def dlq_list(
+    exchange: Annotated[str | None, argument("EXCHANGE", "Exchange. Default: all.")] = None,
+    as_json: Annotated[bool, flag("--json", "Print one line of JSON per reason.")] = False,
+) -> None:
+    """Count dead letters by reason, with the newest example."""
+    from k2flow.cli.reprocess import list_dead_letters
+
+    list_dead_letters(exchange, as_json)
+
+
+@dlq_app.command("show")
+def dlq_show(
+    exchange: Annotated[str, argument("EXCHANGE", "Exchange.")],
+    partition: Annotated[int, argument("PARTITION", "Partition of its topic.")],
+    offset: Annotated[int, argument("OFFSET", "Offset of the message.")],
+) -> None:
+    """Show one dead letter, field by field.
+
+    The output has the fields that can be decoded, the position of the defect, and the result with today's schemas and
+    rules.
+    """
+    from k2flow.cli.reprocess import show_dead_letter
+
+    show_dead_letter(exchange, partition, offset)
+
+
+@dlq_app.command("replay")
+def dlq_replay(
+    exchange: StoppedExchange,
+    reason: Annotated[list[str] | None, option("REASON", "Replay only this reason. Repeatable.")] = None,
+    first: Annotated[datetime | None, day("--from", "First day (UTC) of failure.")] = None,
+    last: Annotated[datetime | None, day("--to", "Last day (UTC) of failure.")] = None,
+    dry_run: Annotated[
+        bool, flag("--dry-run", "Only show which messages would be replayed. The flow may run.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Move dead letters that are valid today into Silver and Gold.
+
+    Use it after a schema or a rule was fixed. Each message moves exactly once, whatever crashes in between.
+    """
+    from k2flow.cli.reprocess import replay_dead_letters
+
+    days = (first.date() if first else None, last.date() if last else None)
+    replay_dead_letters(exchange, reason or [], days, dry_run, as_json)
+
+
+@tables_app.command("create")
+def tables_create(exchange: Annotated[str, argument("EXCHANGE", "Exchange, or `all`.")] = "all") -> None:
+    """Create missing tables and update the columns of existing ones.
+
+    Any other difference from the definition is an error. Nothing is ever dropped.
+    """
+    from k2flow.cli.tables import create_tables
+
+    create_tables(exchange)
+
+
+@tables_app.command("list")
+def tables_list() -> None:
+    """List the tables with their rows, files, bytes and last commit."""
+    from k2flow.cli.tables import list_tables
+
+    list_tables()
+
+
+@kafka_app.command("start")
+def kafka_start(port: Port = None) -> None:
+    """Start the local broker and create the exchanges' topics.
+
+    A broker that runs already is kept. If K2FLOW_KAFKA_BOOTSTRAP_SERVERS names a broker that answers, only create the
+    topics there.
+    """
+    from k2flow.cli.sandbox import start_broker
+
+    start_broker(port)
+
+
+@kafka_app.command("stop")
+def kafka_stop(port: Port = None) -> None:
+    """Stop the local broker, and keep its data."""
+    from k2flow.cli.sandbox import stop_broker
+
+    stop_broker(port)
+
+
+@kafka_app.command("status")
+def kafka_status(port: Port = None) -> None:
+    """Show whether the local broker runs, and its topics."""
+    from k2flow.cli.sandbox import show_broker
+
+    show_broker(port)

@@ -1,30 +1,14 @@
-"""Arguments and options that several commands share, and the settings of every group of commands."""
+"""The form of arguments and options, those that several commands share, and the settings of every group of commands."""
 
-from enum import StrEnum
-from typing import Annotated, Any
+import re
+from typing import Annotated, Any, Literal
 
 import typer
 
-from k2flow.cli.repetition import parse_duration
-
-HELP_WIDTH = 100
-
-Exchanges = Annotated[list[str] | None, typer.Argument(metavar="EXCHANGE", help="Exchanges. Default: all.")]
-StoppedExchange = Annotated[str, typer.Argument(metavar="EXCHANGE", help="Exchange. Its flow must be stopped.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+DURATION_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
-class Format(StrEnum):
-    """A format of query results. `json` is one object per line, `arrow` an IPC stream."""
-
-    TABLE = "table"
-    CSV = "csv"
-    JSON = "json"
-    PARQUET = "parquet"
-    ARROW = "arrow"
-
-
-def command_group(name: str, text: str) -> typer.Typer:
+def group(name: str, text: str) -> typer.Typer:
     """Return an empty group of commands, whose help needs no slow import."""
     return typer.Typer(
         name=name,
@@ -34,15 +18,50 @@ def command_group(name: str, text: str) -> typer.Typer:
         pretty_exceptions_enable=False,
         rich_markup_mode=None,  # rich takes longer than all other imports together
         # Without a value for help, typer 0.29 imports pydantic to convert None before it runs a command's own help.
-        context_settings={"max_content_width": HELP_WIDTH, "default_map": {"help": False}},
+        context_settings={"max_content_width": 100, "default_map": {"help": False}},
     )
 
 
-def duration_option(text: str) -> Any:
+def argument(metavar: str, text: str) -> Any:
+    """Return an argument with this help."""
+    return typer.Argument(metavar=metavar, help=text)
+
+
+def option(metavar: str, text: str, *names: str, **limits: Any) -> Any:
+    """Return an option that takes a value. Without `names`, it has the name of its parameter."""
+    return typer.Option(*names, metavar=metavar, help=text, **limits)
+
+
+def flag(name: str, text: str) -> Any:
+    """Return an option that takes no value."""
+    return typer.Option(name, help=text)
+
+
+def duration(text: str) -> Any:
     """Return an option that takes a duration such as 5m, and gives seconds. `text` names the default."""
-    return typer.Option(parser=parse_duration, metavar="DURATION", show_default=False, help=text)
+    return option("DURATION", text, parser=parse_duration, show_default=False)
 
 
-def day_option(name: str, text: str) -> Any:
+def day(name: str, text: str) -> Any:
     """Return an option that takes a day such as 2026-01-31."""
-    return typer.Option(name, formats=["%Y-%m-%d"], metavar="DATE", help=text)
+    return option("DATE", text, name, formats=["%Y-%m-%d"])
+
+
+def parse_duration(value: str | float) -> float:
+    """Return the seconds of text such as "90s", "5m", "1h" or "7d". A number is in seconds already."""
+    if not isinstance(value, str):
+        return value
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", value.strip())
+    if not found:
+        raise typer.BadParameter(f"{value!r} is not a duration: give a number and s, m, h or d, such as 5m")
+    return float(found[1]) * DURATION_UNITS[found[2]]
+
+
+Format = Literal["table", "csv", "json", "parquet", "arrow"]
+"""A format of query results. `json` is one object per line, `arrow` an IPC stream."""
+Exchanges = Annotated[list[str] | None, argument("EXCHANGE", "Exchanges. Default: all.")]
+StoppedExchange = Annotated[str, argument("EXCHANGE", "Exchange. Its flow must be stopped.")]
+AsJson = Annotated[bool, flag("--json", "Print one JSON object.")]
+Port = Annotated[
+    int | None, option("PORT", "Port on 127.0.0.1. Default: the port of K2FLOW_KAFKA_BOOTSTRAP_SERVERS, or 9092.")
+]

@@ -26,9 +26,9 @@ def run_query(sql: str, format: Format, as_of: str | None) -> None:
         relation = connection.sql(sql)
         if relation is None:  # a statement without rows
             return
-        if format is Format.TABLE:
+        if format == "table":
             _show(relation)
-        elif format is Format.ARROW:
+        elif format == "arrow":
             _stream(relation)
         else:
             _copy(relation, format)
@@ -51,9 +51,8 @@ def _show(relation: duckdb.DuckDBPyRelation) -> None:
         table.add_row(*("NULL" if value is None else str(value) for value in row))
     console().print(table)
     if len(rows) > SHOWN_ROWS:
-        print(
-            f"these are the first {SHOWN_ROWS:,} rows: --format csv, json, parquet or arrow writes all", file=sys.stderr
-        )
+        text = f"these are the first {SHOWN_ROWS:,} rows: --format csv, json, parquet or arrow writes all"
+        print(text, file=sys.stderr)
 
 
 def _stream(relation: duckdb.DuckDBPyRelation) -> None:
@@ -65,7 +64,7 @@ def _stream(relation: duckdb.DuckDBPyRelation) -> None:
 
 def _copy(relation: duckdb.DuckDBPyRelation, format: Format) -> None:
     """Let DuckDB write a file, since it knows the form of each type, and copy the file to standard output."""
-    header = ", HEADER" if format is Format.CSV else ""
+    header = ", HEADER" if format == "csv" else ""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows"
         relation.query("result", f"COPY result TO '{path}' (FORMAT {format}{header})")

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from k2flow.audit import AuditReport, audit
 from k2flow.cli.audit import EXIT_INCOMPLETE, INCOMPLETE
-from k2flow.cli.exits import exit_on_error
-from k2flow.cli.progress import progress_bars
+from k2flow.cli.output import progress_bars
+from k2flow.cli.process import exit_on_error
 from k2flow.config.settings import load_settings
 from k2flow.exchange import exchange_names, find_exchange
 from k2flow.iceberg.catalog import open_catalog
@@ -15,7 +15,7 @@ from k2flow.report import Unavailable, attempt, check_writable, gather, render, 
 
 
 def write_report(html: Path, exchanges: Sequence[str] | None, symbols: Sequence[str] | None, no_audit: bool) -> None:
-    """Write the page and exit with the code of the audit_result's verdict."""
+    """Write the page and exit with the code of the audit's verdict."""
     with exit_on_error(EXIT_INCOMPLETE, "no report is written: "):
         settings = load_settings(exchange_names())
         set_up_logging("CRITICAL")  # the page has librdkafka's messages about a broker that is down
@@ -28,19 +28,15 @@ def write_report(html: Path, exchanges: Sequence[str] | None, symbols: Sequence[
             with progress_bars() as progress:
                 audit_result = attempt(lambda: audit(catalog, settings, found, None, progress))
         write(html, render(figures, audit_result))
-    print(f"{html}: {html.stat().st_size:,} bytes; {_verdict(audit_result)}")
-    raise SystemExit(_exit_code(audit_result))
+    verdict, exit_code = _result(audit_result)
+    print(f"{html}: {html.stat().st_size:,} bytes; {verdict}")
+    raise SystemExit(exit_code)
 
 
-def _verdict(audit_result: AuditReport | Unavailable | None) -> str:
+def _result(audit_result: AuditReport | Unavailable | None) -> tuple[str, int]:
+    """Return the verdict as text, and its exit code."""
     if audit_result is None:
-        return "audit skipped"
+        return "audit skipped", 0
     if isinstance(audit_result, Unavailable):
-        return f"{INCOMPLETE}{audit_result.text}"
-    return f"audit verdict: {audit_result.verdict}"
-
-
-def _exit_code(audit_result: AuditReport | Unavailable | None) -> int:
-    if audit_result is None:
-        return 0
-    return EXIT_INCOMPLETE if isinstance(audit_result, Unavailable) else audit_result.verdict.exit_code
+        return f"{INCOMPLETE}{audit_result.text}", EXIT_INCOMPLETE
+    return f"audit verdict: {audit_result.verdict}", audit_result.verdict.exit_code

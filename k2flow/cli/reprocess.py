@@ -1,6 +1,7 @@
-"""`k2flow reprocess`, and the output that it shares with `k2flow dlq replay`."""
+"""`k2flow reprocess` and `k2flow dlq`."""
 
 import signal
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, date, datetime
 from typing import Any
@@ -10,36 +11,75 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from k2flow.cli.output import console, print_json
-from k2flow.cli.progress import progress_bars
+from k2flow.cli.output import console, print_json, progress_bars
 from k2flow.compat.pyarrow import keep_freed_memory
 from k2flow.compat.pyiceberg.metadata_cache import install_metadata_cache
 from k2flow.config.settings import Settings, load_settings
-from k2flow.exchange import exchange_names, find_exchange
+from k2flow.errors import ReprocessError
+from k2flow.exchange import all_exchanges, exchange_names, find_exchange
 from k2flow.failpoints import arm
 from k2flow.iceberg.catalog import open_catalog
 from k2flow.observability.logs import set_up_logging
-from k2flow.reprocess import Outcome, reprocess
-
-AMBIGUOUS = (
-    "{:,} message ids are left unchanged: Silver has rows that messages of other days may have written, or no longer "
-    "keeps some. Include more days, if Bronze has them"
-)
+from k2flow.query.connection import connect, table_names
+from k2flow.reprocess import Outcome, replay, reprocess
+from k2flow.reprocess.dead_letters import DeadLetter, Explanation, count_by_reason, explain, find_dead_letters, hex_dump
+from k2flow.trades.registry import open_schemas
 
 
 def reprocess_days(exchange: str, first: date, last: date | None, dry_run: bool, as_json: bool) -> None:
     """Reprocess the messages that Bronze ingested from `first` to `last` (default: today), and show the result."""
     settings = load_settings(exchange_names())
-    set_up_process(settings)
+    _set_up_process(settings)
     last = last or datetime.now(UTC).date()
     if last < first:
         raise typer.BadParameter(f"--to {last} is before --from {first}")
     with progress_bars() as progress:
         outcome = reprocess(open_catalog(settings), settings, find_exchange(exchange), first, last, dry_run, progress)
-    show_outcome(outcome, dry_run, as_json)
+    _show_outcome(outcome, dry_run, as_json)
 
 
-def set_up_process(settings: Settings) -> None:
+def list_dead_letters(exchange: str | None, as_json: bool) -> None:
+    """Print the number of dead letters per exchange and reason."""
+    connection = connect()
+    existing = table_names(connection)
+    chosen = [e for e in all_exchanges() if e.dlq in existing] if exchange is None else [find_exchange(exchange)]
+    found = count_by_reason(connection, chosen)
+    if as_json:
+        for each in found:
+            print_json(asdict(each))
+        return
+    table = Table("exchange", "reason", "count", "first", "last", "last detail")
+    for each in found:
+        moments = [f"{at:%Y-%m-%d %H:%M:%S}" for at in (each.first, each.last)]
+        table.add_row(each.exchange, each.reason, f"{each.count:,}", *moments, Text(each.example))
+    console().print(table)
+
+
+def show_dead_letter(exchange: str, partition: int, offset: int) -> None:
+    """Print the dead letter of one offset, as today's schemas and rules read it."""
+    found = find_exchange(exchange)
+    schemas = open_schemas(load_settings(exchange_names()))
+    for letter in find_dead_letters(connect(), found, partition, offset):
+        _show_letter(letter, explain(letter, found, schemas))
+
+
+def replay_dead_letters(
+    exchange: str, reasons: Sequence[str], days: tuple[date | None, date | None], dry_run: bool, as_json: bool
+) -> None:
+    """Replay the dead letters of these reasons and days of failure, and show the result."""
+    settings = load_settings(exchange_names())
+    _set_up_process(settings)
+    found = find_exchange(exchange)
+    with progress_bars() as progress:
+        outcome = replay(open_catalog(settings), settings, found, reasons, *days, dry_run, progress)
+    if reasons and not outcome.messages and not outcome.finished:
+        raise ReprocessError(
+            f"no dead letter has reason {' or '.join(reasons)}: `k2flow dlq list {exchange}` lists the reasons"
+        )
+    _show_outcome(outcome, dry_run, as_json)
+
+
+def _set_up_process(settings: Settings) -> None:
     """Set up logging, signals, memory and failpoints of a process that replaces rows."""
     set_up_logging(settings.log_level)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the replacement is rolled back first
@@ -48,7 +88,7 @@ def set_up_process(settings: Settings) -> None:
     arm(settings.failpoints)
 
 
-def show_outcome(outcome: Outcome, dry_run: bool, as_json: bool) -> None:
+def _show_outcome(outcome: Outcome, dry_run: bool, as_json: bool) -> None:
     """Print the changes by reason, the rows replaced in each table, and some trades whose values changed."""
     if as_json:
         print_json(_as_json(outcome))
@@ -60,7 +100,10 @@ def show_outcome(outcome: Outcome, dry_run: bool, as_json: bool) -> None:
     if not outcome.moved:
         out.print(f"{messages}: nothing {'would change' if dry_run else 'changed'}", highlight=False)
         return
-    _show_moved(out, outcome, messages)
+    moved = Table("before", "today", "messages", title=f"of {messages}", title_justify="left")
+    for (was, now), count in outcome.moved.items():
+        moved.add_row(was, now if was != now else f"{now}, with other values", f"{count:,}")
+    out.print(moved)
     _show_tables(out, outcome, dry_run)
     if outcome.changes:
         _show_changes(out, outcome)
@@ -74,15 +117,11 @@ def _notes(outcome: Outcome) -> list[str]:
         reason = "their topic was deleted, or they are not in all tables yet"
         notes.append(f"{outcome.skipped:,} messages are skipped: {reason}")
     if outcome.ambiguous:
-        notes.append(AMBIGUOUS.format(outcome.ambiguous))
+        notes.append(
+            f"{outcome.ambiguous:,} message ids are left unchanged: Silver has rows that messages of other days may "
+            "have written, or no longer keeps some. Include more days, if Bronze has them"
+        )
     return notes
-
-
-def _show_moved(out: Console, outcome: Outcome, messages: str) -> None:
-    table = Table("before", "today", "messages", title=f"of {messages}", title_justify="left")
-    for (was, now), count in outcome.moved.items():
-        table.add_row(was, now if was != now else f"{now}, with other values", f"{count:,}")
-    out.print(table)
 
 
 def _show_tables(out: Console, outcome: Outcome, dry_run: bool) -> None:
@@ -114,11 +153,35 @@ def _as_json(outcome: Outcome) -> dict[str, Any]:
         "ambiguous": outcome.ambiguous,
         "moved": [{"before": was, "after": now, "messages": n} for (was, now), n in outcome.moved.items()],
         "tables": {
-            layer: {"rows_removed": replaced.rows_removed, "rows_added": replaced.rows_added}
-            for layer, replaced in outcome.tables.items()
+            layer: {"rows_removed": t.rows_removed, "rows_added": t.rows_added} for layer, t in outcome.tables.items()
         },
         "changes": [
             {**asdict(change), "values": {name: {"before": a, "after": b} for name, (a, b) in change.values.items()}}
             for change in outcome.changes
         ],
     }
+
+
+def _show_letter(letter: DeadLetter, explained: Explanation) -> None:
+    size = "no value" if letter.payload is None else f"{len(letter.payload):,} bytes"
+    facts = Table(show_header=False, box=None)
+    for name, value in (
+        ("message", f"{letter.topic}[{letter.partition}] offset {letter.offset}, {size}"),
+        ("Kafka timestamp", str(letter.kafka_timestamp)),
+        ("schema id", str(letter.schema_id)),
+        ("failed at", str(letter.failed_at)),
+        ("reason", f"{letter.reason}: {letter.detail}"),
+        ("today", f"{explained.reason}: {explained.detail}" if explained.reason else "a valid trade"),
+    ):
+        facts.add_row(name, Text(value))
+    out = console()
+    out.print(facts)
+    if explained.fields:
+        fields = Table("field", "bytes", "value")
+        for name, value, begin, end in explained.fields:
+            fields.add_row(name, f"{begin}-{end - 1}" if end > begin else "none", Text(repr(value)))
+        out.print(fields)
+    if explained.position is not None:
+        out.print(f"defect at byte {explained.position}:")
+    for line in hex_dump(letter.payload or b"", explained.position):
+        print(line)

@@ -1,18 +1,22 @@
-"""`k2flow status`."""
+"""`k2flow status`: the collection of the status, and its tables."""
 
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from itertools import islice
+from typing import Any
 
 import typer
+from humanize import naturalsize, naturaltime, precisedelta
 from rich.console import Group, RenderableType
 from rich.live import Live
+from rich.table import Table
 from rich.text import Text
 
 from k2flow.cli.output import console, print_json
-from k2flow.cli.status_view import ERROR_STYLE, render
 from k2flow.compat.pyiceberg.metadata_cache import install_metadata_cache
 from k2flow.config.settings import Settings, load_settings
 from k2flow.errors import CatalogError, K2flowError
@@ -20,13 +24,35 @@ from k2flow.exchange import Exchange, exchange_names, find_exchange
 from k2flow.iceberg.catalog import open_catalog
 from k2flow.observability.logs import set_up_logging
 from k2flow.status.collector import StatusCollector
-from k2flow.status.model import VERSION, Status, iso
+from k2flow.status.model import (
+    VERSION,
+    DeadLetters,
+    ExchangeStatus,
+    FlowState,
+    LayerStatus,
+    Level,
+    Status,
+    TableStatus,
+    iso,
+    moment,
+)
 from k2flow.timeouts import DeadlinePassedError, run_with_timeout
 
 COLLECT_SECONDS = 60
 """Time limit of one collection. PyIceberg's clients wait forever for a frozen server."""
 DEFAULT_INTERVAL_SECONDS = 2.0
 SHORTEST_INTERVAL_SECONDS = 0.2
+TOP_REASONS = 5
+SHORT_LAG_SECONDS = 120
+STYLES = {Level.OK: "", Level.LATE: "yellow", Level.STALE: "bold red", Level.UNKNOWN: "dim"}
+ERROR_STYLE = STYLES[Level.STALE]
+STATES = {
+    FlowState.NEVER: "no flow has started yet",
+    FlowState.RUNS: "runs: {}",
+    FlowState.PARTLY: "runs only in part: {}",
+    FlowState.STOPPED: "stopped: was {}",
+    FlowState.ELSEWHERE: "started as {}; this machine cannot see whether it runs",
+}
 
 
 def show_status(exchanges: Sequence[str] | None, watch: bool, interval: float | None, as_json: bool) -> None:
@@ -54,11 +80,9 @@ class TimeLimitedCollector:
         self._collector: StatusCollector | None = None
 
     def collect(self) -> Status:
-        """Collect the status within COLLECT_SECONDS. After an error the next call opens the catalog again.
+        """Collect the status within COLLECT_SECONDS, or raise CatalogError.
 
-        Raises:
-            CatalogError: The catalog or its storage does not answer in time.
-            K2flowError: Any error of `StatusCollector.collect`.
+        After an error, including those of `StatusCollector.collect`, the next call opens the catalog again.
         """
         previous, self._collector = self._collector, None
 
@@ -76,59 +100,148 @@ class TimeLimitedCollector:
 
 
 def _watch(collector: TimeLimitedCollector, interval: float, as_json: bool) -> None:
-    """Show the status again and again, in place if the terminal can, until SIGINT or SIGTERM."""
+    """Show each status and each error of a refresh, in place if the terminal can, until SIGINT or SIGTERM."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     install_metadata_cache()
-    out = console()
+    out, results = console(), _results(collector, interval)
     try:
         if as_json:
-            _refresh(collector, interval, lambda status: print_json(status.to_dict()), _print_json_error)
+            for result in results:
+                print_json(result.to_dict() if isinstance(result, Status) else _error_to_dict(result))
         elif not out.is_terminal or out.is_dumb_terminal:
-            _refresh(collector, interval, lambda status: out.print(render(status)), out.print)
+            for result in results:
+                out.print(render(result) if isinstance(result, Status) else str(result))
         else:
             with Live(console=out, auto_refresh=False) as live:
-                screen = _Screen(live)
-                _refresh(collector, interval, screen.show, screen.show_error)
+                last: RenderableType = ""
+                for result in results:
+                    if isinstance(result, Status):
+                        last = render(result)
+                        live.update(last, refresh=True)
+                    else:  # below the last status
+                        live.update(Group(last, Text(str(result), ERROR_STYLE)), refresh=True)
     except KeyboardInterrupt:
         # The collector's thread may wait for a server, and Python would wait for it.
         sys.stdout.flush()
         os._exit(0)
 
 
-def _refresh(
-    collector: TimeLimitedCollector,
-    interval: float,
-    show: Callable[[Status], object],
-    show_error: Callable[[str], object],
-) -> None:
-    """Show each status, or the error of its collection. Raises the error if there has been no status yet."""
-    shown = False
+def _results(collector: TimeLimitedCollector, interval: float) -> Iterator[Status | K2flowError]:
+    """Yield a status, or the error of its collection, every `interval` seconds. Raises an error before any status."""
+    succeeded = False
     while True:
         began = time.monotonic()
         try:
-            show(collector.collect())
-            shown = True
+            result: Status | K2flowError = collector.collect()
+            succeeded = True
         except K2flowError as error:
-            if not shown:
+            if not succeeded:
                 raise
-            show_error(str(error))
+            result = error
+        yield result
         time.sleep(max(0.0, interval - (time.monotonic() - began)))
 
 
-class _Screen:
-    """The last status on a terminal, with the error of the last refresh below it."""
-
-    def __init__(self, live: Live) -> None:
-        self._live = live
-        self._last: RenderableType = ""
-
-    def show(self, status: Status) -> None:
-        self._last = render(status)
-        self._live.update(self._last, refresh=True)
-
-    def show_error(self, text: str) -> None:
-        self._live.update(Group(self._last, Text(text, ERROR_STYLE)), refresh=True)
+def _error_to_dict(error: K2flowError) -> dict[str, Any]:
+    return {"version": VERSION, "at": iso(time.time_ns() // 1_000_000), "error": str(error)}
 
 
-def _print_json_error(text: str) -> None:
-    print_json({"version": VERSION, "at": iso(time.time_ns() // 1_000_000), "error": text})
+def render(status: Status) -> RenderableType:
+    """Return the status of all exchanges and tables."""
+    parts: list[RenderableType] = []
+    for name, exchange in status.exchanges.items():
+        parts += [*_exchange(name, exchange, status.at), ""]
+    parts.append(_tables(status))
+    parts.append(Text(f"as of {moment(status.at)} UTC, collected in {status.took_seconds:.1f} s", "dim"))
+    return Group(*parts)
+
+
+def _exchange(name: str, exchange: ExchangeStatus, now: int) -> list[RenderableType]:
+    flow = exchange.flow
+    state = STATES[flow.state].format(" and ".join(map(str, flow.writers)))
+    epoch = f", epoch {flow.epoch}" if flow.epoch else ""
+    parts: list[RenderableType] = [Text.assemble((name, "bold"), f": {state}{epoch}; topic {exchange.topic}")]
+    if any(exchange.layers.values()):
+        parts.append(_layers(exchange, now))
+    if exchange.dead_letters:
+        parts.append(_dead_letters(exchange.dead_letters))
+    if exchange.replacement:
+        how = "committed, not yet published to all tables" if exchange.replacement.committed else "staged, or aborted"
+        parts.append(Text(f"rows are being replaced ({how}): {exchange.replacement.what}", "yellow"))
+    problems = [exchange.kafka_problem, *exchange.problems]
+    parts += [Text(f"problem: {problem}", "bold red") for problem in problems if problem]
+    return parts
+
+
+def _layers(exchange: ExchangeStatus, now: int) -> Table:
+    table = _table("layer", "lag", "behind", "messages", "messages/s", "rows/s", "last commit")
+    for name, layer in exchange.layers.items():
+        if layer is None:
+            table.add_row(name, Text("no table", "dim"))
+            continue
+        lag = "unknown" if layer.lag is None else f"{layer.lag:,}"
+        behind = [Text(text, STYLES[layer.level]) for text in (lag, _behind(layer))]
+        per_second = (layer.messages_per_second, layer.rows_per_second)
+        rates = ["unknown" if rate is None else f"{rate:,.1f}" for rate in per_second]
+        table.add_row(name, *behind, f"{layer.messages:,}", *rates, _when(layer.committed_at, now))
+    return table
+
+
+def _behind(layer: LayerStatus) -> str:
+    """Return the age of the oldest missing message, to 0.1 s while it is short, then to the minute; and the level."""
+    if layer.lag_seconds is None:
+        return "unknown"
+    if layer.lag_seconds < SHORT_LAG_SECONDS:
+        age = f"{layer.lag_seconds:.1f} s"
+    else:
+        age = precisedelta(timedelta(seconds=layer.lag_seconds), minimum_unit="minutes", format="%.0f")
+    return age if layer.level is Level.OK else f"{age}, {layer.level}"
+
+
+def _dead_letters(letters: DeadLetters) -> Text:
+    text = f"dead letters: {_share(letters.share)} of all messages, {_share(letters.hour_share)} in the last hour"
+    if letters.reasons:
+        top = ", ".join(f"{reason} {count:,}" for reason, count in islice(letters.reasons.items(), TOP_REASONS))
+        text += f"; reasons of the newest {letters.letters_read:,} of the last day: {top}"
+    return Text(text)
+
+
+def _tables(status: Status) -> Table:
+    table = _table("table", "rows", "files", "small", "bytes", "last commit")
+    table.add_column("maintenance")
+    for name, each in status.tables.items():
+        if each is None:
+            table.add_row(name, Text("no table", "dim"))
+            continue
+        numbers = (f"{each.rows:,}", f"{each.files:,}", f"{each.small_files:,}", naturalsize(each.bytes))
+        table.add_row(name, *numbers, _when(each.committed_at, status.at), _maintenance(each, status.at))
+    return table
+
+
+def _table(first: str, *numeric: str) -> Table:
+    table = Table(first)
+    for column in numeric:
+        table.add_column(column, justify="right")
+    return table
+
+
+def _maintenance(table: TableStatus, now: int) -> str:
+    due = [f"{a.what} of {a.removed:,}{f' into {a.added:,}' if a.added else ''}" for a in table.due]
+    parts = [f"due: {', '.join(due) or 'nothing'}"]
+    if table.maintained:
+        parts.append(f"done: {', '.join(f'{each.what} {_ago(each.at, now)}' for each in table.maintained)}")
+    if table.leader:
+        parts.append(f"lease: {table.leader}")
+    return "; ".join(parts)
+
+
+def _share(share: float | None) -> str:
+    return "none" if share is None else f"{share:.2%}"
+
+
+def _when(at: int | None, now: int) -> str:
+    return "never" if at is None else f"{moment(at)}, {_ago(at, now)}"
+
+
+def _ago(at: int, now: int) -> str:
+    return naturaltime(timedelta(milliseconds=max(0, now - at)))

@@ -1,17 +1,32 @@
-"""`k2flow tables`."""
+"""`k2flow tables` and `k2flow maintain`."""
 
+import logging
+import threading
+from collections.abc import Sequence
+
+import typer
 from humanize import naturalsize
 from pyiceberg.catalog import Catalog
 from rich.table import Table
 
 from k2flow.cli.output import console
+from k2flow.cli.process import every, stop_event
+from k2flow.compat.pyarrow import keep_freed_memory
+from k2flow.compat.pyiceberg.metadata_cache import install_metadata_cache
 from k2flow.config.settings import load_settings
+from k2flow.errors import CatalogError, K2flowError, MaintenanceError
 from k2flow.exchange import all_exchanges, exchange_names, find_exchange
-from k2flow.iceberg.catalog import NAMESPACE, find_table, open_catalog
-from k2flow.iceberg.tables import create, definitions
+from k2flow.iceberg.catalog import NAMESPACE, catalog_errors, find_table, open_catalog
+from k2flow.iceberg.tables import TableDefinition, create, definitions
 from k2flow.layers import GOLD_TABLE
+from k2flow.maintain.actions import MaintenanceAction, Timing
+from k2flow.maintain.lease import MaintenanceLeases
+from k2flow.maintain.run import MaintenanceRun
+from k2flow.observability.logs import set_up_logging
 from k2flow.status.model import moment
 from k2flow.status.tables import totals
+
+log = logging.getLogger(__name__)
 
 
 def create_tables(exchange: str) -> None:
@@ -37,6 +52,35 @@ def list_tables() -> None:
     print(f"{sum(rows[name] is not None for name in medallion)}/{len(medallion)} medallion tables")
 
 
+def run_maintenance(
+    tables: Sequence[str], interval: float | None, dry_run: bool, orphan_seconds: float, reader_seconds: float
+) -> None:
+    """Maintain tables once and show the result; or every `interval` seconds, until a signal, and log it."""
+    if interval is not None and dry_run:
+        raise typer.BadParameter("--dry-run shows one run: omit --every")
+    settings = load_settings(exchange_names())
+    set_up_logging("WARNING" if interval is None else settings.log_level)
+    keep_freed_memory()
+    install_metadata_cache()
+    catalog, timing, stop = open_catalog(settings), Timing(orphan_seconds, reader_seconds), stop_event()
+    chosen, leases = _chosen(catalog, tables), MaintenanceLeases(catalog)
+    try:
+        if interval is None:
+            actions, errors = _maintain(catalog, chosen, timing, leases, dry_run, stop)
+            _show_actions(actions, dry_run)
+            if errors:
+                raise MaintenanceError(f"not done: {'; '.join(errors)}")
+            return
+        for _ in every(interval, stop):
+            try:
+                chosen = _chosen(catalog, tables)  # tables may be new
+            except CatalogError as error:
+                log.error("%s", error)
+            _maintain(catalog, chosen, timing, leases, dry_run, stop)
+    finally:
+        leases.release()
+
+
 def _row(catalog: Catalog, name: str) -> tuple[str, str, str, str] | None:
     found = find_table(catalog, name)
     if found is None:
@@ -44,3 +88,51 @@ def _row(catalog: Catalog, name: str) -> tuple[str, str, str, str] | None:
     has = totals(found.current_snapshot())
     when = "never" if has.committed_at is None else f"{moment(has.committed_at)} UTC"
     return (f"{has.rows:,}", f"{has.files:,}", naturalsize(has.bytes), when)
+
+
+def _maintain(
+    catalog: Catalog,
+    chosen: Sequence[TableDefinition],
+    timing: Timing,
+    leases: MaintenanceLeases,
+    dry_run: bool,
+    stop: threading.Event,
+) -> tuple[list[MaintenanceAction], list[str]]:
+    """Return the actions and the errors of one run over all tables. An error of one table does not stop the others."""
+    actions: list[MaintenanceAction] = []
+    errors: list[str] = []
+    for definition in chosen:
+        try:
+            holder = None if dry_run else leases.acquire(definition.name)
+            if holder:
+                log.warning("%s: skipped, since %s maintains it", definition.name, holder)
+                continue
+            for action in MaintenanceRun(catalog, definition, timing, dry_run).run():
+                actions.append(action)
+                if stop.is_set():
+                    return actions, errors
+        except K2flowError as error:
+            log.error("%s: %s", definition.name, error)
+            errors.append(f"{definition.name}: {error}")
+    return actions, errors
+
+
+def _chosen(catalog: Catalog, names: Sequence[str]) -> list[TableDefinition]:
+    """Return the definitions of the named tables, or of all that exist. Raises MaintenanceError, CatalogError."""
+    known = {name: each for exchange in all_exchanges() for name, each in definitions(exchange).items()}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise MaintenanceError(f"unknown table {unknown[0]}: known are {', '.join(sorted(known))}")
+    with catalog_errors():
+        return [known[name] for name in sorted(set(names) or known) if names or catalog.table_exists((NAMESPACE, name))]
+
+
+def _show_actions(actions: Sequence[MaintenanceAction], dry_run: bool) -> None:
+    if not actions:
+        print("nothing to do")
+        return
+    table = Table("table", "due" if dry_run else "done", "removed", "added", "rows", "bytes", "s", "")
+    for a in actions:
+        numbers = (f"{a.removed:,}", f"{a.added:,}", f"{a.rows:,}", naturalsize(a.bytes), f"{a.seconds:.1f}")
+        table.add_row(a.table, a.what, *numbers, a.detail)
+    console().print(table)

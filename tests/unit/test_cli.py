@@ -5,9 +5,9 @@ import threading
 import pytest
 import typer
 
-from k2flow.cli.exits import exit_on_error
-from k2flow.cli.repetition import every, parse_duration
-from k2flow.cli.status_view import _ago, _behind
+from k2flow.cli.options import parse_duration
+from k2flow.cli.process import every, exit_on_error
+from k2flow.cli.status import _ago, _behind
 from k2flow.errors import QueryError
 from k2flow.status.model import LayerStatus, Level
 

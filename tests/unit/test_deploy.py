@@ -25,7 +25,7 @@ import yaml
 from prometheus_client import CollectorRegistry
 
 import k2flow
-from k2flow.cli.repetition import parse_duration
+from k2flow.cli.options import parse_duration
 from k2flow.config.settings import Settings, load_exchange_settings, load_settings
 from k2flow.errors import SettingsError
 from k2flow.exchange import all_exchanges, exchange_names, find_exchange

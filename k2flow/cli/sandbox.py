@@ -1,14 +1,18 @@
-"""`k2flow kafka`."""
+"""`k2flow kafka` and `k2flow produce`: a local broker, and messages for it."""
 
 import os
+from pathlib import Path
 
 from humanize import naturalsize
 
+from k2flow.cli.output import progress_bars
 from k2flow.config.settings import KAFKA_PREFIX, Settings, load_settings
-from k2flow.errors import KafkaError
-from k2flow.exchange import all_exchanges, exchange_names
+from k2flow.errors import KafkaError, ProduceError
+from k2flow.exchange import all_exchanges, exchange_names, find_exchange
 from k2flow.kafka.admin import Admin
 from k2flow.sandbox.kafka.local import BrokerStatus, LocalKafka
+from k2flow.sandbox.producer import Manifest, ProduceOptions, produce
+from k2flow.sandbox.producer.replay import Target, replay
 
 LOOPBACK = ("127.0.0.1", "localhost")
 SERVERS = f"{KAFKA_PREFIX}BOOTSTRAP_SERVERS"
@@ -27,7 +31,7 @@ def start_broker(port: int | None) -> None:
         return
     if local is None:
         raise KafkaError(f"no broker answers at {named} from {SERVERS}: start it there, or unset {SERVERS}")
-    _show(local.start(topics))
+    _show_broker(local.start(topics))
 
 
 def stop_broker(port: int | None) -> None:
@@ -36,7 +40,7 @@ def stop_broker(port: int | None) -> None:
     if local is None:
         raise KafkaError(f"the broker from {SERVERS} was not started by k2flow: stop it where it runs")
     local.stop()
-    _show(local.status())
+    _show_broker(local.status())
 
 
 def show_broker(port: int | None) -> None:
@@ -48,9 +52,35 @@ def show_broker(port: int | None) -> None:
     if named and (found is None or found.state == "stopped") and _answers(settings):
         print(f"the broker at {named} from {SERVERS} answers; k2flow did not start it")
     elif found:
-        _show(found)
+        _show_broker(found)
     else:
         raise KafkaError(f"no broker answers at {named} from {SERVERS}: start it there, or unset {SERVERS}")
+
+
+def produce_trades(exchange: str | None, options: ProduceOptions, path: Path | None) -> None:
+    """Send simulated trades to an exchange's topic, and write the manifest to `path`."""
+    settings = load_settings(exchange_names())
+    _check_writable(path)
+    if exchange is None:
+        raise ProduceError("no exchange is given: name one, or give --replay a CSV file of recorded trades")
+    found = find_exchange(exchange)
+    topic = found.settings.topic
+    with progress_bars() as advance:
+        manifest = produce(found.code, topic, settings.kafka, options, lambda n: advance("sending", n, options.count))
+    _show_manifest(manifest, path)
+
+
+def replay_trades(csv: Path, exchange: str | None, schema_id: int, path: Path | None) -> None:
+    """Send recorded trades to the topics of their exchanges, and write each exchange's manifest next to `path`."""
+    settings = load_settings(exchange_names())
+    _check_writable(path)
+    if exchange is not None:
+        raise ProduceError("--replay sends to every exchange in the file: omit the exchange")
+    targets = {e.name: Target(e.code, e.settings.topic) for e in all_exchanges()}
+    with progress_bars() as advance:
+        manifests = replay(csv, targets, settings.kafka, schema_id, progress=lambda n: advance("sending", n, None))
+    for name, manifest in manifests.items():
+        _show_manifest(manifest, path.with_stem(f"{path.stem}-{name}") if path else None)
 
 
 def _local(settings: Settings, port: int | None) -> LocalKafka | None:
@@ -67,7 +97,7 @@ def _answers(settings: Settings) -> bool:
     return Admin(settings.kafka["bootstrap.servers"], 3.0, settings.kafka).answers(None, 3.0)
 
 
-def _show(found: BrokerStatus) -> None:
+def _show_broker(found: BrokerStatus) -> None:
     memory = f", {naturalsize(found.memory_bytes)} resident" if found.memory_bytes else ""
     process = f" (process {found.pid}{memory})" if found.pid else ""
     print(f"Kafka {found.version} is {found.state} at {found.bootstrap}{process}")
@@ -76,3 +106,18 @@ def _show(found: BrokerStatus) -> None:
     for note in found.notes:
         print(f"  {note}")
     print(f"  data and log: {found.home}")
+
+
+def _check_writable(path: Path | None) -> None:
+    """Raise ProduceError before anything is sent: messages without their manifest are useless to who asked for one."""
+    if path is not None and (path.is_dir() or not path.parent.is_dir()):
+        raise ProduceError(f"the manifest {path} cannot be written: name a file in a folder that exists")
+
+
+def _show_manifest(sent: Manifest, path: Path | None) -> None:
+    rate = sent.sent / max(sent.seconds, 0.001)
+    print(f"{sent.sent:,} messages to {sent.topic} in {sent.seconds:.1f} s ({rate:,.0f}/s), all acknowledged:")
+    print(f"  {sent.silver:,} valid, {sent.silver - sent.originals:,} of them duplicates; {sent.dlq:,} bad")
+    if path is not None:
+        path.write_text(sent.to_json() + "\n", "utf-8")
+        print(f"  manifest: {path}")
