@@ -25,7 +25,7 @@ from bench.measure import Stopwatch, peak_resident
 from bench.report import BenchResult, report
 from k2flow.dedup.index import SeenIds
 from k2flow.exchange import find_exchange
-from k2flow.flow.session import FlowSession
+from k2flow.flow.process import FlowProcess
 from k2flow.iceberg.ledger import OffsetRange
 from k2flow.layers import GOLD_TABLE
 from k2flow.trades.gold_ids import GoldIds
@@ -239,10 +239,10 @@ def write_hour(home: Path, ids: int) -> int:
 def load_hour(home: Path, ids: int) -> Stopwatch:
     """Measure the time from a start to the first look-up, with the hour that `write_hour` wrote."""
     os.environ["K2FLOW_HOME"] = str(home)
-    context = FlowSession(find_exchange(EXCHANGE))
+    process = FlowProcess(find_exchange(EXCHANGE))
     one = IdSource().batch(1)
     with Stopwatch() as watch:
-        gold = GoldIds(context.catalog, context.exchange.code)
+        gold = GoldIds(process.catalog, process.exchange.code, process.exchange.dedup_key)
         seen = SeenIds(gold.load, gold.newest_hour(), WINDOW_HOURS)
         seen.accept_new(one.ids, np.array([HOUR]))
     if seen.ids != ids + 1:
