@@ -15,7 +15,7 @@ from bench.measure import Stopwatch
 from bench.report import BenchResult, report
 from k2flow.avro.decoder import AvroDecoder
 from k2flow.sandbox.producer import ProduceOptions
-from k2flow.trades.header import HEADER_BYTES
+from k2flow.trades.messages import HEADER_BYTES
 from k2flow.trades.schema import trade_schema
 
 SAMPLE = 10_000

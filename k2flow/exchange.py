@@ -46,8 +46,7 @@ class Exchange:
         dedup_key: The columns that identify a trade of this exchange; Gold has each key once.
         layers: The tables: the four of every exchange, then any more.
 
-    Raises:
-        SettingsError: The layers or the deduplication key cannot work.
+    Raises SettingsError if the layers or the deduplication key cannot work.
     """
 
     name: str
@@ -98,7 +97,6 @@ class Exchange:
 
 
 def _key_problem(key: tuple[str, ...]) -> str | None:
-    """Return what is wrong with a deduplication key, or None."""
     types = {field.name: field.type for field in SILVER.fields}
     if not key or any(not isinstance(types.get(column), StringType) for column in key):
         return f"the deduplication key {key} must be one or more string columns of Silver"
@@ -108,7 +106,6 @@ def _key_problem(key: tuple[str, ...]) -> str | None:
 
 
 def _layers_problem(layers: tuple[Layer, ...]) -> str | None:
-    """Return what is wrong with an exchange's layers, or None."""
     missing = [layer.name for layer in LAYERS if layer not in layers]
     if missing:
         return f"the layers lack {', '.join(missing)}: keep the four of k2flow.layers.LAYERS and add to them"
@@ -136,11 +133,7 @@ def exchange_names() -> list[str]:
 
 
 def find_exchange(name: str) -> Exchange:
-    """Return the exchange that flows/<name>.py declares as EXCHANGE.
-
-    Raises:
-        UnknownExchangeError: No file declares it.
-    """
+    """Return the exchange that flows/<name>.py declares as EXCHANGE. Raises UnknownExchangeError."""
     names = exchange_names()
     if name not in names:
         raise UnknownExchangeError(

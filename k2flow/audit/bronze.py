@@ -18,9 +18,8 @@ from k2flow.inspection.partitions import OUTSIDE, TopicPartition, TopicPartition
 from k2flow.inspection.pinned import PinnedTables
 from k2flow.inspection.row_hashes import hashable
 from k2flow.layers import BRONZE
-from k2flow.trades.bronze import bronze_rows
 from k2flow.trades.decode import DecodedBatch
-from k2flow.trades.messages import MESSAGE_SCHEMA, MessageBatch
+from k2flow.trades.messages import MESSAGE_SCHEMA, MessageBatch, bronze_rows
 
 COMPARED_MESSAGES = 20_000
 """The newest rows of an exchange's Bronze that are compared with Kafka, over all its partitions."""

@@ -11,7 +11,7 @@ from functools import cache
 from importlib.metadata import version
 from typing import Any
 
-from k2flow.compat.versions import require_version
+from k2flow.compat import require_version
 
 require_version("bytewax", version("bytewax"), (0, 21, 1), (0, 21, 2))
 
@@ -27,9 +27,8 @@ _MASK = (1 << 64) - 1
 def replace_cli_main(run: Callable[[CliMain, timedelta | None, dict[str, Any]], None]) -> None:
     """If bytewax.run is this process's main program, have it call `run` instead of its `cli_main`.
 
-    Args:
-        run: Takes Bytewax's `cli_main`, the epoch interval of the command line (None without one), and the arguments
-            for `cli_main`, in which bytewax.run has replaced a missing interval by 10 s.
+    `run` takes Bytewax's `cli_main`, the epoch interval of the command line (None without one), and the arguments for
+    `cli_main`, in which bytewax.run has replaced a missing interval by 10 s.
     """
     main = sys.modules["__main__"]
     if getattr(getattr(main, "__spec__", None), "name", None) != "bytewax.run":

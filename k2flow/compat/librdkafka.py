@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from confluent_kafka import cimpl
 
-from k2flow.compat.versions import require_version
+from k2flow.compat import require_version
 from k2flow.errors import UnsupportedVersionError
 
 CONSUMER = 1
@@ -37,7 +37,6 @@ _PROBED_TEXT = b"k2flow"
 
 
 def _declare(library: ctypes.CDLL, functions: Mapping[str, tuple[Any, ...]]) -> ctypes.CDLL:
-    """Set the result and the argument types of each function."""
     for name, (result, *arguments) in functions.items():
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
@@ -78,19 +77,15 @@ c = _declare(
 """librdkafka. Calls release the interpreter's lock."""
 py = _declare(
     ctypes.PyDLL(cimpl.__file__),
-    {
-        "rd_kafka_message_timestamp": (ctypes.c_int64, _P, _P),
-        "rd_kafka_message_destroy": (None, _P),
-    },
+    {"rd_kafka_message_timestamp": (ctypes.c_int64, _P, _P), "rd_kafka_message_destroy": (None, _P)},
 )
 """librdkafka, for calls so short that releasing the lock would be most of their cost."""
 
 
 def check_message_layout(message: np.dtype[Any] = MESSAGE, pointer_bytes: int = ctypes.sizeof(_P)) -> None:
-    """Check that librdkafka finds error and payload of a message where `message` has them.
+    """Check that librdkafka finds error and payload of a message where `message` has them, with 64-bit pointers.
 
-    Raises:
-        UnsupportedVersionError: It does not, or pointers do not have 64 bits.
+    Raises UnsupportedVersionError.
     """
     if pointer_bytes != 8:
         raise UnsupportedVersionError("librdkafka's messages can be read on 64-bit machines only: use one")

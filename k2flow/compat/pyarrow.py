@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pyarrow as pa
 
-from k2flow.compat.versions import require_version
+from k2flow.compat import require_version
 
 require_version("pyarrow", pa.__version__, (22, 0, 0), (27, 0, 0))
 

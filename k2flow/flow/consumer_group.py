@@ -12,7 +12,7 @@ from k2flow.errors import SettingsError
 log = logging.getLogger(__name__)
 
 DISCOVERY_SECONDS = 30.0
-"""Between two looks for new partitions."""
+"""Between two searches for new partitions."""
 TIMEOUT_SECONDS = 2.0
 """For a broker to answer before the last commit of offsets, which would wait most of a minute for one that is down."""
 
@@ -20,8 +20,7 @@ TIMEOUT_SECONDS = 2.0
 class ConsumerGroup:
     """A client of the group. It reads no messages, and the flow does not depend on the group's offsets.
 
-    Raises:
-        SettingsError: librdkafka does not accept a property.
+    Raises SettingsError if librdkafka does not accept a property.
     """
 
     def __init__(self, properties: Mapping[str, str], topic: str) -> None:
@@ -50,10 +49,7 @@ class ConsumerGroup:
         self._emitted |= {p: end for p, _, end in offsets}
 
     def report_committed(self, final: bool) -> None:
-        """Commit the offsets of all emitted batches to the group, after the tables have committed them.
-
-        With `final`, wait for the broker, unless it does not answer.
-        """
+        """Commit the offsets of all emitted batches, after the tables. With `final`, wait for a broker that answers."""
         if not self._emitted:
             return
         offsets = [TopicPartition(self._topic, p, next_) for p, next_ in self._emitted.items()]

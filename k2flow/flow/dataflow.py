@@ -9,17 +9,19 @@ get their names.
 
 import bytewax.operators as op
 from bytewax.dataflow import Dataflow
+from bytewax.operators import StatefulBatchLogic
+from typing_extensions import override
 
 from k2flow.compat.bytewax import worker_key
 from k2flow.exchange import Exchange
-from k2flow.flow.dedup import DedupStep
+from k2flow.failpoints import Point, reach
 from k2flow.flow.first_error import record_first_error
 from k2flow.flow.process import FlowProcess
 from k2flow.flow.runtime import install_runner
 from k2flow.flow.sink import TableSink
 from k2flow.flow.source import KafkaSource
 from k2flow.iceberg.committable import Committable
-from k2flow.trades.deduplicate import OwnedTrades
+from k2flow.trades.deduplicate import Deduplicator, OwnedTrades
 from k2flow.trades.messages import MessageBatch
 
 Written = tuple[list[Committable], list[OwnedTrades]]
@@ -55,3 +57,25 @@ def _by_owner(written: Written) -> list[tuple[str, OwnedTrades]]:
     """Key Gold's rows by the key that Bytewax routes to their owner."""
     _, owned = written
     return [(worker_key(each.owner, each.owners), each) for each in owned]
+
+
+class DedupStep(StatefulBatchLogic[OwnedTrades, Committable, None]):
+    """One owner's `Deduplicator`, which opens at its first item."""
+
+    def __init__(self, process: FlowProcess) -> None:
+        self._process = process
+        self._deduplicator: Deduplicator | None = None
+
+    @override
+    @record_first_error
+    def on_batch(self, values: list[OwnedTrades]) -> tuple[list[Committable], bool]:
+        if self._deduplicator is None:
+            self._deduplicator = self._process.pipeline.deduplicator(values[0].owner)
+        committable = self._deduplicator.process(values)
+        reach(Point.GOLD_WRITTEN)
+        return [committable], StatefulBatchLogic.RETAIN
+
+    @override
+    def snapshot(self) -> None:
+        if self._deduplicator is not None:
+            self._deduplicator.on_epoch_end()

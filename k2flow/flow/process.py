@@ -1,20 +1,48 @@
-"""One process of a flow: its configuration, its open session, and its progress."""
+"""One process of a flow: its configuration, its progress, and its session, frozen at the start."""
 
+import logging
 import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 
 from pyiceberg.catalog import Catalog
+from pyiceberg.table import Table
 
 from k2flow.compat.pyarrow import pickle_batches_as_ipc
 from k2flow.compat.pyiceberg.metadata_cache import install_metadata_cache
 from k2flow.config.settings import Settings, load_settings
 from k2flow.exchange import Exchange, exchange_names
 from k2flow.failpoints import Point, arm, reach
-from k2flow.flow.session import FlowSession, open_session
-from k2flow.iceberg.catalog import open_catalog
+from k2flow.iceberg import ledger as ledgers
+from k2flow.iceberg.catalog import load_table, open_catalog
+from k2flow.iceberg.ledger import Ledger
+from k2flow.iceberg.staging import publish
+from k2flow.iceberg.tables import TableDefinition, create, definitions
 from k2flow.iceberg.writer import TableWriters
+from k2flow.kafka.start_offsets import check_same_topic
+from k2flow.kafka.topic import Topic, wait_for_topic
 from k2flow.trades.pipeline import Pipeline
 from k2flow.trades.registry import open_schemas
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowSession:
+    """The tables, ledgers and topic as they were when the flow started; `workers` counts those of all processes."""
+
+    definitions: Mapping[str, TableDefinition]
+    tables: Mapping[str, Table]
+    ledgers: Mapping[str, Ledger]
+    topic: Topic
+    workers: int
+
+    def committed(self, table: str) -> dict[int, int]:
+        """Return the next offset of each partition that `table` held when the flow started."""
+        ledger = self.ledgers[table]
+        known = ledger.partitions.items() if self.topic.same_as(ledger.topic_id) else ()
+        return {p: extent.next for p, extent in known}
 
 
 class FlowProcess:
@@ -26,7 +54,12 @@ class FlowProcess:
         reading: Whether a source is open.
         finished_reading: Whether a source has ended.
         trigger_override: The trigger in seconds that Bytewax's command line gave.
+        session: The open session; `open` sets it.
+        pipeline: The steps from messages to data files, shared by the workers of this process; `open` sets it.
     """
+
+    session: FlowSession
+    pipeline: Pipeline
 
     def __init__(self, exchange: Exchange) -> None:
         self.exchange = exchange
@@ -35,7 +68,7 @@ class FlowProcess:
         self.finished_reading = False
         self.trigger_override: float | None = None
         self._lock = threading.Lock()
-        self._opened: tuple[FlowSession, Pipeline] | None = None
+        self._is_open = False
 
     @cached_property
     def settings(self) -> Settings:
@@ -52,33 +85,17 @@ class FlowProcess:
         """Seconds between two commits."""
         return self.trigger_override or self.exchange.settings.trigger_seconds
 
-    def open(self, workers: int) -> FlowSession:
+    def open(self, workers: int) -> None:
         """Open the session, once for all workers of this process. Raises what `open_session` raises."""
         with self._lock:
-            if self._opened is None:
+            if not self._is_open:
                 arm(self.settings.failpoints)
                 pickle_batches_as_ipc()
                 install_metadata_cache()
-                session = open_session(self.exchange, self.settings, self.catalog, workers)
-                self._opened = session, self._pipeline(session)
+                self.session = open_session(self.exchange, self.settings, self.catalog, workers)
+                self.pipeline = self._pipeline(self.session)
+                self._is_open = True
                 reach(Point.OPENED)
-            return self._opened[0]
-
-    @property
-    def session(self) -> FlowSession:
-        """The open session."""
-        return self._open_parts[0]
-
-    @property
-    def pipeline(self) -> Pipeline:
-        """The steps from messages to data files, over the open session; shared by the workers of this process."""
-        return self._open_parts[1]
-
-    @property
-    def _open_parts(self) -> tuple[FlowSession, Pipeline]:
-        if self._opened is None:
-            raise RuntimeError("the session is not open: call `open` first")
-        return self._opened
 
     def _pipeline(self, session: FlowSession) -> Pipeline:
         # With several workers, files may go to another process next, and Bytewax would lose an error on the way.
@@ -91,3 +108,21 @@ class FlowProcess:
             committed=session.committed,
             owners=session.workers,
         )
+
+
+def open_session(exchange: Exchange, settings: Settings, catalog: Catalog, workers: int) -> FlowSession:
+    """Create or evolve the tables, read their ledgers, and wait until the broker answers for the topic.
+
+    If a process died while it published a committed replacement of rows, publish the rest of it first.
+    Raises SettingsError, CatalogError, TableDiffersError, CommitError, KafkaError.
+    """
+    wanted = definitions(exchange)
+    for name, done in create(catalog, wanted.values()).items():
+        if done:
+            log.info("table %s: %s", name, done)
+    publish(catalog, exchange)
+    topic = wait_for_topic(settings.kafka, exchange.settings.topic)
+    tables = {name: load_table(catalog, name) for name in wanted}
+    found = {name: ledgers.read(table.properties, exchange.name, topic.name) for name, table in tables.items()}
+    check_same_topic(topic, found, exchange.settings.accept_lost_offsets, exchange.setting("accept_lost_offsets"))
+    return FlowSession(definitions=wanted, tables=tables, ledgers=found, topic=topic, workers=workers)

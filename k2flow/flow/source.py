@@ -18,15 +18,13 @@ from confluent_kafka import KafkaError as ConfluentError
 from typing_extensions import override
 
 from k2flow.failpoints import Point, reach
-from k2flow.flow.backoff import EpochBackoff
 from k2flow.flow.batch_buffer import BatchBuffer
-from k2flow.flow.commit_schedule import CommitSchedule
 from k2flow.flow.consumer_group import ConsumerGroup
 from k2flow.flow.first_error import record_first_error
 from k2flow.flow.process import FlowProcess
+from k2flow.flow.schedule import CommitSchedule, EpochBackoff
 from k2flow.flow.watermarks import WatermarkAlignment
-from k2flow.kafka.consumer import BatchConsumer
-from k2flow.kafka.events import check_event
+from k2flow.kafka.consumer import BatchConsumer, check_event
 from k2flow.kafka.properties import consumer_properties
 from k2flow.kafka.start_offsets import begin_offsets, first_offset
 from k2flow.kafka.topic import BrokerDownError, wait_for_watermarks, watermarks_now

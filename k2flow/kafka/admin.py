@@ -42,13 +42,9 @@ class Admin:
         return {name: len(found[name].partitions) for name in names}
 
     def create(self, wanted: Mapping[str, int]) -> list[str]:
-        """Create the topics that are missing, without touching existing ones.
+        """Create the topics that are missing, without touching existing ones. Raises KafkaError.
 
-        Returns:
-            One sentence for each topic that exists with another number of partitions.
-
-        Raises:
-            KafkaError: A topic could not be created.
+        Return one sentence for each topic that exists with another number of partitions.
         """
         existing = self.topics()
         missing = [NewTopic(name, count, 1) for name, count in wanted.items() if name not in existing]

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from confluent_kafka import KafkaError as ConfluentError
 
 from k2flow.compat.librdkafka import CONSUMER, EVENT_LOG, MESSAGE, OFFSET_INVALID, TEXT_BYTES, c, py
-from k2flow.errors import KafkaError, SettingsError
+from k2flow.errors import KafkaError, LostOffsetsError, SettingsError
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,13 @@ Int64s = npt.NDArray[np.int64]
 _MAX_TIMEOUT_MS = 2**31 - 1
 _LEVELS = [logging.CRITICAL] * 3 + [logging.ERROR, logging.WARNING, logging.INFO, logging.INFO, logging.DEBUG]
 """Python's level for each of syslog's, 0 to 7."""
+_LOST = {ConfluentError._AUTO_OFFSET_RESET, ConfluentError.OFFSET_OUT_OF_RANGE}
+_MISSING = {ConfluentError.UNKNOWN_TOPIC_OR_PART, ConfluentError._UNKNOWN_PARTITION}
+_FATAL = {
+    ConfluentError._FATAL,
+    ConfluentError.TOPIC_AUTHORIZATION_FAILED,
+    ConfluentError.GROUP_AUTHORIZATION_FAILED,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,11 +68,8 @@ class FetchedMessages:
 class BatchConsumer:
     """Reads the partitions assigned to it, from the offsets given. Commits nothing.
 
-    One thread at a time may use it.
-
-    Raises:
-        SettingsError: librdkafka does not accept a property.
-        KafkaError: librdkafka refuses a call.
+    One thread at a time may use it. Raises SettingsError if librdkafka does not accept a property, KafkaError if it
+    refuses a call.
     """
 
     def __init__(self, properties: Mapping[str, str]) -> None:
@@ -146,21 +151,34 @@ class BatchConsumer:
             c.rd_kafka_event_destroy(event)
 
 
-def _copy_messages(where: Int64s, addresses: list[int]) -> FetchedMessages:
-    """Copy the messages at these addresses.
+def check_event(event: PartitionEvent, topic: str, position: int | None) -> None:
+    """Log an event from which librdkafka recovers by itself; `position` is the next offset of its partition.
 
-    Raises:
-        KafkaError: A number is negative: the library lays out messages in another way.
+    Raises LostOffsetsError if Kafka no longer has the next offset, KafkaError if librdkafka cannot recover.
     """
+    where = f"{topic}[{event.partition}]"
+    if event.code in _LOST:
+        raise LostOffsetsError(
+            f"{where}: Kafka no longer has offset {position}, which is the next to read ({event.text}); start again to "
+            "see what is lost"
+        )
+    if event.code in _MISSING:
+        raise KafkaError(f"{where}: the partition no longer exists ({event.text}); start again to see what is lost")
+    if event.code in _FATAL:
+        raise KafkaError(f"{topic}: {event.text}")
+    log.warning("%s: %s; librdkafka keeps trying", topic, event.text)
+
+
+def _copy_messages(where: Int64s, addresses: list[int]) -> FetchedMessages:
+    """Copy the messages at these addresses. Raises KafkaError if the library lays them out in another way."""
     messages = _structures(where)
     events = []
     failed = messages["err"] != 0
     if failed.any():
         for i in np.flatnonzero(failed).tolist():
-            m = messages[i]
+            code, partition, offset = messages[["err", "partition", "offset"]][i].tolist()
             text = _text(c.rd_kafka_message_errstr(addresses[i]))
-            partition, offset = int(m["partition"]), int(m["offset"])
-            events.append(PartitionEvent(code=int(m["err"]), text=text, partition=partition, offset=offset))
+            events.append(PartitionEvent(code=code, text=text, partition=partition, offset=offset))
         messages, addresses = messages[~failed], where[~failed].tolist()
     n = len(messages)
     if n and min(int(messages[name].min()) for name in ("partition", "offset", "len", "key_len")) < 0:

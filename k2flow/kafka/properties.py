@@ -26,10 +26,9 @@ DEFAULTS = {
 
 
 def consumer_properties(given: Mapping[str, str], group: str) -> dict[str, str]:
-    """Return librdkafka's properties for a consumer of consumer group `group`, from the properties the user set.
+    """Return librdkafka's properties for a consumer of group `group`, from the properties the user set.
 
-    Raises:
-        SettingsError: A property contradicts exactly-once delivery.
+    Raises SettingsError if a property contradicts exactly-once delivery.
     """
     for name, needed in FORCED.items():
         if given.get(name, needed) != needed:

@@ -13,8 +13,7 @@ log = logging.getLogger(__name__)
 def check_same_topic(topic: Topic, ledgers: Mapping[str, Ledger], accept_lost: bool, setting: str) -> None:
     """Check that each table's ledger is of this very topic, not of a deleted one with the same name.
 
-    Raises:
-        LostOffsetsError: A ledger is of an earlier topic, and the loss of its rest is not accepted by `setting`.
+    If it is not, the rest of the earlier topic is lost. Raises LostOffsetsError unless `setting` accepts that.
     """
     for table, ledger in ledgers.items():
         if not topic.same_as(ledger.topic_id) and not accept_lost:
@@ -34,19 +33,10 @@ def begin_offsets(topic: Topic, ledgers: Mapping[str, Ledger]) -> dict[int, int]
 def first_offset(
     topic: Topic, partition: int, wanted: int | None, low: int, high: int, accept_lost: bool, setting: str
 ) -> int:
-    """Return the offset at which to begin a partition.
+    """Return the offset at which to begin a partition: `wanted`, where the tables end, or `low` if never read (None).
 
-    Args:
-        topic: The topic.
-        partition: The partition to begin.
-        wanted: The offset at which the tables end, or None for a partition never read.
-        low: The first offset that Kafka has.
-        high: The offset that the next committed message will get.
-        accept_lost: Whether to skip offsets that Kafka no longer has.
-        setting: The variable that accepts this loss, for the error.
-
-    Raises:
-        LostOffsetsError: Kafka does not have `wanted`, and the loss is not accepted. It names the exact offsets.
+    Kafka has the committed offsets [low, high). With `accept_lost`, skip those it no longer has. Otherwise raise
+    LostOffsetsError, which names the exact offsets and the variable `setting` that accepts their loss.
     """
     if wanted is None:
         return low

@@ -1,9 +1,14 @@
 """A topic as the broker describes it: whether it exists, its partitions, and the offsets it still has."""
 
 import logging
+import socket
+import ssl
 from collections.abc import Mapping
 from concurrent.futures import wait
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
 
 from confluent_kafka import Consumer, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka import KafkaError as ConfluentError
@@ -13,11 +18,12 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exp
 from k2flow.config.settings import KAFKA_PREFIX
 from k2flow.errors import KafkaError, SettingsError
 from k2flow.iceberg.ledger import Ledger
-from k2flow.kafka.tls import certificate_problem
 
 log = logging.getLogger(__name__)
 
 TIMEOUT_SECONDS = 10.0
+TLS_TIMEOUT_SECONDS = 5.0
+_DEFAULT_PORT = 9092  # librdkafka's
 POLL_SECONDS = 0.1
 _FATAL = {
     ConfluentError._AUTHENTICATION,
@@ -56,35 +62,22 @@ class BrokerDownError(Exception):
 def wait_for_topic(config: Mapping[str, str], name: str) -> Topic:
     """Return the topic as soon as a broker answers. Log that it waits.
 
-    Raises:
-        KafkaError: A broker answers, but the topic is missing or cannot be read.
-        SettingsError: librdkafka does not know a property.
+    Raises KafkaError if the topic is missing or cannot be read, SettingsError if librdkafka does not know a property.
     """
     return _retrying()(_TopicClient(config).describe, name)
 
 
 def find_topic(config: Mapping[str, str], name: str) -> Topic:
-    """Return the topic as it is now, without waiting.
-
-    Raises:
-        BrokerDownError: No broker answers.
-        KafkaError: A broker answers, but the topic is missing or cannot be read.
-        SettingsError: librdkafka does not know a property.
-    """
+    """Return the topic as it is now. Raises as `wait_for_topic`, and BrokerDownError if no broker answers."""
     return _TopicClient(config).describe(name)
 
 
 def check_properties(config: Mapping[str, str]) -> dict[str, str]:
-    """Return a copy of `config`, if librdkafka knows its properties.
-
-    Raises:
-        SettingsError: It does not.
-    """
+    """Return a copy of `config`. Raises SettingsError if librdkafka does not know a property."""
     try:
         AdminClient(dict(config), logger=log)
     except KafkaException as error:
-        reason = error.args[0].str()
-        raise SettingsError(f"a {KAFKA_PREFIX}* setting is wrong: {reason}") from error
+        raise SettingsError(f"a {KAFKA_PREFIX}* setting is wrong: {error.args[0].str()}") from error
     return dict(config)
 
 
@@ -109,8 +102,7 @@ class _TopicClient:
             found = future.result()
         except KafkaException as error:
             raise self._explained(name, error.args[0]) from error
-        partitions = tuple(sorted(p.id for p in found.partitions))
-        return Topic(name, str(found.topic_id), partitions)
+        return Topic(name, str(found.topic_id), tuple(sorted(p.id for p in found.partitions)))
 
     def _explained(self, name: str, error: ConfluentError) -> KafkaError | BrokerDownError:
         """Return the error to raise. The request only times out if a broker refuses the connection."""
@@ -122,7 +114,7 @@ class _TopicClient:
             error = refused[-1]
         if error.code() == ConfluentError._AUTHENTICATION and TOKEN in error.str():
             return BrokerDownError(f"no token to show a Kafka broker: {error.str()}")
-        if error.code() == ConfluentError._SSL and (problem := certificate_problem(self._config)):
+        if error.code() == ConfluentError._SSL and (problem := _certificate_problem(self._config)):
             return BrokerDownError(f"a Kafka broker's certificate is not trusted: {problem} (ssl.ca.location)")
         if error.code() == ConfluentError.UNKNOWN_TOPIC_OR_PART:
             return KafkaError(
@@ -131,6 +123,29 @@ class _TopicClient:
         if error.code() in _FATAL:
             return KafkaError(f"topic {name} on {self._servers} cannot be used: {error.str()}")
         return BrokerDownError(f"no Kafka broker answers at {self._servers} ({error.str()})")
+
+
+def _certificate_problem(config: Mapping[str, str]) -> str | None:
+    """Return what is wrong with the first untrusted certificate among the brokers of `bootstrap.servers`.
+
+    librdkafka does not report it. None if all certificates are trusted, or no broker answers.
+    """
+    authority = config.get("ssl.ca.location")
+    folder = authority is not None and Path(authority).is_dir()
+    with suppress(OSError, ValueError):
+        context = ssl.create_default_context(cafile=None if folder else authority, capath=authority if folder else None)
+        for server in filter(None, map(str.strip, config["bootstrap.servers"].split(","))):
+            at = urlsplit(server if "://" in server else f"//{server}")
+            host = at.hostname or ""
+            try:
+                with (
+                    socket.create_connection((host, at.port or _DEFAULT_PORT), TLS_TIMEOUT_SECONDS) as connection,
+                    context.wrap_socket(connection, server_hostname=host),
+                ):
+                    pass
+            except ssl.SSLCertVerificationError as error:
+                return f"{server}: {error.verify_message}"
+    return None
 
 
 def _retrying() -> Retrying:
@@ -149,11 +164,7 @@ def _log_waiting(state: RetryCallState) -> None:
 
 
 def watermarks(consumer: Consumer, topic: str, partition: int) -> tuple[int, int]:
-    """Return the first offset that Kafka has, and the one that the next committed message will get.
-
-    Raises:
-        KafkaError: The broker gives no offsets.
-    """
+    """Return the first offset that Kafka has, and the one of the next committed message. Raises KafkaError."""
     try:
         return watermarks_now(consumer, topic, partition)
     except BrokerDownError as error:
@@ -161,12 +172,7 @@ def watermarks(consumer: Consumer, topic: str, partition: int) -> tuple[int, int
 
 
 def watermarks_now(consumer: Consumer, topic: str, partition: int) -> tuple[int, int]:
-    """Return the same as `watermarks`, but keep outages apart.
-
-    Raises:
-        BrokerDownError: The cause may pass.
-        KafkaError: It does not pass.
-    """
+    """Return the same as `watermarks`. Raises BrokerDownError if the cause may pass, else KafkaError."""
     try:
         low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=TIMEOUT_SECONDS)
     except KafkaException as error:

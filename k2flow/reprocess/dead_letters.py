@@ -18,8 +18,7 @@ from k2flow.errors import QueryError
 from k2flow.exchange import Exchange
 from k2flow.query.connection import query_errors
 from k2flow.trades.decode import TradeDecoder
-from k2flow.trades.header import HEADER_BYTES
-from k2flow.trades.messages import MESSAGE_SCHEMA, MessageBatch
+from k2flow.trades.messages import HEADER_BYTES, MESSAGE_SCHEMA, MessageBatch
 from k2flow.trades.registry import Schemas, UnknownSchemaError
 
 

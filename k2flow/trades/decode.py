@@ -13,18 +13,18 @@ import pyarrow as pa
 
 from k2flow.exchange import Exchange
 from k2flow.layers import DLQ, SILVER
-from k2flow.trades.details import rule_details
-from k2flow.trades.header import HEADER_BYTES, header_detail, read_headers
-from k2flow.trades.messages import MessageBatch
+from k2flow.trades.messages import HEADER_BYTES, MessageBatch, header_detail, read_headers
 from k2flow.trades.reasons import Reason
 from k2flow.trades.record_decoder import DecodedRecords, Defect, RecordDecoder
 from k2flow.trades.registry import Schemas, UnknownSchemaError
 from k2flow.trades.unknown_fields import UnknownFields
-from k2flow.trades.validate import Validator
+from k2flow.trades.validate import Validator, int64_times
 
 _REASON_OF_DEFECT = np.array([Reason[d.name] if d else Reason.VALID for d in sorted(Defect)], np.uint8)
 _WHOLE_BATCH_SHARE = 0.9
 """If this share of a batch uses one schema, decode the whole batch with it: copying the share out costs more."""
+_MAX_CHARACTERS = 200
+"""Longer values are cut in the text of a dead letter."""
 
 Ints = npt.NDArray[np.int64]
 Reasons = npt.NDArray[np.uint8]
@@ -70,10 +70,7 @@ class TradeDecoder:
     def decode(self, messages: MessageBatch) -> DecodedBatch:
         """Decode n messages (rows of MESSAGE_SCHEMA): trades by their time, dead letters in the order of the messages.
 
-        If the registry does not answer, wait for it.
-
-        Raises:
-            RegistryError: The flow was stopped while it waited for the registry.
+        If the registry does not answer, wait for it. Raises RegistryError if the flow is stopped meanwhile.
         """
         payloads = messages.rows.column("value")
         reasons, ids = read_headers(payloads)
@@ -89,8 +86,7 @@ class TradeDecoder:
     def identify(self, messages: MessageBatch) -> pa.RecordBatch:
         """Return the deduplication key and `timestamp` of n messages, valid or not; null for an unreadable message.
 
-        Raises:
-            RegistryError: As `decode`.
+        Raises RegistryError, as `decode`.
         """
         payloads = messages.rows.column("value")
         reasons, ids = read_headers(payloads)
@@ -139,7 +135,7 @@ class TradeDecoder:
         invalid = np.flatnonzero(part.has_schema & (of_part != 0) & ~defective)
         for number in np.unique(of_part[invalid]).tolist():
             these = invalid[of_part[invalid] == number]
-            texts = rule_details(part.records.batch, these, self._validator.rule(number).columns, times)
+            texts = _rule_details(part.records.batch, these, self._validator.rule(number).columns, times)
             details.update(zip(part.rows[these].tolist(), texts, strict=True))
 
     def _trades(self, parts: list[_DecodedPart], reasons: Reasons, messages: MessageBatch) -> MessageBatch:
@@ -147,12 +143,12 @@ class TradeDecoder:
         batches, rows = [_empty(self._silver)], [np.zeros(0, np.int64)]
         for part in parts:
             valid = np.flatnonzero((reasons[part.rows] == Reason.VALID) & part.has_schema)
-            valid = valid[np.argsort(_times(part.records.batch)[valid], kind="stable")]
+            valid = valid[np.argsort(int64_times(part.records.batch.column("timestamp"))[valid], kind="stable")]
             batches.append(self._silver_rows(part, pa.array(valid)))
             rows.append(part.rows[valid])
         trades, numbers = pa.concat_batches(batches), np.concatenate(rows)
         if len(parts) > 1:
-            order = np.lexsort((numbers, _times(trades)))
+            order = np.lexsort((numbers, int64_times(trades.column("timestamp"))))
             trades, numbers = trades.take(pa.array(order)), numbers[order]
         return replace(messages, rows=trades, partition=messages.partition[numbers], offset=messages.offset[numbers])
 
@@ -208,10 +204,27 @@ def _decode_part(decoder: RecordDecoder, payloads: pa.BinaryArray, rows: Ints) -
     return _DecodedPart(rows=np.arange(n), decoder=decoder, records=records, has_schema=has_schema)
 
 
-def _times(trades: pa.RecordBatch) -> Ints:
-    numbers = trades.column("timestamp").cast(pa.int64())
-    times: Ints = (numbers.fill_null(0) if numbers.null_count else numbers).to_numpy()
-    return times
+def _rule_details(
+    batch: pa.RecordBatch, rows: npt.NDArray[np.int64], columns: tuple[str, ...], kafka_time: pa.TimestampArray
+) -> list[str]:
+    """Return the values of `columns` in m rows, as `name = value`; times as numbers, since they may be no date."""
+    index = pa.array(rows)
+    parts = [[f"{name} = {text}" for text in _texts(batch.column(name).take(index))] for name in columns]
+    texts = [", ".join(of_row) for of_row in zip(*parts, strict=True)]
+    if columns == ("timestamp",):
+        known = kafka_time.take(index).cast(pa.int64()).to_pylist()
+        pairs = zip(texts, known, strict=True)
+        texts = [text if us is None else f"{text}, Kafka timestamp = {us} us" for text, us in pairs]
+    return texts
+
+
+def _texts(values: pa.Array) -> list[str]:
+    """Return m values as a dead letter shows them."""
+    if pa.types.is_timestamp(values.type):
+        return [f"{us} us since 1970" for us in values.cast(pa.int64()).to_pylist()]
+    show = repr if pa.types.is_string(values.type) else str
+    texts = [show(value) for value in values.to_pylist()]
+    return [t if len(t) <= _MAX_CHARACTERS else f"{t[:_MAX_CHARACTERS]}... ({len(t)} characters)" for t in texts]
 
 
 def _empty(schema: pa.Schema) -> pa.RecordBatch:

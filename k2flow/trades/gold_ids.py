@@ -25,10 +25,7 @@ class GoldIds:
     """The deduplication keys of one exchange in Gold, by exchange hour.
 
     Manifests never change, so each is read at most once, and only if it may cover a requested hour. Their entries of
-    this exchange are kept in memory without statistics: about 2 KB per file.
-
-    Raises:
-        CatalogError: The catalog or its storage cannot be reached.
+    this exchange are kept in memory without statistics: about 2 KB per file. Raises CatalogError.
     """
 
     def __init__(self, catalog: Catalog, exchange: str, dedup_key: tuple[str, ...] = ("message_id",)) -> None:

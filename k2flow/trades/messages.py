@@ -1,7 +1,8 @@
-"""Rows of a topic in Arrow, with the offsets they came from."""
+"""Kafka messages in Arrow: their offsets, the header of each payload, and their rows in Bronze."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Self
 
 import numpy as np
@@ -9,16 +10,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from k2flow.iceberg.ledger import OffsetRange
-from k2flow.layers import MAX_TIME_US
+from k2flow.layers import BRONZE, MAX_TIME_US
+from k2flow.trades.reasons import Reason
 
-MESSAGE_SCHEMA = pa.schema(
-    [
-        ("key", pa.binary()),
-        ("value", pa.binary()),
-        ("timestamp", pa.timestamp("us", "UTC")),
-    ]
-)
+MESSAGE_SCHEMA = pa.schema([("key", pa.binary()), ("value", pa.binary()), ("timestamp", pa.timestamp("us", "UTC"))])
 """Kafka messages: key and value unchanged (null and empty apart), CreateTime or LogAppendTime, null without one."""
+HEADER_BYTES = 5
+_HEADER = np.dtype([("magic", "u1"), ("schema_id", ">u4")])
 
 
 @dataclass(frozen=True)
@@ -81,3 +79,58 @@ def timestamps(milliseconds: npt.NDArray[np.int64]) -> pa.TimestampArray:
     bad = (milliseconds < 0) | (milliseconds > MAX_TIME_US // 1000)
     microseconds = np.where(bad, 0, milliseconds) * 1000
     return pa.array(microseconds, mask=bad if bad.any() else None).cast(pa.timestamp("us", "UTC"))
+
+
+def read_headers(payloads: pa.BinaryArray) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """Return what is wrong with the header of each of n payloads (NULL_PAYLOAD, BAD_MAGIC or 0), and its schema id."""
+    n = len(payloads)
+    reasons, ids = np.full(n, Reason.BAD_MAGIC, np.uint8), np.zeros(n, np.int64)
+    edges = np.frombuffer(payloads.buffers()[1], np.int32, n + 1 + payloads.offset)[payloads.offset :]
+    data = payloads.buffers()[2] or b""
+    long = np.flatnonzero(np.diff(edges) >= HEADER_BYTES)
+    if len(long):
+        # An item at every byte, so that one look-up copies all headers.
+        every = np.ndarray((len(data) - HEADER_BYTES + 1,), f"V{HEADER_BYTES}", buffer=data, strides=(1,))
+        header = every[edges[long]].view(_HEADER)
+        readable = header["magic"] == 0
+        reasons[long[readable]] = Reason.VALID
+        ids[long] = np.where(readable, header["schema_id"], 0)
+    if payloads.null_count:
+        null = payloads.is_null().to_numpy(zero_copy_only=False)
+        reasons[null], ids[null] = Reason.NULL_PAYLOAD, 0
+    return reasons, ids
+
+
+def header_detail(payload: pa.BinaryScalar) -> str:
+    """Return why the header of a payload cannot be read."""
+    if not payload.is_valid:
+        return "the message has no value"
+    value = payload.as_py()
+    if len(value) < HEADER_BYTES:
+        return f"{len(value)} bytes, fewer than the {HEADER_BYTES} of the header"
+    return f"first byte 0x{value[0]:02x}, not 0x00"
+
+
+def bronze_rows(messages: MessageBatch, topic: str) -> pa.RecordBatch:
+    """Return n messages (MESSAGE_SCHEMA) as n rows of Bronze."""
+    n, now = messages.rows.num_rows, datetime.now(UTC)
+    columns = [
+        key_text(messages.rows.column("key")),
+        messages.rows.column("value"),
+        pa.repeat(topic, n),
+        pa.array(messages.partition),
+        pa.array(messages.offset),
+        messages.rows.column("timestamp"),
+        pa.repeat(pa.scalar(now, pa.timestamp("us", "UTC")), n),
+        pa.repeat(pa.scalar(now.date(), pa.date32()), n),
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=BRONZE.arrow_schema)
+
+
+def key_text(keys: pa.BinaryArray) -> pa.StringArray:
+    r"""Return keys as text, bytes that are not UTF-8 as \xNN. Null and empty stay apart."""
+    try:
+        return keys.cast(pa.string())
+    except pa.ArrowInvalid:  # rare enough to go through the batch key by key
+        texts = [None if key is None else key.decode("utf-8", "backslashreplace") for key in keys.to_pylist()]
+        return pa.array(texts, pa.string())

@@ -23,11 +23,10 @@ from k2flow.iceberg.writer import TableWriters
 from k2flow.layers import DLQ, GOLD_TABLE, Layer, Stream
 from k2flow.observability import metrics, tracing
 from k2flow.observability.metrics import EMPTY_STATS, BatchStats
-from k2flow.trades.bronze import bronze_rows
 from k2flow.trades.decode import TradeDecoder
 from k2flow.trades.deduplicate import Deduplicator, OwnedTrades, split_by_owner
 from k2flow.trades.gold_ids import GoldIds
-from k2flow.trades.messages import MessageBatch
+from k2flow.trades.messages import MessageBatch, bronze_rows
 from k2flow.trades.registry import Schemas
 
 
@@ -73,10 +72,7 @@ class Pipeline:
         """Write a batch into the files of all tables that keep duplicates.
 
         Of Gold only the offsets are among the committables. Its rows are returned by owner, for `deduplicator`.
-
-        Raises:
-            RegistryError: The flow stopped while the registry was out of reach.
-            CatalogError: The storage failed.
+        Raises RegistryError if the flow stops while the registry is out of reach, CatalogError if the storage fails.
         """
         metrics.BATCH_MESSAGES.labels(self._exchange.name).observe(batch.rows.num_rows)
         stats = BatchStats(_oldest_us(batch))
@@ -130,7 +126,6 @@ class Pipeline:
 
 
 def _count_reasons(dead_letters: pa.RecordBatch) -> dict[str, int]:
-    """Return the number of dead letters by reason."""
     return {each["values"]: each["counts"] for each in dead_letters["reason"].value_counts().to_pylist()}
 
 

@@ -22,11 +22,7 @@ class UnknownField(Protocol):
         """The field's name, the key of its entries in `vendor_data`."""
 
     def to_texts(self, column: pa.Array) -> pa.StringArray:
-        """Convert n values of this field to text, null to null.
-
-        Raises:
-            pyarrow.ArrowInvalid: The texts take 2 GiB or more in total.
-        """
+        """Convert n values to text, null to null. Raises pyarrow.ArrowInvalid if they take 2 GiB or more in total."""
 
 
 class RecordDecoder(Protocol):

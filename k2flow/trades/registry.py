@@ -36,11 +36,7 @@ class Schemas(Protocol):
     """Returns the decoder of a schema id."""
 
     def decoder(self, schema_id: int) -> RecordDecoder:
-        """Return the decoder into TradeV2 of messages written with `schema_id`.
-
-        Raises:
-            UnknownSchemaError: The id does not mean TradeV2.
-        """
+        """Return the decoder into TradeV2 of messages written with `schema_id`. Raises UnknownSchemaError."""
 
 
 def open_schemas(settings: Settings, stop: threading.Event | None = None) -> Schemas:

@@ -33,11 +33,7 @@ class RegistryClient:
     """Fetches Avro schemas by id. The caller retries and caches."""
 
     def __init__(self, properties: Mapping[str, str]) -> None:
-        """Connect to nothing yet; `properties` are those of SchemaRegistryClient.
-
-        Raises:
-            SettingsError: A property is wrong.
-        """
+        """Connect to nothing yet; `properties` are those of SchemaRegistryClient. Raises SettingsError."""
         self._url = mask("", properties["url"])
         try:
             self._client = SchemaRegistryClient({**properties, "timeout": TIMEOUTS_SECONDS, "max.retries": 0})
@@ -47,9 +43,7 @@ class RegistryClient:
     def fetch(self, schema_id: int) -> Json:
         """Return the schema with this id, as JSON text, or as parsed JSON with its references in place.
 
-        Raises:
-            UnknownSchemaError: The registry has no such schema, or it is not Avro.
-            RegistryError: Anything else, such as an answer that is not a registry's.
+        Raises UnknownSchemaError if the registry has no such schema or it is not Avro, RegistryError for anything else.
         """
         try:
             return self._resolved(self._client.get_schema(schema_id), schema_id)

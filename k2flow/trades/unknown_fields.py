@@ -50,13 +50,8 @@ class UnknownFields:
     def add(self, decoder: RecordDecoder, vendor_data: pa.MapArray, unknown: Sequence[pa.Array]) -> pa.MapArray:
         """Return the `vendor_data` of n trades with the values of their unknown fields; unchanged if they are ignored.
 
-        Args:
-            decoder: The decoder of the trades.
-            vendor_data: (n,) maps.
-            unknown: (n,) values for each of the decoder's `unknown_fields`.
-
-        Raises:
-            SchemaError: The values are too long for one batch.
+        `unknown` has n values for each of the decoder's `unknown_fields`. Raises SchemaError if they are too long for
+        one batch.
         """
         if not self._keep or not decoder.unknown_fields or not len(vendor_data):
             return vendor_data
@@ -80,13 +75,9 @@ class UnknownFields:
 def with_texts(maps: pa.MapArray, names: Sequence[str], texts: Sequence[pa.StringArray]) -> pa.MapArray:
     """Return n maps of texts, each with up to k more entries.
 
-    A null adds no entry, and a key that a map already has keeps its value. New entries follow the map's own, in the
-    order of `names`. A null map without a new entry stays null.
-
-    Args:
-        maps: (n,) maps.
-        names: k different keys.
-        texts: For each key n values.
+    `names` are k different keys, and `texts` has n values for each. A null adds no entry, and a key that a map already
+    has keeps its value. New entries follow the map's own, in the order of `names`. A null map without a new entry stays
+    null.
     """
     n = len(maps)
     edges: Ints = maps.offsets.to_numpy().astype(np.int64)

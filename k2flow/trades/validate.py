@@ -58,12 +58,9 @@ class Validator:
         return self._reports[number]
 
     def check(self, trades: pa.RecordBatch, kafka_time: pa.TimestampArray, reasons: npt.NDArray[np.uint8]) -> None:
-        """Set the reason of each of n trades to the number of the first rule that it breaks.
+        """Set the reason of each of n trades (the columns of TradeV2) to the number of the first rule that it breaks.
 
-        Args:
-            trades: The columns of TradeV2.
-            kafka_time: (n,), us UTC. The rules that compare with it do not apply to a null.
-            reasons: (n,): 0 for a row that is valid so far. Other rows keep their reason.
+        A row whose reason is not 0 keeps it. Rules that compare with `kafka_time` (n,) do not apply where it is null.
         """
         for number, is_broken in self._rules(trades, kafka_time):
             broken = is_broken()
@@ -74,8 +71,8 @@ class Validator:
         def column(name: str) -> pa.Array:
             return trades.column(name)
 
-        time = _int64(column("timestamp"))
-        received = _int64(column("ingestion_timestamp"))
+        time = int64_times(column("timestamp"))
+        received = int64_times(column("ingestion_timestamp"))
         yield Reason.MESSAGE_ID_REQUIRED, lambda: _blank(column("message_id"))
         yield Reason.SYMBOL_REQUIRED, lambda: _blank(column("symbol"))
         yield Reason.TRADE_ID_REQUIRED, lambda: _blank(column("trade_id"))
@@ -86,7 +83,7 @@ class Validator:
         yield Reason.WRONG_EXCHANGE, lambda: _not_in(column("exchange"), self._exchange.code)
         yield Reason.INVALID_ASSET_CLASS, lambda: _not_in(column("asset_class"), "crypto")
         yield Reason.TIMESTAMP_OUT_OF_RANGE, lambda: _outside(time) | _outside(received)
-        kafka = _int64(kafka_time)
+        kafka = int64_times(kafka_time)
         apart = ~_nulls(kafka_time) & ~_outside(time)
         with np.errstate(over="ignore"):
             ahead = time - kafka
@@ -96,7 +93,7 @@ class Validator:
             yield i, lambda rule=rule: ~rule.valid(trades).fill_null(False).to_numpy(zero_copy_only=False)  # type: ignore[misc]
 
 
-def _int64(times: pa.TimestampArray) -> npt.NDArray[np.int64]:
+def int64_times(times: pa.TimestampArray) -> npt.NDArray[np.int64]:
     """Return microseconds since 1970, null as 0."""
     numbers = times.cast(pa.int64())
     result: npt.NDArray[np.int64] = (numbers.fill_null(0) if numbers.null_count else numbers).to_numpy()

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 import pyiceberg.table.metadata
 
-import k2flow.trades.bronze
 import k2flow.trades.decode
+import k2flow.trades.messages
 
 
 class Moved(datetime):
@@ -34,7 +34,7 @@ class SameDay(datetime):
 
 
 if __name__ == "__main__":
-    k2flow.trades.bronze.datetime = Moved  # type: ignore[attr-defined]
+    k2flow.trades.messages.datetime = Moved  # type: ignore[attr-defined]
     k2flow.trades.decode.datetime = SameDay  # type: ignore[attr-defined]
     pyiceberg.table.metadata.datetime = SimpleNamespace(datetime=SameDay)  # type: ignore[attr-defined]
     Moved.days, sys.argv = int(sys.argv[1]), ["bytewax.run", f"flows.{sys.argv[2]}"]

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 from confluent_kafka import Producer
 
-from k2flow.flow.commit_schedule import MAX_UNCOMMITTED_SECONDS
+from k2flow.flow.schedule import MAX_UNCOMMITTED_SECONDS
 from k2flow.layers import GOLD_TABLE
 from k2flow.query.connection import connect_to
 from k2flow.sandbox.producer import ProduceOptions

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from k2flow.flow.backoff import MAX_WAIT, EpochBackoff
+from k2flow.flow.schedule import MAX_WAIT, EpochBackoff
 
 START = datetime(2026, 11, 24, tzinfo=UTC)
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from k2flow.flow.batch_buffer import BatchBuffer
-from k2flow.flow.commit_schedule import MAX_UNCOMMITTED_SECONDS, CommitSchedule
+from k2flow.flow.schedule import MAX_UNCOMMITTED_SECONDS, CommitSchedule
 from k2flow.kafka.consumer import FetchedMessages
 
 

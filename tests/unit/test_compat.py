@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from k2flow.compat import librdkafka
-from k2flow.compat.versions import require_version
+from k2flow.compat import librdkafka, require_version
 from k2flow.errors import UnsupportedVersionError
 
 ROOT = Path(__file__).parents[2]

@@ -7,8 +7,7 @@ from confluent_kafka import KafkaError as ConfluentError
 
 from k2flow.errors import KafkaError, LostOffsetsError
 from k2flow.iceberg.ledger import CommittedRange, Ledger
-from k2flow.kafka.consumer import PartitionEvent
-from k2flow.kafka.events import check_event
+from k2flow.kafka.consumer import PartitionEvent, check_event
 from k2flow.kafka.start_offsets import begin_offsets, check_same_topic, first_offset
 from k2flow.kafka.topic import Topic
 

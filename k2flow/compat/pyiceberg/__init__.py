@@ -2,6 +2,6 @@
 
 import pyiceberg
 
-from k2flow.compat.versions import require_version
+from k2flow.compat import require_version
 
 require_version("pyiceberg", pyiceberg.__version__, (0, 12, 0), (0, 12, 1))
