@@ -1,4 +1,4 @@
-"""A database of row hashes, for an audit or a replacement of rows: a DuckDB file that is deleted at the end.
+"""Row hashes: their SQL, and a database of them for an audit or a replacement, deleted at the end.
 
 DuckDB does the sorts and joins within its memory limit and spills the rest to disk, so memory does not grow with the
 tables. Python sees batches, sums and samples.
@@ -19,12 +19,26 @@ import pyarrow as pa
 from filelock import FileLock, Timeout
 
 from k2flow.errors import AuditError
+from k2flow.exchange import Exchange
+from k2flow.layers import SILVER, Layer, Stream
 
+POSITION = ("topic", "partition", "offset")
+"""The columns that name a message."""
+WORDING = ("detail",)
+"""Text for people, which may change with k2flow."""
 FOLDER, LOCK = "k2flow-hashes-", "lock"
 SETTLED_SECONDS = 60
 """A live process certainly holds the lock of its folder this long after it created the folder."""
 MEMORY_MB = 320
 THREADS = 2
+
+
+@contextmanager
+def _database_errors() -> Iterator[None]:
+    try:
+        yield
+    except duckdb.Error as error:
+        raise AuditError(f"the database of row hashes failed: {' '.join(str(error).split())}") from error
 
 
 class RowHashStore:
@@ -43,16 +57,10 @@ class RowHashStore:
         self.run("SET TimeZone = 'UTC'")
         self.run(schema)
 
+    @_database_errors()
     def run(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Return the rows of one statement: for aggregates and samples only."""
-        try:
-            return self._db.execute(sql, values).fetchall()
-        except duckdb.Error as error:
-            raise self._explained(error) from error
-
-    @staticmethod
-    def _explained(error: duckdb.Error) -> AuditError:
-        return AuditError(f"the database of row hashes failed: {' '.join(str(error).split())}")
+        return self._db.execute(sql, values).fetchall()
 
     def one(self, sql: str, values: Sequence[Any] = ()) -> tuple[Any, ...]:
         """Return the one row of a statement."""
@@ -62,12 +70,10 @@ class RowHashStore:
         """Return the number of rows of `rows`, the FROM clause of a statement."""
         return int(self.one(f"SELECT count(*) {rows}")[0])
 
+    @_database_errors()
     def arrays(self, sql: str, values: Sequence[Any] = ()) -> dict[str, Any]:
         """Return the rows of one statement, as one numpy array per column."""
-        try:
-            found = self._db.execute(sql, values).fetchnumpy()
-        except duckdb.Error as error:
-            raise self._explained(error) from error
+        found = self._db.execute(sql, values).fetchnumpy()
         return {name: np.ma.getdata(column) for name, column in found.items()}
 
     def hashes(self, batch: pa.RecordBatch, sql: str) -> npt.NDArray[np.uint64]:
@@ -98,7 +104,7 @@ class RowHashStore:
 @contextmanager
 def open_row_hashes(schema: str) -> Iterator[RowHashStore]:
     """Open a store in a folder of its own, and remove it at the end, with those of processes that were killed."""
-    _remove_abandoned(Path(tempfile.gettempdir()))
+    _remove_unlocked(Path(tempfile.gettempdir()))
     with tempfile.TemporaryDirectory(prefix=FOLDER) as folder, FileLock(Path(folder) / LOCK):
         store = RowHashStore(Path(folder), schema)
         try:
@@ -107,13 +113,35 @@ def open_row_hashes(schema: str) -> Iterator[RowHashStore]:
             store.close()
 
 
-def _remove_abandoned(parent: Path) -> None:
+def _remove_unlocked(parent: Path) -> None:
     """Remove the folders of stores that no process holds: they may be as large as the tables' hashes."""
     for folder in parent.glob(f"{FOLDER}*"):
         with suppress(OSError, Timeout):  # in use, or another user's
             if time.time() - folder.stat().st_mtime >= SETTLED_SECONDS:
                 with FileLock(folder / LOCK, blocking=False):
                     shutil.rmtree(folder)
+
+
+def content(layer: Layer) -> tuple[str, ...]:
+    """Return the columns that one hash per row compares with the message that gave the row.
+
+    Rows of messages and dead letters are found by their position. Their write time is the flow's clock, which the
+    message does not have.
+    """
+    if layer.stream is Stream.TRADES:
+        return layer.row_hash
+    other = {*POSITION, *WORDING, layer.event_time, layer.date_column}
+    return tuple(name for name in layer.row_hash if name not in other)
+
+
+def content_hash(layer: Layer) -> str:
+    """Return the SQL that hashes `content` of a row."""
+    return hash_of(content(layer), layer.arrow_schema)
+
+
+def id_hash(exchange: Exchange) -> str:
+    """Return the SQL that hashes the deduplication key of a trade of this exchange."""
+    return hash_of(exchange.dedup_key, SILVER.arrow_schema)
 
 
 def hash_of(columns: Iterable[str], schema: pa.Schema) -> str:

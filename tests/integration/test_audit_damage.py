@@ -153,7 +153,7 @@ def gold_unknown(lake: Lake) -> None:
 
 
 def gold_of_undeclared_exchange(lake: Lake) -> None:
-    d.append(lake, "gold", d.changed(d.single_trade(lake, "gold"), exchange="NOBODY", message_id="unknown"))
+    d.append(lake, "gold", d.changed(d.single_trade(lake, "gold"), exchange="UNKNOWN", message_id="unknown"))
 
 
 def gold_under_two_exchanges(lake: Lake) -> None:

@@ -138,13 +138,13 @@ def test_permanent_failure_ends_one_exchange_alone(new_lake: NewLake, tmp_path: 
     kraken = new_lake("kraken", partitions=1)
     fill(kraken, count=500, seed=1)
     arguments = ("binance", "kraken", "--processes", "1", "--trigger", "0.5")
-    with running(kraken, tmp_path / "log", *arguments, K2FLOW_BINANCE_TOPIC="nobody-made-this") as run:
+    with running(kraken, tmp_path / "log", *arguments, K2FLOW_BINANCE_TOPIC="missing-topic") as run:
         run.wait_for(lambda: run.value("k2flow_rows_total", exchange="kraken", layer="gold") is not None)
         run.wait_for(lambda: run.get("/healthz")[0] == 503)
-        assert "nobody-made-this does not exist" in run.get("/healthz")[1]
+        assert "missing-topic does not exist" in run.get("/healthz")[1]
         assert len(run.children("kraken")) == 1
         assert run.stop() == 1
-        assert run.log().count("nobody-made-this does not exist") == 2  # once when it happened, once at the end
+        assert run.log().count("missing-topic does not exist") == 2  # once when it happened, once at the end
     assert_tables(kraken, expect(read_topic(kraken.bootstrap, kraken.topic), "KRAKEN"))
 
 

@@ -38,9 +38,9 @@ def test_every_hour_is_complete_after_every_commit(gold: Gold) -> None:
             for hour in [*chance.choice(sorted(hours), 2).tolist(), gold.newest(name), NOW + 1]:
                 assert loaded(ids[name], hour) == sorted(gold.held.get((name, hour), set()))
     for name in EXCHANGES:
-        anew = gold.ids(name)
+        reloaded = gold.ids(name)
         for hour in sorted({hour for _, hour in gold.held})[::10]:
-            assert loaded(anew, hour) == sorted(gold.held.get((name, hour), set()))
+            assert loaded(reloaded, hour) == sorted(gold.held.get((name, hour), set()))
 
 
 def test_newest_hour_is_of_the_exchange_only(gold: Gold) -> None:
