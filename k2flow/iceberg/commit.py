@@ -9,7 +9,8 @@ its ledger:
    last commit left. Each further attempt reads the table again.
 3. An attempt that reads a ledger of another writer epoch stops: this writer is fenced.
 4. If the outcome of an attempt is unknown (a timeout, a dropped connection), the next attempt first looks for its
-   ledger in the table, and repeats the commit only if it did not land (commit-state-unknown reconciliation).
+   ledger in the table, and repeats the commit only if it did not land (commit-state-unknown reconciliation). The same
+   holds after a refusal, which may answer a request that a proxy repeated. Only then are the manifests deleted.
 5. Each range of offsets must begin where the ledger ends.
 
 The metadata that a commit carries stays small: the same commit expires snapshots older than the newest KEEP_SNAPSHOTS.
@@ -17,7 +18,7 @@ Their files stay until maintenance deletes them. So the 10,000th commit costs as
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from pyiceberg.catalog import Catalog
@@ -91,6 +92,7 @@ class Committer:
         self._writer = Writer.this()
         self._table = load_table(catalog, name)
         self._fresh = True  # whether `_table` is as this writer's last commit left it
+        self._refused: MergeAppendFiles | None = None  # the last attempt's snapshot, if the catalog refused it
         self.ledger = self._read()
 
     def fence(self, topic_id: str, began_with: Ledger | None = None, branch: str | None = None) -> None:
@@ -189,11 +191,19 @@ class Committer:
         current = self._read()
         if current == request.after:  # commit-state-unknown reconciliation
             log.info("%s: an attempt with an unknown outcome had landed", self._name)
+            self._refused = None
             return
         self._check_fence(current)
+        if self._refused is not None:  # the ledger proves that it did not land
+            self._refused._clean_all_uncommitted()
+            self._refused = None
         self._check_replacements(request)
-        changes, discard = self._build(request)
-        commit_once(self._table, changes, discard)
+        changes, producer = self._build(request)
+        try:
+            commit_once(self._table, changes)
+        except CommitFailedException:
+            self._refused = producer
+            raise
         reach(Point.COMMIT_LANDED)
         self._fresh = True
 
@@ -223,14 +233,14 @@ class Committer:
                 "process does it any more, the next start of that exchange's flow ends it"
             )
 
-    def _build(self, request: LedgerCommit) -> tuple[Changes, Callable[[], object]]:
-        """Write the manifests of a request. Return its changes, and what deletes the manifests again."""
+    def _build(self, request: LedgerCommit) -> tuple[Changes, MergeAppendFiles | None]:
+        """Write the manifests of a request. Return its changes, and the snapshot to append, if any."""
         metadata = self._table.metadata
         entry = {ledgers.KEY + self._exchange: request.after.to_json()}
         properties = SetPropertiesUpdate(updates={**entry, **request.properties})
         same_table = AssertTableUUID(uuid=metadata.table_uuid)
         if not request.append:
-            return ((properties,), (same_table, same_head(self._table))), lambda: None
+            return ((properties,), (same_table, same_head(self._table))), None
         producer = MergeAppendFiles(
             Operation.APPEND, EmptyTransaction(self._table), self._table.io, snapshot_properties=entry
         )
@@ -241,7 +251,7 @@ class Committer:
         reach(Point.MANIFEST_WRITTEN)
         branch = () if request.branch is None else (_branch_at(request.branch, producer.snapshot_id),)
         updates = (*appended, properties, *_expire_snapshots(metadata), *branch)
-        return (updates, (same_table, *unchanged_head)), producer._clean_all_uncommitted
+        return (updates, (same_table, *unchanged_head)), producer
 
     def _read(self) -> Ledger:
         return ledgers.read(self._table.properties, self._exchange, self._topic)

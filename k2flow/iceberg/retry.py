@@ -43,11 +43,11 @@ def retry_conflicts(
     return retrying(attempt)
 
 
-def commit_once(table: Table, changes: Changes, discard: Callable[[], object] = lambda: None) -> None:
+def commit_once(table: Table, changes: Changes) -> None:
     """Commit to the table as it was read.
 
-    `discard` is called only if certainly nothing was committed: after any other error it may be, and nothing may be
-    deleted.
+    No error proves that nothing was committed. If a proxy repeats a request whose answer was lost, the catalog refuses
+    the second one, though the first has landed. So read the table again before deleting any file.
 
     Raises:
         CommitFailedException: another commit came first.
@@ -55,9 +55,6 @@ def commit_once(table: Table, changes: Changes, discard: Callable[[], object] = 
     """
     try:
         table._do_commit(*changes)
-    except CommitFailedException:
-        discard()
-        raise
     except OSError:  # requests' JSONDecodeError is one, and a ValueError too
         raise
     except ValidationError as error:

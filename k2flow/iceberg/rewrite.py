@@ -147,32 +147,32 @@ def rewrite_files(
 ) -> bool:
     """Commit a RewriteFiles, and a tag of time `at_ms` for the readers of the snapshot before it.
 
-    Return False after yielding to other commits: then certainly nothing was committed.
-
-    Raises:
-        CatalogError: the catalog failed. The commit may have landed.
+    Return False after yielding to other commits: the table shows that nothing was committed. Raises CatalogError if the
+    catalog failed. Then the commit may have landed.
     """
-    producer: RewriteFiles | None = None
+    attempts: list[RewriteFiles] = []
+
+    def landed(table: Table) -> bool:
+        return any(table.metadata.snapshot_by_id(attempt.snapshot_id) for attempt in attempts)
 
     def build(table: Table) -> Changes:
-        nonlocal producer
-        producer = None  # of an earlier attempt: if it certainly failed, its manifests are already deleted
+        if landed(table):  # although the catalog has refused it, see commit_once
+            return (), ()
         if staged := staged_branch(table):
             raise CommitConflictError(f"rows are being replaced, branch {staged}")
-        producer = RewriteFiles(table, operation, removed, added)
-        updates, requirements = producer._commit()
+        attempts.append(RewriteFiles(table, operation, removed, added))
+        updates, requirements = attempts[-1]._commit()
         return (*updates, tag_for_readers(table, at_ms)), requirements
 
-    def discard() -> None:
-        if producer is not None:
-            producer._clean_all_uncommitted()
-
     try:
-        return commit_change(catalog, name, build, discard=discard)
+        committed = commit_change(catalog, name, build)
     except CommitConflictError as error:
-        discard()
         log.info("%s: yields: %s", name, error)
-        return False
+        committed = False
+    committed = committed or landed(load_table(catalog, name))
+    for attempt in attempts[:-1] if committed else attempts:
+        attempt._clean_all_uncommitted()
+    return committed
 
 
 def tag_for_readers(table: Table, at_ms: int) -> SetSnapshotRefUpdate:
@@ -208,22 +208,18 @@ def commit_change(
     name: str,
     build: Callable[[Table], Changes],
     stop: stop_base = stop_after_attempt(ATTEMPTS),  # noqa: B008 - it keeps no state
-    discard: Callable[[], object] = lambda: None,
 ) -> bool:
     """Commit the changes that `build` returns for the table as it is; build them again after a conflict.
 
-    Without updates nothing is committed. `discard` deletes the files that `build` wrote, if certainly nothing was
-    committed. Return False after yielding to other commits, which `stop` decides.
-
-    Raises:
-        CatalogError: the catalog failed. The commit may have landed.
+    Without updates nothing is committed. Return False after yielding to other commits, which `stop` decides. Raises
+    CatalogError if the catalog failed. Then the commit may have landed.
     """
 
     def attempt() -> None:
         table = load_table(catalog, name)
         updates, requirements = build(table)
         if updates:
-            commit_once(table, (updates, (AssertTableUUID(uuid=table.metadata.table_uuid), *requirements)), discard)
+            commit_once(table, (updates, (AssertTableUUID(uuid=table.metadata.table_uuid), *requirements)))
 
     try:
         with catalog_errors():

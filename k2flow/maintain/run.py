@@ -109,7 +109,10 @@ class MaintenanceRun:
         """
         storage = TableStorage(self._table())
         listed = storage.list_files()
-        reachable = reachable_files(self._table())
+        table = self._table()
+        if staged_branch(table):  # begun since: files that are not staged yet may be old
+            return
+        reachable = reachable_files(table)
         orphans = orphan_files(listed, reachable, self._timing.clock(), self._timing.orphan_seconds)
         if not orphans:
             return

@@ -25,6 +25,7 @@ from k2flow.iceberg.ledger import KEY, OffsetRange, Writer, read
 from k2flow.iceberg.snapshots import KEEP_SNAPSHOTS
 from k2flow.iceberg.tables import create, definitions
 from k2flow.iceberg.writer import DataFileWriter
+from k2flow.maintain.storage import TableStorage, reachable_files
 
 TABLE = "bronze_binance_trades"
 TOPIC = "topic"
@@ -161,9 +162,14 @@ def test_error_names_another_running_copy(
 
 
 @pytest.mark.parametrize("landed", [True, False])
+@pytest.mark.parametrize(
+    "answer",
+    [OperationalError("commit", {}, Exception("connection lost")), CommitFailedException("a proxy has repeated it")],
+)
 def test_unknown_commit_state_is_reconciled(
-    catalog: Catalog, writer: DataFileWriter, monkeypatch: pytest.MonkeyPatch, landed: bool
+    catalog: Catalog, writer: DataFileWriter, monkeypatch: pytest.MonkeyPatch, answer: Exception, landed: bool
 ) -> None:
+    """A refusal leaves the state unknown too: the answer to the first request may be lost, and the second refused."""
     committer = open_committer(catalog)
     real = type(catalog).commit_table
     calls = 0
@@ -174,7 +180,7 @@ def test_unknown_commit_state_is_reconciled(
         if calls == 1:
             if landed:
                 real(self, *args, **kwargs)  # type: ignore[arg-type]
-            raise OperationalError("commit", {}, Exception("connection lost"))
+            raise answer
         return real(self, *args, **kwargs)  # type: ignore[arg-type]
 
     monkeypatch.setattr(type(catalog), "commit_table", flaky)
@@ -182,6 +188,10 @@ def test_unknown_commit_state_is_reconciled(
     committer.commit(writer.write(rows(5, 7)), [OffsetRange(0, 5, 7, 2)])
     assert offsets_in(catalog) == list(range(7))
     assert calls == (2 if landed else 3)
+    table = load_table(catalog, TABLE)
+    orphans = {path for path, _, _ in TableStorage(table).list_files()} - reachable_files(table)
+    refused = isinstance(answer, CommitFailedException)
+    assert any(path.endswith(".avro") for path in orphans) is not (landed or refused)
 
 
 def test_two_exchanges_commit_to_one_table(catalog: Catalog, writer: DataFileWriter) -> None:

@@ -21,10 +21,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pyiceberg.catalog import Catalog
+from pyiceberg.exceptions import CommitFailedException
 from pyiceberg.table import Table
 
 from k2flow.exchange import find_exchange
 from k2flow.iceberg.catalog import load_table
+from k2flow.iceberg.rewrite import ATTEMPTS
 from k2flow.iceberg.snapshots import KEEP_SNAPSHOTS
 from k2flow.iceberg.tables import TableDefinition, definitions, gold_definition
 from k2flow.iceberg.writer import DataFileWriter
@@ -211,6 +213,36 @@ def test_compaction_of_more_files_than_may_be_open(catalog: Catalog) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, most))
     assert new.record_count == 200 * 15
+
+
+@pytest.mark.parametrize("refused", [1, ATTEMPTS])
+@pytest.mark.parametrize("landed", [True, False])
+def test_refused_compaction_keeps_its_files_if_it_landed(
+    catalog: Catalog, monkeypatch: pytest.MonkeyPatch, refused: int, landed: bool
+) -> None:
+    """A proxy may repeat a request whose answer was lost. The catalog refuses the second one."""
+    gold = Gold(catalog)
+    for _ in range(3):
+        gold.add("binance", np.full(5, 490_000))
+    real, calls = type(catalog).commit_table, 0
+
+    def refuse(self: Catalog, *args: Any, **kwargs: Any) -> object:
+        nonlocal calls
+        calls += 1
+        if calls > refused:
+            return real(self, *args, **kwargs)
+        if landed and calls == refused:
+            real(self, *args, **kwargs)
+        raise CommitFailedException("the head has moved")
+
+    monkeypatch.setattr(type(catalog), "commit_table", refuse)
+    run = MaintenanceRun(catalog, gold_definition(), Timing())
+    done = [action.what for action in run._compact()]
+    assert done == (["compaction"] if landed or refused < ATTEMPTS else [])
+    table = load_table(catalog, GOLD_TABLE)
+    assert table.scan().to_arrow().num_rows == 15
+    added = {path for path, _, _ in TableStorage(table).list_files() if not path.endswith(".gz")}
+    assert added <= reachable_files(table)
 
 
 def paths(lake: Lake) -> set[Path]:

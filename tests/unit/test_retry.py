@@ -1,4 +1,4 @@
-"""Repeated commits: what runs again, what is discarded, and what is never discarded."""
+"""Repeated commits: conflicts and outages run again, and the last error is raised."""
 
 from collections.abc import Callable
 from typing import Any, cast
@@ -35,22 +35,18 @@ class NotJsonError(OSError, ValueError):
 
 
 @pytest.mark.parametrize(
-    ("error", "raised", "discards"),
+    ("error", "raised"),
     [
-        (CommitFailedException("the head has moved"), CommitFailedException, True),
-        (ValueError("snapshot 5 does not exist"), CommitFailedException, False),
-        (unreadable_answer(), CommitStateUnknownException, False),
-        (NotJsonError("<html>"), NotJsonError, False),
-        (TimeoutError(), TimeoutError, False),
+        (CommitFailedException("the head has moved"), CommitFailedException),
+        (ValueError("snapshot 5 does not exist"), CommitFailedException),
+        (unreadable_answer(), CommitStateUnknownException),
+        (NotJsonError("<html>"), NotJsonError),
+        (TimeoutError(), TimeoutError),
     ],
 )
-def test_manifests_are_discarded_only_if_certainly_nothing_was_committed(
-    error: Exception, raised: type[Exception], discards: bool
-) -> None:
-    discarded: list[bool] = []
+def test_error_of_a_commit_is_a_conflict_or_an_outage(error: Exception, raised: type[Exception]) -> None:
     with pytest.raises(raised):
-        commit_once(failing(error), ((), ()), lambda: discarded.append(True))
-    assert bool(discarded) is discards
+        commit_once(failing(error), ((), ()))
     assert raised is CommitFailedException or issubclass(raised, OUTAGES)
 
 

@@ -1,5 +1,7 @@
 """A replacement of rows in a real catalog: invisible until published, all or nothing."""
 
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 import pyarrow as pa
@@ -15,6 +17,8 @@ from k2flow.iceberg.staging import Staging, publish
 from k2flow.iceberg.tables import create, definitions
 from k2flow.iceberg.writer import DataFileWriter
 from k2flow.layers import GOLD_TABLE
+from k2flow.maintain.actions import Timing
+from k2flow.maintain.run import MaintenanceRun
 
 BINANCE = find_exchange("binance")
 TOPIC = BINANCE.settings.topic
@@ -45,12 +49,14 @@ class Lake:
         found = load_table(self.catalog, SILVER).scan(selected_fields=("message_id",)).to_arrow()["message_id"]
         return "".join(sorted(found.to_pylist()))
 
-    def stage(self) -> Staging:
-        """Stage the rows b, c and d in place of a and b."""
+    def stage(self, before: Callable[[], object] = lambda: None) -> Staging:
+        """Stage the rows b, c and d in place of a and b. Their files are written, then `before` is called."""
         staging = Staging(self.catalog, BINANCE, REPLACED)
         staging.begin()
         old = [task.file.file_path for task in load_table(self.catalog, SILVER).scan().plan_files()]
-        staging.stage(SILVER, old, self._writer.write(self._rows("bcd")))
+        new = self._writer.write(self._rows("bcd"))
+        before()
+        staging.stage(SILVER, old, new)
         assert self.ids() == "ab"
         return staging
 
@@ -71,6 +77,14 @@ def test_replacement_is_published_with_its_ledger(lake: Lake) -> None:
     ledger = read(load_table(lake.catalog, SILVER).properties, BINANCE.name, TOPIC)
     assert (ledger.next_offset(0), ledger.partitions[0].rows) == (2, 3)
     assert not any(staged_branch(load_table(lake.catalog, name)) for name in BINANCE.tables)
+
+
+def test_maintenance_that_has_begun_before_deletes_no_file_of_a_replacement(lake: Lake) -> None:
+    """The files may be older than the age of orphan files before they are staged."""
+    run = MaintenanceRun(lake.catalog, definitions(BINANCE)[SILVER], Timing(0, 0, lambda: time.time() + 60))
+    lake.stage(lambda: list(run._delete_orphans())).commit_replacement({SILVER: {0: 1}}, "it")
+    publish(lake.catalog, BINANCE)
+    assert lake.ids() == "bcd"
 
 
 def test_aborted_replacement_changes_nothing(lake: Lake) -> None:
