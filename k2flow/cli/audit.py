@@ -1,7 +1,7 @@
 """`k2flow audit`."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 from prometheus_client import CollectorRegistry
@@ -13,7 +13,7 @@ from k2flow.cli.output import console, print_json, progress_bars
 from k2flow.cli.process import every, exit_on_error, stop_event
 from k2flow.config.settings import Settings, load_settings
 from k2flow.errors import K2flowError
-from k2flow.exchange import Exchange, all_exchanges, exchange_names, find_exchange
+from k2flow.exchange import all_exchanges, exchange_names, find_exchange
 from k2flow.iceberg.catalog import open_catalog
 from k2flow.observability.endpoint import serve
 from k2flow.observability.logs import set_up_logging
@@ -33,7 +33,7 @@ def run_audit(exchange: str | None, as_json: bool, since: datetime | None, inter
         exchanges = [find_exchange(exchange)] if exchange else all_exchanges()
         since = since if since is None or since.tzinfo else since.replace(tzinfo=UTC)
         if interval is not None:
-            _repeat(settings, exchanges, since, interval, as_json)
+            _repeat(lambda: audit(open_catalog(settings), settings, exchanges, since), settings, interval, as_json)
             return
         with progress_bars() as progress:
             report = audit(open_catalog(settings), settings, exchanges, since, progress)
@@ -41,9 +41,7 @@ def run_audit(exchange: str | None, as_json: bool, since: datetime | None, inter
     raise SystemExit(report.verdict.exit_code)
 
 
-def _repeat(
-    settings: Settings, exchanges: Sequence[Exchange], since: datetime | None, interval: float, as_json: bool
-) -> None:
+def _repeat(run: Callable[[], AuditReport], settings: Settings, interval: float, as_json: bool) -> None:
     """Audit again and again. SIGTERM and SIGINT wait for the audit in progress."""
     metrics, registry = AuditCollector(), CollectorRegistry()
     registry.register(metrics)
@@ -51,16 +49,15 @@ def _repeat(
         serve(settings.metrics_host, settings.metrics_port, registry, lambda: None, lambda: None)
     for _ in every(interval, stop_event()):
         try:
-            report = audit(open_catalog(settings), settings, exchanges, since)
+            report = run()
         except K2flowError as error:
             log.error("%s%s", INCOMPLETE, error)
             metrics.record(Verdict.UNKNOWN, [])
             continue
         metrics.record(report.verdict, [finding.severity for finding in report.findings])
-        holds = report.verdict is Verdict.HOLDS
-        level = logging.INFO if holds else logging.ERROR
+        level = logging.INFO if report.verdict is Verdict.HOLDS else logging.ERROR
         log.log(level, "audit verdict: %s, %d rows in %.1f s", report.verdict, report.rows, report.seconds)
-        if as_json or not holds:
+        if as_json or report.verdict is not Verdict.HOLDS:
             _show(report, as_json)
 
 

@@ -1,7 +1,4 @@
-"""The commands of `k2flow`: their arguments, options and help.
-
-This module imports no slow library. Each command imports the module that does its work when it runs.
-"""
+"""The commands of `k2flow`: their arguments, options and help. This module imports no slow library."""
 
 import os
 import sys

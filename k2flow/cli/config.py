@@ -108,6 +108,7 @@ def show_settings() -> None:
 
 def print_reference() -> None:
     """Print docs/configuration.md. It depends on definitions and declarations alone, never on the environment."""
+    registry = ((f"`{name}`", REGISTRY_PROPERTIES[key]) for name, key in REGISTRY_VARIABLES.items())
     parts = [
         INTRODUCTION,
         _markdown_table(("variable", "type", "default", "meaning"), _rows(PREFIX, Settings.model_fields)),
@@ -119,10 +120,7 @@ def print_reference() -> None:
         "Exactly-once delivery requires these values; any other value is an error:\n",
         _markdown_table(("variable", "must be"), _kafka(FORCED)),
         REGISTRY,
-        _markdown_table(
-            ("variable", "meaning"),
-            ((f"`{name}`", REGISTRY_PROPERTIES[key]) for name, key in REGISTRY_VARIABLES.items()),
-        ),
+        _markdown_table(("variable", "meaning"), registry),
         CATALOG_TEXT,
     ]
     print("\n".join(parts), end="")
@@ -135,20 +133,15 @@ def _rows(prefix: str, fields: Mapping[str, FieldInfo]) -> Iterable[tuple[str, .
 
 
 def _type(field: FieldInfo) -> str:
-    """Return the type and bounds of a field, in words."""
     given = get_args(field.annotation) if NoneType in get_args(field.annotation) else (field.annotation,)
     (kind,) = (each for each in given if each is not NoneType)
     if get_origin(kind) is Literal:
         return " or ".join(f"`{value}`" for value in get_args(kind))
     if get_origin(kind) is tuple:
         return f"{TYPES[get_args(kind)[0]]}s"
-    bounds = [
-        text.format(f"{getattr(limit, name):,g}")
-        for limit in field.metadata
-        for name, text in BOUNDS.items()
-        if getattr(limit, name, None) is not None
-    ]
-    return ", ".join([TYPES[kind], *([" ".join(bounds)] if bounds else [])])
+    limits = [(text, getattr(limit, name, None)) for limit in field.metadata for name, text in BOUNDS.items()]
+    bounds = " ".join(text.format(f"{value:,g}") for text, value in limits if value is not None)
+    return f"{TYPES[kind]}, {bounds}" if bounds else TYPES[kind]
 
 
 def _value(value: Any) -> str:

@@ -29,7 +29,10 @@ def run_query(sql: str, format: Format, as_of: str | None) -> None:
         if format == "table":
             _show(relation)
         elif format == "arrow":
-            _stream(relation)
+            reader = relation.to_arrow_reader(BATCH_ROWS)
+            with pa.ipc.new_stream(sys.stdout.buffer, reader.schema) as writer:
+                for batch in reader:
+                    writer.write_batch(batch)
         else:
             _copy(relation, format)
 
@@ -53,13 +56,6 @@ def _show(relation: duckdb.DuckDBPyRelation) -> None:
     if len(rows) > SHOWN_ROWS:
         text = f"these are the first {SHOWN_ROWS:,} rows: --format csv, json, parquet or arrow writes all"
         print(text, file=sys.stderr)
-
-
-def _stream(relation: duckdb.DuckDBPyRelation) -> None:
-    reader = relation.to_arrow_reader(BATCH_ROWS)
-    with pa.ipc.new_stream(sys.stdout.buffer, reader.schema) as writer:
-        for batch in reader:
-            writer.write_batch(batch)
 
 
 def _copy(relation: duckdb.DuckDBPyRelation, format: Format) -> None:

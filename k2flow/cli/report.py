@@ -34,7 +34,6 @@ def write_report(html: Path, exchanges: Sequence[str] | None, symbols: Sequence[
 
 
 def _result(audit_result: AuditReport | Unavailable | None) -> tuple[str, int]:
-    """Return the verdict as text, and its exit code."""
     if audit_result is None:
         return "audit skipped", 0
     if isinstance(audit_result, Unavailable):

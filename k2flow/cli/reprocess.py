@@ -1,7 +1,7 @@
 """`k2flow reprocess` and `k2flow dlq`."""
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, date, datetime
 from typing import Any
@@ -89,7 +89,6 @@ def _set_up_process(settings: Settings) -> None:
 
 
 def _show_outcome(outcome: Outcome, dry_run: bool, as_json: bool) -> None:
-    """Print the changes by reason, the rows replaced in each table, and some trades whose values changed."""
     if as_json:
         print_json(_as_json(outcome))
         return
@@ -109,19 +108,16 @@ def _show_outcome(outcome: Outcome, dry_run: bool, as_json: bool) -> None:
         _show_changes(out, outcome)
 
 
-def _notes(outcome: Outcome) -> list[str]:
-    notes = []
+def _notes(outcome: Outcome) -> Iterator[str]:
     if outcome.finished:
-        notes.append(f"finished an earlier replacement first: {outcome.finished}")
+        yield f"finished an earlier replacement first: {outcome.finished}"
     if outcome.skipped:
-        reason = "their topic was deleted, or they are not in all tables yet"
-        notes.append(f"{outcome.skipped:,} messages are skipped: {reason}")
+        yield f"{outcome.skipped:,} messages are skipped: their topic was deleted, or they are not in all tables yet"
     if outcome.ambiguous:
-        notes.append(
+        yield (
             f"{outcome.ambiguous:,} message ids are left unchanged: Silver has rows that messages of other days may "
             "have written, or no longer keeps some. Include more days, if Bronze has them"
         )
-    return notes
 
 
 def _show_tables(out: Console, outcome: Outcome, dry_run: bool) -> None:

@@ -7,13 +7,12 @@ import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from itertools import islice
-from typing import Any
 
 import typer
 from humanize import naturalsize, naturaltime, precisedelta
 from rich.console import Group, RenderableType
 from rich.live import Live
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from k2flow.cli.output import console, print_json
@@ -23,19 +22,9 @@ from k2flow.errors import CatalogError, K2flowError
 from k2flow.exchange import Exchange, exchange_names, find_exchange
 from k2flow.iceberg.catalog import open_catalog
 from k2flow.observability.logs import set_up_logging
+from k2flow.status import model
 from k2flow.status.collector import StatusCollector
-from k2flow.status.model import (
-    VERSION,
-    DeadLetters,
-    ExchangeStatus,
-    FlowState,
-    LayerStatus,
-    Level,
-    Status,
-    TableStatus,
-    iso,
-    moment,
-)
+from k2flow.status.model import FlowState, Level, Status, moment
 from k2flow.timeouts import DeadlinePassedError, run_with_timeout
 
 COLLECT_SECONDS = 60
@@ -142,8 +131,8 @@ def _results(collector: TimeLimitedCollector, interval: float) -> Iterator[Statu
         time.sleep(max(0.0, interval - (time.monotonic() - began)))
 
 
-def _error_to_dict(error: K2flowError) -> dict[str, Any]:
-    return {"version": VERSION, "at": iso(time.time_ns() // 1_000_000), "error": str(error)}
+def _error_to_dict(error: K2flowError) -> dict[str, object]:
+    return {"version": model.VERSION, "at": model.iso(time.time_ns() // 1_000_000), "error": str(error)}
 
 
 def render(status: Status) -> RenderableType:
@@ -156,25 +145,25 @@ def render(status: Status) -> RenderableType:
     return Group(*parts)
 
 
-def _exchange(name: str, exchange: ExchangeStatus, now: int) -> list[RenderableType]:
+def _exchange(name: str, exchange: model.ExchangeStatus, now: int) -> Iterator[RenderableType]:
     flow = exchange.flow
     state = STATES[flow.state].format(" and ".join(map(str, flow.writers)))
     epoch = f", epoch {flow.epoch}" if flow.epoch else ""
-    parts: list[RenderableType] = [Text.assemble((name, "bold"), f": {state}{epoch}; topic {exchange.topic}")]
+    yield Text.assemble((name, "bold"), f": {state}{epoch}; topic {exchange.topic}")
     if any(exchange.layers.values()):
-        parts.append(_layers(exchange, now))
+        yield _layers(exchange, now)
     if exchange.dead_letters:
-        parts.append(_dead_letters(exchange.dead_letters))
+        yield _dead_letters(exchange.dead_letters)
     if exchange.replacement:
         how = "committed, not yet published to all tables" if exchange.replacement.committed else "staged, or aborted"
-        parts.append(Text(f"rows are being replaced ({how}): {exchange.replacement.what}", "yellow"))
-    problems = [exchange.kafka_problem, *exchange.problems]
-    parts += [Text(f"problem: {problem}", "bold red") for problem in problems if problem]
-    return parts
+        yield Text(f"rows are being replaced ({how}): {exchange.replacement.what}", "yellow")
+    for problem in (exchange.kafka_problem, *exchange.problems):
+        if problem:
+            yield Text(f"problem: {problem}", "bold red")
 
 
-def _layers(exchange: ExchangeStatus, now: int) -> Table:
-    table = _table("layer", "lag", "behind", "messages", "messages/s", "rows/s", "last commit")
+def _layers(exchange: model.ExchangeStatus, now: int) -> Table:
+    table = Table("layer", *_right_aligned("lag", "behind", "messages", "messages/s", "rows/s", "last commit"))
     for name, layer in exchange.layers.items():
         if layer is None:
             table.add_row(name, Text("no table", "dim"))
@@ -187,7 +176,7 @@ def _layers(exchange: ExchangeStatus, now: int) -> Table:
     return table
 
 
-def _behind(layer: LayerStatus) -> str:
+def _behind(layer: model.LayerStatus) -> str:
     """Return the age of the oldest missing message, to 0.1 s while it is short, then to the minute; and the level."""
     if layer.lag_seconds is None:
         return "unknown"
@@ -198,7 +187,7 @@ def _behind(layer: LayerStatus) -> str:
     return age if layer.level is Level.OK else f"{age}, {layer.level}"
 
 
-def _dead_letters(letters: DeadLetters) -> Text:
+def _dead_letters(letters: model.DeadLetters) -> Text:
     text = f"dead letters: {_share(letters.share)} of all messages, {_share(letters.hour_share)} in the last hour"
     if letters.reasons:
         top = ", ".join(f"{reason} {count:,}" for reason, count in islice(letters.reasons.items(), TOP_REASONS))
@@ -207,8 +196,7 @@ def _dead_letters(letters: DeadLetters) -> Text:
 
 
 def _tables(status: Status) -> Table:
-    table = _table("table", "rows", "files", "small", "bytes", "last commit")
-    table.add_column("maintenance")
+    table = Table("table", *_right_aligned("rows", "files", "small", "bytes", "last commit"), "maintenance")
     for name, each in status.tables.items():
         if each is None:
             table.add_row(name, Text("no table", "dim"))
@@ -218,14 +206,11 @@ def _tables(status: Status) -> Table:
     return table
 
 
-def _table(first: str, *numeric: str) -> Table:
-    table = Table(first)
-    for column in numeric:
-        table.add_column(column, justify="right")
-    return table
+def _right_aligned(*names: str) -> list[Column]:
+    return [Column(name, justify="right") for name in names]
 
 
-def _maintenance(table: TableStatus, now: int) -> str:
+def _maintenance(table: model.TableStatus, now: int) -> str:
     due = [f"{a.what} of {a.removed:,}{f' into {a.added:,}' if a.added else ''}" for a in table.due]
     parts = [f"due: {', '.join(due) or 'nothing'}"]
     if table.maintained:

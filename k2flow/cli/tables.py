@@ -1,8 +1,8 @@
 """`k2flow tables` and `k2flow maintain`."""
 
 import logging
-import threading
 from collections.abc import Sequence
+from threading import Event
 
 import typer
 from humanize import naturalsize
@@ -66,7 +66,7 @@ def run_maintenance(
     chosen, leases = _chosen(catalog, tables), MaintenanceLeases(catalog)
     try:
         if interval is None:
-            actions, errors = _maintain(catalog, chosen, timing, leases, dry_run, stop)
+            actions, errors = _maintain(catalog, chosen, timing, None if dry_run else leases, stop)
             _show_actions(actions, dry_run)
             if errors:
                 raise MaintenanceError(f"not done: {'; '.join(errors)}")
@@ -76,7 +76,7 @@ def run_maintenance(
                 chosen = _chosen(catalog, tables)  # tables may be new
             except CatalogError as error:
                 log.error("%s", error)
-            _maintain(catalog, chosen, timing, leases, dry_run, stop)
+            _maintain(catalog, chosen, timing, leases, stop)
     finally:
         leases.release()
 
@@ -91,23 +91,21 @@ def _row(catalog: Catalog, name: str) -> tuple[str, str, str, str] | None:
 
 
 def _maintain(
-    catalog: Catalog,
-    chosen: Sequence[TableDefinition],
-    timing: Timing,
-    leases: MaintenanceLeases,
-    dry_run: bool,
-    stop: threading.Event,
+    catalog: Catalog, chosen: Sequence[TableDefinition], timing: Timing, leases: MaintenanceLeases | None, stop: Event
 ) -> tuple[list[MaintenanceAction], list[str]]:
-    """Return the actions and the errors of one run over all tables. An error of one table does not stop the others."""
+    """Return the actions and the errors of one run over all tables. An error of one table does not stop the others.
+
+    A dry run has no leases.
+    """
     actions: list[MaintenanceAction] = []
     errors: list[str] = []
     for definition in chosen:
         try:
-            holder = None if dry_run else leases.acquire(definition.name)
+            holder = leases.acquire(definition.name) if leases else None
             if holder:
                 log.warning("%s: skipped, since %s maintains it", definition.name, holder)
                 continue
-            for action in MaintenanceRun(catalog, definition, timing, dry_run).run():
+            for action in MaintenanceRun(catalog, definition, timing, dry_run=leases is None).run():
                 actions.append(action)
                 if stop.is_set():
                     return actions, errors
