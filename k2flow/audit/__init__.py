@@ -9,11 +9,11 @@ Together they are the conservation law: no message appears or disappears on its 
 - `inspection.pinned` pins one snapshot of each table, and `inspection.partitions` reads from their ledgers which
   offsets each one holds;
 - `file_checks` checks each data file as it is read: partition value, order, derived columns;
-- `bronze` reads Bronze, and `messages` decodes it again, with the flow's own decoder, into hashes;
+- `bronze` reads Bronze and decodes it again, with the flow's own decoder, into hashes (`database`);
 - `offsets` finds the offsets that Bronze lacks or has twice, and asks Kafka about them. `bronze` compares the newest
   rows with Kafka's messages;
 - `trades` and `dead_letters` compare the hashes with the rows of Silver and of the dead letters, `gold` checks Gold's
-  keys, `gold_rows` compares Silver with Gold, `ledgers` the ledgers' counts with all of them;
+  keys and compares it with Silver, `ledgers` compares the ledgers' counts with all of them;
 - `coverage` declares which check covers each column, and `report` holds the findings.
 
 Rows are compared by 64-bit hashes of all their columns: of n rows a wrong one stays unseen with a probability of

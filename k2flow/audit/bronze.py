@@ -8,17 +8,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from k2flow.audit.context import AuditContext
-from k2flow.audit.file_checks import FileChecks
-from k2flow.audit.messages import MessageHasher
+from k2flow.audit.file_checks import read_checked
+from k2flow.audit.ledgers import LedgerFilter
 from k2flow.audit.report import SAMPLES, Severity
+from k2flow.exchange import Exchange
 from k2flow.inspection.broker import TopicReader
-from k2flow.inspection.content import content_hash
-from k2flow.inspection.files import ReadPlan, prefetch, read
+from k2flow.inspection.files import ReadPlan, prefetch
 from k2flow.inspection.partitions import OUTSIDE, TopicPartition, TopicPartitions
-from k2flow.inspection.pinned import PinnedTables
-from k2flow.inspection.row_hashes import hashable
-from k2flow.layers import BRONZE
-from k2flow.trades.decode import DecodedBatch
+from k2flow.inspection.row_hashes import content_hash, hashable, id_hash
+from k2flow.layers import BRONZE, DLQ, SILVER
+from k2flow.trades.decode import DecodedBatch, TradeDecoder
 from k2flow.trades.messages import MESSAGE_SCHEMA, MessageBatch, bronze_rows
 
 COMPARED_MESSAGES = 20_000
@@ -34,37 +33,55 @@ def newest_offsets(partitions: TopicPartitions) -> dict[TopicPartition, tuple[in
     return {partition: (max(held.first, held.next - each), held.next) for partition, held in extents.items()}
 
 
-class BronzeReader:
-    """Fills `runs`, `newest`, `valid` and `bad` of the database from Bronze's rows of one exchange.
+class MessageHasher:
+    """Decodes messages of one exchange and stores their hashes as `valid` or `bad`.
 
-    Check `bronze_outside_ledger` proves that no row that was read has a topic, partition or offset that Bronze's ledger
-    does not hold.
+    Today's rules decide whether a message is valid and, with a registry, today's schemas. Today's setting decides which
+    fields that TradeV2 does not know are kept. After a change of these, earlier rows differ.
     """
 
-    def __init__(
-        self, context: AuditContext, pinned: PinnedTables, partitions: TopicPartitions, hasher: MessageHasher
-    ) -> None:
+    def __init__(self, context: AuditContext, exchange: Exchange, decoder: TradeDecoder) -> None:
         self._context = context
-        self._pinned = pinned
-        self._partitions = partitions
+        self._exchange = exchange
+        self._decoder = decoder
+
+    def decode(self, number: Ints, offset: Ints, rows: pa.RecordBatch) -> DecodedBatch:
+        """Decode n messages (MESSAGE_SCHEMA). In the result, `partition` is the number of the TopicPartition."""
+        return self._decoder.decode(MessageBatch(rows, number.astype(np.int32), offset, []))
+
+    def store(self, decoded: DecodedBatch, day: int) -> None:
+        """Store the results of messages that were ingested on `day` (since 1970)."""
+        store, trades, bad = self._context.store, decoded.trades, decoded.dead_letters.rows
+        if trades.rows.num_rows:
+            batch = hashable(trades.rows)
+            batch = batch.append_column("number", pa.array(trades.partition))
+            batch = batch.append_column("kafka_offset", pa.array(trades.offset))
+            traded = f"{SILVER.date_column} - DATE '1970-01-01'"
+            hashes = self._context.hashes.expressions(SILVER)
+            store.insert("valid", batch, f"number, kafka_offset, {traded}, {id_hash(self._exchange)}, {hashes}")
+        if bad.num_rows:
+            columns = f'partition, "offset", {day}, reason, {content_hash(DLQ)}, hash(detail)'
+            store.insert("bad", hashable(bad), columns)
+
+
+class BronzeReader:
+    """Fills `runs`, `newest`, `valid` and `bad` of the database from Bronze's rows of one exchange."""
+
+    def __init__(self, context: AuditContext, partitions: TopicPartitions, hasher: MessageHasher) -> None:
+        self._context = context
+        self._ledger = LedgerFilter(partitions, BRONZE)
         self._hasher = hasher
         self._newest = {each.number: first for each, (first, _) in newest_offsets(partitions).items()}
-        self._outside = 0
-        self._samples: list[dict[str, object]] = []
 
     def read(self, plan: ReadPlan) -> None:
         """Read, decode and store, each in a thread of its own, and report the rows outside the ledger."""
-        store, checks = self._context.store, FileChecks(plan)
-        batches = read(plan, BRONZE.columns, checks, self._context.advance(plan))
-        for decoded, found, newest, day in prefetch(self._decoded(prefetch(batches))):
+        store = self._context.store
+        for decoded, found, newest, day in prefetch(self._decoded(prefetch(read_checked(self._context, plan)))):
             store.insert("runs", found)
             if newest.num_rows:
                 store.insert("newest", hashable(newest), f'number, "offset", {content_hash(BRONZE)}')
             self._hasher.store(decoded, day)
-        checks.report(self._context.report)
-        if self._outside:
-            text = f"{self._outside:,} rows have a topic or offset that the table's ledger does not hold"
-            self._context.broken("bronze_outside_ledger", text, self._outside, self._pinned, BRONZE, self._samples)
+        self._ledger.report(self._context)
 
     def _decoded(
         self, batches: Iterable[pa.RecordBatch]
@@ -73,7 +90,9 @@ class BronzeReader:
         for batch in batches:
             if since is not None:
                 batch = batch.filter(pc.greater_equal(batch.column("ingestion_timestamp"), pa.scalar(since)))
-            batch, number = self._inside(batch)
+            number = self._ledger.numbers(batch)
+            inside = number != OUTSIDE
+            batch, number = batch.filter(pa.array(inside)), number[inside]
             if batch.num_rows == 0:
                 continue
             offset = batch.column("offset").to_numpy()
@@ -89,64 +108,52 @@ class BronzeReader:
             newest |= (number == each) & (offset >= first)
         return batch.append_column("number", pa.array(number.astype(np.int32))).filter(pa.array(newest))
 
-    def _inside(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, Ints]:
-        """Return the rows that the ledger holds, and the numbers of their partitions."""
-        number = self._partitions.numbers(BRONZE, batch)
-        inside = number != OUTSIDE
-        if inside.all():
-            return batch, number
-        outside = batch.filter(pa.array(~inside))
-        self._outside += outside.num_rows
-        self._samples += outside.select(["topic", "partition", "offset"]).slice(0, SAMPLES).to_pylist()
-        return batch.filter(pa.array(inside)), number[inside]
 
-
-class BronzeContentCheck:
-    """Check `bronze_changed`: the newest rows are what Kafka's messages give.
+def compare_with_kafka(
+    context: AuditContext,
+    partitions: TopicPartitions,
+    reader: TopicReader,
+    kafka: Mapping[TopicPartition, tuple[int, int]],
+) -> None:
+    """Check `bronze_changed`: the newest rows are what Kafka's messages give, from its first offset to its end.
 
     It proves, for COMPARED_MESSAGES rows that Kafka still has the messages of, that the columns that a message decides
     (key, payload, Kafka timestamp) are the message's. Older rows are not compared with Kafka.
     """
+    store, newest = context.store, newest_offsets(partitions)
+    store.run("CREATE OR REPLACE TEMP TABLE kafka AS SELECT * FROM newest LIMIT 0")
+    for partition, watermarks in kafka.items():
+        first, end = newest[partition]
+        _store_messages(context, partition, reader, max(first, watermarks[0]), end, watermarks)
+    changed = 'FROM newest n JOIN kafka k USING (number, "offset") WHERE n.content <> k.content'
+    for partition in kafka:
+        of_partition = f"{changed} AND number = {partition.number}"
+        if count := store.count(of_partition):
+            rows = store.run(f'SELECT "offset" {of_partition} ORDER BY ALL LIMIT {SAMPLES}')
+            text = f"{partition}: {count:,} rows differ from Kafka's messages: key, payload or Kafka timestamp"
+            samples = [partition.at(offset) for (offset,) in rows]
+            context.broken("bronze_changed", text, count, partitions.pinned, BRONZE, samples)
 
-    def __init__(self, context: AuditContext, pinned: PinnedTables, partitions: TopicPartitions) -> None:
-        self._context = context
-        self._pinned = pinned
-        self._newest = newest_offsets(partitions)
 
-    def check(self, reader: TopicReader, kafka: Mapping[TopicPartition, tuple[int, int]]) -> None:
-        """Compare the partitions that Kafka has, from its first offset to its end."""
-        store = self._context.store
-        store.run("CREATE OR REPLACE TEMP TABLE kafka AS SELECT * FROM newest LIMIT 0")
-        for partition, (low, high) in kafka.items():
-            first, end = self._newest[partition]
-            self._store(partition, reader, max(first, low), end, (low, high))
-        changed = 'FROM newest n JOIN kafka k USING (number, "offset") WHERE n.content <> k.content'
-        for partition in kafka:
-            of_partition = f"{changed} AND number = {partition.number}"
-            if count := store.count(of_partition):
-                rows = store.run(f'SELECT "offset" {of_partition} ORDER BY ALL LIMIT {SAMPLES}')
-                text = f"{partition}: {count:,} rows differ from Kafka's messages: key, payload or Kafka timestamp"
-                samples = [partition.at(offset) for (offset,) in rows]
-                self._context.broken("bronze_changed", text, count, self._pinned, BRONZE, samples)
-
-    def _store(
-        self, partition: TopicPartition, reader: TopicReader, first: int, end: int, watermarks: tuple[int, int]
-    ) -> None:
-        if first >= end:
-            return
-        found = reader.read(partition.partition, [(first, end)], *watermarks)
-        if found.unread:
-            text = (
-                f"{partition}: Kafka did not return all messages from {first} to {end - 1}: their rows are not compared"
-            )
-            self._context.add("bronze_not_compared", Severity.NOTE, text, end - first, self._pinned, BRONZE)
-        n = len(found.offset)
-        if n:
-            numbers = np.full(n, partition.number, np.int32)
-            messages = MessageBatch(found.rows(), numbers, np.array(found.offset, np.int64), [])
-            rows = BRONZE.rows(bronze_rows(messages, partition.topic))
-            columns = f'partition, "offset", {content_hash(BRONZE)}'
-            self._context.store.insert("kafka", hashable(rows), columns)
+def _store_messages(
+    context: AuditContext,
+    partition: TopicPartition,
+    reader: TopicReader,
+    first: int,
+    end: int,
+    watermarks: tuple[int, int],
+) -> None:
+    if first >= end:
+        return
+    found = reader.read(partition.partition, [(first, end)], *watermarks)
+    if found.unread:
+        text = f"{partition}: Kafka did not return all messages from {first} to {end - 1}: their rows are not compared"
+        context.add("bronze_not_compared", Severity.NOTE, text, end - first, partition.pinned, BRONZE)
+    if n := len(found.offset):
+        numbers = np.full(n, partition.number, np.int32)
+        messages = MessageBatch(found.rows(), numbers, np.array(found.offset, np.int64), [])
+        rows = BRONZE.rows(bronze_rows(messages, partition.topic))
+        context.store.insert("kafka", hashable(rows), f'partition, "offset", {content_hash(BRONZE)}')
 
 
 def runs(number: Ints, offset: Ints) -> pa.RecordBatch:

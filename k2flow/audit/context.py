@@ -1,16 +1,20 @@
-"""What all checks of one audit share."""
+"""What all checks of one audit share: the database, the report, the scope, and a search for rows to name."""
 
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
-from k2flow.audit.hashes import TradeHashes
+import pyarrow as pa
+
+from k2flow.audit.database import TradeHashes
 from k2flow.audit.report import AuditReport, Samples, Severity
-from k2flow.inspection.files import ReadPlan
+from k2flow.inspection.files import Advance, Progress, ReadPlan, plan, read
 from k2flow.inspection.pinned import UNIX_EPOCH, PinnedTables
-from k2flow.inspection.progress import Progress
-from k2flow.inspection.row_hashes import RowHashStore
+from k2flow.inspection.row_hashes import RowHashStore, hashable
 from k2flow.layers import Layer
+
+MAX_ROWS = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +40,7 @@ class AuditContext:
         """Whether everything is read."""
         return self.since is None
 
-    def advance(self, plan: ReadPlan) -> Callable[[int], None]:
+    def advance(self, plan: ReadPlan) -> Advance:
         """Return the function that counts the rows read of a plan."""
         name = plan.table.name()[-1]
         self.progress(name, 0, plan.rows)
@@ -66,3 +70,36 @@ class AuditContext:
     ) -> None:
         """Report a violated invariant."""
         self.add(check, Severity.BROKEN, text, count, pinned, layer, samples)
+
+    def trades_with(
+        self, pinned: PinnedTables, layer: Layer, hash_sql: str, hashes: Sequence[int]
+    ) -> list[dict[str, Any]]:
+        """Return key, exchange and time of the rows, at most MAX_ROWS, whose `hash_sql` is one of `hashes`.
+
+        Reads the whole table: only to name rows after a check found something.
+        """
+        if not hashes:
+            return []
+        candidates = dict.fromkeys((*pinned.exchange.dedup_key, "exchange", layer.event_time))
+        names = [name for name in candidates if name in layer.columns]
+        columns, wanted = ", ".join(f'"{name}"' for name in names), ", ".join(map(str, hashes))
+        sql = f"SELECT {columns} FROM batch WHERE {hash_sql} IN ({wanted}) LIMIT {MAX_ROWS}"
+        found: list[dict[str, Any]] = []
+        for batch in _whole_table(pinned, layer):
+            for row in self.store.select(batch, sql):
+                values = (value.isoformat() if isinstance(value, datetime) else value for value in row)
+                found.append(dict(zip(names, values, strict=True)))
+            if len(found) >= MAX_ROWS:
+                break
+        return found
+
+    def present(self, pinned: PinnedTables, layer: Layer, hash_sql: str, hashes: Sequence[int]) -> set[int]:
+        """Return those of `hashes` that are the `hash_sql` of any row. Reads the whole table."""
+        if not hashes:
+            return set()
+        sql = f"SELECT DISTINCT {hash_sql} FROM batch WHERE {hash_sql} IN ({', '.join(map(str, hashes))})"
+        return {found for batch in _whole_table(pinned, layer) for (found,) in self.store.select(batch, sql)}
+
+
+def _whole_table(pinned: PinnedTables, layer: Layer) -> Iterator[pa.RecordBatch]:
+    return map(hashable, read(plan(pinned, layer), layer.columns, None, lambda _: None))

@@ -4,7 +4,7 @@ A new field is covered without any change here: by the layer's content hash, or 
 it. `unchecked` is empty for the layers of every exchange.
 """
 
-from k2flow.inspection.content import POSITION, WORDING, content
+from k2flow.inspection.row_hashes import POSITION, WORDING, content
 from k2flow.layers import BRONZE, DLQ, GOLD, Layer, Stream
 
 

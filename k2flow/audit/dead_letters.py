@@ -17,15 +17,14 @@ import numpy as np
 import pyarrow as pa
 
 from k2flow.audit.context import AuditContext
-from k2flow.audit.extents import within
-from k2flow.audit.file_checks import FileChecks
+from k2flow.audit.database import within
+from k2flow.audit.file_checks import read_checked
+from k2flow.audit.ledgers import LedgerFilter
 from k2flow.audit.offsets import OffsetsFound
 from k2flow.audit.report import SAMPLES, Severity
-from k2flow.inspection.content import content_hash
-from k2flow.inspection.files import ReadPlan, prefetch, read
-from k2flow.inspection.partitions import OUTSIDE, TopicPartition, TopicPartitions
-from k2flow.inspection.pinned import PinnedTables
-from k2flow.inspection.row_hashes import hashable
+from k2flow.inspection.files import ReadPlan, prefetch
+from k2flow.inspection.partitions import TopicPartition, TopicPartitions
+from k2flow.inspection.row_hashes import content_hash, hashable
 from k2flow.layers import DLQ
 
 _SAME = 'd.number = e.number AND d."offset" = e."offset"'
@@ -34,28 +33,20 @@ _SAME = 'd.number = e.number AND d."offset" = e."offset"'
 class DeadLetterCheck:
     """The checks above, of one exchange."""
 
-    def __init__(self, context: AuditContext, pinned: PinnedTables, partitions: TopicPartitions) -> None:
+    def __init__(self, context: AuditContext, partitions: TopicPartitions) -> None:
         self._context = context
         self._store = context.store
-        self._pinned = pinned
         self._partitions = partitions
+        self._pinned = partitions.pinned
 
     def read(self, plan: ReadPlan) -> None:
         """Read the dead letters into table `dlq` of the database, and report the rows outside the ledger."""
-        count, samples, checks = 0, [], FileChecks(plan)
+        ledger = LedgerFilter(self._partitions, DLQ)
         columns = f'number, "offset", reason, {content_hash(DLQ)}, hash(detail)'
-        for batch in prefetch(read(plan, DLQ.columns, checks, self._context.advance(plan))):
-            number = self._partitions.numbers(DLQ, batch)
-            if (number == OUTSIDE).any():
-                rows = batch.filter(pa.array(number == OUTSIDE)).select(["topic", "partition", "offset"])
-                count += rows.num_rows
-                samples += rows.slice(0, SAMPLES).to_pylist()
-            batch = batch.append_column("number", pa.array(number.astype(np.int32)))
+        for batch in prefetch(read_checked(self._context, plan)):
+            batch = batch.append_column("number", pa.array(ledger.numbers(batch).astype(np.int32)))
             self._store.insert("dlq", hashable(batch), columns)
-        checks.report(self._context.report)
-        if count:
-            text = f"{count:,} rows have a topic or offset that the table's ledger does not hold"
-            self._context.broken("dlq_outside_ledger", text, count, self._pinned, DLQ, samples)
+        ledger.report(self._context)
 
     def check(self, offsets: Mapping[TopicPartition, OffsetsFound]) -> None:
         """Compare the rows with the messages."""

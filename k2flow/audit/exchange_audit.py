@@ -1,57 +1,56 @@
 """The part of an audit that concerns one exchange: Bronze, the tables that all its messages are in, the ledgers."""
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 
-from k2flow.audit.bronze import BronzeContentCheck, BronzeReader
+from k2flow.audit.bronze import BronzeReader, MessageHasher, compare_with_kafka
 from k2flow.audit.context import AuditContext
 from k2flow.audit.coverage import compares_rows, unchecked
+from k2flow.audit.database import store_extents
 from k2flow.audit.dead_letters import DeadLetterCheck
-from k2flow.audit.extents import store_extents
-from k2flow.audit.file_checks import FileChecks
+from k2flow.audit.file_checks import read_checked
 from k2flow.audit.ledgers import check_ledgers, check_totals
-from k2flow.audit.messages import MessageHasher
-from k2flow.audit.offsets import OffsetCheck, OffsetsFound, Retention, midnight_ms
+from k2flow.audit.offsets import OffsetCheck, OffsetsFound, Retention
 from k2flow.audit.report import Severity
 from k2flow.audit.trades import TradesCheck
 from k2flow.config.settings import Settings
 from k2flow.errors import KafkaError
 from k2flow.inspection.broker import MessagesRead, TopicReader
-from k2flow.inspection.files import ReadPlan, plan, read
+from k2flow.inspection.files import ReadPlan, plan
 from k2flow.inspection.partitions import TopicPartition, TopicPartitions
-from k2flow.inspection.pinned import UNIX_EPOCH, PinnedTables
+from k2flow.inspection.pinned import UNIX_EPOCH
 from k2flow.layers import BRONZE, DLQ, Layer
 from k2flow.trades.decode import TradeDecoder
 from k2flow.trades.registry import open_schemas
+
+DAY_MS = 86_400_000
 
 
 class ExchangeAudit:
     """Audits the tables of one exchange, except for Gold."""
 
-    def __init__(
-        self, context: AuditContext, settings: Settings, pinned: PinnedTables, partitions: TopicPartitions
-    ) -> None:
+    def __init__(self, context: AuditContext, settings: Settings, partitions: TopicPartitions) -> None:
         """Open the schemas. Raises RegistryError, SettingsError."""
         self._context = context
         self._settings = settings
-        self._pinned = pinned
         self._partitions = partitions
+        self._pinned = partitions.pinned
         no_wait = threading.Event()
         no_wait.set()  # if the registry does not answer, the audit reports it and ends
-        decoder = TradeDecoder(pinned.exchange, open_schemas(settings, no_wait))
-        self._hasher = MessageHasher(context, pinned.exchange, decoder)
+        decoder = TradeDecoder(partitions.pinned.exchange, open_schemas(settings, no_wait))
+        self._hasher = MessageHasher(context, partitions.pinned.exchange, decoder)
 
     def run(self) -> dict[TopicPartition, OffsetsFound]:
         """Run all checks. Return the offsets found in each partition."""
         offsets = self._audit_bronze()
         store_extents(self._context.store, self._partitions)
-        letters = DeadLetterCheck(self._context, self._pinned, self._partitions)
+        letters = DeadLetterCheck(self._context, self._partitions)
         letters.read(self._planned(DLQ))
         layers = [layer for layer in self._pinned.exchange.layers if compares_rows(layer)]
-        copies = [TradesCheck(self._context, self._pinned, self._partitions, layer) for layer in layers]
+        copies = [TradesCheck(self._context, self._partitions, layer) for layer in layers]
         for layer, check in zip(layers, copies, strict=True):
             check.read(self._planned(layer))
         for check in copies:
@@ -65,21 +64,18 @@ class ExchangeAudit:
         cutoff = self._pinned.cutoff_day(BRONZE)
         first = cutoff if self._context.first_day is None else max(cutoff, self._context.first_day)
         files = plan(self._pinned, BRONZE, first)
-        BronzeReader(self._context, self._pinned, self._partitions, self._hasher).read(files)
+        BronzeReader(self._context, self._partitions, self._hasher).read(files)
         retention = Retention(
             possible=not self._pinned.created_after_cutoff(BRONZE),
             evident=files.skipped_rows > 0 or (files.first_day is not None and files.first_day <= cutoff + 1),
-            cutoff_ms=midnight_ms(cutoff),
+            cutoff_ms=max(cutoff, 0) * DAY_MS,
         )
         with self._topic_reader() as reader:
             offsets = OffsetCheck(self._context, retention, reader, self._take).check(self._partitions)
-            self._compare_with_kafka(reader, offsets)
+            kafka = {partition: found.kafka for partition, found in offsets.items() if found.kafka}
+            if reader and kafka:
+                compare_with_kafka(self._context, self._partitions, reader, kafka)
         return offsets
-
-    def _compare_with_kafka(self, reader: TopicReader | None, offsets: Mapping[TopicPartition, OffsetsFound]) -> None:
-        kafka = {partition: found.kafka for partition, found in offsets.items() if found.kafka}
-        if reader and kafka:
-            BronzeContentCheck(self._context, self._pinned, self._partitions).check(reader, kafka)
 
     def _take(self, partition: TopicPartition, found: MessagesRead) -> None:
         """Store the hashes of messages that Bronze lacks."""
@@ -132,7 +128,7 @@ class ExchangeAudit:
             first = max(first, self._context.first_day)
         files = plan(self._pinned, layer, first, last)
         if self._context.whole:
-            check_totals(self._context, self._pinned, self._partitions, layer, files.rows + files.skipped_rows)
+            check_totals(self._context, self._partitions, layer, files.rows + files.skipped_rows)
         return files
 
     def _audit_files_only(self) -> None:
@@ -140,9 +136,7 @@ class ExchangeAudit:
         for layer in self._pinned.exchange.layers:
             if columns := unchecked(layer):
                 files = plan(self._pinned, layer, self._pinned.cutoff_day(layer))
-                checks = FileChecks(files)
-                for _ in read(files, layer.columns, checks, self._context.advance(files)):
+                for _ in read_checked(self._context, files):
                     pass
-                checks.report(self._context.report)
                 text = f"the audit checks the files of this layer, but not the values of {', '.join(columns)}"
                 self._context.add("rows_not_checked", Severity.NOTE, text, files.rows, self._pinned, layer)

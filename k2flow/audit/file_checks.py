@@ -1,6 +1,6 @@
 """Checks of data files while the audit reads them: partition value, order, derived columns."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,8 +8,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyiceberg.table import FileScanTask
 
+from k2flow.audit.context import AuditContext
 from k2flow.audit.report import SAMPLES, AuditReport, Severity
-from k2flow.inspection.files import ReadPlan
+from k2flow.inspection.files import ReadPlan, read
 from k2flow.layers import Field, PartitionBy
 
 DAY_US = 86_400_000_000
@@ -109,6 +110,13 @@ class FileChecks:
         self._wrong[check].setdefault(
             file.file_path, {"file": file.file_path, "partition_value": value, "rows": file.record_count}
         )
+
+
+def read_checked(context: AuditContext, plan: ReadPlan) -> Iterator[pa.RecordBatch]:
+    """Yield all columns of a plan's rows, and check its files. Report the wrong ones after the last row."""
+    checks = FileChecks(plan)
+    yield from read(plan, plan.layer.columns, checks, context.advance(plan))
+    checks.report(context.report)
 
 
 def _all_have(batch: pa.RecordBatch, by: PartitionBy, transform: Callable[[Any], Any], value: Any) -> bool:

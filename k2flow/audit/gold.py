@@ -1,4 +1,4 @@
-"""Gold, of all audited exchanges together: each key of an exchange once.
+"""Gold: each key of an exchange once, and the rows that Silver has.
 
 Each check proves:
 
@@ -6,22 +6,25 @@ Each check proves:
   hot window (`dedup_window_hours` back from Gold's newest hour of the exchange). Afterwards no more can be proved: two
   rows that are both outside the window now were perhaps inside when they were written.
 - `gold_two_exchanges`: no key is in Gold under two exchanges.
-- `gold_unexpected`: no row belongs to an exchange that has no file in flows/.
+- `gold_unexpected`: no row belongs to an exchange that has no file in flows/. Each row is one that Silver has, with
+  the same values in all columns that Gold does not derive. Rows of days that Silver no longer keeps cannot be compared,
+  nor rows of messages that only Gold's ledger holds yet.
+- `gold_missing`: each key of Silver is in Gold, and each key of a valid message whose Silver row retention has
+  removed. The key of a message that Gold's ledger does not hold yet counts as in flight.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from k2flow.audit.context import AuditContext
-from k2flow.audit.file_checks import FileChecks
-from k2flow.audit.lookup import trades_with
+from k2flow.audit.context import MAX_ROWS, AuditContext
+from k2flow.audit.database import outside, within
+from k2flow.audit.file_checks import read_checked
 from k2flow.audit.report import SAMPLES, Severity
 from k2flow.exchange import all_exchanges
-from k2flow.inspection.content import content_hash, id_hash
-from k2flow.inspection.files import ReadPlan, prefetch, read
+from k2flow.inspection.files import ReadPlan, prefetch
 from k2flow.inspection.pinned import PinnedTables
-from k2flow.inspection.row_hashes import hashable
-from k2flow.layers import GOLD, GOLD_TABLE, HOUR_US, MIN_TIME_US
+from k2flow.inspection.row_hashes import content_hash, hashable, id_hash
+from k2flow.layers import GOLD, GOLD_TABLE, HOUR_US, MIN_TIME_US, SILVER
 
 UNAUDITED = -1
 """The number of an exchange that is not audited now."""
@@ -30,7 +33,7 @@ UNDECLARED = -2
 
 
 class GoldKeyCheck:
-    """The checks above."""
+    """The checks of Gold alone, for all audited exchanges together."""
 
     def __init__(self, context: AuditContext, pinned: Sequence[PinnedTables]) -> None:
         self._context = context
@@ -44,13 +47,11 @@ class GoldKeyCheck:
 
     def read(self, plan: ReadPlan) -> None:
         """Read Gold's rows into table `gold` of the database."""
-        checks = FileChecks(plan)
         hour = f"(epoch_us(timestamp) - {MIN_TIME_US}) // {HOUR_US} + {MIN_TIME_US // HOUR_US}"  # rounds down
         numbers = _by_exchange(self._numbers, UNDECLARED)
         columns = f"{numbers}, {hour}, {self._id}, {content_hash(GOLD)}"
-        for batch in prefetch(map(hashable, read(plan, GOLD.columns, checks, self._context.advance(plan)))):
+        for batch in prefetch(map(hashable, read_checked(self._context, plan))):
             self._store.insert("gold", batch, columns)
-        checks.report(self._context.report)
 
     def check(self) -> None:
         """Check Gold alone."""
@@ -100,11 +101,67 @@ class GoldKeyCheck:
 
     def _trades(self, hash_sql: str, sql: str, pinned: PinnedTables | None = None) -> list[dict[str, Any]]:
         hashes = [h for (h,) in self._store.run(f"{sql} LIMIT {SAMPLES}")]
-        return trades_with(self._context, pinned or self._pinned[0], GOLD, hash_sql, hashes)
+        return self._context.trades_with(pinned or self._pinned[0], GOLD, hash_sql, hashes)
 
     def _broken(self, check: str, text: str, count: int, samples: Sequence[dict[str, Any]]) -> None:
         """Report a violation that is not one exchange's."""
         self._context.report.add(check, Severity.BROKEN, text, count, None, GOLD_TABLE, samples)
+
+
+class GoldRowCheck:
+    """The comparison of Silver with Gold, for one exchange."""
+
+    def __init__(self, context: AuditContext, pinned: PinnedTables) -> None:
+        self._context = context
+        self._store = context.store
+        self._pinned = pinned
+        self._cutoff = pinned.cutoff_day(SILVER)
+
+    def check(self) -> None:
+        """Compare. If not everything was read, only look for the keys of the messages."""
+        x = self._pinned.number
+        due = f"SELECT v.id FROM valid v {within(GOLD)} WHERE e_gold.exchange = {x}"
+        self._store.run(f"CREATE OR REPLACE TEMP VIEW gold_ids AS SELECT id FROM gold WHERE exchange = {x}")
+        if not self._context.whole:
+            self._check_missing(f"FROM ({due}) ANTI JOIN gold_ids USING (id)")
+            return
+        in_flight = f"SELECT v.id FROM valid v {outside(GOLD)} WHERE e_gold.exchange = {x}"
+        silver = f"SELECT id FROM trades WHERE layer = '{SILVER.name}' AND exchange = {x}"
+        ids = f"{silver} UNION ALL {due} AND v.day < {self._cutoff}"
+        self._check_missing(
+            f"FROM (SELECT id FROM ({ids}) ANTI JOIN gold_ids USING (id)) ANTI JOIN ({in_flight}) USING (id)"
+        )
+        self._check_unexpected()
+
+    def _check_missing(self, missing: str) -> None:
+        count = int(self._store.one(f"SELECT count(DISTINCT id) {missing}")[0])
+        if not count:
+            return
+        key = id_hash(self._pinned.exchange)
+        limit = SAMPLES if self._context.whole else MAX_ROWS
+        hashes = [h for (h,) in self._store.run(f"SELECT DISTINCT id {missing} LIMIT {limit}")]
+        if not self._context.whole:  # they may be in an hour that was not read
+            elsewhere = self._context.present(self._pinned, GOLD, key, hashes)
+            count -= len(elsewhere)
+            hashes = [h for h in hashes if h not in elsewhere][:SAMPLES]
+        if count:
+            samples = self._context.trades_with(self._pinned, SILVER, key, hashes)
+            text = f"{count:,} keys of Silver are not in Gold"
+            self._context.broken("gold_missing", text, count, self._pinned, GOLD, samples)
+
+    def _check_unexpected(self) -> None:
+        x, row = self._pinned.number, self._context.hashes.column(GOLD)
+        silver = f"SELECT {row} AS row FROM trades WHERE layer = '{SILVER.name}' AND exchange = {x}"
+        only_gold = f"SELECT v.{row} AS row FROM valid v {outside(SILVER)} WHERE e_silver.exchange = {x}"
+        rows = (
+            f"FROM (SELECT row FROM gold WHERE exchange = {x} AND hour >= {self._cutoff} * 24) "
+            f"ANTI JOIN ({silver}) USING (row) ANTI JOIN ({only_gold}) USING (row)"
+        )
+        if count := self._store.count(rows):
+            hashes = [h for (h,) in self._store.run(f"SELECT row {rows} LIMIT {SAMPLES}")]
+            samples = self._context.trades_with(self._pinned, GOLD, content_hash(GOLD), hashes)
+            text = f"{count:,} rows are not in Silver"
+            self._context.broken("gold_unexpected", text, count, self._pinned, GOLD, samples)
 
 
 def _by_exchange(values: Mapping[str, object], default: object) -> str:

@@ -1,7 +1,9 @@
-"""The ledgers' counts against each other and against the tables.
+"""The ledgers against the rows of the tables and against each other.
 
 Each check proves:
 
+- `bronze_outside_ledger`, `dlq_outside_ledger`: no row that was read has a topic, partition or offset that the table's
+  ledger does not hold.
 - `ledger_rows`: in each partition, as many messages were valid as the ledgers of Silver and Gold count, and as many bad
   as the dead letters' counts, if all its messages could be decoded. No ledger counts more rows than offsets, and no
   table has more rows than its ledger counts (Gold's counts before deduplication).
@@ -9,17 +11,48 @@ Each check proves:
   and Gold's are as many as Silver's. This holds for all messages ever, including those that retention has removed.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 
 from k2flow.audit.context import AuditContext
-from k2flow.audit.extents import within
+from k2flow.audit.database import within
 from k2flow.audit.offsets import OffsetsFound
-from k2flow.inspection.partitions import TopicPartition
-from k2flow.inspection.pinned import PinnedTables
+from k2flow.audit.report import SAMPLES
+from k2flow.inspection.partitions import OUTSIDE, TopicPartition, TopicPartitions
 from k2flow.layers import BRONZE, DLQ, GOLD, SILVER, Layer, Stream
 
+Ints = npt.NDArray[np.int64]
 DECODED = {Stream.TRADES: "valid", Stream.DEAD_LETTERS: "bad"}
 """The table of the database with the messages that a layer's rows come from, by its stream."""
+
+
+class LedgerFilter:
+    """The check `<layer>_outside_ledger`, of Bronze or the dead letters."""
+
+    def __init__(self, partitions: TopicPartitions, layer: Layer) -> None:
+        self._partitions = partitions
+        self._layer = layer
+        self._count = 0
+        self._samples: list[dict[str, object]] = []
+
+    def numbers(self, batch: pa.RecordBatch) -> Ints:
+        """Return the partition number of each of n rows, OUTSIDE for those that the ledger does not hold: (n,)."""
+        number = self._partitions.numbers(self._layer, batch)
+        if (number == OUTSIDE).any():
+            rows = batch.filter(pa.array(number == OUTSIDE)).select(["topic", "partition", "offset"])
+            self._count += rows.num_rows
+            self._samples += rows.slice(0, SAMPLES).to_pylist()
+        return number
+
+    def report(self, context: AuditContext) -> None:
+        """Report the rows outside the ledger."""
+        if self._count:
+            text = f"{self._count:,} rows have a topic or offset that the table's ledger does not hold"
+            check, pinned = f"{self._layer.name}_outside_ledger", self._partitions.pinned
+            context.broken(check, text, self._count, pinned, self._layer, self._samples)
 
 
 def check_ledgers(context: AuditContext, offsets: Mapping[TopicPartition, OffsetsFound]) -> None:
@@ -45,14 +78,12 @@ def check_ledgers(context: AuditContext, offsets: Mapping[TopicPartition, Offset
         _compare(context, partition)
 
 
-def check_totals(
-    context: AuditContext, pinned: PinnedTables, partitions: Iterable[TopicPartition], layer: Layer, rows: int
-) -> None:
+def check_totals(context: AuditContext, partitions: TopicPartitions, layer: Layer, rows: int) -> None:
     """Check that a table of `rows` rows has no more than its ledger counts."""
     counted = sum(partition.extent(layer).rows for partition in partitions)
     if rows > counted:
         text = f"the table has {rows:,} rows, its ledger counts {counted:,}"
-        context.broken("ledger_rows", text, rows - counted, pinned, layer)
+        context.broken("ledger_rows", text, rows - counted, partitions.pinned, layer)
 
 
 def _compare(context: AuditContext, partition: TopicPartition) -> None:

@@ -17,7 +17,6 @@ Each check proves:
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 from k2flow.audit.context import AuditContext
 from k2flow.audit.report import SAMPLES, Samples, Severity
@@ -244,8 +243,3 @@ class OffsetCheck:
         self, check: str, partition: TopicPartition, text: str, count: int, layer: Layer, samples: Samples = ()
     ) -> None:
         self._context.broken(check, text, count, partition.pinned, layer, samples)
-
-
-def midnight_ms(day: int) -> int:
-    """Return the first millisecond of a day since 1970; 0 for days before."""
-    return max(0, int(datetime.fromtimestamp(max(day, 0) * 86_400, UTC).timestamp() * 1000))

@@ -8,24 +8,20 @@ from datetime import UTC, datetime
 from pyiceberg.catalog import Catalog
 
 from k2flow.audit.context import AuditContext
+from k2flow.audit.database import TradeHashes
 from k2flow.audit.exchange_audit import ExchangeAudit
-from k2flow.audit.gold import GoldKeyCheck
-from k2flow.audit.gold_rows import GoldRowCheck
-from k2flow.audit.hashes import TradeHashes
+from k2flow.audit.gold import GoldKeyCheck, GoldRowCheck
 from k2flow.audit.ledgers import check_totals
 from k2flow.audit.offsets import OffsetsFound
 from k2flow.audit.report import AuditReport, Severity
 from k2flow.config.settings import Settings
 from k2flow.errors import AuditError
 from k2flow.exchange import Exchange
-from k2flow.inspection.files import plan
+from k2flow.inspection.files import Progress, plan
 from k2flow.inspection.partitions import TopicPartition, TopicPartitions
 from k2flow.inspection.pinned import FIRST_DAY, PinnedTables, pin
-from k2flow.inspection.progress import Progress
 from k2flow.inspection.row_hashes import open_row_hashes
 from k2flow.layers import BRONZE, GOLD
-
-OffsetsByPartition = Mapping[TopicPartition, OffsetsFound]
 
 
 def audit(
@@ -40,6 +36,9 @@ def audit(
     Memory is bounded, whatever the tables hold; the hashes take about 60 bytes of disk per message. A broker that does
     not answer is a finding, since the ledgers prove most of it.
 
+    Raises AuditError if there are no tables or they cannot be read, CommitError if a ledger is unreadable,
+    CatalogError, RegistryError or SettingsError. After each of these, nothing was proved.
+
     Args:
         catalog: The catalog with the tables.
         settings: Where Kafka and the registry are.
@@ -47,13 +46,6 @@ def audit(
         since: An aware datetime. Only check the Bronze rows ingested from then on, and their rows in the other tables.
             Other rows of Silver and Gold, and the ledgers' totals, are not checked.
         progress: Reports the rows read.
-
-    Raises:
-        AuditError: There are no tables, or they cannot be read.
-        CatalogError: The catalog or its storage failed.
-        CommitError: A ledger is unreadable.
-        RegistryError: The registry does not answer.
-        SettingsError: A setting is wrong. After each of these, nothing was proved.
     """
     began = time.monotonic()
     report = AuditReport(datetime.now(UTC).isoformat(), since.isoformat() if since else None)
@@ -66,21 +58,19 @@ def audit(
     hashes = TradeHashes([each.exchange for each in pinned])
     with open_row_hashes(hashes.schema) as store:
         context = AuditContext(store=store, hashes=hashes, report=report, since=since, progress=progress)
-        offsets: dict[int, OffsetsByPartition] = {}
+        offsets: dict[TopicPartitions, Mapping[TopicPartition, OffsetsFound]] = {}
         for each in pinned:
-            partitions = TopicPartitions(each, sum(map(len, offsets.values())))
-            offsets[each.number] = ExchangeAudit(context, settings, each, partitions).run()
-        _audit_gold(context, pinned, offsets)
-    for each in pinned:
-        _describe(report, each, offsets[each.number])
+            partitions = TopicPartitions(each, first_number=sum(map(len, offsets)))
+            offsets[partitions] = ExchangeAudit(context, settings, partitions).run()
+        _audit_gold(context, list(offsets))
+    for partitions, found in offsets.items():
+        _describe(report, partitions.pinned, found)
     report.seconds = round(time.monotonic() - began, 3)
     return report
 
 
-def _audit_gold(
-    context: AuditContext, pinned: Sequence[PinnedTables], offsets: Mapping[int, OffsetsByPartition]
-) -> None:
-    first = FIRST_DAY
+def _audit_gold(context: AuditContext, exchanges: Sequence[TopicPartitions]) -> None:
+    pinned, first = [each.pinned for each in exchanges], FIRST_DAY
     if context.first_day is not None:
         window = max(each.exchange.settings.dedup_window_hours for each in pinned)
         (day,) = context.store.one("SELECT min(day) FROM valid")
@@ -88,14 +78,14 @@ def _audit_gold(
     keys = GoldKeyCheck(context, pinned)
     keys.read(plan(pinned[0], GOLD, first))
     keys.check()
-    for each in pinned:
+    for each in exchanges:
         if context.whole:
-            rows = context.store.count(f"FROM gold WHERE exchange = {each.number}")
-            check_totals(context, each, offsets[each.number], GOLD, rows)
-        GoldRowCheck(context, each).check()
+            rows = context.store.count(f"FROM gold WHERE exchange = {each.pinned.number}")
+            check_totals(context, each, GOLD, rows)
+        GoldRowCheck(context, each.pinned).check()
 
 
-def _describe(report: AuditReport, pinned: PinnedTables, offsets: OffsetsByPartition) -> None:
+def _describe(report: AuditReport, pinned: PinnedTables, offsets: Mapping[TopicPartition, OffsetsFound]) -> None:
     """Add an exchange's tables and partitions to the report."""
     layers = pinned.exchange.layers
     report.layers = list(dict.fromkeys((*report.layers, *(layer.name for layer in layers))))

@@ -15,16 +15,13 @@ Not compared: which of two messages with equal values a row came from, and trade
 from collections.abc import Mapping
 
 from k2flow.audit.context import AuditContext
-from k2flow.audit.extents import within
-from k2flow.audit.file_checks import FileChecks
-from k2flow.audit.lookup import trades_with
+from k2flow.audit.database import within
+from k2flow.audit.file_checks import read_checked
 from k2flow.audit.offsets import OffsetsFound
 from k2flow.audit.report import SAMPLES, Samples, Severity
-from k2flow.inspection.content import content_hash, id_hash
-from k2flow.inspection.files import ReadPlan, prefetch, read
+from k2flow.inspection.files import ReadPlan, prefetch
 from k2flow.inspection.partitions import TopicPartition, TopicPartitions
-from k2flow.inspection.pinned import PinnedTables
-from k2flow.inspection.row_hashes import hashable
+from k2flow.inspection.row_hashes import content_hash, hashable, id_hash
 from k2flow.layers import DLQ, SILVER, Layer
 
 MISSING = "row IN (SELECT row FROM differing WHERE e > s)"
@@ -34,24 +31,21 @@ IS_DEAD_LETTER = 'EXISTS (SELECT 1 FROM dlq d WHERE d.number = e.number AND d."o
 class TradesCheck:
     """The checks above, of one layer of one exchange."""
 
-    def __init__(self, context: AuditContext, pinned: PinnedTables, partitions: TopicPartitions, layer: Layer) -> None:
+    def __init__(self, context: AuditContext, partitions: TopicPartitions, layer: Layer) -> None:
         self._context = context
         self._store = context.store
-        self._pinned = pinned
         self._partitions = partitions
+        self._pinned = partitions.pinned
         self._layer = layer
 
     def read(self, plan: ReadPlan) -> None:
         """Read the layer's rows into table `trades` of the database."""
-        checks = FileChecks(plan)
         exchange = self._pinned.exchange
         key = id_hash(exchange) if set(exchange.dedup_key) <= set(self._layer.columns) else "NULL::UBIGINT"
         hashes = self._context.hashes.expressions(self._layer)
         columns = f"'{self._layer.name}', {self._pinned.number}, {key}, {hashes}"
-        batches = read(plan, self._layer.columns, checks, self._context.advance(plan))
-        for batch in prefetch(map(hashable, batches)):
+        for batch in prefetch(map(hashable, read_checked(self._context, plan))):
             self._store.insert("trades", batch, columns)
-        checks.report(self._context.report)
 
     def check(self, offsets: Mapping[TopicPartition, OffsetsFound]) -> None:
         """Compare the rows with the decoded trades."""
@@ -120,7 +114,7 @@ class TradesCheck:
                 hashes = [h for (h,) in self._store.run(f"SELECT row {rows} LIMIT {SAMPLES}")]
                 samples = []
                 if not allowed or distinct <= SAMPLES:
-                    samples = trades_with(self._context, self._pinned, self._layer, content_hash(self._layer), hashes)
+                    samples = self._context.trades_with(self._pinned, self._layer, content_hash(self._layer), hashes)
                 check = f"{self._layer.name}_{kind}"
                 self._broken(check, f"{surplus:,} rows {text}", surplus, self._layer, samples)
             elif count and kind == "duplicated":

@@ -19,6 +19,10 @@ BATCH_ROWS = 32_768
 _AHEAD = 2
 
 T = TypeVar("T")
+Advance = Callable[[int], None]
+"""Takes the number of rows read since the last call."""
+Progress = Callable[[str, int, int], None]
+"""Takes the name of a table or step, the rows read since the last call, and the rows to read in all."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +48,7 @@ class ReadPlan:
 def plan(pinned: PinnedTables, layer: Layer, first_day: int = FIRST_DAY, last_day: int | None = None) -> ReadPlan:
     """Return the files of the pinned snapshot whose partition day (since 1970) is in [first_day, last_day].
 
-    Raises:
-        AuditError: The table has delete files.
-        CatalogError: The catalog or its storage failed.
+    Raises AuditError if the table has delete files, and CatalogError.
     """
     table = pinned.tables[layer]
     with catalog_errors():
@@ -73,13 +75,11 @@ class FileObserver(Protocol):
 
 
 def read(
-    plan: ReadPlan, columns: Sequence[str], observer: FileObserver | None, advance: Callable[[int], None]
+    plan: ReadPlan, columns: Sequence[str], observer: FileObserver | None, advance: Advance
 ) -> Iterator[pa.RecordBatch]:
     """Yield the rows of a plan's files, file after file, at most BATCH_ROWS at once, `columns` as the layer has them.
 
-    Raises:
-        AuditError: A file cannot be read.
-        CatalogError: The storage failed.
+    Raises AuditError if a file cannot be read, and CatalogError.
     """
     wanted = pa.schema([plan.layer.arrow_schema.field(name) for name in columns])
     reader = FileReader(plan.table, wanted, find_by_name=True, buffered=True)

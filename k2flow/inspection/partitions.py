@@ -59,7 +59,7 @@ class TopicPartitions:
     """All partitions of one exchange. Maps each row of Bronze or of the dead letters to its partition."""
 
     def __init__(self, pinned: PinnedTables, first_number: int = 0) -> None:
-        self._pinned = pinned
+        self.pinned = pinned
         self._partitions: dict[tuple[str, int], TopicPartition] = {}
         layers = pinned.exchange.layers
         current = next((pinned.ledgers[layer].topic_id for layer in layers if pinned.ledgers[layer].topic_id), "")
@@ -97,10 +97,10 @@ class TopicPartitions:
         partition = batch.column("partition").fill_null(OUTSIDE).to_numpy()
         offset = batch.column("offset").fill_null(OUTSIDE).to_numpy()
         written_us = batch.column(layer.event_time).cast(pa.int64()).fill_null(0).to_numpy()
-        same_topic = pc.equal(batch.column("topic"), self._pinned.exchange.settings.topic).fill_null(False)
+        same_topic = pc.equal(batch.column("topic"), self.pinned.exchange.settings.topic).fill_null(False)
         result = np.full(len(partition), OUTSIDE, np.int64)
         after = np.iinfo(np.int64).min
-        for topic_id, until, extents in _topics(self._pinned.ledgers[layer]):
+        for topic_id, until, extents in _topics(self.pinned.ledgers[layer]):
             own = (written_us > after) & (written_us <= until)
             for p, extent in extents.items():
                 rows = own & (partition == p) & (offset >= extent.first) & (offset < extent.next)

@@ -8,12 +8,11 @@ import pyarrow as pa
 
 from k2flow.iceberg.reader import FileReader
 from k2flow.iceberg.tables import TableDefinition
-from k2flow.inspection.content import content_hash
-from k2flow.inspection.row_hashes import hashable
+from k2flow.inspection.files import Advance
+from k2flow.inspection.row_hashes import content_hash, hashable
 from k2flow.layers import SILVER
 from k2flow.reprocess.context import ReprocessContext
 from k2flow.reprocess.moved import MovedMessages
-from k2flow.reprocess.scope import Advance
 
 SAMPLES = 10
 

@@ -7,12 +7,10 @@ import pyarrow as pa
 from pyiceberg.manifest import DataFile
 
 from k2flow.iceberg.catalog import catalog_errors
-from k2flow.inspection.content import id_hash
-from k2flow.inspection.files import ReadPlan, prefetch, read
+from k2flow.inspection.files import Advance, ReadPlan, prefetch, read
 from k2flow.inspection.pinned import PinnedTables
-from k2flow.inspection.row_hashes import RowHashStore
+from k2flow.inspection.row_hashes import RowHashStore, id_hash
 from k2flow.layers import DLQ, GOLD, SILVER, Layer
-from k2flow.reprocess.scope import Advance
 from k2flow.trades.decode import TradeDecoder
 
 REPLACED_LAYERS = (DLQ, SILVER, GOLD)

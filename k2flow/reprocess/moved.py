@@ -6,8 +6,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from k2flow.inspection.files import Advance
 from k2flow.reprocess.context import VALID, ReprocessContext
-from k2flow.reprocess.scope import Advance, Scope
+from k2flow.reprocess.scope import Scope
 from k2flow.trades.messages import MessageBatch
 
 

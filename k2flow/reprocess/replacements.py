@@ -11,12 +11,10 @@ import numpy.typing as npt
 import pyarrow.compute as pc
 from pyiceberg.manifest import DataFile
 
-from k2flow.inspection.content import content_hash
-from k2flow.inspection.files import ReadPlan, plan
-from k2flow.inspection.row_hashes import hashable
+from k2flow.inspection.files import Advance, ReadPlan, plan
+from k2flow.inspection.row_hashes import content_hash, hashable
 from k2flow.layers import DLQ, GOLD, SILVER, Layer
 from k2flow.reprocess.context import ReprocessContext
-from k2flow.reprocess.scope import Advance
 
 
 @dataclass

@@ -17,13 +17,12 @@ import numpy as np
 import pyarrow as pa
 
 from k2flow.errors import ReprocessError
-from k2flow.inspection.content import content_hash
-from k2flow.inspection.files import plan
-from k2flow.inspection.row_hashes import hash_of, hashable
+from k2flow.inspection.files import Advance, plan
+from k2flow.inspection.row_hashes import content_hash, hash_of, hashable
 from k2flow.layers import DLQ, SILVER
 from k2flow.reprocess.context import ReprocessContext
 from k2flow.reprocess.moved import MovedMessages
-from k2flow.reprocess.scope import Advance, DeadLetterScope, ReplaceableMessages, Scope
+from k2flow.reprocess.scope import DeadLetterScope, ReplaceableMessages, Scope
 from k2flow.trades.messages import MessageBatch
 
 LETTER_KEY = ("partition", "offset", "failed_at")

@@ -18,8 +18,8 @@ from k2flow.exchange import Exchange
 from k2flow.failpoints import Point, reach
 from k2flow.iceberg.staging import Staging, publish
 from k2flow.iceberg.tables import create, definitions
+from k2flow.inspection.files import Advance, Progress
 from k2flow.inspection.pinned import UNIX_EPOCH, PinnedTables, pin
-from k2flow.inspection.progress import Progress
 from k2flow.inspection.row_hashes import open_row_hashes
 from k2flow.layers import BRONZE, SILVER
 from k2flow.reprocess.changes import TradeChange, changes
@@ -28,7 +28,7 @@ from k2flow.reprocess.moved import MovedMessages
 from k2flow.reprocess.replacements import RowReplacements, TableReplacement, find_replacements
 from k2flow.reprocess.revalidation import revalidate
 from k2flow.reprocess.rewriting import Rewriter
-from k2flow.reprocess.scope import Advance, DayScope, DeadLetterScope, ReplaceableMessages, Scope
+from k2flow.reprocess.scope import DayScope, DeadLetterScope, ReplaceableMessages, Scope
 from k2flow.trades.decode import TradeDecoder
 from k2flow.trades.gold_ids import GoldIds
 from k2flow.trades.registry import open_schemas

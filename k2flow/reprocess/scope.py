@@ -1,6 +1,6 @@
 """Which messages are reprocessed: those that Bronze ingested on given days, or those that are dead letters."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import date, timedelta
 
 import numpy as np
@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from k2flow.errors import ReprocessError
-from k2flow.inspection.files import ReadPlan, plan, prefetch, read
+from k2flow.inspection.files import Advance, ReadPlan, plan, prefetch, read
 from k2flow.inspection.partitions import TopicPartitions
 from k2flow.inspection.pinned import FIRST_DAY, UNIX_EPOCH, PinnedTables
 from k2flow.layers import BRONZE, DLQ, Layer
@@ -18,8 +18,6 @@ from k2flow.trades.messages import MESSAGE_SCHEMA, MessageBatch
 _PAYLOAD = {BRONZE: "avro_payload", DLQ: "payload"}
 _BRONZE_COLUMNS = ("avro_payload", "topic", "partition", "offset", "kafka_timestamp", "ingestion_timestamp")
 _DLQ_COLUMNS = ("payload", "topic", "partition", "offset", "kafka_timestamp", "failed_at", "reason")
-
-Advance = Callable[[int], None]
 
 
 class ReplaceableMessages:

@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 from k2flow.audit.bronze import runs
 from k2flow.audit.report import SAMPLES, AuditReport, Severity, Verdict
 from k2flow.inspection.broker import MERGE_DISTANCE, merge_close
-from k2flow.inspection.content import content_hash
 from k2flow.inspection.files import prefetch
-from k2flow.inspection.row_hashes import FOLDER, LOCK, SETTLED_SECONDS, hash_of, hashable, open_row_hashes
+from k2flow.inspection.row_hashes import FOLDER, LOCK, SETTLED_SECONDS, content_hash, hash_of, hashable, open_row_hashes
 from k2flow.layers import SILVER
 
 

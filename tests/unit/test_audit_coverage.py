@@ -7,7 +7,7 @@ import pytest
 from pyiceberg.types import StringType
 
 from k2flow.audit.coverage import columns_by_check, unchecked
-from k2flow.inspection.content import content
+from k2flow.inspection.row_hashes import content
 from k2flow.layers import GOLD, LAYERS, SILVER, Field, Layer
 from tests.audited_lake import COPY, RAW, add_field
 

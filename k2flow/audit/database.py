@@ -1,11 +1,11 @@
-"""The hashes that an audit compares: the hash columns of trades, and the database's tables."""
+"""The database of one audit: its tables, the hash columns of trades, and the messages that the ledgers hold."""
 
 from collections.abc import Iterable
 
 from k2flow.audit.coverage import compares_rows
 from k2flow.exchange import Exchange
-from k2flow.inspection.content import content
-from k2flow.inspection.row_hashes import hash_of
+from k2flow.inspection.partitions import TopicPartition
+from k2flow.inspection.row_hashes import RowHashStore, content, hash_of
 from k2flow.layers import GOLD, Layer
 
 
@@ -46,3 +46,31 @@ class TradeHashes:
         CREATE TABLE gold (exchange TINYINT, hour INTEGER, id UBIGINT, row UBIGINT);
         CREATE TABLE extents (number INTEGER, exchange TINYINT, layer VARCHAR, first BIGINT, next BIGINT);
         """
+
+
+def store_extents(store: RowHashStore, partitions: Iterable[TopicPartition]) -> None:
+    """Fill table `extents` of the database."""
+    for partition in partitions:
+        for layer in partition.pinned.exchange.layers:
+            extent = partition.extent(layer)
+            values = [partition.number, partition.pinned.number, layer.name, extent.first, extent.next]
+            store.run("INSERT INTO extents VALUES (?, ?, ?, ?, ?)", values)
+
+
+def within(layer: Layer) -> str:
+    """Return the SQL that joins messages `v` to those that the ledger of `layer` holds."""
+    return f"{_of_partition(layer)} AND {_is_within(layer)}"
+
+
+def outside(layer: Layer) -> str:
+    """Return the SQL that joins messages `v` to the partitions in which the ledger of `layer` does not hold them."""
+    return f"{_of_partition(layer)} AND NOT ({_is_within(layer)})"
+
+
+def _of_partition(layer: Layer) -> str:
+    extents = f"e_{layer.name}"
+    return f"JOIN extents {extents} ON {extents}.number = v.number AND {extents}.layer = '{layer.name}'"
+
+
+def _is_within(layer: Layer) -> str:
+    return f'v."offset" >= e_{layer.name}.first AND v."offset" < e_{layer.name}.next'
