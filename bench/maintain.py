@@ -26,7 +26,7 @@ from k2flow.iceberg.catalog import load_table, open_catalog
 from k2flow.iceberg.ledger import OffsetRange
 from k2flow.iceberg.tables import create, definitions
 from k2flow.layers import GOLD_TABLE, HOUR_US
-from k2flow.maintain.entries import live_files
+from k2flow.maintain.plans import live_files
 from k2flow.sandbox.kafka.local import LocalKafka, free_port
 
 HOUR = 490_000

@@ -22,7 +22,6 @@ import psutil
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from k2flow.errors import CommitError, OffsetGapError
-from k2flow.iceberg.properties import first_error
 
 KEY = "k2flow.ledger."
 """Prefix of the property; the name of the exchange follows."""
@@ -168,6 +167,13 @@ def _complete(raw: Any) -> Any:
     if isinstance(raw, dict) and (missing := {"writer", "partitions"} - raw.keys()):
         raise ValueError(f"it lacks {' and '.join(sorted(missing))}")
     return raw
+
+
+def first_error(error: ValidationError) -> str:
+    """Return the first error in a property's JSON on one line, with the place in the JSON where it is."""
+    found = error.errors(include_url=False, include_input=False)[0]
+    place = ".".join(map(str, found["loc"]))
+    return f"{place}: {found['msg']}" if place else found["msg"]
 
 
 _JSON: TypeAdapter[Ledger] = TypeAdapter(Annotated[Ledger, BeforeValidator(_complete)])

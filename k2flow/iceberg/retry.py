@@ -10,7 +10,7 @@ from pyiceberg.table.update import TableRequirement, TableUpdate
 from tenacity import Retrying, retry_if_exception_type, wait_random_exponential
 from tenacity.stop import stop_base
 
-from k2flow.iceberg.properties import first_error
+from k2flow.iceberg.ledger import first_error
 
 T = TypeVar("T")
 

@@ -45,7 +45,6 @@ from k2flow.failpoints import Point, reach
 from k2flow.iceberg import ledger as ledgers
 from k2flow.iceberg.catalog import load_table
 from k2flow.iceberg.commit import REPLACED_KEY, STAGED_BRANCH, STAGED_KEY, Committer, same_head
-from k2flow.iceberg.properties import first_error
 from k2flow.iceberg.retry import Changes
 from k2flow.iceberg.rewrite import RewriteFiles, commit_change, tag_for_readers
 
@@ -192,7 +191,7 @@ def committed_replacement(bronze: Mapping[str, str], exchange: Exchange) -> Comm
         return _JSON.validate_json(text)
     except ValidationError as error:
         raise CommitError(
-            f"table property {key} cannot be read ({first_error(error)}): restore it from a snapshot"
+            f"table property {key} cannot be read ({ledgers.first_error(error)}): restore it from a snapshot"
         ) from error
 
 

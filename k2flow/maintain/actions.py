@@ -14,8 +14,7 @@ from k2flow.iceberg.commit import staged_branch
 from k2flow.iceberg.rewrite import MERGE_BYTES, has_live_files
 from k2flow.iceberg.snapshots import SnapshotExpiration, plan_expiration
 from k2flow.iceberg.tables import RETENTION
-from k2flow.maintain.entries import LiveFile, data_manifests
-from k2flow.maintain.plans import Compaction, expired_files, plan_compactions
+from k2flow.maintain.plans import Compaction, LiveFile, data_manifests, expired_files, plan_compactions
 
 log = logging.getLogger(__name__)
 

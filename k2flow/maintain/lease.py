@@ -14,8 +14,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pyiceberg.catalog import Catalog
 
 from k2flow.iceberg.catalog import load_table
-from k2flow.iceberg.ledger import Writer
-from k2flow.iceberg.properties import first_error
+from k2flow.iceberg.ledger import Writer, first_error
 from k2flow.iceberg.rewrite import set_property
 
 log = logging.getLogger(__name__)

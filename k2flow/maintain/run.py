@@ -19,8 +19,7 @@ from k2flow.iceberg.tables import TableDefinition
 from k2flow.maintain import actions
 from k2flow.maintain.actions import MaintenanceAction, Timing
 from k2flow.maintain.compaction import Compactor
-from k2flow.maintain.entries import LiveFile, live_files
-from k2flow.maintain.plans import Compaction, orphan_files
+from k2flow.maintain.plans import Compaction, LiveFile, live_files, orphan_files
 from k2flow.maintain.storage import TableStorage, path_of, reachable_files
 
 log = logging.getLogger(__name__)

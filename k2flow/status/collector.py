@@ -26,9 +26,8 @@ from k2flow.inspection.files import ReadPlan
 from k2flow.inspection.files import read as read_columns
 from k2flow.layers import BRONZE, DLQ, GOLD, SILVER
 from k2flow.maintain.actions import Timing, due_actions, target_bytes
-from k2flow.maintain.entries import LiveFile
 from k2flow.maintain.lease import read_lease
-from k2flow.maintain.plans import is_small
+from k2flow.maintain.plans import LiveFile, is_small
 from k2flow.status.flows import TopicState, flow_status, history, layer_status, lost_offsets, missing_messages
 from k2flow.status.model import DeadLetters, ExchangeStatus, FlowStatus, Leader, Replacement, Status, TableStatus
 from k2flow.status.tables import dead_letters, files_of, maintenance_done, maintenance_due, rows_since, totals

@@ -10,7 +10,7 @@ from k2flow.errors import TableDiffersError
 from k2flow.iceberg.catalog import NAMESPACE, catalog_errors
 from k2flow.iceberg.ledger import Ledger
 from k2flow.maintain.actions import MaintenanceAction
-from k2flow.maintain.entries import LiveFile, live_files
+from k2flow.maintain.plans import LiveFile, live_files
 from k2flow.status.flows import rows_of
 from k2flow.status.model import DeadLetters, MaintenanceDone, MaintenanceDue, TableTotals
 

@@ -33,9 +33,8 @@ from k2flow.iceberg.writer import DataFileWriter
 from k2flow.layers import GOLD_TABLE
 from k2flow.maintain.actions import Timing
 from k2flow.maintain.compaction import Compactor
-from k2flow.maintain.entries import LiveFile, live_files
 from k2flow.maintain.lease import LEASE, LEASE_SECONDS, MaintenanceLeases
-from k2flow.maintain.plans import is_closed
+from k2flow.maintain.plans import LiveFile, is_closed, live_files
 from k2flow.maintain.run import MaintenanceRun
 from k2flow.maintain.storage import TableStorage, reachable_files
 from k2flow.query.connection import connect_to

@@ -6,7 +6,7 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from k2flow.maintain.merge import Source, concatenate, merge_sorted
+from k2flow.maintain.compaction import Source, concatenate, merge_sorted
 
 SCHEMA = pa.schema([("timestamp", pa.timestamp("us", "UTC")), ("id", pa.int64())])
 streams = st.lists(st.lists(st.lists(st.integers(-50, 50), max_size=6), max_size=5), max_size=6)

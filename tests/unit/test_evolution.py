@@ -43,7 +43,7 @@ from k2flow.inspection import files
 from k2flow.inspection.files import ReadPlan
 from k2flow.layers import GOLD, GOLD_TABLE, Field
 from k2flow.maintain.compaction import Compactor
-from k2flow.maintain.entries import live_files
+from k2flow.maintain.plans import live_files
 from k2flow.query.connection import connect_to
 from k2flow.trades.gold_ids import GoldIds
 

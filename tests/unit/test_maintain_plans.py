@@ -12,8 +12,7 @@ from pyiceberg.typedef import Record
 from k2flow.exchange import find_exchange
 from k2flow.iceberg.snapshots import KEEP_SNAPSHOTS, plan_expiration, readers_tag
 from k2flow.iceberg.tables import definitions
-from k2flow.maintain.entries import UNIX_EPOCH, LiveFile
-from k2flow.maintain.plans import HOT_FILES, expired_files, orphan_files, plan_compactions
+from k2flow.maintain.plans import HOT_FILES, UNIX_EPOCH, LiveFile, expired_files, orphan_files, plan_compactions
 
 MIB = 1 << 20
 TODAY = date(2026, 3, 10)

@@ -13,7 +13,7 @@ from pyiceberg.typedef import Record
 from k2flow.iceberg.ledger import KEY, CommittedRange, Ledger, Writer
 from k2flow.kafka.topic import Topic
 from k2flow.maintain.actions import MaintenanceAction
-from k2flow.maintain.entries import LiveFile
+from k2flow.maintain.plans import LiveFile
 from k2flow.status.flows import (
     Rate,
     TopicState,
