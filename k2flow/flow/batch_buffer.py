@@ -11,18 +11,12 @@ from k2flow.trades.messages import MESSAGE_SCHEMA, MessageBatch, empty_batch, ti
 
 
 class BatchBuffer:
-    """Gathers messages into batches without gaps: each batch begins at the offsets where the last one ended.
-
-    Attributes:
-        position: The next offset to read, by partition.
-        rows: Messages gathered since the last batch.
-        nbytes: Their size in memory.
-    """
+    """Gathers messages into batches without gaps: each batch begins at the offsets where the last one ended."""
 
     def __init__(self, max_rows: int, max_bytes: int) -> None:
-        self.position: dict[int, int] = {}
-        self.rows = 0
-        self.nbytes = 0
+        self.position: dict[int, int] = {}  # the next offset to read, by partition
+        self.rows = 0  # messages gathered since the last batch
+        self.nbytes = 0  # their size in memory
         self._max_rows = max_rows
         self._max_bytes = max_bytes
         self._first: dict[int, int] = {}  # of the next batch
@@ -36,19 +30,24 @@ class BatchBuffer:
         self._end |= ends
 
     def add(self, fetched: FetchedMessages) -> dict[int, int]:
-        """Add messages, except those after a partition's end. Return the time in ms of the last one by partition."""
+        """Add messages, except those after a partition's end. Return the time in ms of the last one by partition.
+
+        A message after the end shows that the partition is read up to it, even if its last offsets have no message.
+        """
         columns = [fetched.key, fetched.value, timestamps(fetched.timestamp_ms)]
         rows = pa.RecordBatch.from_arrays(columns, schema=MESSAGE_SCHEMA)
         partition, offset, time_ms = fetched.partition, fetched.offset, fetched.timestamp_ms
         if self._end:
             keep = offset < _by_partition(self._end, partition)
             if not keep.all():
+                for p in np.unique(partition[~keep]).tolist():
+                    self.skip_to(p, self._end[p])
                 rows = rows.filter(pa.array(keep))
                 partition, offset, time_ms = partition[keep], offset[keep], time_ms[keep]
         last_times = {}
         for p in np.unique(partition).tolist():
             last = int(np.flatnonzero(partition == p)[-1])
-            self.position[p] = int(offset[last]) + 1
+            self.position[p] = max(self.position[p], int(offset[last]) + 1)
             last_times[p] = int(time_ms[last])
         if rows.num_rows:
             self._parts.append((rows, partition, offset))

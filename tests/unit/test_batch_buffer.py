@@ -54,6 +54,16 @@ def test_messages_after_the_end_are_left_out() -> None:
     assert batch.rows.num_rows == 3
 
 
+def test_message_after_the_end_shows_that_the_end_is_reached() -> None:
+    """If the last offsets before the end are transaction markers, a busy topic may never report the end of its log."""
+    gathered = buffer({0: 5, 1: 0}, ends={0: 8, 1: 4})
+    gathered.add(fetched([(0, 5), (1, 2)]))
+    assert not gathered.at_end(0)
+    assert gathered.add(fetched([(0, 8), (1, 3), (1, 5)])) == {1: 3_000}
+    assert gathered.all_at_end
+    assert gathered.take(ends_checkpoint=True).offsets == [(0, 5, 8), (1, 0, 4)]
+
+
 def test_end_of_a_log_moves_the_position_without_messages() -> None:
     """Transaction markers and compacted offsets; not past the end to stop at, and never back."""
     gathered = buffer({0: 5, 1: 0}, ends={1: 3})
