@@ -20,41 +20,27 @@ DEDUP_KEY = ("message_id",)
 
 @dataclass(frozen=True)
 class Rule:
-    """A validation rule that only one exchange has.
+    """A validation rule that only one exchange has."""
 
-    Attributes:
-        reason: The reason code in the dead-letter table.
-        column: The column whose value the dead-letter row shows.
-        valid: Takes n decoded trades (the columns of TradeV2) and returns n booleans, true for a row that passes. It
-            must depend on nothing but the trades.
-    """
-
-    reason: str
-    column: str
+    reason: str  # the reason code in the dead-letter table
+    column: str  # the column whose value the dead-letter row shows
     valid: Callable[[pa.RecordBatch], pa.BooleanArray]
+    """Takes n decoded trades (TradeV2's columns), returns n booleans, true for a row that passes. A pure function."""
 
 
 @dataclass(frozen=True)
 class Exchange:
     """The declaration in flows/<name>.py.
 
-    Attributes:
-        name: Lower case, in tables, settings and commands.
-        code: The exact value of TradeV2's field `exchange`.
-        declared: Settings by their field's name.
-        rules: Validation rules after the common ones.
-        dedup_key: The columns that identify a trade of this exchange; Gold has each key once.
-        layers: The tables: the four of every exchange, then any more.
-
     Raises SettingsError if the layers or the deduplication key cannot work.
     """
 
-    name: str
-    code: str
-    declared: Mapping[str, Any]
-    rules: tuple[Rule, ...] = ()
-    dedup_key: tuple[str, ...] = DEDUP_KEY
-    layers: tuple[Layer, ...] = LAYERS
+    name: str  # lower case, in tables, settings and commands
+    code: str  # the exact value of TradeV2's field `exchange`
+    declared: Mapping[str, Any]  # settings by their field's name
+    rules: tuple[Rule, ...] = ()  # validation rules after the common ones
+    dedup_key: tuple[str, ...] = DEDUP_KEY  # the columns that identify a trade; Gold has each key once
+    layers: tuple[Layer, ...] = LAYERS  # the tables: the four of every exchange, then any more
 
     def __post_init__(self) -> None:
         problem = _key_problem(self.dedup_key) or _layers_problem(self.layers)

@@ -15,22 +15,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyiceberg.types as ice
 from pyiceberg.io.pyarrow import schema_to_pyarrow
 from pyiceberg.schema import Schema, assign_fresh_schema_ids
 from pyiceberg.transforms import DayTransform, IdentityTransform, Transform
-from pyiceberg.types import (
-    BinaryType,
-    DateType,
-    DecimalType,
-    IcebergType,
-    IntegerType,
-    ListType,
-    LongType,
-    MapType,
-    NestedField,
-    StringType,
-    TimestamptzType,
-)
+from pyiceberg.types import IcebergType, NestedField
 
 from k2flow.config.settings import ExchangeSettings
 
@@ -51,19 +40,13 @@ class Stream(Enum):
 
 
 class Field(NamedTuple):
-    """One column of a table.
-
-    Attributes:
-        name: The column's name.
-        type: Its Iceberg type.
-        repeats: Whether its values repeat within a file, so that Parquet writes a dictionary.
-        derive: Returns the column for a batch of the layer's stream; None if the stream has a column of this name.
-    """
+    """One column of a table."""
 
     name: str
     type: IcebergType
-    repeats: bool = False
+    repeats: bool = False  # whether values repeat within a file, so that Parquet writes a dictionary
     derive: Callable[[pa.RecordBatch], pa.Array] | None = None
+    """Returns the column for a batch of the layer's stream; None if the stream has a column of this name."""
 
 
 class PartitionBy(NamedTuple):
@@ -76,37 +59,21 @@ class PartitionBy(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Layer:
-    """One table of an exchange, or of all exchanges.
+    """One table of an exchange, or of all exchanges."""
 
-    Attributes:
-        name: Its name in metrics, status and audit: `bronze`, `silver`, `dlq`, `gold`.
-        table_pattern: Its table's name, with `{exchange}` where each exchange has a table of its own.
-        stream: The rows it takes.
-        fields: Its columns, in order.
-        partitioned_by: Its partition fields. The first one dates the row.
-        event_time: The time column that the first partition field's date comes from.
-        time_column: The time column that orders rows when files are merged.
-        sorted_by: The column that every file is sorted by, ascending.
-        deduplicated: Whether each deduplication key of an exchange has one row only.
-        file_size_mb: Target size of a data file in MiB, from the exchange's settings.
-        retention_days: Days that the table keeps; None means unlimited.
-        properties: Table properties in addition to the common ones.
-        former_names: Former column names, by today's name.
-    """
-
-    name: str
-    table_pattern: str
-    stream: Stream
-    fields: tuple[Field, ...]
-    partitioned_by: tuple[PartitionBy, ...]
-    event_time: str
-    time_column: str
-    sorted_by: str | None = None
-    deduplicated: bool = False
-    file_size_mb: Callable[[ExchangeSettings], int]
-    retention_days: Callable[[ExchangeSettings], int | None]
-    properties: tuple[tuple[str, str], ...] = ()
-    former_names: tuple[tuple[str, str], ...] = ()
+    name: str  # in metrics, status and audit: `bronze`, `silver`, `dlq`, `gold`
+    table_pattern: str  # its table's name, with `{exchange}` where each exchange has a table of its own
+    stream: Stream  # the rows it takes
+    fields: tuple[Field, ...]  # its columns, in order
+    partitioned_by: tuple[PartitionBy, ...]  # its partition fields; the first one dates the row
+    event_time: str  # the time column that the first partition field's date comes from
+    time_column: str  # the time column that orders rows when files are merged
+    sorted_by: str | None = None  # the column that every file is sorted by, ascending
+    deduplicated: bool = False  # whether each deduplication key of an exchange has one row only
+    file_size_mb: Callable[[ExchangeSettings], int]  # target size of a data file in MiB
+    retention_days: Callable[[ExchangeSettings], int | None]  # days that the table keeps; None means unlimited
+    properties: tuple[tuple[str, str], ...] = ()  # table properties in addition to the common ones
+    former_names: tuple[tuple[str, str], ...] = ()  # former column names, by today's name
 
     def table(self, exchange: str) -> str:
         """Return the name of the table that holds this layer of the exchange with this name."""
@@ -176,7 +143,6 @@ def _small(kind: pa.DataType) -> pa.DataType:
 
 
 def _hour_of_day(trades: pa.RecordBatch) -> pa.Array:
-    """Return the hour (0-23, UTC) of each of n trades."""
     hours = trades.column("timestamp").cast(pa.int64()).to_numpy() // HOUR_US
     return pa.array((hours % 24).astype(np.int32))
 
@@ -185,10 +151,10 @@ def _by_day(column: str) -> tuple[PartitionBy, ...]:
     return (PartitionBy(column, DayTransform(), f"{column}_day"),)
 
 
-_STRING, _LONG, _INT, _TIME, _DATE = StringType(), LongType(), IntegerType(), TimestamptzType(), DateType()
-_AMOUNT = DecimalType(18, 8)
-_STRINGS = ListType(element_id=-1, element=StringType(), element_required=False)
-_STRING_MAP = MapType(key_id=-1, key_type=StringType(), value_id=-1, value_type=StringType(), value_required=False)
+_STRING, _LONG, _INT = ice.StringType(), ice.LongType(), ice.IntegerType()
+_TIME, _DATE, _AMOUNT = ice.TimestamptzType(), ice.DateType(), ice.DecimalType(18, 8)
+_STRINGS = ice.ListType(element_id=-1, element=_STRING, element_required=False)
+_STRING_MAP = ice.MapType(key_id=-1, key_type=_STRING, value_id=-1, value_type=_STRING, value_required=False)
 
 BRONZE = Layer(
     name="bronze",
@@ -196,7 +162,7 @@ BRONZE = Layer(
     stream=Stream.MESSAGES,
     fields=(
         Field("message_key", _STRING, repeats=True),
-        Field("avro_payload", BinaryType()),
+        Field("avro_payload", ice.BinaryType()),
         Field("topic", _STRING, repeats=True),
         Field("partition", _INT, repeats=True),
         Field("offset", _LONG),
@@ -247,7 +213,7 @@ DLQ = Layer(
         Field("partition", _INT, repeats=True),
         Field("offset", _LONG),
         Field("kafka_timestamp", _TIME),
-        Field("payload", BinaryType()),
+        Field("payload", ice.BinaryType()),
         Field("schema_id", _INT, repeats=True),
         Field("reason", _STRING, repeats=True),
         Field("detail", _STRING),

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -68,7 +69,7 @@ def batches(pieces: int, count: int, seed: int, partitions: int = 3) -> list[Mes
     (whole,) = message_batches(options, count, partitions)
     key, value, microseconds = whole.rows.columns
     times = pc.floor_temporal(microseconds, unit="millisecond")  # as Kafka keeps them
-    whole = whole.with_rows(pa.RecordBatch.from_arrays([key, value, times], schema=MESSAGE_SCHEMA))
+    whole = replace(whole, rows=pa.RecordBatch.from_arrays([key, value, times], schema=MESSAGE_SCHEMA))
     return [_piece(whole, i, pieces) for i in range(pieces)]
 
 

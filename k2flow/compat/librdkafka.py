@@ -14,12 +14,9 @@ from confluent_kafka import cimpl
 from k2flow.compat import require_version
 from k2flow.errors import UnsupportedVersionError
 
-CONSUMER = 1
-"""rd_kafka_type_t."""
-OFFSET_INVALID = -1001
-"""RD_KAFKA_OFFSET_INVALID."""
-EVENT_LOG = 0x4
-"""RD_KAFKA_EVENT_LOG."""
+CONSUMER = 1  # rd_kafka_type_t
+OFFSET_INVALID = -1001  # RD_KAFKA_OFFSET_INVALID
+EVENT_LOG = 0x4  # RD_KAFKA_EVENT_LOG
 TEXT_BYTES = 512
 MESSAGE = np.dtype(
     {

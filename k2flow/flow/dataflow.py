@@ -38,25 +38,15 @@ def build(exchange: Exchange) -> Dataflow:
     flow = Dataflow(f"k2flow_{exchange.name}")
     messages = op.input("kafka", flow, KafkaSource(process))
     written = op.map("write", messages, write)
-    committables = op.flat_map("committables", written, _by_table)
-    routed = op.flat_map("route", written, _by_owner)
+    committables = op.flat_map("committables", written, lambda pair: [(each.table, each) for each in pair[0]])
+    routed = op.flat_map(
+        "route", written, lambda pair: [(worker_key(each.owner, each.owners), each) for each in pair[1]]
+    )
     deduplicated = op.stateful_batch("dedup", routed, lambda _: DedupStep(process))
     gold = op.map("gold", deduplicated, lambda item: (item[1].table, item[1]))
     op.output("tables", op.merge("written", committables, gold), TableSink(process))
     install_runner(process)
     return flow
-
-
-def _by_table(written: Written) -> list[tuple[str, Committable]]:
-    """Key each committable by its table, for the table's committer."""
-    committables, _ = written
-    return [(each.table, each) for each in committables]
-
-
-def _by_owner(written: Written) -> list[tuple[str, OwnedTrades]]:
-    """Key Gold's rows by the key that Bytewax routes to their owner."""
-    _, owned = written
-    return [(worker_key(each.owner, each.owners), each) for each in owned]
 
 
 class DedupStep(StatefulBatchLogic[OwnedTrades, Committable, None]):

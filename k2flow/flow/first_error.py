@@ -29,7 +29,10 @@ def record_first_error(callback: Callable[P, R]) -> Callable[P, R]:
         except StopIteration:  # the regular end of a source
             raise
         except Exception as error:
-            _record(error)
+            global _first
+            with _lock:
+                _first = _first or error
+            log.debug("callback failed", exc_info=error)
             raise
 
     return call
@@ -38,11 +41,3 @@ def record_first_error(callback: Callable[P, R]) -> Callable[P, R]:
 def first_error() -> BaseException | None:
     """Return the first recorded error."""
     return _first
-
-
-def _record(error: BaseException) -> None:
-    global _first
-    with _lock:
-        if _first is None:
-            _first = error
-    log.debug("callback failed", exc_info=error)

@@ -29,12 +29,9 @@ def watch_peers(
 ) -> None:
     """Watch the connections to the other processes, in a thread.
 
-    Args:
-        addresses: The addresses (host:port) of all processes.
-        number: The index of this process in them.
-        timeout_seconds: How long a peer may be silent before its connection counts as lost.
-        is_connected: Whether all processes are connected with each other.
-        on_lost: Called once a connection is closed by the peer or lost.
+    `addresses` are those (host:port) of all processes, and `number` is this one's index in them. The watch begins once
+    `is_connected` says that all are connected. It calls `on_lost` when a peer closes its connection or is silent for
+    `timeout_seconds`.
     """
 
     def check() -> None:

@@ -40,33 +40,21 @@ class FlowSession:
 
     def committed(self, table: str) -> dict[int, int]:
         """Return the next offset of each partition that `table` held when the flow started."""
-        ledger = self.ledgers[table]
-        known = ledger.partitions.items() if self.topic.same_as(ledger.topic_id) else ()
-        return {p: extent.next for p, extent in known}
+        return {p: held.next for p, held in self.topic.held(self.ledgers[table]).partitions.items()}
 
 
 class FlowProcess:
-    """Shared by the workers of one process.
-
-    Attributes:
-        exchange: The exchange whose flow runs.
-        stop: Asks the source to end: it emits the messages read so far, which are then committed.
-        reading: Whether a source is open.
-        finished_reading: Whether a source has ended.
-        trigger_override: The trigger in seconds that Bytewax's command line gave.
-        session: The open session; `open` sets it.
-        pipeline: The steps from messages to data files, shared by the workers of this process; `open` sets it.
-    """
+    """Shared by the workers of one process. `open` sets `session` and `pipeline`."""
 
     session: FlowSession
     pipeline: Pipeline
 
     def __init__(self, exchange: Exchange) -> None:
         self.exchange = exchange
-        self.stop = threading.Event()
-        self.reading = False
-        self.finished_reading = False
-        self.trigger_override: float | None = None
+        self.stop = threading.Event()  # asks the source to end: it emits the messages read so far, to be committed
+        self.reading = False  # whether a source is open
+        self.finished_reading = False  # whether a source has ended
+        self.trigger_override: float | None = None  # the trigger in seconds that Bytewax's command line gave
         self._lock = threading.Lock()
         self._is_open = False
 

@@ -4,9 +4,12 @@ Epochs: the source decides when a batch ends. So the epoch interval is the short
 epoch of its own.
 """
 
+import ctypes
 import logging
 import os
+import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -22,7 +25,6 @@ from k2flow.errors import K2flowError, RunError
 from k2flow.flow.first_error import first_error
 from k2flow.flow.peers import watch_peers
 from k2flow.flow.process import FlowProcess
-from k2flow.flow.signals import end_with_supervisor, stop_on_signals
 from k2flow.iceberg.catalog import open_catalog
 from k2flow.observability import tracing
 from k2flow.observability.endpoint import serve
@@ -33,6 +35,8 @@ from k2flow.process_exit import ERROR_PREFIX, EXIT_FAILED, EXIT_TRY_AGAIN, PEER_
 log = logging.getLogger(__name__)
 
 EPOCH_INTERVAL = timedelta(milliseconds=1)
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 
 
 def install_runner(process: FlowProcess) -> None:
@@ -54,7 +58,7 @@ def install_runner(process: FlowProcess) -> None:
 def _run(process: FlowProcess, cli_main: CliMain, kwargs: dict[str, Any]) -> None:
     """Run the dataflow to its end. After an error of k2flow, exit with one line; raise any other error."""
     keep_freed_memory()
-    workers = _worker_count(kwargs)
+    workers = int(kwargs.get("workers_per_process") or 1) * max(1, len(kwargs.get("addresses") or []))
     debug, native = False, None
     try:
         debug = process.settings.debug
@@ -74,18 +78,13 @@ def _run(process: FlowProcess, cli_main: CliMain, kwargs: dict[str, Any]) -> Non
         _end(str(known), exit_code(known, process.reading))
 
 
-def _worker_count(kwargs: Mapping[str, Any]) -> int:
-    """Return the number of workers in all processes."""
-    return int(kwargs.get("workers_per_process") or 1) * max(1, len(kwargs.get("addresses") or []))
-
-
 def _start(process: FlowProcess, workers: int, kwargs: Mapping[str, Any]) -> None:
     """Set up logs, signals, metrics, traces and the watch on peers, then open the session."""
     settings, exchange = process.settings, process.exchange
     set_up_logging(settings.log_level, settings.log_format)
-    stop_on_signals(process)
+    _stop_on_signals(process)
     if SUPERVISED in os.environ:
-        end_with_supervisor()
+        _end_with_supervisor()
     _serve_metrics(process, kwargs.get("process_id") or 0)
     if settings.traces:
         tracing.set_up(exchange.name)
@@ -93,13 +92,43 @@ def _start(process: FlowProcess, workers: int, kwargs: Mapping[str, Any]) -> Non
         _watch_peers(process, addresses, kwargs["process_id"])
     process.open(workers)
     STAGE.labels(exchange.name).set(Stage.OPENED)
-    log.info(
-        "%s: trigger %g s, %d worker(s), from topic %s",
-        exchange.name,
-        process.trigger_seconds,
-        workers,
-        exchange.settings.topic,
-    )
+    text = "%s: trigger %g s, %d worker(s), from topic %s"
+    log.info(text, exchange.name, process.trigger_seconds, workers, exchange.settings.topic)
+
+
+def _end_with_supervisor() -> None:
+    """Have this process get SIGTERM when its supervisor is killed: no process would pass signals on to it any more.
+
+    A restarted supervisor could not start the flow while this one runs. Only Linux supports this.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "prctl"):
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _stop_on_signals(process: FlowProcess) -> None:
+    """On SIGTERM or SIGINT ask the source to end: the messages read so far are committed, and the exit code is 0.
+
+    By default SIGTERM kills Bytewax at once, and SIGINT leaves the other processes of a cluster hanging. A thread acts
+    on the signals. The main thread may be inside Bytewax, connecting to a process that never starts, where no Python
+    handler runs. The C handler does run, and writes the signal's number into a pipe.
+    """
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    signal.set_wakeup_fd(write)
+    for number in STOP_SIGNALS:
+        signal.signal(number, lambda *_: None)
+    threading.Thread(target=_await_signal, args=(process, read), name="signals", daemon=True).start()
+
+
+def _await_signal(process: FlowProcess, pipe: int) -> None:
+    while (number := os.read(pipe, 1)[0]) not in STOP_SIGNALS:
+        pass
+    log.info("%s: %s, stopping", process.exchange.name, signal.Signals(number).name)
+    process.stop.set()
+    if not process.reading:  # nothing has begun that could be left half done
+        logging.shutdown()
+        os._exit(0)
 
 
 def _serve_metrics(process: FlowProcess, process_id: int) -> None:

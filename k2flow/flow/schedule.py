@@ -20,17 +20,13 @@ class CommitSchedule:
 
     The tables commit on every trigger. During catch-up, when full batches arrive back to back, they commit once per
     `commit_batches` batches: four commits cost about a tenth of a batch.
-
-    Attributes:
-        due: The time of the next commit, in seconds since 1970.
-        uncommitted: Batches emitted since the last one that ended a checkpoint.
     """
 
     def __init__(self, trigger_seconds: float, commit_batches: int, now: float) -> None:
-        self.uncommitted = 0
+        self.uncommitted = 0  # batches emitted since the last one that ended a checkpoint
         self._trigger_seconds = trigger_seconds
         self._commit_batches = commit_batches
-        self.due = self._next_trigger(now)
+        self.due = self._next_trigger(now)  # the time of the next commit, in seconds since 1970
 
     @property
     def full_batch_ends_checkpoint(self) -> bool:

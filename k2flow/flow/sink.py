@@ -101,15 +101,9 @@ class TableSinkPartition(StatefulSinkPartition[Committable, None]):
         seconds = time.monotonic() - began
         metrics.count_commit(self._exchange, self._name, files, stats, seconds)
         reach(Point.COMMIT_DONE)
-        log.info(
-            "%s: %d rows in %d files from %d offsets, commit %d in %.0f ms",
-            self._name,
-            sum(file.record_count for file in files),
-            len(files),
-            sum(r.next - r.first for r in ranges),
-            self._committer.ledger.sequence,
-            seconds * 1000,
-        )
+        rows, offsets = sum(file.record_count for file in files), sum(r.next - r.first for r in ranges)
+        text = "%s: %d rows in %d files from %d offsets, commit %d in %.0f ms"
+        log.info(text, self._name, rows, len(files), offsets, self._committer.ledger.sequence, seconds * 1000)
 
     def _finished_files(self) -> list[DataFile]:
         """Wait for the files of this epoch."""

@@ -30,11 +30,7 @@ _LEVELS = [logging.CRITICAL] * 3 + [logging.ERROR, logging.WARNING, logging.INFO
 """Python's level for each of syslog's, 0 to 7."""
 _LOST = {ConfluentError._AUTO_OFFSET_RESET, ConfluentError.OFFSET_OUT_OF_RANGE}
 _MISSING = {ConfluentError.UNKNOWN_TOPIC_OR_PART, ConfluentError._UNKNOWN_PARTITION}
-_FATAL = {
-    ConfluentError._FATAL,
-    ConfluentError.TOPIC_AUTHORIZATION_FAILED,
-    ConfluentError.GROUP_AUTHORIZATION_FAILED,
-}
+_FATAL = {ConfluentError._FATAL, ConfluentError.TOPIC_AUTHORIZATION_FAILED, ConfluentError.GROUP_AUTHORIZATION_FAILED}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,8 +23,7 @@ from k2flow.trades.validate import Validator, int64_times
 _REASON_OF_DEFECT = np.array([Reason[d.name] if d else Reason.VALID for d in sorted(Defect)], np.uint8)
 _WHOLE_BATCH_SHARE = 0.9
 """If this share of a batch uses one schema, decode the whole batch with it: copying the share out costs more."""
-_MAX_CHARACTERS = 200
-"""Longer values are cut in the text of a dead letter."""
+_MAX_CHARACTERS = 200  # of a value in the text of a dead letter; longer ones are cut
 
 Ints = npt.NDArray[np.int64]
 Reasons = npt.NDArray[np.uint8]
@@ -40,19 +39,12 @@ class DecodedBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class _DecodedPart:
-    """The rows of a batch that one decoder decoded.
+    """The rows of a batch that one decoder decoded."""
 
-    Attributes:
-        rows: Their numbers in the batch.
-        decoder: The decoder.
-        records: Its result, one record per row.
-        has_schema: Which rows are of the decoder's schema. The others were only decoded because they lie in between.
-    """
-
-    rows: Ints
+    rows: Ints  # their numbers in the batch
     decoder: RecordDecoder
-    records: DecodedRecords
-    has_schema: npt.NDArray[np.bool_]
+    records: DecodedRecords  # one per row
+    has_schema: npt.NDArray[np.bool_]  # rows of the decoder's schema; the others only lie in between
 
 
 class TradeDecoder:
@@ -80,7 +72,7 @@ class TradeDecoder:
             self._find_reasons(part, kafka_time, reasons, details)
         rows = np.flatnonzero(reasons)
         bad = messages.filter(reasons != Reason.VALID)
-        dead_letters = bad.with_rows(self._dead_letters(bad, rows, reasons, ids, details))
+        dead_letters = replace(bad, rows=self._dead_letters(bad, rows, reasons, ids, details))
         return DecodedBatch(trades=self._trades(parts, reasons, messages), dead_letters=dead_letters)
 
     def identify(self, messages: MessageBatch) -> pa.RecordBatch:
@@ -92,7 +84,7 @@ class TradeDecoder:
         reasons, ids = read_headers(payloads)
         parts, _ = self._decode_parts(payloads, reasons, ids)
         rows = [np.zeros(0, np.int64)]
-        batches = [_empty(self._silver).select(self._identity)]
+        batches = [pa.RecordBatch.from_pylist([], self._silver).select(self._identity)]
         for part in parts:
             whole = np.flatnonzero(part.has_schema & (part.records.defect == 0))
             identities = part.records.batch.take(pa.array(whole)).select(self._identity)
@@ -140,7 +132,7 @@ class TradeDecoder:
 
     def _trades(self, parts: list[_DecodedPart], reasons: Reasons, messages: MessageBatch) -> MessageBatch:
         """Return the valid rows of all parts, sorted by time, as Gold's files need them."""
-        batches, rows = [_empty(self._silver)], [np.zeros(0, np.int64)]
+        batches, rows = [pa.RecordBatch.from_pylist([], self._silver)], [np.zeros(0, np.int64)]
         for part in parts:
             valid = np.flatnonzero((reasons[part.rows] == Reason.VALID) & part.has_schema)
             valid = valid[np.argsort(int64_times(part.records.batch.column("timestamp"))[valid], kind="stable")]
@@ -194,14 +186,14 @@ class TradeDecoder:
 
 def _decode_part(decoder: RecordDecoder, payloads: pa.BinaryArray, rows: Ints) -> _DecodedPart:
     """Decode the payloads at `rows`; all payloads, if most are there."""
-    n = len(payloads)
-    if len(rows) < n * _WHOLE_BATCH_SHARE:
-        records, has_schema = decoder.decode(payloads.take(pa.array(rows)), HEADER_BYTES), np.ones(len(rows), np.bool_)
-        return _DecodedPart(rows=rows, decoder=decoder, records=records, has_schema=has_schema)
-    has_schema = np.zeros(n, np.bool_)
+    has_schema = np.zeros(len(payloads), np.bool_)
     has_schema[rows] = True
+    if len(rows) < len(payloads) * _WHOLE_BATCH_SHARE:
+        payloads, has_schema = payloads.take(pa.array(rows)), has_schema[rows]
+    else:
+        rows = np.arange(len(payloads))
     records = decoder.decode(payloads, HEADER_BYTES)
-    return _DecodedPart(rows=np.arange(n), decoder=decoder, records=records, has_schema=has_schema)
+    return _DecodedPart(rows=rows, decoder=decoder, records=records, has_schema=has_schema)
 
 
 def _rule_details(
@@ -225,7 +217,3 @@ def _texts(values: pa.Array) -> list[str]:
     show = repr if pa.types.is_string(values.type) else str
     texts = [show(value) for value in values.to_pylist()]
     return [t if len(t) <= _MAX_CHARACTERS else f"{t[:_MAX_CHARACTERS]}... ({len(t)} characters)" for t in texts]
-
-
-def _empty(schema: pa.Schema) -> pa.RecordBatch:
-    return pa.RecordBatch.from_arrays([pa.array([], field.type) for field in schema], schema=schema)

@@ -63,14 +63,10 @@ class MessageBatch:
         rows = self.rows.filter(pa.array(keep))
         return replace(self, rows=rows, partition=self.partition[keep], offset=self.offset[keep], offsets=kept)
 
-    def with_rows(self, rows: pa.RecordBatch) -> Self:
-        """Return the same offsets with other rows, one for each of the present rows."""
-        return replace(self, rows=rows)
-
 
 def empty_batch(offsets: Sequence[tuple[int, int, int]], ends_checkpoint: bool) -> MessageBatch:
     """Return a batch without messages that stands for `offsets`."""
-    rows = pa.RecordBatch.from_arrays([pa.array([], f.type) for f in MESSAGE_SCHEMA], schema=MESSAGE_SCHEMA)
+    rows = pa.RecordBatch.from_pylist([], MESSAGE_SCHEMA)
     return MessageBatch(rows, np.zeros(0, np.int32), np.zeros(0, np.int64), offsets, ends_checkpoint)
 
 

@@ -9,7 +9,7 @@ Every step but the deduplication is a pure function of its batch and of the offs
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
 
 import pyarrow as pa
@@ -30,36 +30,18 @@ from k2flow.trades.messages import MessageBatch, bronze_rows
 from k2flow.trades.registry import Schemas
 
 
+@dataclass(eq=False)
 class Pipeline:
     """The steps of one exchange, from messages to data files that no reader sees before they are committed."""
 
-    def __init__(
-        self,
-        exchange: Exchange,
-        *,
-        catalog: Catalog,
-        writers: TableWriters,
-        schemas: Callable[[], Schemas],
-        committed: Callable[[str], Mapping[int, int]] = lambda table: {},
-        owners: int = 1,
-    ) -> None:
-        """Open nothing yet.
-
-        Args:
-            exchange: The exchange whose messages are processed.
-            catalog: Where Gold's keys are read from.
-            writers: The writers of the exchange's tables.
-            schemas: Opens the schemas by id, when the first batch is decoded.
-            committed: Returns the next offset of each partition that a table held at the start. Rows before it are
-                not written to that table again.
-            owners: The workers that share the deduplication keys.
-        """
-        self._exchange = exchange
-        self._catalog = catalog
-        self._writers = writers
-        self._schemas = schemas
-        self._committed = committed
-        self._owners = owners
+    exchange: Exchange
+    _: KW_ONLY
+    catalog: Catalog  # where Gold's keys are read from
+    writers: TableWriters
+    schemas: Callable[[], Schemas]  # opens the schemas by id, when the first batch is decoded
+    committed: Callable[[str], Mapping[int, int]] = lambda table: {}
+    """Returns the next offset of each partition that a table held at the start. Earlier rows are not written again."""
+    owners: int = 1  # the workers that share the deduplication keys
 
     def process(self, batch: MessageBatch) -> list[Committable]:
         """Return what every table commits of a batch, and end its epoch. For the one owner of all keys."""
@@ -74,30 +56,30 @@ class Pipeline:
         Of Gold only the offsets are among the committables. Its rows are returned by owner, for `deduplicator`.
         Raises RegistryError if the flow stops while the registry is out of reach, CatalogError if the storage fails.
         """
-        metrics.BATCH_MESSAGES.labels(self._exchange.name).observe(batch.rows.num_rows)
-        stats = BatchStats(_oldest_us(batch))
+        metrics.BATCH_MESSAGES.labels(self.exchange.name).observe(batch.rows.num_rows)
+        stats = BatchStats(oldest_us=pc.min(batch.rows.column("timestamp")).value)
         committables = self._write_layers(Stream.MESSAGES, batch, stats)  # files are written while the batch is decoded
         with tracing.span("decode", messages=batch.rows.num_rows):
             decoded = self._decoder.decode(batch)
         committables += self._write_layers(Stream.TRADES, decoded.trades, stats)
         committables += self._write_layers(Stream.DEAD_LETTERS, decoded.dead_letters, stats)
-        new = decoded.trades.after(self._committed(GOLD_TABLE))
-        return committables, split_by_owner(new, self._exchange.dedup_key, self._owners)
+        new = decoded.trades.after(self.committed(GOLD_TABLE))
+        return committables, split_by_owner(new, self.exchange.dedup_key, self.owners)
 
     def deduplicator(self, owner: int) -> Deduplicator:
         """Open the deduplication of one owner's keys. Raises CatalogError."""
-        ids = GoldIds(self._catalog, self._exchange.code, self._exchange.dedup_key)
-        window = self._exchange.settings.dedup_window_hours
-        seen = SeenIds(ids.load, ids.newest_hour(), window, owner, self._owners)
-        return Deduplicator(self._exchange, seen, self._writers.write)
+        ids = GoldIds(self.catalog, self.exchange.code, self.exchange.dedup_key)
+        window = self.exchange.settings.dedup_window_hours
+        seen = SeenIds(ids.load, ids.newest_hour(), window, owner, self.owners)
+        return Deduplicator(self.exchange, seen, self.writers.write)
 
     def _write_layers(self, stream: Stream, rows: MessageBatch, stats: BatchStats) -> list[Committable]:
-        layers = self._exchange.layer_by_table.items()
+        layers = self.exchange.layer_by_table.items()
         return [self._write(table, layer, rows, stats) for table, layer in layers if layer.stream is stream]
 
     def _write(self, table: str, layer: Layer, rows: MessageBatch, stats: BatchStats) -> Committable:
         """Write the rows that `table` did not hold at the start. If it held them all, their stats were published."""
-        new = rows.after(self._committed(table))
+        new = rows.after(self.committed(table))
         if layer.name == DLQ.name:
             stats = replace(stats, reasons=_count_reasons(new.rows))
         committable = Committable(
@@ -109,27 +91,20 @@ class Pipeline:
         if layer.deduplicated or new.rows.num_rows == 0:
             return committable
         with tracing.span("write", table=table, rows=new.rows.num_rows):
-            return replace(committable, files=self._writers.write(table, layer.rows(self._stream_rows(layer, new))))
-
-    def _stream_rows(self, layer: Layer, new: MessageBatch) -> pa.RecordBatch:
-        return bronze_rows(new, self._exchange.settings.topic) if layer.stream is Stream.MESSAGES else new.rows
+            messages = layer.stream is Stream.MESSAGES
+            stream = bronze_rows(new, self.exchange.settings.topic) if messages else new.rows
+            return replace(committable, files=self.writers.write(table, layer.rows(stream)))
 
     @cached_property
     def _decoder(self) -> TradeDecoder:
-        return TradeDecoder(self._exchange, self._schemas())
+        return TradeDecoder(self.exchange, self.schemas())
 
     @cached_property
     def _only_deduplicator(self) -> Deduplicator:
-        if self._owners != 1:
-            raise ValueError(f"{self._owners} owners share the keys: use `write`, and `deduplicator` for each owner")
+        if self.owners != 1:
+            raise ValueError(f"{self.owners} owners share the keys: use `write`, and `deduplicator` for each owner")
         return self.deduplicator(0)
 
 
 def _count_reasons(dead_letters: pa.RecordBatch) -> dict[str, int]:
     return {each["values"]: each["counts"] for each in dead_letters["reason"].value_counts().to_pylist()}
-
-
-def _oldest_us(messages: MessageBatch) -> int | None:
-    """Return Kafka's time of the oldest message, or None if no message has a time."""
-    oldest: int | None = pc.min(messages.rows.column("timestamp")).value
-    return oldest

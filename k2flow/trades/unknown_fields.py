@@ -12,7 +12,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from k2flow.config.settings import PREFIX
 from k2flow.errors import SchemaError
 from k2flow.exchange import Exchange
 from k2flow.trades.record_decoder import RecordDecoder
@@ -31,9 +30,9 @@ class UnknownFields:
     """Keeps or ignores unknown fields, as one exchange's settings say."""
 
     def __init__(self, exchange: Exchange) -> None:
-        self._name = exchange.name
+        self._exchange = exchange
         self._keep = exchange.settings.unknown_fields == "keep"
-        self._setting = f"{PREFIX}{exchange.name.upper()}_UNKNOWN_FIELDS"
+        self._setting = exchange.setting("unknown_fields")
         self._logged: set[int] = set()
 
     def log_once(self, schema_id: int, decoder: RecordDecoder) -> None:
@@ -45,7 +44,8 @@ class UnknownFields:
         more = f" and {len(names) - _MAX_LOGGED_NAMES} more" if len(names) > _MAX_LOGGED_NAMES else ""
         shown = ", ".join(names[:_MAX_LOGGED_NAMES]) + more
         done = "kept in vendor_data" if self._keep else f"ignored, as {self._setting} says"
-        log.info("%s: schema id %d has fields that TradeV2 does not know: %s: %s", self._name, schema_id, shown, done)
+        text = "%s: schema id %d has fields that TradeV2 does not know: %s: %s"
+        log.info(text, self._exchange.name, schema_id, shown, done)
 
     def add(self, decoder: RecordDecoder, vendor_data: pa.MapArray, unknown: Sequence[pa.Array]) -> pa.MapArray:
         """Return the `vendor_data` of n trades with the values of their unknown fields; unchanged if they are ignored.
@@ -67,7 +67,7 @@ class UnknownFields:
         if size > MAX_BYTES:
             raise SchemaError(
                 f"the fields that TradeV2 does not know take more than {MAX_BYTES >> 20} MiB as text in one batch: set "
-                f"{PREFIX}{self._name.upper()}_BATCH_ROWS lower, or {self._setting} to ignore"
+                f"{self._exchange.setting('batch_rows')} lower, or {self._setting} to ignore"
             )
         return with_texts(vendor_data, names, texts)
 

@@ -60,7 +60,7 @@ class Validator:
     def check(self, trades: pa.RecordBatch, kafka_time: pa.TimestampArray, reasons: npt.NDArray[np.uint8]) -> None:
         """Set the reason of each of n trades (the columns of TradeV2) to the number of the first rule that it breaks.
 
-        A row whose reason is not 0 keeps it. Rules that compare with `kafka_time` (n,) do not apply where it is null.
+        A row whose reason is not 0 keeps it. Rules that compare with `kafka_time` (us UTC) do not apply to a null.
         """
         for number, is_broken in self._rules(trades, kafka_time):
             broken = is_broken()

@@ -15,8 +15,7 @@ from pyiceberg.table.metadata import TableMetadata
 from pyiceberg.table.snapshots import MetadataLogEntry, Snapshot, SnapshotLogEntry
 from pyiceberg.table.sorting import SortOrder
 
-CAPACITY = 16
-"""Cached metadata files: the newest of each table, and some more."""
+CAPACITY = 16  # cached metadata files: the newest of each table, and some more
 
 _read, _write = FromInputFile.table_metadata, ToOutputFile.table_metadata
 _cache: OrderedDict[str, TableMetadata] = OrderedDict()
