@@ -148,7 +148,7 @@ def test_flow_completes_a_committed_replacement(new_lake: NewLake) -> None:
     catch_up_by_other_rules(wanted)
     killed(lake, "staging.committed=die", "reprocess", lake.exchange, "--from", TODAY)
     assert "being replaced" in k2flow(lake, "audit", lake.exchange, code=2)
-    assert k2flow(lake, "maintain").count("left alone: rows are being replaced") == 3
+    assert k2flow(lake, "maintain").count("skipped: rows are being replaced") == 3
     fill(lake, count=500, bad=0.05, duplicates=0.05, seed=9)
     for each in (lake, wanted):
         catch_up_by_other_rules(each)
@@ -309,7 +309,7 @@ def test_two_exchanges_cannot_be_reprocessed_at_once(new_lake: NewLake) -> None:
     first = staging_of(binance)
     first.begin()
     refused = k2flow(kraken, "reprocess", "kraken", "--from", TODAY, other=True, code=1)
-    assert "being replaced already, on branch k2flow-staged-binance" in refused
+    assert "already being replaced, on branch k2flow-staged-binance" in refused
     assert_no_branch_of(kraken)
     first.abort()
     assert reprocess(kraken)["published"]
