@@ -2,7 +2,7 @@
 
 A flow reads messages and derives two more streams of rows from them: trades and dead letters. A layer names its stream
 and its fields. A field takes the stream's column of the same name, or derives one from the stream's columns. Creation,
-writing, commits, compaction and queries follow from the layer.
+writing, commits, compaction, queries and the audit follow from the layer.
 
 To add a table, add a `Layer` to `Exchange.layers`. To add a column, add a `Field`.
 """

@@ -15,7 +15,7 @@ from pyiceberg.catalog import Catalog
 from pyiceberg.table import Table
 from pyiceberg.types import IntegerType
 
-from k2flow.audit import AuditReport, audit, exchange_audit
+from k2flow.audit import AuditReport, audit, run
 from k2flow.config.settings import load_settings
 from k2flow.exchange import Exchange, exchange_names
 from k2flow.iceberg.catalog import load_table, open_catalog
@@ -103,7 +103,7 @@ class AuditedLake:
 
     def audit(self) -> AuditReport:
         with self.environment() as patch:
-            patch.setattr(exchange_audit, "TopicReader", lambda *_: StoredTopicReader(self._messages))
+            patch.setattr(run, "TopicReader", lambda *_: StoredTopicReader(self._messages))
             return audit(self.catalog, load_settings(exchange_names()), [replace(self.exchange)])
 
     def damage(self, layer: Layer, column: str, wrong: Callable[[Any], Any]) -> None:

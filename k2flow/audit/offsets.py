@@ -24,6 +24,8 @@ from k2flow.inspection.broker import MessagesRead, TopicReader
 from k2flow.inspection.partitions import TopicPartition, TopicPartitions
 from k2flow.layers import BRONZE, Layer
 
+Gaps = list[tuple[int, int]]
+
 _SPANS = """
 CREATE OR REPLACE TEMP TABLE spans AS SELECT number, first, next, max(next) OVER (
     PARTITION BY number ORDER BY first, next ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS reach FROM runs
@@ -47,6 +49,7 @@ class OffsetsFound:
     whether every message of all layers' extents was decoded, `kafka` Kafka's first offset and end.
     """
 
+    partition: TopicPartition
     rows: int = 0
     missing: int = 0
     duplicated: int = 0
@@ -85,12 +88,12 @@ class OffsetCheck:
         return result
 
     def _check_partition(self, partition: TopicPartition) -> OffsetsFound:
-        found = OffsetsFound(kafka=self._watermarks(partition))
+        found = OffsetsFound(partition=partition, kafka=self._watermarks(partition))
         if found.kafka:
             self._compare_with_kafka(partition, found.kafka)
-        self._measure(partition, found)
-        self._check_gaps(partition, found)
-        self._read_ahead(partition, found)
+        self._measure(found)
+        self._check_gaps(found)
+        self._read_ahead(found)
         return found
 
     def _watermarks(self, partition: TopicPartition) -> tuple[int, int] | None:
@@ -111,8 +114,9 @@ class OffsetCheck:
             samples = [partition.between(committed, low)]
             self._context.add("never_read", Severity.NOTE, text, low - committed, partition.pinned, samples=samples)
 
-    def _measure(self, partition: TopicPartition, found: OffsetsFound) -> None:
+    def _measure(self, found: OffsetsFound) -> None:
         """Measure the runs, and report duplicated offsets."""
+        partition = found.partition
         of = [partition.number]
         rows, low, high = self._store.one(
             "SELECT coalesce(sum(next - first), 0), min(first), max(next) FROM runs WHERE number = ?", of
@@ -129,7 +133,8 @@ class OffsetCheck:
             samples = [partition.between(*each) for each in duplicated]
             self._broken("bronze_duplicated", partition, text, found.duplicated, BRONZE, samples)
 
-    def _check_gaps(self, partition: TopicPartition, found: OffsetsFound) -> None:
+    def _check_gaps(self, found: OffsetsFound) -> None:
+        partition = found.partition
         extent = partition.extent(BRONZE)
         between = self._store.arrays(
             "SELECT reach, first FROM spans WHERE number = ? AND first > reach ORDER BY 1", [partition.number]
@@ -141,8 +146,8 @@ class OffsetCheck:
         if not self._context.whole:
             found.covered = False
         elif before[0] < before[1]:
-            gaps = [*self._not_expired(partition, found, before), *gaps]
-        reread = self._read(partition, found, gaps)
+            gaps = [*self._not_expired(found, before), *gaps]
+        reread = self._read(found, gaps)
         if reread.offset:
             found.missing = len(reread.offset)
             self._take(partition, reread)
@@ -150,31 +155,28 @@ class OffsetCheck:
             samples = [partition.at(offset) for offset in reread.offset[:SAMPLES]]
             self._broken("bronze_missing", partition, text, found.missing, BRONZE, samples)
         if self._context.whole:
-            self._compare_with_ledger(partition, found, reread.unread, before)
+            self._compare_with_ledger(found, reread.unread, before)
         elif reread.unread:
-            self._unknown(partition, found, reread.unread, sum(end - first for first, end in reread.unread))
+            self._unknown(found, reread.unread, sum(end - first for first, end in reread.unread))
 
-    def _read(self, partition: TopicPartition, found: OffsetsFound, gaps: list[tuple[int, int]]) -> MessagesRead:
+    def _read(self, found: OffsetsFound, gaps: Gaps) -> MessagesRead:
         if self._reader and found.kafka and gaps:
-            return self._reader.read(partition.partition, gaps, *found.kafka)
+            return self._reader.read(found.partition.partition, gaps, *found.kafka)
         return MessagesRead(unread=list(gaps))
 
-    def _not_expired(
-        self, partition: TopicPartition, found: OffsetsFound, before: tuple[int, int]
-    ) -> list[tuple[int, int]]:
+    def _not_expired(self, found: OffsetsFound, before: tuple[int, int]) -> Gaps:
         """Return the offsets before the first row that retention cannot have removed, as far as Kafka knows."""
         if not self._retention.possible:
             return [before]
         if self._reader and found.kafka:
-            first = self._reader.first_since(partition.partition, self._retention.cutoff_ms)
+            first = self._reader.first_since(found.partition.partition, self._retention.cutoff_ms)
             if first is not None and first < before[1]:
                 return [(max(first, before[0]), before[1])]
         return []
 
-    def _compare_with_ledger(
-        self, partition: TopicPartition, found: OffsetsFound, unread: list[tuple[int, int]], before: tuple[int, int]
-    ) -> None:
+    def _compare_with_ledger(self, found: OffsetsFound, unread: Gaps, before: tuple[int, int]) -> None:
         """Compare the rows with the ledger's count, after the gaps have been read."""
+        partition = found.partition
         counted = partition.extent(BRONZE).rows
         absent = counted - found.rows - found.missing
         found.covered = absent <= 0
@@ -184,7 +186,7 @@ class OffsetCheck:
             )
             self._broken("ledger_rows", partition, text, -absent, BRONZE)
         elif absent and self._retention.possible and before[0] < before[1]:
-            self._report_expired(partition, found, unread, before, absent)
+            self._report_expired(found, unread, before, absent)
         elif absent and unread:
             found.missing += absent
             text = f"{partition}: the ledger counts {counted:,} messages; {absent:,} of them have no row"
@@ -196,31 +198,26 @@ class OffsetCheck:
             )
             self._broken("ledger_rows", partition, text, absent, BRONZE)
 
-    def _report_expired(
-        self,
-        partition: TopicPartition,
-        found: OffsetsFound,
-        unread: list[tuple[int, int]],
-        before: tuple[int, int],
-        absent: int,
-    ) -> None:
+    def _report_expired(self, found: OffsetsFound, unread: Gaps, before: tuple[int, int], absent: int) -> None:
         """Report rows that retention has removed, or may have."""
+        partition = found.partition
         if unread:
             size = sum(end - first for first, end in unread)
-            self._unknown(partition, found, unread, min(size, absent) if self._retention.evident else absent)
+            self._unknown(found, unread, min(size, absent) if self._retention.evident else absent)
         elif not self._retention.evident and found.kafka is None:
-            self._unknown(partition, found, [before], absent)
+            self._unknown(found, [before], absent)
         else:
             text = f"{partition}: retention has removed {absent:,} rows before offset {found.low}"
             self._context.add("expired", Severity.NOTE, text, absent, partition.pinned, BRONZE)
 
-    def _read_ahead(self, partition: TopicPartition, found: OffsetsFound) -> None:
+    def _read_ahead(self, found: OffsetsFound) -> None:
         """Read from Kafka the offsets that another table holds and Bronze does not yet."""
+        partition = found.partition
         begin = partition.extent(BRONZE).next or found.low or min(e.first for e in partition.extents.values())
         furthest = max(extent.next for extent in partition.extents.values())
         if furthest <= begin:
             return
-        reread = self._read(partition, found, [(begin, furthest)])
+        reread = self._read(found, [(begin, furthest)])
         if reread.offset:
             self._take(partition, reread)
         if reread.unread:
@@ -231,9 +228,8 @@ class OffsetCheck:
                 count = furthest - begin
                 self._context.add("ahead_of_bronze", Severity.UNKNOWN, text, count, partition.pinned, samples=samples)
 
-    def _unknown(
-        self, partition: TopicPartition, found: OffsetsFound, unread: list[tuple[int, int]], count: int
-    ) -> None:
+    def _unknown(self, found: OffsetsFound, unread: Gaps, count: int) -> None:
+        partition = found.partition
         why = "Kafka could not be asked" if found.kafka is None else "Kafka no longer has them"
         text = f"{partition}: audit incomplete: up to {count:,} messages may lack a row, and {why}"
         samples = [partition.between(*gap) for gap in unread[:SAMPLES]]

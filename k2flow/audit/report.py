@@ -1,14 +1,18 @@
-"""The findings of an audit, for machines and for people."""
+"""The findings of an audit, for machines and for people, and the metrics of the last one."""
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 from pydantic import TypeAdapter
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from typing_extensions import override
 
 VERSION = 1
 SAMPLES = 10
@@ -149,3 +153,30 @@ _JSON = TypeAdapter(AuditReport)
 
 def _extent(extent: Mapping[str, int] | None) -> str:
     return "none" if extent is None else f"{extent['next']:,} ({extent['rows']:,})"
+
+
+class AuditCollector(Collector):
+    """The last audit as Prometheus metrics, for an audit that is repeated; none before the first."""
+
+    def __init__(self) -> None:
+        self._last: tuple[Verdict, list[Severity], float] | None = None
+
+    def record(self, verdict: Verdict, findings: list[Severity]) -> None:
+        """Record an audit that has just ended: its verdict, and the severity of each finding."""
+        self._last = (verdict, findings, time.time())
+
+    @override
+    def collect(self) -> Iterator[Metric]:
+        if self._last is None:
+            return
+        verdict, findings, at = self._last
+        yield GaugeMetricFamily(
+            "k2flow_audit_verdict",
+            "The verdict of the last audit: 0 all invariants hold, 1 violated, 2 incomplete.",
+            verdict.exit_code,
+        )
+        found = GaugeMetricFamily("k2flow_audit_findings", "The findings of the last audit.", labels=["severity"])
+        for severity in Severity:
+            found.add_metric([severity], findings.count(severity))
+        yield found
+        yield GaugeMetricFamily("k2flow_audit_timestamp_seconds", "When the last audit ended.", at)

@@ -1,27 +1,39 @@
 """One audit, from start to end."""
 
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 
+import numpy as np
 from pyiceberg.catalog import Catalog
 
+from k2flow.audit.bronze import BronzeReader, MessageHasher, compare_with_kafka
 from k2flow.audit.context import AuditContext
-from k2flow.audit.database import TradeHashes
-from k2flow.audit.exchange_audit import ExchangeAudit
+from k2flow.audit.coverage import compares_rows, unchecked
+from k2flow.audit.database import TradeHashes, store_extents
+from k2flow.audit.dead_letters import DeadLetterCheck
+from k2flow.audit.file_checks import read_checked
 from k2flow.audit.gold import GoldKeyCheck, GoldRowCheck
-from k2flow.audit.ledgers import check_totals
-from k2flow.audit.offsets import OffsetsFound
+from k2flow.audit.ledgers import check_ledgers, check_totals
+from k2flow.audit.offsets import OffsetCheck, OffsetsFound, Retention
 from k2flow.audit.report import AuditReport, Severity
+from k2flow.audit.trades import TradesCheck
 from k2flow.config.settings import Settings
-from k2flow.errors import AuditError
+from k2flow.errors import AuditError, KafkaError
 from k2flow.exchange import Exchange
-from k2flow.inspection.files import Progress, plan
+from k2flow.inspection.broker import MessagesRead, TopicReader
+from k2flow.inspection.files import Progress, ReadPlan, plan
 from k2flow.inspection.partitions import TopicPartition, TopicPartitions
-from k2flow.inspection.pinned import FIRST_DAY, PinnedTables, pin
+from k2flow.inspection.pinned import FIRST_DAY, UNIX_EPOCH, PinnedTables, pin
 from k2flow.inspection.row_hashes import open_row_hashes
-from k2flow.layers import BRONZE, GOLD
+from k2flow.layers import BRONZE, DLQ, GOLD, Layer
+from k2flow.trades.decode import TradeDecoder
+from k2flow.trades.registry import open_schemas
+
+DAY_MS = 86_400_000
 
 
 def audit(
@@ -118,3 +130,116 @@ def _kafka(partition: TopicPartition, found: OffsetsFound) -> dict[str, int] | N
         return None
     low, high = found.kafka
     return {"low": low, "high": high, "lag": max(0, high - partition.extent(BRONZE).next)}
+
+
+class ExchangeAudit:
+    """Audits the tables of one exchange, except for Gold."""
+
+    def __init__(self, context: AuditContext, settings: Settings, partitions: TopicPartitions) -> None:
+        """Open the schemas. Raises RegistryError, SettingsError."""
+        self._context = context
+        self._settings = settings
+        self._partitions = partitions
+        self._pinned = partitions.pinned
+        no_wait = threading.Event()
+        no_wait.set()  # if the registry does not answer, the audit reports it and ends
+        decoder = TradeDecoder(partitions.pinned.exchange, open_schemas(settings, no_wait))
+        self._hasher = MessageHasher(context, partitions.pinned.exchange, decoder)
+
+    def run(self) -> dict[TopicPartition, OffsetsFound]:
+        """Run all checks. Return the offsets found in each partition."""
+        offsets = self._audit_bronze()
+        store_extents(self._context.store, self._partitions)
+        letters = DeadLetterCheck(self._context, self._partitions)
+        letters.read(self._planned(DLQ))
+        layers = [layer for layer in self._pinned.exchange.layers if compares_rows(layer)]
+        copies = [TradesCheck(self._context, self._partitions, layer) for layer in layers]
+        for layer, check in zip(layers, copies, strict=True):
+            check.read(self._planned(layer))
+        for check in copies:
+            check.check(offsets)
+        letters.check(offsets)
+        check_ledgers(self._context, offsets)
+        self._audit_files_only()
+        return offsets
+
+    def _audit_bronze(self) -> dict[TopicPartition, OffsetsFound]:
+        cutoff = self._pinned.cutoff_day(BRONZE)
+        first = cutoff if self._context.first_day is None else max(cutoff, self._context.first_day)
+        files = plan(self._pinned, BRONZE, first)
+        BronzeReader(self._context, self._partitions, self._hasher).read(files)
+        retention = Retention(
+            possible=not self._pinned.created_after_cutoff(BRONZE),
+            evident=files.skipped_rows > 0 or (files.first_day is not None and files.first_day <= cutoff + 1),
+            cutoff_ms=max(cutoff, 0) * DAY_MS,
+        )
+        with self._topic_reader() as reader:
+            offsets = OffsetCheck(self._context, retention, reader, self._take).check(self._partitions)
+            kafka = {partition: found.kafka for partition, found in offsets.items() if found.kafka}
+            if reader and kafka:
+                compare_with_kafka(self._context, self._partitions, reader, kafka)
+        return offsets
+
+    def _take(self, partition: TopicPartition, found: MessagesRead) -> None:
+        """Store the hashes of messages that Bronze lacks."""
+        offsets = np.array(found.offset, np.int64)
+        decoded = self._hasher.decode(np.full(len(offsets), partition.number), offsets, found.rows())
+        self._hasher.store(decoded, (self._pinned.today - UNIX_EPOCH).days)
+
+    @contextmanager
+    def _topic_reader(self) -> Iterator[TopicReader | None]:
+        """Open the topic; None, and a finding, if no broker answers or the topic may not be read."""
+        topic = self._pinned.exchange.settings.topic
+        try:
+            reader = TopicReader(self._settings.kafka, topic)
+        except KafkaError as error:
+            text = f"audit incomplete: Kafka's offsets of {topic} are unknown: {error}"
+            self._context.add("kafka_unreachable", Severity.UNKNOWN, text, 1, self._pinned)
+            yield None
+            return
+        try:
+            self._note_topics(reader)
+            yield reader
+        finally:
+            reader.close()
+
+    def _note_topics(self, reader: TopicReader) -> None:
+        """Report topics that were deleted or created again."""
+        ledger = self._pinned.ledgers[BRONZE]
+        if reader.topic is None:
+            self._note("topic_deleted", f"topic {ledger.topic} no longer exists: checked by the ledgers alone")
+        elif not reader.topic.same_as(ledger.topic_id):
+            text = (
+                f"topic {ledger.topic} was created again; the flow has not started since: checked by the ledgers alone"
+            )
+            self._note("topic_recreated", text)
+        for earlier in ledger.former_topics:
+            ends = ", ".join(f"[{p}] before {extent.next}" for p, extent in sorted(earlier.partitions.items()))
+            text = f"an earlier topic {ledger.topic} was deleted; the loss of its messages after {ends} was accepted"
+            self._note("topic_recreated", text)
+
+    def _note(self, check: str, text: str) -> None:
+        self._context.add(check, Severity.NOTE, text, 1, self._pinned)
+
+    def _planned(self, layer: Layer) -> ReadPlan:
+        """Plan what to read of a layer: with `since`, the days that the messages can be in. Check its total."""
+        first, last = self._pinned.cutoff_day(layer), None
+        if self._context.first_day is not None and compares_rows(layer):
+            oldest, last = self._context.store.one("SELECT min(day), max(day) FROM valid")
+            first = max(first, oldest or 0)
+        elif self._context.first_day is not None:
+            first = max(first, self._context.first_day)
+        files = plan(self._pinned, layer, first, last)
+        if self._context.whole:
+            check_totals(self._context, self._partitions, layer, files.rows + files.skipped_rows)
+        return files
+
+    def _audit_files_only(self) -> None:
+        """Check the files of layers whose rows no check compares, and say so."""
+        for layer in self._pinned.exchange.layers:
+            if columns := unchecked(layer):
+                files = plan(self._pinned, layer, self._pinned.cutoff_day(layer))
+                for _ in read_checked(self._context, files):
+                    pass
+                text = f"the audit checks the files of this layer, but not the values of {', '.join(columns)}"
+                self._context.add("rows_not_checked", Severity.NOTE, text, files.rows, self._pinned, layer)

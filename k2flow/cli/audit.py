@@ -7,8 +7,7 @@ from datetime import UTC, datetime
 from prometheus_client import CollectorRegistry
 
 from k2flow.audit import AuditReport, audit
-from k2flow.audit.metrics import AuditCollector
-from k2flow.audit.report import Verdict
+from k2flow.audit.report import AuditCollector, Verdict
 from k2flow.cli.output import console, print_json, progress_bars
 from k2flow.cli.process import every, exit_on_error, stop_event
 from k2flow.config.settings import Settings, load_settings

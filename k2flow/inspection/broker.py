@@ -55,18 +55,10 @@ class TopicReader:
         timeout_seconds: float = TIMEOUT_SECONDS,
         own: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """Connect to the broker.
+        """Connect to the broker, and wait `timeout_seconds` at most for its first answer.
 
-        Args:
-            config: librdkafka's properties from the settings.
-            topic: The topic's name.
-            timeout_seconds: The longest wait for the broker's first answer.
-            own: librdkafka's properties for this consumer alone.
-
-        Raises:
-            KafkaError: The topic may not be read.
-            NoBrokerError: No broker answers.
-            SettingsError: librdkafka rejects a property.
+        `config` are librdkafka's properties from the settings, `own` those for this consumer alone. Raises KafkaError
+        if the topic may not be read, NoBrokerError if no broker answers, and SettingsError for a wrong property.
         """
         self._topic = topic
         self._budget = MAX_OFFSETS
@@ -89,10 +81,8 @@ class TopicReader:
     def times(self, wanted: Iterable[tuple[int, int]], seconds: float) -> dict[tuple[int, int], int | None]:
         """Return Kafka's time (ms since 1970) of the first committed message at or after each (partition, offset).
 
-        None if no message follows; absent if Kafka has not answered within `seconds`, or has no time.
-
-        Raises:
-            KafkaError: Kafka refuses to read.
+        None if no message follows; absent if Kafka has not answered within `seconds`, or has no time. Raises KafkaError
+        if Kafka refuses to read.
         """
         waiting: dict[int, list[int]] = defaultdict(list)
         for partition, offset in sorted(wanted, reverse=True):

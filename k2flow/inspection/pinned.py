@@ -26,7 +26,7 @@ from k2flow.iceberg.catalog import NAMESPACE, find_table
 from k2flow.iceberg.commit import REPLACED_KEY, STAGED_KEY
 from k2flow.iceberg.ledger import Ledger
 from k2flow.iceberg.tables import RETENTION
-from k2flow.layers import BRONZE, LAYERS, Layer
+from k2flow.layers import BRONZE, Layer
 
 WAIT_SECONDS = 3.0
 UNIX_EPOCH = date(1970, 1, 1)
@@ -44,11 +44,6 @@ class PinnedTables:
     tables: Mapping[Layer, Table]
     ledgers: Mapping[Layer, Ledger]
     today: date
-
-    @property
-    def extra(self) -> list[Layer]:
-        """The layers that only this exchange has."""
-        return [layer for layer in self.exchange.layers if layer not in LAYERS]
 
     def name(self, layer: Layer) -> str:
         """Return the name of a layer's table."""
@@ -82,10 +77,8 @@ def pin(catalog: Catalog, exchanges: Sequence[Exchange]) -> tuple[list[PinnedTab
 
     No snapshot is taken during the publication of replaced rows (k2flow.iceberg.staging).
 
-    Raises:
-        AuditError: Some of an exchange's tables are missing, or such a publication does not end.
-        CatalogError: The catalog failed.
-        CommitError: A ledger is unreadable.
+    Raises AuditError if some of an exchange's tables are missing or such a publication does not end, CommitError if a
+    ledger is unreadable, and CatalogError.
     """
     deadline = time.monotonic() + WAIT_SECONDS
     while True:

@@ -71,7 +71,7 @@ class RowHashStore:
         return int(self.one(f"SELECT count(*) {rows}")[0])
 
     @_database_errors()
-    def arrays(self, sql: str, values: Sequence[Any] = ()) -> dict[str, Any]:
+    def arrays(self, sql: str, values: Sequence[Any] = ()) -> dict[str, npt.NDArray[Any]]:
         """Return the rows of one statement, as one numpy array per column."""
         found = self._db.execute(sql, values).fetchnumpy()
         return {name: np.ma.getdata(column) for name, column in found.items()}
@@ -79,7 +79,7 @@ class RowHashStore:
     def hashes(self, batch: pa.RecordBatch, sql: str) -> npt.NDArray[np.uint64]:
         """Return the value of a hash expression for each row of a batch, in their order."""
         self._db.register("batch", batch.append_column("row_number", pa.array(np.arange(batch.num_rows))))
-        values: npt.NDArray[np.uint64] = self.arrays(f"SELECT {sql} AS value FROM batch ORDER BY row_number")["value"]
+        values = self.arrays(f"SELECT {sql} AS value FROM batch ORDER BY row_number")["value"]
         self._db.unregister("batch")
         return values
 

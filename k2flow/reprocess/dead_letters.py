@@ -82,11 +82,7 @@ def count_by_reason(connection: duckdb.DuckDBPyConnection, exchanges: Sequence[E
 def find_dead_letters(
     connection: duckdb.DuckDBPyConnection, exchange: Exchange, partition: int, offset: int
 ) -> list[DeadLetter]:
-    """Return the dead letter of an offset: one, or one for each topic that had the offset.
-
-    Raises:
-        QueryError: There is none.
-    """
+    """Return the dead letter of an offset: one, or one for each topic that had the offset. Raises QueryError."""
     with query_errors():
         rows = connection.execute(
             'SELECT topic, "partition", "offset", kafka_timestamp, payload, schema_id, reason, detail, failed_at '

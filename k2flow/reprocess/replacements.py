@@ -5,16 +5,34 @@ A row of Gold is removed if Silver keeps no row with its values, and one is adde
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.compute as pc
 from pyiceberg.manifest import DataFile
 
+from k2flow.iceberg.reader import FileReader
+from k2flow.iceberg.tables import TableDefinition
 from k2flow.inspection.files import Advance, ReadPlan, plan
 from k2flow.inspection.row_hashes import content_hash, hashable
 from k2flow.layers import DLQ, GOLD, SILVER, Layer
 from k2flow.reprocess.context import ReprocessContext
+from k2flow.reprocess.revalidation import MovedMessages
+
+SAMPLES = 10
+"""The most examples of trades whose values change."""
+
+
+@dataclass(frozen=True)
+class TradeChange:
+    """One trade with changes in some columns: `values` are (before, after) by column."""
+
+    partition: int
+    offset: int
+    message_id: str
+    values: dict[str, tuple[Any, Any]]
 
 
 @dataclass
@@ -68,16 +86,9 @@ class RowReplacements:
 
 
 def find_replacements(context: ReprocessContext, newest_hour: int | None, advance: Advance) -> RowReplacements:
-    """Find the rows that the moved messages remove and add.
+    """Find the rows that the moved messages remove and add, after `revalidate`. Raises AuditError, CatalogError.
 
-    Args:
-        context: The database, after `revalidate`.
-        newest_hour: The newest hour (since 1970) in which Gold has a row of the exchange: the hot window ends with it.
-        advance: Counts the rows read.
-
-    Raises:
-        AuditError: Gold cannot be read.
-        CatalogError: The catalog or its storage failed.
+    `newest_hour` (since 1970) is the newest in which Gold has a row of the exchange: the hot window ends with it.
     """
     context.store.run(
         f"INSERT INTO removed SELECT '{DLQ.name}', file, l.row, count(*), count(*) FROM letter l JOIN moved "
@@ -146,3 +157,51 @@ def _find_in_gold(context: ReprocessContext) -> None:
         'INSERT INTO gold_added SELECT id, arg_min(row, coalesce("offset", -1)) FROM silver_after ANTI JOIN '
         "(SELECT DISTINCT id FROM gold ANTI JOIN vanished USING (row)) USING (id) GROUP BY id"
     )
+
+
+def changes(
+    context: ReprocessContext, moved: MovedMessages, definition: TableDefinition, advance: Advance
+) -> list[TradeChange]:
+    """Return at most SAMPLES messages that were valid trades and have other values today, by offset."""
+    chosen = context.store.run(
+        'SELECT partition, "offset" FROM moved WHERE was IS NULL AND reason IS NULL '
+        f"AND id IN (SELECT id FROM silver_removed) ORDER BY ALL LIMIT {SAMPLES}"
+    )
+    if not chosen:
+        return []
+    places = ", ".join(f"({p}, {offset})" for p, offset in chosen)
+    after: dict[tuple[int, int], dict[str, Any]] = {}
+    for messages in moved.messages(advance, f'(partition, "offset") IN ({places})'):
+        trades = context.decoder.decode(messages).trades
+        positions = zip(trades.partition.tolist(), trades.offset.tolist(), strict=True)
+        after.update(zip(positions, trades.rows.to_pylist(), strict=True))
+    before = _before(context, definition, places)
+    found = []
+    for (partition, offset), new in sorted(after.items()):
+        old = before.get(_key(context, new), new)
+        values = {name: (old[name], new[name]) for name in SILVER.columns if old[name] != new[name]}
+        found.append(TradeChange(partition, offset, new["message_id"], values))
+    return found
+
+
+def _before(
+    context: ReprocessContext, definition: TableDefinition, places: str
+) -> dict[tuple[Any, ...], dict[str, Any]]:
+    """Return the rows of Silver that are removed for the messages at `places`, by deduplication key."""
+    store = context.store
+    store.run(
+        "CREATE OR REPLACE TEMP TABLE shown AS SELECT DISTINCT row FROM silver_removed WHERE id IN "
+        f'(SELECT id FROM moved WHERE (partition, "offset") IN ({places}))'
+    )
+    wanted = store.arrays("SELECT row FROM shown")["row"]
+    reader = FileReader.of_table(context.pinned.tables[SILVER], definition)
+    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for (number,) in store.run("SELECT DISTINCT file FROM silver SEMI JOIN shown USING (row)"):
+        for batch in reader.read(context.files.file(SILVER, number)):
+            found = np.isin(store.hashes(hashable(batch), content_hash(SILVER)), wanted)
+            rows |= {_key(context, row): row for row in batch.filter(pa.array(found)).to_pylist()}
+    return rows
+
+
+def _key(context: ReprocessContext, row: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[name] for name in context.pinned.exchange.dedup_key)

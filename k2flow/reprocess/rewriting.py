@@ -14,9 +14,8 @@ from k2flow.inspection.files import Advance
 from k2flow.inspection.row_hashes import content_hash, hashable
 from k2flow.layers import DLQ, GOLD, SILVER, Layer
 from k2flow.reprocess.context import REPLACED_LAYERS, ReprocessContext
-from k2flow.reprocess.moved import MovedMessages
 from k2flow.reprocess.replacements import RowReplacements, TableReplacement
-from k2flow.reprocess.revalidation import letter_hash
+from k2flow.reprocess.revalidation import MovedMessages, letter_hash
 from k2flow.trades.messages import MessageBatch
 
 BUFFER_BYTES = 128 << 20

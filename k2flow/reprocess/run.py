@@ -22,13 +22,11 @@ from k2flow.inspection.files import Advance, Progress
 from k2flow.inspection.pinned import UNIX_EPOCH, PinnedTables, pin
 from k2flow.inspection.row_hashes import open_row_hashes
 from k2flow.layers import BRONZE, SILVER
-from k2flow.reprocess.changes import TradeChange, changes
 from k2flow.reprocess.context import REPLACED_LAYERS, SCHEMA, ReprocessContext
-from k2flow.reprocess.moved import MovedMessages
-from k2flow.reprocess.replacements import RowReplacements, TableReplacement, find_replacements
-from k2flow.reprocess.revalidation import revalidate
+from k2flow.reprocess.replacements import RowReplacements, TableReplacement, TradeChange, changes, find_replacements
+from k2flow.reprocess.revalidation import MovedMessages, revalidate
 from k2flow.reprocess.rewriting import Rewriter
-from k2flow.reprocess.scope import DayScope, DeadLetterScope, ReplaceableMessages, Scope
+from k2flow.reprocess.scope import ReplaceableMessages, Scope, day_scope, dead_letter_scope
 from k2flow.trades.decode import TradeDecoder
 from k2flow.trades.gold_ids import GoldIds
 from k2flow.trades.registry import open_schemas
@@ -80,18 +78,15 @@ def reprocess(
     The flow must be stopped, unless it is a dry run.
 
     Raises:
-        ReprocessError: The messages cannot be reprocessed.
         AlreadyRunningError: The flow runs on this host.
         FencedError: The flow has started meanwhile.
-        AuditError: A table cannot be read.
-        CatalogError: The catalog or its storage failed.
-        RegistryError: The registry does not answer.
         CommitError: A commit failed. If the replacement was committed, the next call or the next start of the flow
-            publishes it. After every other error, nothing was replaced.
+            publishes it. After every other error (ReprocessError, AuditError, CatalogError, RegistryError, too),
+            nothing was replaced.
     """
     what = f"reprocess {first} to {last}"
     run = _Reprocessing(catalog, settings, exchange, dry_run, progress)
-    return run.run(what, lambda pinned, replaceable: DayScope(pinned, replaceable, (first, last)))
+    return run.run(what, lambda pinned, replaceable: day_scope(pinned, replaceable, first, last))
 
 
 def replay(
@@ -107,7 +102,7 @@ def replay(
     """Decode dead letters again, and move those that are valid trades today into Silver and Gold. As `reprocess`."""
     what = f"dlq replay{''.join(f' {reason}' for reason in reasons)}"
     run = _Reprocessing(catalog, settings, exchange, dry_run, progress)
-    return run.run(what, lambda pinned, replaceable: DeadLetterScope(pinned, replaceable, reasons, (first, last)))
+    return run.run(what, lambda pinned, replaceable: dead_letter_scope(pinned, replaceable, reasons, first, last))
 
 
 class _Reprocessing:

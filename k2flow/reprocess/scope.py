@@ -15,9 +15,11 @@ from k2flow.inspection.pinned import FIRST_DAY, UNIX_EPOCH, PinnedTables
 from k2flow.layers import BRONZE, DLQ, Layer
 from k2flow.trades.messages import MESSAGE_SCHEMA, MessageBatch
 
-_PAYLOAD = {BRONZE: "avro_payload", DLQ: "payload"}
-_BRONZE_COLUMNS = ("avro_payload", "topic", "partition", "offset", "kafka_timestamp", "ingestion_timestamp")
-_DLQ_COLUMNS = ("payload", "topic", "partition", "offset", "kafka_timestamp", "failed_at", "reason")
+_COLUMNS = {
+    BRONZE: ("avro_payload", "topic", "partition", "offset", "kafka_timestamp", "ingestion_timestamp"),
+    DLQ: ("payload", "topic", "partition", "offset", "kafka_timestamp", "failed_at", "reason"),
+}
+"""The columns that are read, the payload first."""
 
 
 class ReplaceableMessages:
@@ -44,75 +46,66 @@ class ReplaceableMessages:
         return found
 
 
-class DayScope:
-    """The messages that Bronze ingested on the days [first, last]."""
+class Scope:
+    """The messages to reprocess, read from the rows of a plan: of Bronze, or of some reasons of the dead letters."""
 
-    def __init__(self, pinned: PinnedTables, replaceable: ReplaceableMessages, days: tuple[date, date]) -> None:
-        """Plan what to read.
-
-        Raises:
-            ReprocessError: The dead letters of those days may have expired, so it is unknown which messages were bad.
-        """
-        first, last = days
-        self.plan: ReadPlan = plan(pinned, BRONZE, (first - UNIX_EPOCH).days, (last - UNIX_EPOCH).days)
-        oldest, kept = self.plan.first_day, max(pinned.cutoff(DLQ), pinned.cutoff(BRONZE))
-        # A dead letter may be dated a day before its message's row in Bronze: the first day kept may lack some.
-        if oldest is not None and UNIX_EPOCH + timedelta(oldest) <= kept:
-            begin = kept + timedelta(1)
-            raise ReprocessError(
-                f"messages ingested before {begin} cannot be reprocessed: Bronze or the dead letters of those days are "
-                f"no longer kept, or incomplete. Begin at {begin}"
-            )
-        self._replaceable = replaceable
+    def __init__(self, plan: ReadPlan, replaceable: ReplaceableMessages, reasons: Sequence[str] = ()) -> None:
+        self.plan = plan
         self.skipped = 0
-        """Rows that `messages` has left out."""
-
-    def messages(self, advance: Advance) -> Iterator[MessageBatch]:
-        """Yield batches of about ten thousand messages, without keys. May be read again."""
-        self.skipped = 0
-        for batch in prefetch(read(self.plan, _BRONZE_COLUMNS, None, advance)):
-            replaceable = self._replaceable.mask(BRONZE, batch)
-            self.skipped += int(np.count_nonzero(~replaceable))
-            yield from _messages(BRONZE, batch.filter(pa.array(replaceable)))
-
-
-class DeadLetterScope:
-    """The messages that are dead letters, of some reasons and days of failure, or of all."""
-
-    def __init__(
-        self,
-        pinned: PinnedTables,
-        replaceable: ReplaceableMessages,
-        reasons: Sequence[str] = (),
-        days: tuple[date | None, date | None] = (None, None),
-    ) -> None:
-        """Plan what to read. Raises ReprocessError if the first day is after the last."""
-        start, end = days
-        if start and end and start > end:
-            raise ReprocessError(f"{start} is after {end}: name the earlier day first")
-        first, last = ((day - UNIX_EPOCH).days if day else None for day in days)
-        self.plan: ReadPlan = plan(pinned, DLQ, FIRST_DAY if first is None else first, last)
+        """Rows (of these reasons) that `messages` has left out."""
         self._replaceable = replaceable
         self._reasons = pa.array(reasons, pa.string())
-        self.skipped = 0
-        """Rows of these reasons that `messages` has left out."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether the scope has all messages of its days, not only dead letters."""
+        return self.plan.layer is BRONZE
 
     def messages(self, advance: Advance) -> Iterator[MessageBatch]:
         """Yield batches of about ten thousand messages, without keys. May be read again."""
         self.skipped = 0
-        for batch in prefetch(read(self.plan, _DLQ_COLUMNS, None, advance)):
+        layer = self.plan.layer
+        for batch in prefetch(read(self.plan, _COLUMNS[layer], None, advance)):
             if len(self._reasons):
                 batch = batch.filter(pc.is_in(batch.column("reason"), self._reasons))
-            replaceable = self._replaceable.mask(DLQ, batch)
+            replaceable = self._replaceable.mask(layer, batch)
             self.skipped += int(np.count_nonzero(~replaceable))
-            yield from _messages(DLQ, batch.filter(pa.array(replaceable)))
+            batch = batch.filter(pa.array(replaceable))
+            if batch.num_rows:
+                columns = [pa.nulls(batch.num_rows, pa.binary()), batch[_COLUMNS[layer][0]], batch["kafka_timestamp"]]
+                rows = pa.RecordBatch.from_arrays(columns, schema=MESSAGE_SCHEMA)
+                yield MessageBatch(rows, batch["partition"].to_numpy(), batch["offset"].to_numpy(), [])
 
 
-Scope = DayScope | DeadLetterScope
+def day_scope(pinned: PinnedTables, replaceable: ReplaceableMessages, first: date, last: date) -> Scope:
+    """Return the messages that Bronze ingested on the days [first, last].
+
+    Raises ReprocessError if their dead letters may have expired, so that it is unknown which messages were bad.
+    """
+    files = plan(pinned, BRONZE, (first - UNIX_EPOCH).days, (last - UNIX_EPOCH).days)
+    oldest, kept = files.first_day, max(pinned.cutoff(DLQ), pinned.cutoff(BRONZE))
+    # A dead letter may be dated a day before its message's row in Bronze: the first day kept may lack some.
+    if oldest is not None and UNIX_EPOCH + timedelta(oldest) <= kept:
+        begin = kept + timedelta(1)
+        raise ReprocessError(
+            f"messages ingested before {begin} cannot be reprocessed: Bronze or the dead letters of those days are "
+            f"no longer kept, or incomplete. Begin at {begin}"
+        )
+    return Scope(files, replaceable)
 
 
-def _messages(layer: Layer, batch: pa.RecordBatch) -> Iterator[MessageBatch]:
-    if batch.num_rows:
-        columns = [pa.nulls(batch.num_rows, pa.binary()), batch[_PAYLOAD[layer]], batch["kafka_timestamp"]]
-        rows = pa.RecordBatch.from_arrays(columns, schema=MESSAGE_SCHEMA)
-        yield MessageBatch(rows, batch["partition"].to_numpy(), batch["offset"].to_numpy(), [])
+def dead_letter_scope(
+    pinned: PinnedTables,
+    replaceable: ReplaceableMessages,
+    reasons: Sequence[str] = (),
+    first: date | None = None,
+    last: date | None = None,
+) -> Scope:
+    """Return the messages that are dead letters, of some reasons and days of failure, or of all.
+
+    Raises ReprocessError if the first day is after the last.
+    """
+    if first and last and first > last:
+        raise ReprocessError(f"{first} is after {last}: name the earlier day first")
+    first_day, last_day = ((day - UNIX_EPOCH).days if day else None for day in (first, last))
+    return Scope(plan(pinned, DLQ, FIRST_DAY if first_day is None else first_day, last_day), replaceable, reasons)

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 from prometheus_client import REGISTRY
 
-from k2flow.audit.metrics import AuditCollector
-from k2flow.audit.report import Verdict
+from k2flow.audit.report import AuditCollector, Verdict
 from k2flow.observability import metrics
 from k2flow.status.metrics import StatusMetrics
 from k2flow.status.model import Status
