@@ -129,9 +129,9 @@ def compare_with_kafka(
     for partition in kafka:
         of_partition = f"{changed} AND number = {partition.number}"
         if count := store.count(of_partition):
-            rows = store.run(f'SELECT "offset" {of_partition} ORDER BY ALL LIMIT {SAMPLES}')
+            offsets = store.column(f'SELECT "offset" {of_partition} ORDER BY ALL LIMIT {SAMPLES}')
             text = f"{partition}: {count:,} rows differ from Kafka's messages: key, payload or Kafka timestamp"
-            samples = [partition.at(offset) for (offset,) in rows]
+            samples = [partition.at(offset) for offset in offsets]
             context.broken("bronze_changed", text, count, partitions.pinned, BRONZE, samples)
 
 

@@ -100,7 +100,7 @@ class GoldKeyCheck:
         return _by_exchange(self._ids, id_hash(self._pinned[0].exchange))
 
     def _trades(self, hash_sql: str, sql: str, pinned: PinnedTables | None = None) -> list[dict[str, Any]]:
-        hashes = [h for (h,) in self._store.run(f"{sql} LIMIT {SAMPLES}")]
+        hashes = self._store.column(f"{sql} LIMIT {SAMPLES}")
         return self._context.trades_with(pinned or self._pinned[0], GOLD, hash_sql, hashes)
 
     def _broken(self, check: str, text: str, count: int, samples: Sequence[dict[str, Any]]) -> None:
@@ -108,60 +108,55 @@ class GoldKeyCheck:
         self._context.report.add(check, Severity.BROKEN, text, count, None, GOLD_TABLE, samples)
 
 
-class GoldRowCheck:
-    """The comparison of Silver with Gold, for one exchange."""
+def check_gold_rows(context: AuditContext, pinned: PinnedTables) -> None:
+    """Compare one exchange's Silver with Gold. If not everything was read, only look for the keys of the messages."""
+    x = pinned.number
+    due = f"SELECT v.id FROM valid v {within(GOLD)} WHERE e_gold.exchange = {x}"
+    context.store.run(f"CREATE OR REPLACE TEMP VIEW gold_ids AS SELECT id FROM gold WHERE exchange = {x}")
+    if not context.whole:
+        _check_missing(context, pinned, f"FROM ({due}) ANTI JOIN gold_ids USING (id)")
+        return
+    in_flight = f"SELECT v.id FROM valid v {outside(GOLD)} WHERE e_gold.exchange = {x}"
+    silver = f"SELECT id FROM trades WHERE layer = '{SILVER.name}' AND exchange = {x}"
+    ids = f"{silver} UNION ALL {due} AND v.day < {pinned.cutoff_day(SILVER)}"
+    _check_missing(
+        context,
+        pinned,
+        f"FROM (SELECT id FROM ({ids}) ANTI JOIN gold_ids USING (id)) ANTI JOIN ({in_flight}) USING (id)",
+    )
+    _check_unexpected(context, pinned)
 
-    def __init__(self, context: AuditContext, pinned: PinnedTables) -> None:
-        self._context = context
-        self._store = context.store
-        self._pinned = pinned
-        self._cutoff = pinned.cutoff_day(SILVER)
 
-    def check(self) -> None:
-        """Compare. If not everything was read, only look for the keys of the messages."""
-        x = self._pinned.number
-        due = f"SELECT v.id FROM valid v {within(GOLD)} WHERE e_gold.exchange = {x}"
-        self._store.run(f"CREATE OR REPLACE TEMP VIEW gold_ids AS SELECT id FROM gold WHERE exchange = {x}")
-        if not self._context.whole:
-            self._check_missing(f"FROM ({due}) ANTI JOIN gold_ids USING (id)")
-            return
-        in_flight = f"SELECT v.id FROM valid v {outside(GOLD)} WHERE e_gold.exchange = {x}"
-        silver = f"SELECT id FROM trades WHERE layer = '{SILVER.name}' AND exchange = {x}"
-        ids = f"{silver} UNION ALL {due} AND v.day < {self._cutoff}"
-        self._check_missing(
-            f"FROM (SELECT id FROM ({ids}) ANTI JOIN gold_ids USING (id)) ANTI JOIN ({in_flight}) USING (id)"
-        )
-        self._check_unexpected()
+def _check_missing(context: AuditContext, pinned: PinnedTables, missing: str) -> None:
+    count = int(context.store.one(f"SELECT count(DISTINCT id) {missing}")[0])
+    if not count:
+        return
+    key = id_hash(pinned.exchange)
+    limit = SAMPLES if context.whole else MAX_ROWS
+    hashes = context.store.column(f"SELECT DISTINCT id {missing} LIMIT {limit}")
+    if not context.whole:  # they may be in an hour that was not read
+        elsewhere = context.present(pinned, GOLD, key, hashes)
+        count -= len(elsewhere)
+        hashes = [h for h in hashes if h not in elsewhere][:SAMPLES]
+    if count:
+        samples = context.trades_with(pinned, SILVER, key, hashes)
+        text = f"{count:,} keys of Silver are not in Gold"
+        context.broken("gold_missing", text, count, pinned, GOLD, samples)
 
-    def _check_missing(self, missing: str) -> None:
-        count = int(self._store.one(f"SELECT count(DISTINCT id) {missing}")[0])
-        if not count:
-            return
-        key = id_hash(self._pinned.exchange)
-        limit = SAMPLES if self._context.whole else MAX_ROWS
-        hashes = [h for (h,) in self._store.run(f"SELECT DISTINCT id {missing} LIMIT {limit}")]
-        if not self._context.whole:  # they may be in an hour that was not read
-            elsewhere = self._context.present(self._pinned, GOLD, key, hashes)
-            count -= len(elsewhere)
-            hashes = [h for h in hashes if h not in elsewhere][:SAMPLES]
-        if count:
-            samples = self._context.trades_with(self._pinned, SILVER, key, hashes)
-            text = f"{count:,} keys of Silver are not in Gold"
-            self._context.broken("gold_missing", text, count, self._pinned, GOLD, samples)
 
-    def _check_unexpected(self) -> None:
-        x, row = self._pinned.number, self._context.hashes.column(GOLD)
-        silver = f"SELECT {row} AS row FROM trades WHERE layer = '{SILVER.name}' AND exchange = {x}"
-        only_gold = f"SELECT v.{row} AS row FROM valid v {outside(SILVER)} WHERE e_silver.exchange = {x}"
-        rows = (
-            f"FROM (SELECT row FROM gold WHERE exchange = {x} AND hour >= {self._cutoff} * 24) "
-            f"ANTI JOIN ({silver}) USING (row) ANTI JOIN ({only_gold}) USING (row)"
-        )
-        if count := self._store.count(rows):
-            hashes = [h for (h,) in self._store.run(f"SELECT row {rows} LIMIT {SAMPLES}")]
-            samples = self._context.trades_with(self._pinned, GOLD, content_hash(GOLD), hashes)
-            text = f"{count:,} rows are not in Silver"
-            self._context.broken("gold_unexpected", text, count, self._pinned, GOLD, samples)
+def _check_unexpected(context: AuditContext, pinned: PinnedTables) -> None:
+    x, row = pinned.number, context.hashes.column(GOLD)
+    silver = f"SELECT {row} AS row FROM trades WHERE layer = '{SILVER.name}' AND exchange = {x}"
+    only_gold = f"SELECT v.{row} AS row FROM valid v {outside(SILVER)} WHERE e_silver.exchange = {x}"
+    rows = (
+        f"FROM (SELECT row FROM gold WHERE exchange = {x} AND hour >= {pinned.cutoff_day(SILVER)} * 24) "
+        f"ANTI JOIN ({silver}) USING (row) ANTI JOIN ({only_gold}) USING (row)"
+    )
+    if count := context.store.count(rows):
+        hashes = context.store.column(f"SELECT row {rows} LIMIT {SAMPLES}")
+        samples = context.trades_with(pinned, GOLD, content_hash(GOLD), hashes)
+        text = f"{count:,} rows are not in Silver"
+        context.broken("gold_unexpected", text, count, pinned, GOLD, samples)
 
 
 def _by_exchange(values: Mapping[str, object], default: object) -> str:

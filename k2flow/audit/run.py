@@ -16,7 +16,7 @@ from k2flow.audit.coverage import compares_rows, unchecked
 from k2flow.audit.database import TradeHashes, store_extents
 from k2flow.audit.dead_letters import DeadLetterCheck
 from k2flow.audit.file_checks import read_checked
-from k2flow.audit.gold import GoldKeyCheck, GoldRowCheck
+from k2flow.audit.gold import GoldKeyCheck, check_gold_rows
 from k2flow.audit.ledgers import check_ledgers, check_totals
 from k2flow.audit.offsets import OffsetCheck, OffsetsFound, Retention
 from k2flow.audit.report import AuditReport, Severity
@@ -94,7 +94,7 @@ def _audit_gold(context: AuditContext, exchanges: Sequence[TopicPartitions]) -> 
         if context.whole:
             rows = context.store.count(f"FROM gold WHERE exchange = {each.pinned.number}")
             check_totals(context, each, GOLD, rows)
-        GoldRowCheck(context, each.pinned).check()
+        check_gold_rows(context, each.pinned)
 
 
 def _describe(report: AuditReport, pinned: PinnedTables, offsets: Mapping[TopicPartition, OffsetsFound]) -> None:

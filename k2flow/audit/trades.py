@@ -111,7 +111,7 @@ class TradesCheck:
             count, distinct = self._store.one(f"SELECT coalesce(sum(s - e), 0)::BIGINT, count(*) {rows}")
             surplus = count - allowed
             if surplus > 0:
-                hashes = [h for (h,) in self._store.run(f"SELECT row {rows} LIMIT {SAMPLES}")]
+                hashes = self._store.column(f"SELECT row {rows} LIMIT {SAMPLES}")
                 samples = []
                 if not allowed or distinct <= SAMPLES:
                     samples = self._context.trades_with(self._pinned, self._layer, content_hash(self._layer), hashes)

@@ -66,6 +66,10 @@ class RowHashStore:
         """Return the one row of a statement."""
         return self.run(sql, values)[0]
 
+    def column(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
+        """Return the first column of a statement: for aggregates and samples only."""
+        return [row[0] for row in self.run(sql, values)]
+
     def count(self, rows: str) -> int:
         """Return the number of rows of `rows`, the FROM clause of a statement."""
         return int(self.one(f"SELECT count(*) {rows}")[0])

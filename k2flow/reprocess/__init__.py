@@ -1,7 +1,7 @@
 """Reprocessing: messages are decoded again, by today's schemas and rules, and their rows replaced.
 
-In the order of the data: `scope` selects messages, `revalidation` finds those that are something else today,
-`replacements` the rows that are removed and added. `rewriting` writes the data files, and
+In the order of the data: `context` selects the messages in scope, `revalidation` finds those that are something else
+today, `replacements` the rows that are removed and added. `rewriting` writes the data files, and
 k2flow.iceberg.staging commits them.
 """
 

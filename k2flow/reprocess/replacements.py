@@ -66,7 +66,7 @@ class RowReplacements:
     def files_of(self, layer: Layer) -> list[int]:
         """Return the numbers of the files of a table from which rows are removed."""
         sql = "SELECT DISTINCT file FROM removed WHERE layer = ? ORDER BY 1"
-        return [n for (n,) in self._store.run(sql, [layer.name])]
+        return self._store.column(sql, [layer.name])
 
     def removed(self, layer: Layer, file: int) -> Mapping[str, npt.NDArray[np.uint64]]:
         """Return the rows removed from one file: `row` (hashes, ascending), how many of each (`n`), and `present`."""
@@ -76,13 +76,13 @@ class RowReplacements:
 
     def added_to_gold(self) -> npt.NDArray[np.uint64]:
         """Return the hashes of the rows of Silver that are added to Gold, ascending."""
-        rows: npt.NDArray[np.uint64] = self._store.arrays("SELECT row FROM gold_added ORDER BY row")["row"]
-        return rows
+        return self._store.arrays("SELECT row FROM gold_added ORDER BY row")["row"]
 
     def silver_files_added_to_gold(self) -> list[int]:
         """Return the numbers of the files of Silver that have those rows."""
-        found = self._store.run("SELECT min(file) FROM silver SEMI JOIN gold_added USING (row) GROUP BY row")
-        return sorted({file for (file,) in found})
+        return sorted(
+            set(self._store.column("SELECT min(file) FROM silver SEMI JOIN gold_added USING (row) GROUP BY row"))
+        )
 
 
 def find_replacements(context: ReprocessContext, newest_hour: int | None, advance: Advance) -> RowReplacements:
@@ -130,13 +130,8 @@ def _read_gold(context: ReprocessContext, newest_hour: int | None, advance: Adva
 
 def _gold_plan(context: ReprocessContext, newest_hour: int | None) -> ReadPlan:
     """Plan the files of Gold of the affected trades' days, and of the hot window."""
-    days = {
-        day
-        for (day,) in context.store.run(
-            "SELECT DISTINCT day FROM moved WHERE reason IS NULL UNION "
-            "SELECT DISTINCT day FROM silver SEMI JOIN affected USING (id)"
-        )
-    }
+    sql = "SELECT day FROM moved WHERE reason IS NULL UNION SELECT day FROM silver SEMI JOIN affected USING (id)"
+    days = set(context.store.column(sql))
     if days and newest_hour is not None:
         window = context.pinned.exchange.settings.dedup_window_hours
         days.update(range((newest_hour - window) // 24, newest_hour // 24 + 1))
@@ -196,7 +191,7 @@ def _before(
     wanted = store.arrays("SELECT row FROM shown")["row"]
     reader = FileReader.of_table(context.pinned.tables[SILVER], definition)
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for (number,) in store.run("SELECT DISTINCT file FROM silver SEMI JOIN shown USING (row)"):
+    for number in store.column("SELECT DISTINCT file FROM silver SEMI JOIN shown USING (row)"):
         for batch in reader.read(context.files.file(SILVER, number)):
             found = np.isin(store.hashes(hashable(batch), content_hash(SILVER)), wanted)
             rows |= {_key(context, row): row for row in batch.filter(pa.array(found)).to_pylist()}

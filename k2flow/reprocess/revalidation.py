@@ -23,8 +23,7 @@ from k2flow.errors import ReprocessError
 from k2flow.inspection.files import Advance, plan
 from k2flow.inspection.row_hashes import content_hash, hash_of, hashable
 from k2flow.layers import DLQ, SILVER
-from k2flow.reprocess.context import VALID, ReprocessContext
-from k2flow.reprocess.scope import ReplaceableMessages, Scope
+from k2flow.reprocess.context import VALID, ReplaceableMessages, ReprocessContext, Scope
 from k2flow.trades.messages import MessageBatch
 
 LETTER_KEY = ("partition", "offset", "failed_at")
@@ -73,15 +72,12 @@ class MovedMessages:
 
     def failed_at(self, messages: MessageBatch) -> npt.NDArray[np.int64]:
         """Return when each of n messages failed (us since 1970), 0 for one that has no dead letter: (n,)."""
-        keys = pa.RecordBatch.from_pydict(
-            {"partition": pa.array(messages.partition), "offset": pa.array(messages.offset)}
-        )
-        values: npt.NDArray[np.int64] = self._store.hashes(
-            keys,
+        keys = pa.RecordBatch.from_arrays([messages.partition, messages.offset], ["partition", "offset"])
+        failed_at = (
             "coalesce((SELECT max(failed_at) FROM moved m WHERE m.partition = batch.partition "
-            'AND m."offset" = batch."offset"), 0)',
-        ).astype(np.int64)
-        return values
+            'AND m."offset" = batch."offset"), 0)'
+        )
+        return self._store.hashes(keys, failed_at).astype(np.int64)
 
 
 def letter_hash() -> str:
@@ -225,8 +221,7 @@ def _drop_ambiguous(context: ReprocessContext) -> None:
 
 def _keys(partition: npt.NDArray[np.int32], offset: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Return one number for each message: no partition reaches offset 2^48."""
-    keys: npt.NDArray[np.int64] = (partition.astype(np.int64) << 48) | offset
-    return keys
+    return (partition.astype(np.int64) << 48) | offset
 
 
 def _is_in(ascending: npt.NDArray[np.int64], values: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:

@@ -22,11 +22,18 @@ from k2flow.inspection.files import Advance, Progress
 from k2flow.inspection.pinned import UNIX_EPOCH, PinnedTables, pin
 from k2flow.inspection.row_hashes import open_row_hashes
 from k2flow.layers import BRONZE, SILVER
-from k2flow.reprocess.context import REPLACED_LAYERS, SCHEMA, ReprocessContext
+from k2flow.reprocess.context import (
+    REPLACED_LAYERS,
+    SCHEMA,
+    ReplaceableMessages,
+    ReprocessContext,
+    Scope,
+    day_scope,
+    dead_letter_scope,
+)
 from k2flow.reprocess.replacements import RowReplacements, TableReplacement, TradeChange, changes, find_replacements
 from k2flow.reprocess.revalidation import MovedMessages, revalidate
 from k2flow.reprocess.rewriting import Rewriter
-from k2flow.reprocess.scope import ReplaceableMessages, Scope, day_scope, dead_letter_scope
 from k2flow.trades.decode import TradeDecoder
 from k2flow.trades.gold_ids import GoldIds
 from k2flow.trades.registry import open_schemas
