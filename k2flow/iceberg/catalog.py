@@ -36,9 +36,8 @@ def open_catalog(settings: Settings) -> Catalog:
             uri = str(given.get("uri", ""))
             rest = str(given.get("type", "rest")).lower() == "rest" and "py-catalog-impl" not in given
             if rest and uri.startswith("http"):
-                from k2flow.compat.pyiceberg.rest_catalog import (
-                    TimedRestCatalog,  # the others start sooner without an HTTP client
-                )
+                # The others start sooner without an HTTP client.
+                from k2flow.compat.pyiceberg.rest_catalog import TimedRestCatalog
 
                 return TimedRestCatalog(CATALOG, **given)
             if given:
@@ -67,8 +66,7 @@ def configured(settings: Settings) -> dict[str, str]:
 
 
 def _given() -> dict[str, Any]:
-    """Return the same properties as they are: some are nested."""
-    return dict(Config().get_catalog_config(CATALOG) or {})
+    return dict(Config().get_catalog_config(CATALOG) or {})  # some are nested
 
 
 def default_properties(home: Path) -> dict[str, str]:

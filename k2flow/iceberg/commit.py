@@ -20,6 +20,7 @@ Their files stay until maintenance deletes them. So the 10,000th commit costs as
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from pyiceberg.catalog import Catalog
 from pyiceberg.exceptions import CommitFailedException
@@ -101,11 +102,9 @@ class Committer:
         The fence is an empty append. A commit that changes only properties would leave the table's head as it was, and
         with it the predecessor's `assert-ref-snapshot-id`.
 
-        Args:
-            topic_id: Kafka's id of the topic.
-            began_with: The ledger that the flow found when it began, if it has read rows since. These rows (above all
-                Gold's ids) may lack a commit of the predecessor in between. The flow must then start again.
-            branch: The name of a branch to create at the fence.
+        `topic_id` is Kafka's. `began_with` is the ledger that the flow found when it began, if it has read rows since.
+        These rows (above all Gold's ids) may lack a commit of the predecessor in between. The flow must then start
+        again. `branch` names a branch to create at the fence.
 
         Raises:
             AlreadyRunningError: the predecessor still runs on this host.
@@ -144,35 +143,28 @@ class Committer:
     def commit(self, files: Sequence[DataFile], ranges: Sequence[OffsetRange]) -> None:
         """Add `files`, which hold the rows of exactly `ranges`, and advance the ledger over them.
 
-        Without files only the ledger advances, and no snapshot is created.
-
-        Raises:
-            OffsetGapError: a range is not contiguous with the ledger.
-            FencedError: another writer epoch has begun.
-            CommitError: the commit failed.
+        Without files only the ledger advances, and no snapshot is created. Raises OffsetGapError if a range is not
+        contiguous with the ledger, FencedError if another writer epoch has begun, CommitError if the commit failed.
         """
         after = self.ledger.advanced(ranges, self._accept_gaps)
         self._commit(LedgerCommit(after=after, append=bool(files), files=files))
 
     def _commit(self, request: LedgerCommit) -> None:
+        attempts = partial(
+            retry_conflicts,
+            lambda: self._attempt(request),
+            stop_after_delay(RETRY_SECONDS),
+            max_wait_seconds=MAX_WAIT_SECONDS,
+            outages=OUTAGES,
+            on_retry=lambda: COMMIT_RETRIES.labels(self._exchange, layer_of(self._name)).inc(),
+        )
         try:
-            run_with_timeout(HUNG_SECONDS, lambda: self._retry(request))
+            run_with_timeout(HUNG_SECONDS, attempts)
         except DeadlinePassedError as error:
             raise CommitError(
                 f"{self._name}: the catalog or its storage has not answered for {HUNG_SECONDS} s; nothing is lost: "
                 "start again when it does"
             ) from error
-        self.ledger = request.after
-
-    def _retry(self, request: LedgerCommit) -> None:
-        try:
-            retry_conflicts(
-                lambda: self._attempt(request),
-                stop_after_delay(RETRY_SECONDS),
-                max_wait_seconds=MAX_WAIT_SECONDS,
-                outages=OUTAGES,
-                on_retry=lambda: COMMIT_RETRIES.labels(self._exchange, layer_of(self._name)).inc(),
-            )
         except CommitFailedException as error:
             raise CommitError(
                 f"{self._name}: conflicting commits for {RETRY_SECONDS} s ({error}): start again"
@@ -182,6 +174,7 @@ class Committer:
                 f"{self._name}: the catalog or its storage failed for {RETRY_SECONDS} s ({error}); nothing is lost: "
                 "start again when it is back"
             ) from error
+        self.ledger = request.after
 
     def _attempt(self, request: LedgerCommit) -> None:
         reach(Point.COMMIT_BEGUN)
@@ -208,7 +201,7 @@ class Committer:
         self._fresh = True
 
     def _refresh(self) -> None:
-        """Read the table again. An outage is raised as it is, for the next attempt."""
+        """Read the table again. Raise an outage as it is, for the next attempt."""
         self._fresh = False
         try:
             self._table = load_table(self._catalog, self._name)
@@ -249,9 +242,13 @@ class Committer:
             producer.append_data_file(file)
         appended, unchanged_head = producer._commit()
         reach(Point.MANIFEST_WRITTEN)
-        branch = () if request.branch is None else (_branch_at(request.branch, producer.snapshot_id),)
-        updates = (*appended, properties, *_expire_snapshots(metadata), *branch)
-        return (updates, (same_table, *unchanged_head)), producer
+        updates: list[TableUpdate] = [*appended, properties]
+        if len(metadata.snapshots) >= EXPIRE_AT:  # readers' tags stay for maintenance
+            updates += plan_expiration(metadata).updates()
+        if request.branch is not None:
+            ref = {"ref-name": request.branch, "type": SnapshotRefType.BRANCH, "snapshot-id": producer.snapshot_id}
+            updates.append(SetSnapshotRefUpdate.model_validate(ref))
+        return (tuple(updates), (same_table, *unchanged_head)), producer
 
     def _read(self) -> Ledger:
         return ledgers.read(self._table.properties, self._exchange, self._topic)
@@ -278,14 +275,3 @@ def same_head(table: Table) -> AssertRefSnapshotId:
 def staged_branch(table: Table) -> str | None:
     """Return the branch of rows that are being replaced, if there is one: no file may be removed meanwhile."""
     return next((name for name in table.metadata.refs if name.startswith(STAGED_BRANCH)), None)
-
-
-def _branch_at(branch: str, snapshot_id: int) -> SetSnapshotRefUpdate:
-    return SetSnapshotRefUpdate.model_validate(
-        {"ref-name": branch, "type": SnapshotRefType.BRANCH, "snapshot-id": snapshot_id}
-    )
-
-
-def _expire_snapshots(metadata: TableMetadata) -> tuple[TableUpdate, ...]:
-    """Return the update that expires old snapshots, once there are EXPIRE_AT. Readers' tags stay for maintenance."""
-    return plan_expiration(metadata).updates() if len(metadata.snapshots) >= EXPIRE_AT else ()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from pyiceberg.manifest import DataFile
 
@@ -32,10 +33,4 @@ class Committable:
 
     def __reduce__(self) -> tuple[Callable[..., "Committable"], tuple[object, ...]]:
         """Wait for the files: only finished ones can go to another process."""
-        return _finished, (self.table, self.files(), self.ranges, self.stats, self.ends_checkpoint)
-
-
-def _finished(
-    table: str, files: Sequence[DataFile], ranges: Sequence[OffsetRange], stats: BatchStats, ends_checkpoint: bool
-) -> Committable:
-    return Committable(table=table, files=lambda: files, ranges=ranges, stats=stats, ends_checkpoint=ends_checkpoint)
+        return partial(Committable, **{**vars(self), "files": partial(list, self.files())}), ()

@@ -72,8 +72,8 @@ class Evolution:
 
     def apply(self, update: UpdateSchema) -> None:
         """Add all changes to `update`."""
-        fields = [_renamed(field, self._name_in_table(field.name)) for field in self._wanted.fields]
-        update.union_by_name(Schema(*fields))
+        wanted = [field.model_copy(update={"name": self._name_in_table(field.name)}) for field in self._wanted.fields]
+        update.union_by_name(Schema(*wanted))
         for name in self._required:
             update.make_column_optional(name)
         for former, name in self.renamed.items():
@@ -106,10 +106,6 @@ class Evolution:
             if _can_become(wanted, found):
                 why = "a newer k2flow has widened it, and no k2flow can narrow it: run the newer one"
             self.conflicts.append(f"column {label} is {type_name(found)}, not {type_name(wanted)} ({why})")
-
-
-def _renamed(field: NestedField, name: str) -> NestedField:
-    return field.model_copy(update={"name": name})
 
 
 def _moves(found: list[str], wanted: list[str]) -> list[tuple[str, str | None]]:

@@ -136,10 +136,8 @@ class Ledger:
         """Return the ledger after `ranges`, which must be contiguous with it and with each other in each partition.
 
         A partition that the table has no offset of may begin anywhere. With `accept_gaps` a range may begin after the
-        end of the last one (Kafka no longer has the messages between them), never before it.
-
-        Raises:
-            OffsetGapError: a range does not begin where the last one of its partition ended.
+        end of the last one (Kafka no longer has the messages between them), never before it. Any other
+        range raises OffsetGapError.
         """
         partitions = dict(self.partitions)
         for r in sorted(ranges, key=lambda r: (r.partition, r.first)):
@@ -186,8 +184,7 @@ def _now() -> int:
 def read(properties: Mapping[str, str], exchange: str, topic: str) -> Ledger:
     """Return the ledger of `exchange` in a table's properties, an empty one if there is none.
 
-    Raises:
-        CommitError: the property is damaged, or is the ledger of another topic.
+    Raises CommitError if the property is damaged, or is the ledger of another topic.
     """
     text = properties.get(KEY + exchange)
     if text is None:

@@ -1,6 +1,26 @@
-"""Entries of Iceberg's manifests, small enough to keep in memory."""
+"""Iceberg's manifests and their entries."""
 
-from pyiceberg.manifest import DataFile
+from typing import Any
+
+from pyiceberg.manifest import DataFile, ManifestContent, ManifestFile
+from pyiceberg.table import Table
+
+
+def data_manifests(table: Table) -> list[ManifestFile]:
+    """Return the manifests of data files of the current snapshot; none without a snapshot."""
+    snapshot = table.current_snapshot()
+    manifests = snapshot.manifests(table.io) if snapshot else []
+    return [manifest for manifest in manifests if manifest.content == ManifestContent.DATA]
+
+
+def has_live_files(manifest: ManifestFile) -> bool:
+    """Return False for a manifest that only records files removed by an earlier commit."""
+    return manifest.has_added_files() or manifest.has_existing_files()
+
+
+def partition_values(file: DataFile) -> tuple[Any, ...]:
+    """Return the values of a file's partition fields."""
+    return tuple(file.partition[i] for i in range(len(file.partition)))
 
 
 def without_statistics(file: DataFile) -> DataFile:

@@ -42,13 +42,9 @@ class FileReader:
     ) -> None:
         """Take the names, types and order of the columns `wanted`.
 
-        Args:
-            table: The table of the files.
-            wanted: The schema to read.
-            sorted_by: Sort each file by this column, unless its metadata says that it is sorted.
-            find_by_name: In a file without field ids (another engine's), find columns by the table's current names,
-                not only by its name mapping.
-            buffered: Read 1 MiB at a time, in the caller's thread: less memory, more requests.
+        Each file is sorted by `sorted_by`, unless its metadata says that it is. `find_by_name` is for files without
+        field ids (another engine's): it finds columns by the table's current names, not only by its name mapping.
+        `buffered` reads 1 MiB at a time, in the caller's thread: less memory, more requests.
         """
         self._table = table
         self._wanted = wanted
@@ -72,11 +68,8 @@ class FileReader:
         """Yield the rows of a file without the first `skip`, about `rows` at a time.
 
         A file of up to READ_ROWS rows is read whole and closed before its first rows are yielded: thousands of
-        small files may wait at once.
-
-        Raises:
-            CatalogError: the storage failed.
-            DataFileError: the file is damaged, or its columns do not fit the table's.
+        small files may wait at once. Raises CatalogError if the storage failed, DataFileError if the file is damaged or
+        its columns do not fit the table's.
         """
         if file.record_count <= READ_ROWS:
             yield from list(self.stream(file, READ_ROWS, skip))

@@ -26,6 +26,7 @@ from k2flow.compat.pyiceberg.private import SnapshotProducer
 from k2flow.errors import CommitConflictError
 from k2flow.iceberg.catalog import catalog_errors, load_table
 from k2flow.iceberg.commit import EmptyTransaction, staged_branch
+from k2flow.iceberg.manifests import has_live_files, partition_values
 from k2flow.iceberg.retry import Changes, commit_once, retry_conflicts
 from k2flow.iceberg.snapshots import SnapshotExpiration, readers_tag
 
@@ -44,11 +45,6 @@ class ManifestChanges(NamedTuple):
     unchanged: list[ManifestFile]
     moved: list[ManifestEntry]
     deleted: list[ManifestEntry]
-
-
-def has_live_files(manifest: ManifestFile) -> bool:
-    """Return False for a manifest that only records files removed by an earlier commit."""
-    return manifest.has_added_files() or manifest.has_existing_files()
 
 
 class RewriteFiles(SnapshotProducer["RewriteFiles"]):
@@ -97,12 +93,9 @@ class RewriteFiles(SnapshotProducer["RewriteFiles"]):
             found.deleted.extend(deleted)
             found.moved.extend(entry for entry in entries if entry.data_file.file_path not in paths)
         if missing:
-            raise CommitConflictError(
-                f"{len(missing)} of the files are no longer in the table, {min(missing)} among them"
-            )
-        found.moved.sort(
-            key=lambda entry: [entry.data_file.partition[i] for i in range(len(entry.data_file.partition))]
-        )
+            first = min(missing)
+            raise CommitConflictError(f"{len(missing)} of the files are no longer in the table, {first} among them")
+        found.moved.sort(key=lambda entry: partition_values(entry.data_file))
         return found
 
     def _deleted_entries(self) -> list[ManifestEntry]:
@@ -135,10 +128,8 @@ class RewriteFiles(SnapshotProducer["RewriteFiles"]):
     def _summary(self, snapshot_properties: dict[str, str] | None = None) -> Summary:
         """Count as for an overwrite: PyIceberg 0.12 does not count for a replace, whose counts are the same."""
         operation, self._operation = self._operation, Operation.OVERWRITE
-        try:
-            counted = super()._summary(snapshot_properties or {})
-        finally:
-            self._operation = operation
+        counted = super()._summary(snapshot_properties or {})
+        self._operation = operation
         return Summary(operation, **counted.additional_properties)
 
 

@@ -1,7 +1,6 @@
 """Which snapshots a table keeps: one rule, for commits and for maintenance."""
 
 import re
-from collections.abc import Collection
 from dataclasses import dataclass
 
 from pyiceberg.table.metadata import TableMetadata
@@ -39,13 +38,9 @@ def plan_expiration(metadata: TableMetadata, tags_before_ms: int = 0) -> Snapsho
 
     The newest KEEP_SNAPSHOTS stay, and the heads of the branches and tags that are left.
     """
-    tags = tuple(
-        name for name in metadata.refs if (created := _READERS_TAG.fullmatch(name)) and int(created[1]) < tags_before_ms
-    )
-    return SnapshotExpiration(_unneeded(metadata, tags), tags)
-
-
-def _unneeded(metadata: TableMetadata, expired_refs: Collection[str]) -> tuple[int, ...]:
-    named = {ref.snapshot_id for name, ref in metadata.refs.items() if name not in expired_refs}
-    newest = sorted(metadata.snapshots, key=lambda snapshot: snapshot.sequence_number or 0)
-    return tuple(s.snapshot_id for s in newest[:-KEEP_SNAPSHOTS] if s.snapshot_id not in named)
+    created = {name: match for name in metadata.refs if (match := _READERS_TAG.fullmatch(name))}
+    tags = tuple(name for name, match in created.items() if int(match[1]) < tags_before_ms)
+    needed = {ref.snapshot_id for name, ref in metadata.refs.items() if name not in tags}
+    by_age = sorted(metadata.snapshots, key=lambda snapshot: snapshot.sequence_number or 0)
+    ids = tuple(s.snapshot_id for s in by_age[:-KEEP_SNAPSHOTS] if s.snapshot_id not in needed)
+    return SnapshotExpiration(ids, tags)

@@ -19,7 +19,6 @@ But publishing applies the same files to a newer main, because flows of other ex
 """
 
 import logging
-import re
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -119,9 +118,8 @@ class Staging:
     def commit_replacement(self, rows: Mapping[str, Mapping[int, int]], what: str) -> None:
         """Commit the replacement, described by `what`; `rows` has, by table and partition, the change of row counts.
 
-        Raises:
-            FencedError: the flow has started; nothing was committed.
-            CommitError: the commit failed, but may have landed; CatalogError too.
+        After FencedError, the flow has started and nothing was committed. After CommitError or CatalogError the commit
+        may have landed.
         """
         tables = {}
         for name in self._names:
@@ -167,11 +165,11 @@ def abort_replacements(catalog: Catalog, exchange: Exchange, before_epoch: int) 
     Only the process that has begun this epoch may call it: they cannot be committed any more. Raises CatalogError,
     CommitError.
     """
-    own = re.compile(re.escape(f"{STAGED_BRANCH}{exchange.name}-") + r"(\d+)")
+    own = f"{STAGED_BRANCH}{exchange.name}-"
 
     def build(table: Table) -> Changes:
-        found = {name: own.fullmatch(name) for name in table.metadata.refs}
-        old = [name for name, match in found.items() if match and int(match[1]) < before_epoch]
+        epochs = {name: name.removeprefix(own) for name in table.metadata.refs if name.startswith(own)}
+        old = [name for name, epoch in epochs.items() if epoch.isdecimal() and int(epoch) < before_epoch]
         return tuple(update for name in old for update in _drop_branch(table, name)), ()
 
     for name in exchange.tables:
@@ -184,8 +182,7 @@ def committed_replacement(bronze: Mapping[str, str], exchange: Exchange) -> Comm
     Raises CommitError if the property is damaged.
     """
     key = STAGED_KEY + exchange.name
-    text = bronze.get(key)
-    if text is None:
+    if (text := bronze.get(key)) is None:
         return None
     try:
         return _JSON.validate_json(text)

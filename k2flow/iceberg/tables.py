@@ -28,7 +28,6 @@ from k2flow.iceberg.evolution import Evolution
 from k2flow.iceberg.retry import retry_conflicts
 from k2flow.layers import GOLD, GOLD_FILE_SIZE_MB, GOLD_TABLE, Field, Layer, iceberg_schema
 
-MIB = 1 << 20
 RETENTION = "k2flow.retention-days"
 EVOLUTION_ATTEMPTS = 8
 
@@ -77,11 +76,9 @@ class TableDefinition:
     @property
     def spec(self) -> PartitionSpec:
         """The partition spec."""
+        columns = [(self.schema.find_field(by.column).field_id, by) for by in self.layer.partitioned_by]
         return PartitionSpec(
-            *(
-                PartitionField(self.schema.find_field(by.column).field_id, 1000 + i, by.transform, by.name)
-                for i, by in enumerate(self.layer.partitioned_by)
-            )
+            *(PartitionField(id_, 1000 + i, by.transform, by.name) for i, (id_, by) in enumerate(columns))
         )
 
     @property
@@ -95,7 +92,7 @@ class TableDefinition:
     def properties(self) -> dict[str, str]:
         """The table properties."""
         retention = {} if self.retention_days is None else {RETENTION: str(self.retention_days)}
-        size = {"write.target-file-size-bytes": str(self.file_size_mb * MIB)}
+        size = {"write.target-file-size-bytes": str(self.file_size_mb << 20)}
         return {**COMMON_PROPERTIES, **size, **retention, **dict(self.layer.properties)}
 
 
@@ -106,35 +103,23 @@ def gold_definition() -> TableDefinition:
 
 def definitions(exchange: Exchange) -> dict[str, TableDefinition]:
     """Return the definitions of the tables that the flow of `exchange` writes, by name."""
-    settings = exchange.settings
-    return {
-        name: TableDefinition(
-            layer=layer,
-            name=name,
-            file_size_mb=layer.file_size_mb(settings),
-            retention_days=layer.retention_days(settings),
-        )
-        for name, layer in exchange.layer_by_table.items()
-    }
+    found = {}
+    for name, layer in exchange.layer_by_table.items():
+        size, days = layer.file_size_mb(exchange.settings), layer.retention_days(exchange.settings)
+        found[name] = TableDefinition(layer=layer, name=name, file_size_mb=size, retention_days=days)
+    return found
 
 
 def create(catalog: Catalog, wanted: Iterable[TableDefinition]) -> dict[str, str]:
     """Create missing tables, evolve those with former columns, check the rest; never drop anything.
 
     Return, by table name, "created", "evolved: ..." or, for a table that is up to date, an empty text. Several
-    processes may call it at once, beside flows.
-
-    Raises:
-        TableDiffersError: a table differs from its definition in a way that evolution cannot resolve.
-        CatalogError: the catalog failed.
-        CommitError: other commits came first each time.
+    processes may call it at once, beside flows. Raises TableDiffersError if evolution cannot resolve a difference,
+    CommitError if other commits came first each time, CatalogError.
     """
-    outcomes = {}
     with catalog_errors():
         _create_namespace(catalog)
-        for definition in wanted:
-            outcomes[definition.name] = _create_one(catalog, definition)
-    return outcomes
+        return {definition.name: _create_one(catalog, definition) for definition in wanted}
 
 
 def _create_namespace(catalog: Catalog) -> None:
@@ -148,15 +133,14 @@ def _create_namespace(catalog: Catalog) -> None:
 
 
 def _create_one(catalog: Catalog, definition: TableDefinition) -> str:
-    identifier = (NAMESPACE, definition.name)
     try:
         return _evolve(catalog, definition)
     except NoSuchTableError:
         pass
     try:
         catalog.create_table(
-            identifier,
-            schema=definition.schema,
+            (NAMESPACE, definition.name),
+            definition.schema,
             partition_spec=definition.spec,
             sort_order=definition.sort_order,
             properties={"format-version": "2", **definition.properties},

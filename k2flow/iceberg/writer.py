@@ -138,9 +138,8 @@ class TableWriters:
 
     def write(self, table: str, rows: pa.RecordBatch) -> Callable[[], list[DataFile]]:
         """Begin to write `rows`. Return a function that waits for the files, and raises their errors."""
-        if table not in self._writers:
-            self._writers[table] = DataFileWriter(self._tables[table], self._definitions[table])
-        writer = self._writers[table]
+        if (writer := self._writers.get(table)) is None:
+            writer = self._writers[table] = DataFileWriter(self._tables[table], self._definitions[table])
         writing = [self._pool.submit(writer.write_file, piece) for piece in writer.pieces(rows)]
 
         def files() -> list[DataFile]:
@@ -161,7 +160,7 @@ def sort_rows(rows: pa.RecordBatch, time_column: str) -> pa.RecordBatch:
 
 def _by_partition(rows: pa.RecordBatch, columns: list[str]) -> Iterator[pa.RecordBatch]:
     """Split `rows` by the values of `columns`; rows with equal values keep their order."""
-    keys = np.column_stack([_numbers(rows.column(column)) for column in columns])
+    keys: npt.NDArray[np.int32] = np.column_stack([rows.column(name).cast(pa.int32()).to_numpy() for name in columns])
     starts = _starts(keys)
     if len({tuple(key) for key in keys[starts].tolist()}) < len(starts):  # equal keys are not side by side
         order = np.lexsort(keys.T[::-1])
@@ -174,11 +173,6 @@ def _by_partition(rows: pa.RecordBatch, columns: list[str]) -> Iterator[pa.Recor
 def _starts(keys: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
     """Return the rows of (n, columns) keys at which another key begins."""
     return np.flatnonzero(np.append(True, (keys[1:] != keys[:-1]).any(axis=1)))
-
-
-def _numbers(column: pa.Array) -> npt.NDArray[np.int32]:
-    numbers: npt.NDArray[np.int32] = column.cast(pa.int32()).to_numpy()
-    return numbers
 
 
 def _pieces(rows: pa.RecordBatch, size: int) -> Iterator[pa.RecordBatch]:

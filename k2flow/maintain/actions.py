@@ -11,10 +11,11 @@ from pyiceberg.table import Table
 
 from k2flow.iceberg.catalog import catalog_errors
 from k2flow.iceberg.commit import staged_branch
-from k2flow.iceberg.rewrite import MERGE_BYTES, has_live_files
+from k2flow.iceberg.manifests import data_manifests, has_live_files
+from k2flow.iceberg.rewrite import MERGE_BYTES
 from k2flow.iceberg.snapshots import SnapshotExpiration, plan_expiration
 from k2flow.iceberg.tables import RETENTION
-from k2flow.maintain.plans import Compaction, LiveFile, data_manifests, expired_files, plan_compactions
+from k2flow.maintain.plans import Compaction, LiveFile, expired_files, plan_compactions
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ def retention_action(table: Table, old: Sequence[LiveFile]) -> MaintenanceAction
     """Return the action that removes the files `old`."""
     days = sorted({live.day for live in old})
     detail = f"days {days[0]} to {days[-1]}, {_retention_days(table)} are kept"
-    return _file_action(table, "retention", old, detail=detail)
+    return _file_action(table, "retention", old, 0, detail)
 
 
 def due_compactions(table: Table, files: Sequence[LiveFile], timing: Timing) -> list[Compaction]:
@@ -104,7 +105,7 @@ def compaction_action(table: Table, planned: Compaction, added: int) -> Maintena
     """Return the action that replaces the files of a compaction by `added` new ones."""
     first = planned.files[0]
     partition = f"{first.day}" if first.hour is None else f"{first.day} {first.hour:02d}h"
-    return _file_action(table, "compaction", planned.files, added=added, detail=f"partition {partition}")
+    return _file_action(table, "compaction", planned.files, added, f"partition {partition}")
 
 
 def manifests_action(table: Table) -> MaintenanceAction | None:
@@ -116,9 +117,8 @@ def manifests_action(table: Table) -> MaintenanceAction | None:
     if len(small) < MANY_MANIFESTS and not empty:
         return None
     sizes = {manifest.manifest_path: manifest.manifest_length for manifest in (*empty, *small)}
-    return MaintenanceAction(
-        table.name()[-1], "manifests", len(sizes), bytes=sum(sizes.values()), detail="ordered by partition"
-    )
+    name, size = table.name()[-1], sum(sizes.values())
+    return MaintenanceAction(name, "manifests", len(sizes), bytes=size, detail="ordered by partition")
 
 
 def due_expiration(table: Table, timing: Timing) -> SnapshotExpiration:
@@ -137,9 +137,7 @@ def target_bytes(table: Table) -> int:
     return int(table.properties["write.target-file-size-bytes"])
 
 
-def _file_action(
-    table: Table, what: str, files: Sequence[LiveFile], added: int = 0, detail: str = ""
-) -> MaintenanceAction:
+def _file_action(table: Table, what: str, files: Sequence[LiveFile], added: int, detail: str) -> MaintenanceAction:
     rows = sum(live.file.record_count for live in files)
     size = sum(live.file.file_size_in_bytes for live in files)
     return MaintenanceAction(table.name()[-1], what, len(files), added, rows, size, detail)

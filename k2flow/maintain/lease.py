@@ -46,19 +46,18 @@ class MaintenanceLeases:
 
     def acquire(self, name: str) -> Writer | None:
         """Acquire or renew the lease of a table. Return None, or the process that holds it. Raises CatalogError."""
+        own, now = self._process, self._clock()
         holder, until = self._read(name)
-        now = self._clock()
-        if holder == self._process and until - now > LEASE_SECONDS / 2:
+        if holder == own and until - now > LEASE_SECONDS / 2:
             return None
         # A holder on the same host is known to have ended; one on another host only after the lease ends.
-        ended = holder is None or until <= now or (holder.host == self._process.host and not holder.running_here())
-        if holder not in (None, self._process) and not ended:
+        ended = holder is None or until <= now or (holder.host == own.host and not holder.running_here())
+        if holder != own and not ended:
             return holder
-        own = self._process
         lease = _Lease(own.host, own.pid, own.started, now + LEASE_SECONDS)
         set_property(self._catalog, name, LEASE, _JSON.dump_json(lease, ensure_ascii=True).decode())
         holder, _ = self._read(name)
-        if holder != self._process:
+        if holder != own:
             return holder
         self._held.add(name)
         return None

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
-from pyiceberg.manifest import DataFile, ManifestContent, ManifestFile
+from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
 
-from k2flow.iceberg.manifests import without_statistics
+from k2flow.iceberg.manifests import data_manifests, partition_values, without_statistics
 
 UNIX_EPOCH = date(1970, 1, 1)
 HOT_FILES = 32
@@ -55,21 +55,10 @@ def live_files(table: Table, time_column: str, known: dict[str, list[LiveFile]] 
     return [live for path in manifests for live in known[path] if None not in live.partition]
 
 
-def data_manifests(table: Table) -> list[ManifestFile]:
-    """Return the manifests of data files of the current snapshot; none without a snapshot."""
-    snapshot = table.current_snapshot()
-    manifests = snapshot.manifests(table.io) if snapshot else []
-    return [manifest for manifest in manifests if manifest.content == ManifestContent.DATA]
-
-
 def _live(file: DataFile, column: int) -> LiveFile:
-    partition = tuple(file.partition[i] for i in range(len(file.partition)))
-    lower, upper = ((bounds or {}).get(column) for bounds in (file.lower_bounds, file.upper_bounds))
-    return LiveFile(without_statistics(file), partition, _number(lower), _number(upper))
-
-
-def _number(bound: bytes | None) -> int | None:
-    return None if bound is None else int.from_bytes(bound, "little", signed=True)
+    bounds = [(bounds or {}).get(column) for bounds in (file.lower_bounds, file.upper_bounds)]
+    lower, upper = (None if bound is None else int.from_bytes(bound, "little", signed=True) for bound in bounds)
+    return LiveFile(without_statistics(file), partition_values(file), lower, upper)
 
 
 @dataclass(frozen=True)
@@ -78,16 +67,6 @@ class Compaction:
 
     partition: tuple[Any, ...]
     files: tuple[LiveFile, ...]
-
-    @property
-    def rows(self) -> int:
-        """The rows of the files."""
-        return sum(live.file.record_count for live in self.files)
-
-    @property
-    def bytes(self) -> int:
-        """The size of the files."""
-        return sum(live.file.file_size_in_bytes for live in self.files)
 
 
 def expired_files(files: Iterable[LiveFile], retention_days: int | None, today: date) -> list[LiveFile]:

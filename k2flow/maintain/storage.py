@@ -31,22 +31,18 @@ class TableStorage:
             )
         metadata = table.metadata
         locations = load_location_provider(metadata.location, metadata.properties)
-        folders = {
-            locations.new_data_location("x").rsplit("/", 1)[0],
-            locations.new_metadata_location("x").rsplit("/", 1)[0],
-        }
+        files = (locations.new_data_location("x"), locations.new_metadata_location("x"))
         scheme, netloc, _ = PyArrowFileIO.parse_location(metadata.location)
         self._filesystem: fs.FileSystem = table.io.fs_by_scheme(scheme, netloc)
-        self._folders = sorted(map(path_of, folders))
+        self._folders = sorted({path_of(file).rsplit("/", 1)[0] for file in files})
 
     def list_files(self) -> list[ListedFile]:
         """Return all files of the kinds that Iceberg's writers create."""
         found = []
         with catalog_errors():
             for folder in self._folders:
-                for info in self._filesystem.get_file_info(
-                    fs.FileSelector(folder, recursive=True, allow_not_found=True)
-                ):
+                everything = fs.FileSelector(folder, recursive=True, allow_not_found=True)
+                for info in self._filesystem.get_file_info(everything):
                     if info.is_file and ICEBERG_FILE.search(info.base_name):
                         found.append((info.path, info.size, info.mtime.timestamp()))
         return found
@@ -84,7 +80,7 @@ def reachable_files(table: Table) -> set[str]:
         for snapshot in metadata.snapshots:
             locations.add(snapshot.manifest_list)
             manifests.update({manifest.manifest_path: manifest for manifest in snapshot.manifests(table.io)})
-        for path, manifest in manifests.items():
-            locations.add(path)
+        locations.update(manifests)
+        for manifest in manifests.values():
             locations.update(entry.data_file.file_path for entry in manifest.fetch_manifest_entry(table.io))
     return set(map(path_of, locations))

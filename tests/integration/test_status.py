@@ -23,12 +23,12 @@ from k2flow.config.settings import load_settings
 from k2flow.exchange import find_exchange
 from k2flow.iceberg.catalog import load_table
 from k2flow.iceberg.commit import STAGED_KEY
+from k2flow.iceberg.manifests import data_manifests
 from k2flow.iceberg.rewrite import RewriteFiles, commit_change, set_property
 from k2flow.iceberg.tables import gold_definition
 from k2flow.layers import GOLD_TABLE
 from k2flow.maintain.actions import Timing
 from k2flow.maintain.lease import MaintenanceLeases
-from k2flow.maintain.plans import data_manifests
 from k2flow.maintain.run import MaintenanceRun
 from k2flow.status import collector as collector_module
 from k2flow.status.collector import StatusCollector

@@ -55,7 +55,7 @@ def test_hour_closes_one_hour_after_its_end(hour: int, closed: bool) -> None:
 def test_open_partition_waits_for_many_files() -> None:
     assert plan_compactions([live(TODAY)] * (HOT_FILES - 1), 128 * MIB, NOON) == []
     (plan,) = plan_compactions([live(TODAY)] * HOT_FILES, 128 * MIB, NOON)
-    assert (len(plan.files), plan.rows, plan.bytes) == (HOT_FILES, 10 * HOT_FILES, MIB * HOT_FILES)
+    assert len(plan.files) == HOT_FILES
 
 
 def test_large_partition_becomes_several_files_by_time() -> None:
@@ -63,7 +63,7 @@ def test_large_partition_becomes_several_files_by_time() -> None:
     files = [live(yesterday, 10 * MIB, lower=-n, name=str(n)) for n in range(100)]
     plan = plan_compactions(files, 100 * MIB, NOON)
     assert [each.file.file_path for one in plan for each in one.files] == [str(n) for n in range(99, -1, -1)]
-    assert all(50 * MIB <= one.bytes < 160 * MIB for one in plan)
+    assert all(50 * MIB <= 10 * MIB * len(one.files) < 160 * MIB for one in plan)
     assert len(plan) == 10
 
 
