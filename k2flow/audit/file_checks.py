@@ -18,8 +18,6 @@ DAY_US = 86_400_000_000
 
 @dataclass
 class _WrongColumn:
-    """The rows in which a derived column has a wrong value, and some of them."""
-
     rows: int = 0
     samples: list[dict[str, Any]] = field(default_factory=list)
 
@@ -42,14 +40,13 @@ class FileChecks:
         self._transforms = [(by, by.transform.transform(types[by.column])) for by in plan.layer.partitioned_by]
         self._wrong: dict[str, dict[str, dict[str, Any]]] = {"file_partition": {}, "file_order": {}}
         self._derived = {column.name: _WrongColumn() for column in plan.layer.derived}
+        self._task: FileScanTask | None = None
         self._last: Any = None
 
-    def on_file(self) -> None:
-        """Begin a file."""
-        self._last = None
-
-    def on_batch(self, task: FileScanTask, batch: pa.RecordBatch) -> None:
-        """Check the next batch of the file."""
+    def __call__(self, task: FileScanTask, batch: pa.RecordBatch) -> None:
+        """Check the next batch of a file."""
+        if task is not self._task:
+            self._task, self._last = task, None
         if batch.num_rows == 0:
             return
         values = [task.file.partition[i] for i in range(len(self._transforms))]

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import pyarrow as pa
 from pyiceberg.table import FileScanTask, Table
@@ -21,6 +21,8 @@ _AHEAD = 2
 T = TypeVar("T")
 Advance = Callable[[int], None]
 """Takes the number of rows read since the last call."""
+Observer = Callable[[FileScanTask, pa.RecordBatch], None]
+"""Sees each batch of each file as it is read."""
 Progress = Callable[[str, int, int], None]
 """Takes the name of a table or step, the rows read since the last call, and the rows to read in all."""
 
@@ -64,18 +66,8 @@ def plan(pinned: PinnedTables, layer: Layer, first_day: int = FIRST_DAY, last_da
     return ReadPlan(layer, table, wanted, rows - wanted_rows)
 
 
-class FileObserver(Protocol):
-    """Sees each batch of each file as it is read."""
-
-    def on_file(self) -> None:
-        """Begin a file."""
-
-    def on_batch(self, task: FileScanTask, batch: pa.RecordBatch) -> None:
-        """Take the next batch of the file."""
-
-
 def read(
-    plan: ReadPlan, columns: Sequence[str], observer: FileObserver | None, advance: Advance
+    plan: ReadPlan, columns: Sequence[str], observer: Observer | None, advance: Advance
 ) -> Iterator[pa.RecordBatch]:
     """Yield the rows of a plan's files, file after file, at most BATCH_ROWS at once, `columns` as the layer has them.
 
@@ -84,12 +76,10 @@ def read(
     wanted = pa.schema([plan.layer.arrow_schema.field(name) for name in columns])
     reader = FileReader(plan.table, wanted, find_by_name=True, buffered=True)
     for task in plan.tasks:
-        if observer:
-            observer.on_file()
         try:
             for batch in reader.stream(task.file, BATCH_ROWS):
                 if observer:
-                    observer.on_batch(task, batch)
+                    observer(task, batch)
                 yield batch
                 advance(batch.num_rows)
         except DataFileError as error:

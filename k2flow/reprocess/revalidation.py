@@ -14,6 +14,7 @@ has removed them.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -58,7 +59,8 @@ class MovedMessages:
         if not len(keys):
             return
         for messages in self._scope.messages(advance):
-            found = messages.filter(_is_in(keys, _keys(messages.partition, messages.offset)))
+            _, is_moved = find_sorted(keys, _keys(messages.partition, messages.offset))
+            found = messages.filter(is_moved)
             if found.rows.num_rows:
                 yield found
 
@@ -224,7 +226,9 @@ def _keys(partition: npt.NDArray[np.int32], offset: npt.NDArray[np.int64]) -> np
     return (partition.astype(np.int64) << 48) | offset
 
 
-def _is_in(ascending: npt.NDArray[np.int64], values: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+def find_sorted(
+    ascending: npt.NDArray[Any], values: npt.NDArray[Any]
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+    """Return for each of n values an index in `ascending`, and whether the value is there: (n,) and (n,)."""
     at = np.minimum(np.searchsorted(ascending, values), len(ascending) - 1)
-    found: npt.NDArray[np.bool_] = ascending[at] == values
-    return found
+    return at, ascending[at] == values

@@ -15,7 +15,7 @@ from k2flow.inspection.row_hashes import content_hash, hashable
 from k2flow.layers import DLQ, GOLD, SILVER, Layer
 from k2flow.reprocess.context import REPLACED_LAYERS, ReprocessContext
 from k2flow.reprocess.replacements import RowReplacements, TableReplacement
-from k2flow.reprocess.revalidation import MovedMessages, letter_hash
+from k2flow.reprocess.revalidation import MovedMessages, find_sorted, letter_hash
 from k2flow.trades.messages import MessageBatch
 
 BUFFER_BYTES = 128 << 20
@@ -111,8 +111,8 @@ class Rewriter:
             for rows in reader.read(file):
                 trades = rows.select(SILVER.columns).cast(SILVER.arrow_schema)
                 hashes = self._context.store.hashes(hashable(trades), content_hash(SILVER))
-                at = np.minimum(np.searchsorted(wanted, hashes), len(wanted) - 1)
-                found = np.flatnonzero((wanted[at] == hashes) & missing[at])
+                at, is_wanted = find_sorted(wanted, hashes)
+                found = np.flatnonzero(is_wanted & missing[at])
                 _, first = np.unique(at[found], return_index=True)
                 missing[at[found]] = False
                 gold.add(GOLD.rows(trades.take(pa.array(np.sort(found[first])))))
@@ -126,8 +126,7 @@ class Rewriter:
         row_hash = letter_hash() if layer is DLQ else content_hash(layer)
         for batch in batches:
             hashes = self._context.store.hashes(hashable(batch), row_hash)
-            at = np.minimum(np.searchsorted(rows, hashes), len(rows) - 1)
-            is_removed = rows[at] == hashes
+            at, is_removed = find_sorted(rows, hashes)
             for i in np.flatnonzero(is_removed & ~all_removed[at]).tolist():  # few: rows with equal values that stay
                 is_removed[i] = left[at[i]] > 0
                 left[at[i]] -= 1

@@ -31,8 +31,8 @@ from k2flow.reprocess.context import (
     day_scope,
     dead_letter_scope,
 )
-from k2flow.reprocess.replacements import RowReplacements, TableReplacement, TradeChange, changes, find_replacements
-from k2flow.reprocess.revalidation import MovedMessages, revalidate
+from k2flow.reprocess.replacements import TableReplacement, TradeChange, changes, find_replacements
+from k2flow.reprocess.revalidation import revalidate
 from k2flow.reprocess.rewriting import Rewriter
 from k2flow.trades.decode import TradeDecoder
 from k2flow.trades.gold_ids import GoldIds
@@ -170,27 +170,12 @@ class _Reprocessing:
                 newest_hour = GoldIds(self._catalog, self._exchange.code).newest_hour()
                 found = find_replacements(context, newest_hour, advance)
                 if staging is not None:
-                    outcome.tables = self._stage(context, moved, found, staging, self._advance("write", scope))
+                    rewriter = Rewriter(context, moved, found, self._definitions, self._advance("write", scope))
+                    outcome.tables = _stage(rewriter, pinned, staging)
                 else:
                     outcome.changes = changes(context, moved, self._definitions[pinned.name(SILVER)], advance)
                     outcome.tables = {layer.name: table for layer, table in found.sizes().items()}
             return outcome, moved.rows_by_partition()
-
-    def _stage(
-        self,
-        context: ReprocessContext,
-        moved: MovedMessages,
-        found: RowReplacements,
-        staging: Staging,
-        advance: Advance,
-    ) -> dict[str, TableReplacement]:
-        rewriter = Rewriter(context, moved, found, self._definitions, advance)
-        tables = rewriter.write_added()
-        for layer, table in tables.items():
-            rewriter.rewrite(layer, table)
-            reach(Point.REWRITTEN)
-            staging.stage(context.pinned.name(layer), table.removed, table.added)
-        return {layer.name: table for layer, table in tables.items()}
 
     def _pin(self, same_offsets: bool) -> PinnedTables:
         """Pin the tables. Raises ReprocessError if there are none, or if they must hold the same offsets and do not."""
@@ -211,6 +196,15 @@ class _Reprocessing:
         total = scope.plan.rows
         self._progress(what, 0, total)
         return lambda rows: self._progress(what, rows, total)
+
+
+def _stage(rewriter: Rewriter, pinned: PinnedTables, staging: Staging) -> dict[str, TableReplacement]:
+    tables = rewriter.write_added()
+    for layer, table in tables.items():
+        rewriter.rewrite(layer, table)
+        reach(Point.REWRITTEN)
+        staging.stage(pinned.name(layer), table.removed, table.added)
+    return {layer.name: table for layer, table in tables.items()}
 
 
 def _check_layers(exchange: Exchange) -> None:
