@@ -1,4 +1,4 @@
-"""Row hashes: their SQL, and a database of them for an audit or a replacement, deleted at the end.
+"""Row hashes: their SQL, and a database for an audit or a replacement: a DuckDB file that is deleted at the end.
 
 DuckDB does the sorts and joins within its memory limit and spills the rest to disk, so memory does not grow with the
 tables. Python sees batches, sums and samples.
