@@ -16,7 +16,6 @@ from k2flow.sandbox.producer.replay import Target, replay
 from tests.oracle import Message, classify
 from tests.strict_avro import defect
 
-pytestmark = pytest.mark.integration
 SAMPLE = Path(__file__).parents[1] / "data" / "kraken_btcusd_trades.csv"
 
 
@@ -152,7 +151,8 @@ def test_recorded_trades_arrive_unchanged(kafka: LocalKafka, topic: str) -> None
 
     again = replay(SAMPLE, {"kraken": Target("KRAKEN", topic)}, config(kafka))["kraken"]
     ids = [
-        {classify(message, "KRAKEN", (1,))[1]["message_id"] for message in read(kafka, one)} for one in (manifest, again)
+        {classify(message, "KRAKEN", (1,))[1]["message_id"] for message in read(kafka, one)}
+        for one in (manifest, again)
     ]
     assert ids[0] == ids[1]
 
