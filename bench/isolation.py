@@ -31,10 +31,7 @@ def isolation(
 
     Burning: Binance's topic gets only garbage, and its flow is killed with -9 again and again, soon after each start.
     """
-    results = {
-        "quiet": measure(seconds, rate, quiet),
-        "burning": measure(seconds, rate, burning),
-    }
+    results = {"quiet": measure(seconds, rate, quiet), "burning": measure(seconds, rate, burning)}
     rows, figures = [], {"rate": rate, "seconds": seconds}
     for name, fresh in results.items():
         p50, p95, p99 = (float(p) for p in np.percentile(fresh.ages, [50, 95, 99]))

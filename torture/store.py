@@ -87,12 +87,7 @@ class Seaweed:
         self._end(gently=False)
 
     def _start(self) -> None:
-        environment = {
-            **os.environ,
-            "AWS_ACCESS_KEY_ID": KEY,
-            "AWS_SECRET_ACCESS_KEY": SECRET,
-            "GOMEMLIMIT": "512MiB",
-        }
+        environment = {**os.environ, "AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "GOMEMLIMIT": "512MiB"}
         command = [
             str(self._program),
             "mini",

@@ -74,9 +74,7 @@ def test_watermark_alignment_keeps_skewed_partitions_in_the_dedup_window(new_lak
         sender.send(messages)
     sender.finish()
     log = lake.catch_up(
-        K2FLOW_BINANCE_BATCH_ROWS="5000",
-        K2FLOW_LOG_LEVEL="DEBUG",
-        K2FLOW_KAFKA_FETCH_MESSAGE_MAX_BYTES="20000",
+        K2FLOW_BINANCE_BATCH_ROWS="5000", K2FLOW_LOG_LEVEL="DEBUG", K2FLOW_KAFKA_FETCH_MESSAGE_MAX_BYTES="20000"
     )
     assert " pauses partitions " in log
     assert_tables(lake, expect(read_topic(lake.bootstrap, lake.topic), "BINANCE"))

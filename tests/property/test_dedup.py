@@ -48,12 +48,7 @@ class Flow:
     """A flow with its workers, and the Gold table that it commits to."""
 
     def __init__(self, gold: list[tuple[str, int]], workers: int, window: int) -> None:
-        self.gold, self.accepted, self.workers, self.window = (
-            list(gold),
-            list[tuple[str, int]](),
-            workers,
-            window,
-        )
+        self.gold, self.accepted, self.workers, self.window = (list(gold), list[tuple[str, int]](), workers, window)
         self.restart()
 
     def restart(self) -> None:
@@ -128,9 +123,7 @@ def small_thresholds(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
 
 # The fixture patches the same constants for every example, so one call serves all examples.
 QUICK = settings(
-    max_examples=80,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 
 

@@ -117,12 +117,7 @@ def test_timestamps_hold_any_int64(unit: str) -> None:
 
 @pytest.mark.parametrize(
     ("precision", "kind"),
-    [
-        (4, pa.decimal128(4, 2)),
-        (18, pa.decimal128(18, 2)),
-        (38, pa.decimal128(38, 2)),
-        (76, pa.decimal256(76, 2)),
-    ],
+    [(4, pa.decimal128(4, 2)), (18, pa.decimal128(18, 2)), (38, pa.decimal128(38, 2)), (76, pa.decimal256(76, 2))],
 )
 def test_decimals_of_any_precision_and_length(precision: int, kind: pa.DataType) -> None:
     schema = logical("bytes", "decimal", precision=precision, scale=2)

@@ -19,13 +19,7 @@ UUID = "0b9e8d1c-52a7-4f63-9d0a-7c3f1e2b4a58"
 TRICKY = [
     *("", "\0", "\0" * 15, "\0" * 16, "a", "a\0", "a\0\0", "A", " a", "é", "e\u0301", "\U0001f600", "ÿ" * 8),
     *(UUID, UUID.upper(), UUID.replace("-", ""), "{" + UUID + "}", UUID[:-1], UUID + "\0", UUID[:-1] + "\0"),
-    *(
-        UUID.replace("-", "_"),
-        UUID.replace("-", "0"),
-        UUID[1:] + "-",
-        UUID[:-1] + "é",
-        "urn:uuid:" + UUID,
-    ),
+    *(UUID.replace("-", "_"), UUID.replace("-", "0"), UUID[1:] + "-", UUID[:-1] + "é", "urn:uuid:" + UUID),
     *("g" + UUID[1:], "/" + UUID[1:], ":" + UUID[1:], "`" + UUID[1:], "@" + UUID[1:], UUID[:-2] + "é"),
     *("x" * size for size in range(1, 140)),
     *("x" * size + "\0" for size in range(1, 140)),
@@ -309,10 +303,7 @@ class TestSeenIds:
         seen = SeenIds(gold.load, 70_389_527)
         ids, hours = strings(["a", "z", "a"]), hours_of(-17_259_888, 70_389_527, 0)
         assert seen.accept_new(ids, hours).tolist() == [False, False, False]
-        assert seen.accept_new(strings(["b", "b"]), hours_of(-17_259_888, -17_259_887)).tolist() == [
-            True,
-            False,
-        ]
+        assert seen.accept_new(strings(["b", "b"]), hours_of(-17_259_888, -17_259_887)).tolist() == [True, False]
 
     @pytest.mark.parametrize("broken", [0, 1, 2])
     def test_failed_load_accepts_no_row_and_is_retried(self, broken: int) -> None:
@@ -353,11 +344,7 @@ class TestSeenIds:
         gold = Gold()
         gold.rows = [(text, 10) for text in [UUID, "a"] * 20] + [(UUID, 9)]
         seen = SeenIds(gold.load, 10)
-        assert seen.accept_new(strings([UUID, "a", "b"]), hours_of(10, 10, 10)).tolist() == [
-            False,
-            False,
-            True,
-        ]
+        assert seen.accept_new(strings([UUID, "a", "b"]), hours_of(10, 10, 10)).tolist() == [False, False, True]
         assert seen.ids == 4
 
     def test_id_of_two_hours_survives_eviction_of_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -393,11 +380,7 @@ class TestSeenIds:
         gold.rows += [("c", 200)]
         seen.on_commit()
         assert (seen.hours, seen.ids) == ({199, 200}, 1)
-        assert seen.accept_new(strings(["b", "a", "a"]), hours_of(5, 100, 5)).tolist() == [
-            False,
-            False,
-            False,
-        ]
+        assert seen.accept_new(strings(["b", "a", "a"]), hours_of(5, 100, 5)).tolist() == [False, False, False]
         assert gold.loaded.count(5) == 2
 
     def test_hours_of_one_tag_are_evicted_together(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,11 +10,7 @@ from tests.conftest import LONGEST_FIRST, SLOW_FILES, TESTS, pytest_collection_m
 
 ROOT = TESTS.parent
 SCRIPT = (ROOT / "scripts" / "test").read_text("utf-8")
-SELECT = {
-    "fast": "not integration and not slow",
-    "default": "not slow",
-    "all": "",
-}
+SELECT = {"fast": "not integration and not slow", "default": "not slow", "all": ""}
 
 
 @pytest.mark.parametrize("name", [*SLOW_FILES, *LONGEST_FIRST])
