@@ -14,8 +14,7 @@ from k2flow.config.settings import PREFIX, ExchangeSettings, load_exchange_setti
 from k2flow.errors import SettingsError, UnknownExchangeError
 from k2flow.layers import BRONZE, COLUMNS_OF_STREAM, DLQ, LAYERS, SILVER, Layer
 
-DEDUP_KEY = ("message_id",)
-"""The one deduplication key that the audit, the lookups and reprocessing support."""
+DEDUP_KEY = ("message_id",)  # the one deduplication key that the audit, the lookups and reprocessing support
 
 
 @dataclass(frozen=True)
@@ -30,10 +29,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Exchange:
-    """The declaration in flows/<name>.py.
-
-    Raises SettingsError if the layers or the deduplication key cannot work.
-    """
+    """The declaration in flows/<name>.py. Raises SettingsError if the layers or the deduplication key cannot work."""
 
     name: str  # lower case, in tables, settings and commands
     code: str  # the exact value of TradeV2's field `exchange`

@@ -27,8 +27,7 @@ GOLD_FILE_SIZE_MB = 256
 HOUR_US = 3_600_000_000
 MIN_TIME_US = -62_135_596_800_000_000
 """0001-01-01T00:00:00Z in microseconds since 1970: the earliest time PyIceberg can append."""
-MAX_TIME_US = 253_402_300_799_999_999
-"""9999-12-31T23:59:59.999999Z, the latest."""
+MAX_TIME_US = 253_402_300_799_999_999  # 9999-12-31T23:59:59.999999Z, the latest
 
 
 class Stream(Enum):
@@ -244,7 +243,6 @@ GOLD = Layer(
     properties=(("write.distribution-mode", "hash"),),
 )
 GOLD_TABLE = GOLD.table_pattern
-LAYERS = (BRONZE, SILVER, DLQ, GOLD)
-"""The layers of every exchange, in the order of the data."""
+LAYERS = (BRONZE, SILVER, DLQ, GOLD)  # the layers of every exchange, in the order of the data
 COLUMNS_OF_STREAM = {Stream.MESSAGES: BRONZE.fields, Stream.TRADES: SILVER.fields, Stream.DEAD_LETTERS: DLQ.fields}
 """The columns that a layer of each stream can take."""

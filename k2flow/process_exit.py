@@ -2,13 +2,10 @@
 
 from k2flow.errors import K2flowError
 
-ERROR_PREFIX = "k2flow: error: "
-"""The start of the one line that a process prints before it ends with an error."""
-
+ERROR_PREFIX = "k2flow: error: "  # the start of the one line that a process prints before it ends with an error
 EXIT_FAILED = 1  # the error is permanent, or unknown
 EXIT_UNAVAILABLE = 69  # retryable, and the flow had not begun to read (EX_UNAVAILABLE of BSD's sysexits)
 EXIT_TRY_AGAIN = 75  # retryable, and the flow had begun to read (EX_TEMPFAIL of BSD's sysexits)
-
 PEER_LOST = "another process of this flow is lost, so this one stops too: start them all again"
 
 

@@ -22,7 +22,6 @@ from k2flow.trades.messages import MESSAGE_SCHEMA, MessageBatch, bronze_rows
 
 COMPARED_MESSAGES = 20_000
 """The newest rows of an exchange's Bronze that are compared with Kafka, over all its partitions."""
-
 Ints = npt.NDArray[np.int64]
 
 

@@ -88,7 +88,6 @@ class DeadLetterCheck:
         )
 
     def _check(self, check: str, rows: str, text: str, severity: Severity = Severity.BROKEN) -> None:
-        """Report `rows` (a FROM clause over messages `e`), if there are any."""
         if count := self._store.count(rows):
             sql = f'SELECT e.number, e."offset" {rows} ORDER BY ALL LIMIT {SAMPLES}'
             samples = self._partitions.samples(self._store.run(sql))

@@ -26,10 +26,8 @@ from k2flow.inspection.pinned import PinnedTables
 from k2flow.inspection.row_hashes import content_hash, hashable, id_hash
 from k2flow.layers import GOLD, GOLD_TABLE, HOUR_US, MIN_TIME_US, SILVER
 
-UNAUDITED = -1
-"""The number of an exchange that is not audited now."""
-UNDECLARED = -2
-"""The number of an exchange that no file in flows/ declares."""
+UNAUDITED = -1  # the number of an exchange that is not audited now
+UNDECLARED = -2  # the number of an exchange that no file in flows/ declares
 
 
 class GoldKeyCheck:
@@ -104,7 +102,6 @@ class GoldKeyCheck:
         return self._context.trades_with(pinned or self._pinned[0], GOLD, hash_sql, hashes)
 
     def _broken(self, check: str, text: str, count: int, samples: Sequence[dict[str, Any]]) -> None:
-        """Report a violation that is not one exchange's."""
         self._context.report.add(check, Severity.BROKEN, text, count, None, GOLD_TABLE, samples)
 
 
@@ -160,11 +157,9 @@ def _check_unexpected(context: AuditContext, pinned: PinnedTables) -> None:
 
 
 def _by_exchange(values: Mapping[str, object], default: object) -> str:
-    """Return the SQL that gives a value for each code of an exchange."""
     cases = " ".join(f"WHEN '{code}' THEN {value}" for code, value in values.items())
     return f"CASE exchange {cases} ELSE {default} END"
 
 
 def _keys(samples: Sequence[dict[str, Any]]) -> set[tuple[Any, ...]]:
-    """Return the distinct deduplication keys of trades."""
     return {tuple(v for name, v in sample.items() if name not in ("exchange", "timestamp")) for sample in samples}

@@ -69,7 +69,6 @@ class OffsetCheck:
         reader: TopicReader | None,
         take: Callable[[TopicPartition, MessagesRead], None],
     ) -> None:
-        """`reader`: None if no broker answers."""
         self._context = context
         self._store = context.store
         self._retention = retention
@@ -115,7 +114,6 @@ class OffsetCheck:
             self._context.add("never_read", Severity.NOTE, text, low - committed, partition.pinned, samples=samples)
 
     def _measure(self, found: OffsetsFound) -> None:
-        """Measure the runs, and report duplicated offsets."""
         partition = found.partition
         of = [partition.number]
         rows, low, high = self._store.one(
@@ -175,7 +173,6 @@ class OffsetCheck:
         return []
 
     def _compare_with_ledger(self, found: OffsetsFound, unread: Gaps, before: tuple[int, int]) -> None:
-        """Compare the rows with the ledger's count, after the gaps have been read."""
         partition = found.partition
         counted = partition.extent(BRONZE).rows
         absent = counted - found.rows - found.missing
@@ -199,7 +196,6 @@ class OffsetCheck:
             self._broken("ledger_rows", partition, text, absent, BRONZE)
 
     def _report_expired(self, found: OffsetsFound, unread: Gaps, before: tuple[int, int], absent: int) -> None:
-        """Report rows that retention has removed, or may have."""
         partition = found.partition
         if unread:
             size = sum(end - first for first, end in unread)

@@ -15,9 +15,7 @@ from rich.table import Table
 from typing_extensions import override
 
 VERSION = 1
-SAMPLES = 10
-"""The most samples of a finding."""
-
+SAMPLES = 10  # the most samples of a finding
 Samples = Sequence[Mapping[str, Any]]
 
 

@@ -46,18 +46,13 @@ def audit(
     """Check all invariants of `exchanges` on one set of snapshots, taken now. Flows may continue meanwhile.
 
     Memory is bounded, whatever the tables hold; the hashes take about 60 bytes of disk per message. A broker that does
-    not answer is a finding, since the ledgers prove most of it.
+    not answer is a finding, since the ledgers prove most of it. `progress` takes the number of rows read.
+
+    `since` (aware): check only the Bronze rows ingested from then on, and their rows in the other tables. Other rows of
+    Silver and Gold, and the ledgers' totals, are not checked.
 
     Raises AuditError if there are no tables or they cannot be read, CommitError if a ledger is unreadable,
     CatalogError, RegistryError or SettingsError. After each of these, nothing was proved.
-
-    Args:
-        catalog: The catalog with the tables.
-        settings: Where Kafka and the registry are.
-        exchanges: The exchanges to audit.
-        since: An aware datetime. Only check the Bronze rows ingested from then on, and their rows in the other tables.
-            Other rows of Silver and Gold, and the ledgers' totals, are not checked.
-        progress: Reports the rows read.
     """
     began = time.monotonic()
     report = AuditReport(datetime.now(UTC).isoformat(), since.isoformat() if since else None)
@@ -98,7 +93,6 @@ def _audit_gold(context: AuditContext, exchanges: Sequence[TopicPartitions]) -> 
 
 
 def _describe(report: AuditReport, pinned: PinnedTables, offsets: Mapping[TopicPartition, OffsetsFound]) -> None:
-    """Add an exchange's tables and partitions to the report."""
     layers = pinned.exchange.layers
     report.layers = list(dict.fromkeys((*report.layers, *(layer.name for layer in layers))))
     for layer in layers:
@@ -181,7 +175,6 @@ class ExchangeAudit:
         return offsets
 
     def _take(self, partition: TopicPartition, found: MessagesRead) -> None:
-        """Store the hashes of messages that Bronze lacks."""
         offsets = np.array(found.offset, np.int64)
         decoded = self._hasher.decode(np.full(len(offsets), partition.number), offsets, found.rows())
         self._hasher.store(decoded, (self._pinned.today - UNIX_EPOCH).days)
@@ -204,7 +197,6 @@ class ExchangeAudit:
             reader.close()
 
     def _note_topics(self, reader: TopicReader) -> None:
-        """Report topics that were deleted or created again."""
         ledger = self._pinned.ledgers[BRONZE]
         if reader.topic is None:
             self._note("topic_deleted", f"topic {ledger.topic} no longer exists: checked by the ledgers alone")

@@ -99,7 +99,6 @@ class TradesCheck:
             self._broken(check, f"{missing:,} {text}", missing, self._layer, samples)
 
     def _report_surplus(self, offsets: Mapping[TopicPartition, OffsetsFound]) -> None:
-        """Report the rows that Bronze's messages do not give."""
         allowed = 0
         if not all(found.covered for found in offsets.values()):
             allowed = sum(partition.extent(self._layer).rows - self._decoded(partition) for partition in offsets)

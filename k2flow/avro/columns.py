@@ -156,7 +156,6 @@ class VarBinary(Column):
         return _array(self.type, len(self), self.valid, [pa.py_buffer(offsets), pa.py_buffer(data)])
 
     def _copy(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
-        """Pack all values into offsets and bytes."""
         n = len(self)
         size = int(self.length[0]) if n else 0
         if (self.length == size).all():

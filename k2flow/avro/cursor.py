@@ -23,9 +23,7 @@ from k2flow.records import Defect
 Ints = npt.NDArray[np.int64]
 Words = npt.NDArray[np.uint64]
 Mask = npt.NDArray[np.bool_]
-
-LEADING_ZEROS = 8
-"""Zero bytes before the first record: a number is read as a word that may begin before its first byte."""
+LEADING_ZEROS = 8  # zero bytes before the first record: a number is read as a word that may begin before its first byte
 TRAILING_ZEROS = 16
 """Zero bytes after the last one a plan can read: a varint is read in one window of 8 bytes and two more."""
 MAX_COUNT = 2**31 - 1

@@ -49,13 +49,10 @@ class AvroDecoder:
     """Decodes records of one writer's schema into the types of the reader's schema.
 
     Implements `trades.record_decoder.RecordDecoder`. `schema` is the Arrow schema of the batches, with the types of
-    schemas.py: a column per field of the record, or one column `value` if the Avro schema is not a record.
-
-    Fields that only the writer's record has are checked and dropped. With `keep_unknown` they are returned beside the
-    batch as the writer's types, and `unknown_fields` lists them. Those of inner records are always dropped.
-
-    Raises:
-        SchemaError: A schema is not valid, is recursive or too large, or the two are incompatible.
+    schemas.py: a column per field of the record, or one column `value` if the Avro schema is not a record. Fields that
+    only the writer's record has are checked and dropped. With `keep_unknown` they are returned beside the batch as the
+    writer's types, and `unknown_fields` lists them. Those of inner records are always dropped. Raises SchemaError if a
+    schema is not valid, is recursive or too large, or the two are incompatible.
     """
 
     def __init__(self, writer_schema: Json, reader_schema: Json | None = None, keep_unknown: bool = False) -> None:

@@ -16,8 +16,6 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class _Event:
-    """Rows with the same kind of defect in the same field."""
-
     rows: Ints
     label: str
     text: str
@@ -33,7 +31,6 @@ class DefectLog:
         self._events: list[_Event] = []
 
     def __len__(self) -> int:
-        """Return the number of calls of `add`."""
         return len(self._events)
 
     def add(self, rows: Ints, position: Ints, defect: Defect, label: str, text: str, *values: npt.NDArray[Any]) -> None:

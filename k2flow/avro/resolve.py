@@ -124,7 +124,6 @@ class _Resolver:
         return Enum(pa.string(), label_of(path), own, np.array(codes, np.int64), pa.array(symbols, pa.string()))
 
     def _plain(self, writer: Json, reader: Json, path: str) -> Node:
-        """Resolve types without inner types."""
         label, kind = label_of(path), arrow_type(reader, self._reader)
         logical, wanted = logical_type(writer), logical_type(reader)
         if logical and wanted and logical != wanted:
@@ -148,7 +147,6 @@ class _Resolver:
         return Binary(kind, label, is_text, is_uuid=wanted is not None and wanted[0] == "uuid")
 
     def _union(self, writer: Json, reader: Json, path: str) -> Node:
-        """Resolve a union of the writer, of the reader, or of both."""
         label, kind = label_of(path), arrow_type(reader, self._reader)
         wanted = reader if isinstance(reader, list) else [reader]
         members = [branch for branch in wanted if not is_null(branch, self._reader)]
@@ -180,14 +178,9 @@ class _Resolver:
 
 
 class _Match(IntEnum):
-    """How well two types other than unions match."""
-
-    SAME = 0
-    """The same type with the same full name."""
-    NAMED = 1
-    """The same type with a matching name."""
-    PROMOTED = 2
-    """A type that the other can be promoted to."""
+    SAME = 0  # the same type with the same full name
+    NAMED = 1  # the same type with a matching name
+    PROMOTED = 2  # a type that the other can be promoted to
 
 
 def _match(writer: Json, reader: Json, level: _Match) -> bool:
@@ -211,7 +204,6 @@ def _default_array(schema: Json, reader: ParsedSchema, kind: pa.DataType, defaul
 
 
 def _default_value(schema: Json, reader: ParsedSchema, kind: pa.DataType, default: Any) -> Any:
-    """Return the Python value that pyarrow accepts for `kind`."""
     schema = reader.expand(schema)
     if isinstance(schema, list):
         return _union_value(schema, reader, kind, default)
@@ -255,7 +247,6 @@ def _bytes_value(schema: Json, kind: pa.DataType, default: Any) -> Any:
 
 
 def _union_value(schema: Json, reader: ParsedSchema, kind: pa.DataType, default: Any) -> Any:
-    """Return the value of the first branch that accepts the default."""
     branches = [branch for branch in schema if reader.expand(branch) != {"type": "null"}]
     if default is None and len(branches) < len(schema):
         return None

@@ -27,8 +27,7 @@ from fastavro.schema import SchemaParseException
 
 from k2flow.errors import SchemaError
 
-Json = Any
-"""A parsed JSON schema: a name, a dict with the key `type`, or a list of branches."""
+Json = Any  # a parsed JSON schema: a name, a dict with the key `type`, or a list of branches
 
 _PRIMITIVES = {
     "null": pa.null(),
@@ -55,8 +54,7 @@ _LOGICAL = {
 _PARSE_ERRORS = (SchemaParseException, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
 _DECIMAL128_DIGITS = 38
 _MAX_DIGITS = 76
-MAX_DEPTH = 64
-"""The limit of nested types."""
+MAX_DEPTH = 64  # the limit of nested types
 MAX_TYPES = 10_000
 """The limit of types in a schema. A named type counts each time it is used, because uses can double at each level."""
 MAX_FIXED_BYTES = 1 << 20
@@ -79,8 +77,7 @@ class ParsedSchema:
 def parse(schema: Json) -> ParsedSchema:
     """Parse a schema: JSON text, the name of a primitive type, or parsed JSON.
 
-    Raises:
-        SchemaError: It is not a valid Avro schema, is recursive, or exceeds a limit.
+    Raises SchemaError if it is not a valid Avro schema, is recursive, or exceeds a limit.
     """
     names: dict[str, Json] = {}
     try:
@@ -99,10 +96,8 @@ def parse(schema: Json) -> ParsedSchema:
 def _count(schema: Json, parsed: ParsedSchema, path: str, outer: tuple[str, ...], known: dict[str, int]) -> int:
     """Count the types of a schema, and check them.
 
-    `outer` holds the full names of the enclosing records, "" for other types; `known` the counts of named types.
-
-    Raises:
-        SchemaError: A type is recursive, nested too deep or not valid.
+    `outer` holds the full names of the enclosing records, "" for other types; `known` the counts of named types. Raises
+    SchemaError if a type is recursive, nested too deep or not valid.
     """
     schema = parsed.expand(schema)
     if len(outer) > MAX_DEPTH:

@@ -28,8 +28,7 @@ import pyarrow.compute as pc
 
 from k2flow.avro.schemas import Json, ParsedSchema, is_null, logical_type
 
-_FIRST_DAY, _LAST_DAY = -719_162, 2_932_896
-"""0001-01-01 and 9999-12-31, in days since 1970."""
+_FIRST_DAY, _LAST_DAY = -719_162, 2_932_896  # 0001-01-01 and 9999-12-31, in days since 1970
 _DAY_SECONDS = 86_400
 _PER_SECOND = {"ms": 10**3, "us": 10**6, "ns": 10**9}
 _HEX = np.array([f"{byte:02x}" for byte in range(256)], "S2")
@@ -39,10 +38,8 @@ _NOT_JSON = {"inf", "-inf", "nan"}
 def to_texts(schema: Json, names: ParsedSchema, column: pa.Array) -> pa.StringArray:
     """Convert n values of a schema to text, null to null: (n,) strings.
 
-    `names` defines the schema's named types. `column` has the schema's Arrow type, see schemas.py.
-
-    Raises:
-        pyarrow.ArrowInvalid: The texts take 2 GiB or more in total.
+    `names` defines the schema's named types. `column` has the schema's Arrow type, see schemas.py. Raises
+    pyarrow.ArrowInvalid if the texts take 2 GiB or more in total.
     """
     schema = names.expand(schema)
     if isinstance(schema, list):
@@ -64,7 +61,6 @@ def _members(schema: Json, names: ParsedSchema, column: pa.Array) -> list[tuple[
 
 
 def _plain(column: pa.Array) -> pa.StringArray:
-    """Convert values of types without inner types."""
     kind = column.type
     if pa.types.is_decimal(kind):
         return _decimals(column)
@@ -129,7 +125,6 @@ def _hexadecimal(column: pa.Array) -> pa.StringArray:
 
 
 def _json(schema: Json, names: ParsedSchema, column: pa.Array) -> list[str]:
-    """Convert n values to JSON."""
     schema = names.expand(schema)
     if isinstance(schema, list):
         return _json_union(schema, names, column)

@@ -79,7 +79,6 @@ class Union(Node):
 
     @cached_property
     def _sources(self) -> list[list[int]]:
-        """The branches of each member."""
         return [
             [number for number, branch in enumerate(self.branches) if branch.member == member]
             for member in range(len(self.members))
@@ -87,7 +86,6 @@ class Union(Node):
 
     @cached_property
     def _present(self) -> Mask:
-        """The mask of branches that are not null."""
         return np.array([branch.member is not None for branch in self.branches])
 
     def _read_index(self, lanes: Lanes) -> Ints:

@@ -19,8 +19,7 @@ def is_ascii(data: Bytes) -> bool:
 def invalid_texts(data: Bytes, offsets: npt.NDArray[np.int32]) -> tuple[Ints, Ints]:
     """Find the texts data[offsets[i]:offsets[i + 1]] that are not valid UTF-8.
 
-    Returns:
-        Their numbers i, and the first byte of the first invalid sequence of each, from the start of the text.
+    Return their numbers i, and the first byte of each one's first invalid sequence, from the start of the text.
     """
     nothing = np.zeros(0, np.int64)
     if is_ascii(data):

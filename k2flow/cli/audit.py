@@ -18,7 +18,6 @@ from k2flow.observability.endpoint import serve
 from k2flow.observability.logs import set_up_logging
 
 log = logging.getLogger(__name__)
-
 INCOMPLETE = "audit incomplete: "
 EXIT_INCOMPLETE = 2
 

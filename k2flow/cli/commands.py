@@ -27,7 +27,6 @@ from k2flow.process_exit import EXIT_FAILED
 
 TIME = ["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S%z"]
 HOUR_SECONDS = 3600.0
-
 app = group("k2flow", "Write crypto trades from Kafka into Apache Iceberg tables, exactly once.")
 tables_app = group("tables", "Create or list the Iceberg tables.")
 dlq_app = group("dlq", "Inspect and replay dead letters, the rejected messages.")

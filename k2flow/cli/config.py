@@ -145,7 +145,6 @@ def _type(field: FieldInfo) -> str:
 
 
 def _value(value: Any) -> str:
-    """Return a value as it is written in an environment variable."""
     if value is None or value == "":
         return ""
     if isinstance(value, tuple):

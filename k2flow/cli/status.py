@@ -27,8 +27,7 @@ from k2flow.status.collector import StatusCollector
 from k2flow.status.model import FlowState, Level, Status, moment
 from k2flow.timeouts import DeadlinePassedError, run_with_timeout
 
-COLLECT_SECONDS = 60
-"""Time limit of one collection. PyIceberg's clients wait forever for a frozen server."""
+COLLECT_SECONDS = 60  # time limit of one collection; PyIceberg's clients wait forever for a frozen server
 DEFAULT_INTERVAL_SECONDS = 2.0
 SHORTEST_INTERVAL_SECONDS = 0.2
 TOP_REASONS = 5

@@ -93,10 +93,7 @@ def _row(catalog: Catalog, name: str) -> tuple[str, str, str, str] | None:
 def _maintain(
     catalog: Catalog, chosen: Sequence[TableDefinition], timing: Timing, leases: MaintenanceLeases | None, stop: Event
 ) -> tuple[list[MaintenanceAction], list[str]]:
-    """Return the actions and the errors of one run over all tables. An error of one table does not stop the others.
-
-    A dry run has no leases.
-    """
+    """Return the actions and errors of a run over all tables; no table stops the others. A dry run has no leases."""
     actions: list[MaintenanceAction] = []
     errors: list[str] = []
     for definition in chosen:

@@ -19,7 +19,6 @@ WEB_SERVER = "BYTEWAX_DATAFLOW_API_ENABLED"
 """The environment variable that makes Bytewax open port 3030 on every interface."""
 PANIC = "PanicException"
 """The class of an error in Bytewax's own code, such as a lost connection to another process. It cannot be imported."""
-
 CliMain = Callable[..., None]
 _MASK = (1 << 64) - 1
 
@@ -56,10 +55,7 @@ def worker_key(worker: int, workers: int) -> str:
 
 
 def siphash13(data: bytes) -> int:
-    """Return SipHash with one compression and three finalization rounds and a zero key, 64 bits.
-
-    Aumasson and Bernstein, "SipHash: a fast short-input PRF", 2012.
-    """
+    """Return SipHash-1-3 with a zero key, 64 bits: Aumasson and Bernstein, "SipHash: a fast short-input PRF", 2012."""
     v = [0x736F6D6570736575, 0x646F72616E646F6D, 0x6C7967656E657261, 0x7465646279746573]
     padded = data + b"\0" * (7 - len(data) % 8) + bytes([len(data) & 0xFF])
     for at in range(0, len(padded), 8):

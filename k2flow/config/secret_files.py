@@ -15,7 +15,6 @@ from k2flow.errors import SettingsError
 VARIABLE = "K2FLOW_SECRETS_DIR"
 NAME = re.compile(r"(K2FLOW|PYICEBERG|AWS|PG)[A-Z0-9_]+")
 """Variables that k2flow reads, and the libraries that connect it to catalogs and storage."""
-
 _from_files: dict[str, str] = {}
 
 

@@ -40,13 +40,10 @@ class SeenIds:
     ) -> None:
         """Create the index; nothing is loaded yet. Raises DedupError if an argument is out of range.
 
-        Args:
-            load: Returns all ids of this exchange and of all workers that Gold now holds in an hour. The Arrow string
-                arrays have any length. An hour may be loaded again after later commits.
-            newest_hour: Gold's newest hour of this exchange; None if Gold has no row of it.
-            window_hours: The length of the hot window, at least 1.
-            worker: The number of this worker, 0 to workers - 1.
-            workers: The number of workers.
+        `load` returns all ids of this exchange and of all workers that Gold now holds in an hour. The Arrow string
+        arrays have any length. An hour may be loaded again after later commits. `newest_hour` is Gold's newest of this
+        exchange; None if Gold has no row of it. `window_hours` is the length of the hot window, at least 1. `worker` is
+        the number of this worker, 0 to workers - 1.
         """
         if window_hours < 1:
             raise DedupError(f"window_hours is {window_hours}: use at least 1")
@@ -78,16 +75,11 @@ class SeenIds:
         """Accept the rows with new ids, remember these ids, and return the mask of accepted rows: (n,).
 
         An id is new if it is in no loaded hour and in no earlier row. First loads each hour of the hot window and of
-        the rows. An accepted id stays until `on_commit`, and then as long as its hour is loaded.
+        the rows. An accepted id stays until `on_commit`, and then as long as its hour is loaded. `ids` are n strings,
+        `hours` (n,) the hour of each row.
 
-        Args:
-            ids: n strings.
-            hours: (n,), the hour of each row.
-
-        Raises:
-            DedupError: An id is null or belongs to another worker, or the lengths differ.
-            Exception: Any error of `load`. No row is then accepted, the failed hour is not loaded, and the same rows
-                may be passed again.
+        Raises DedupError if an id is null or belongs to another worker, or the lengths differ; and any error of `load`.
+        No row is then accepted, the failed hour is not loaded, and the same rows may be passed again.
         """
         if len(ids) != len(hours):
             raise DedupError(f"{len(ids)} ids and {len(hours)} hours: pass one hour per id")
@@ -140,7 +132,6 @@ class SeenIds:
         return hours if newest is None else hours.union(range(newest - self._window + 1, newest + 1))
 
     def _owned(self, form: EncodedKeys) -> EncodedKeys:
-        """Keep the keys of this worker."""
         if self._workers == 1:
             return form
         mine = np.flatnonzero(owners_of_heads(form.head, self._workers) == self._worker)
@@ -163,8 +154,6 @@ class SeenIds:
 
 
 class _SortBuffer:
-    """Keys of one form and one hour that are not sorted yet."""
-
     def __init__(self, hour: int) -> None:
         self._tag = hour % TAGS
         self._clear()

@@ -28,10 +28,7 @@ Words = npt.NDArray[np.uint64]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 Bytes = npt.NDArray[np.uint8]
-
-WORDS = (2, 2, 4, 8, 8)
-"""The number of words of each form."""
-
+WORDS = (2, 2, 4, 8, 8)  # the number of words of each form
 _UUID, _DIGEST = 0, len(WORDS) - 1
 _MAX_BYTES = np.array([8 * words - 1 for words in WORDS[1:-1]])  # bytes of text; one more byte holds the length
 _UUID_BYTES, _DASH = 36, ord("-")
@@ -57,9 +54,7 @@ def key_column(rows: pa.RecordBatch, columns: tuple[str, ...]) -> pa.StringArray
 
     A single column is returned as it is, without a copy. Of several columns, each but the last is prefixed with its
     length in bytes: ("a", "bc") becomes "1:abc", ("ab", "c") becomes "2:abc". A null in any column gives a null id.
-
-    Raises:
-        DedupError: There are no columns, or one does not hold strings.
+    Raises DedupError if there are no columns, or one does not hold strings.
     """
     if not columns:
         raise DedupError("the deduplication key has no columns: name at least one")
@@ -77,10 +72,8 @@ def encode_keys(ids: pa.Array | pa.ChunkedArray) -> list[EncodedKeys]:
     """Encode n strings: one `EncodedKeys` per form, in the order of WORDS, including empty ones.
 
     Equal strings have equal keys of the same form, different strings have different keys. Above 63 bytes this holds
-    unless two strings have the same BLAKE2b-512. Accepts any Arrow string type, sliced or not.
-
-    Raises:
-        DedupError: An id is null.
+    unless two strings have the same BLAKE2b-512. Accepts any Arrow string type, sliced or not. Raises DedupError if an
+    id is null.
     """
     ids = ids.cast(pa.large_string())
     if ids.null_count:
@@ -98,10 +91,8 @@ def encode_keys(ids: pa.Array | pa.ChunkedArray) -> list[EncodedKeys]:
 def owners_of(ids: pa.Array | pa.ChunkedArray, workers: int) -> Ints:
     """Return the worker, 0 to workers - 1, that owns each of n ids: (n,).
 
-    Ids are spread evenly over the workers. The result is the same in every process and run.
-
-    Raises:
-        DedupError: An id is null or workers is less than 1.
+    Ids are spread evenly over the workers. The result is the same in every process and run. Raises DedupError if an id
+    is null or workers is less than 1.
     """
     if workers < 1:
         raise DedupError(f"workers is {workers}: use at least 1")

@@ -12,10 +12,7 @@ import numpy.typing as npt
 from k2flow.dedup.keys import Bools, Ints, Words
 
 Tags = npt.NDArray[np.uint16]
-
-TAGS = 1 << 16
-"""The number of distinct tags."""
-
+TAGS = 1 << 16  # the number of distinct tags
 _CHUNK = 1 << 16  # keys moved at once by merge and evict
 _SIZE_RATIO = 8  # a run has at least this many times the keys of the next one
 

@@ -10,7 +10,6 @@ from k2flow.config.settings import KAFKA_PREFIX
 from k2flow.errors import SettingsError
 
 log = logging.getLogger(__name__)
-
 DISCOVERY_SECONDS = 30.0  # between two searches for new partitions
 TIMEOUT_SECONDS = 2.0
 """For a broker to answer before the last commit of offsets, which would wait most of a minute for one that is down."""

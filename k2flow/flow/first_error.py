@@ -11,10 +11,8 @@ from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 log = logging.getLogger(__name__)
-
 P = ParamSpec("P")
 R = TypeVar("R")
-
 _lock = threading.Lock()
 _first: BaseException | None = None
 

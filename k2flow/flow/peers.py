@@ -14,10 +14,8 @@ from typing import Any
 import psutil
 
 CHECK_SECONDS = 1.0
-
 MAPPED = "::ffff:"  # an IPv4 address on a socket for both versions, RFC 4291
-Connection = tuple[Any, Any]
-"""A TCP connection's two ends, this process's first."""
+Connection = tuple[Any, Any]  # a TCP connection's two ends, this process's first
 
 
 def watch_peers(

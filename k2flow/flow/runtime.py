@@ -33,7 +33,6 @@ from k2flow.observability.metrics import STAGE, SUPERVISED, Stage
 from k2flow.process_exit import ERROR_PREFIX, EXIT_FAILED, EXIT_TRY_AGAIN, PEER_LOST, exit_code
 
 log = logging.getLogger(__name__)
-
 EPOCH_INTERVAL = timedelta(milliseconds=1)
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}

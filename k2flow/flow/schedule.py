@@ -6,12 +6,9 @@ from datetime import datetime, timedelta
 
 MAX_UNCOMMITTED_SECONDS = 10.0
 """Maintenance deletes old files that no table names, so no batch waits longer for its commit, whatever the trigger."""
-WAIT_SHARE = 0.95
-"""Share of the expected duration to wait, so that a shorter epoch is not overslept by much."""
-PROMPT_WAKE_FACTOR = 1.02
-"""A wake-up within this multiple of the wait: the epoch was already over, for an unknown time."""
-OVERSLEPT_SHARE = 0.7
-"""Share of the wait to expect next, after an epoch that was already over."""
+WAIT_SHARE = 0.95  # share of the expected duration to wait, so that a shorter epoch is not overslept by much
+PROMPT_WAKE_FACTOR = 1.02  # a wake-up within this multiple of the wait: the epoch was already over, for an unknown time
+OVERSLEPT_SHARE = 0.7  # share of the wait to expect next, after an epoch that was already over
 MAX_WAIT = timedelta(seconds=5)
 
 

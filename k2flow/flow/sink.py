@@ -106,7 +106,6 @@ class TableSinkPartition(StatefulSinkPartition[Committable, None]):
         log.info(text, self._name, rows, len(files), offsets, self._committer.ledger.sequence, seconds * 1000)
 
     def _finished_files(self) -> list[DataFile]:
-        """Wait for the files of this epoch."""
         waiting, self._writing = self._writing, []
         try:
             with tracing.span("await files", table=self._name):

@@ -33,7 +33,6 @@ from k2flow.observability.tracing import begin_batch, end_batch
 from k2flow.trades.messages import MessageBatch, empty_batch
 
 log = logging.getLogger(__name__)
-
 CONSUME_MESSAGES = 10_000  # at once, so that librdkafka's buffers are freed while a batch is gathered
 POLL_SECONDS = 0.05
 

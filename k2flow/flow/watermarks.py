@@ -9,8 +9,7 @@ ahead pause until the others have caught up (watermark alignment of Flink's sour
 from collections.abc import Collection
 from dataclasses import dataclass
 
-MAX_WATERMARK_DRIFT_MS = 1_800_000
-"""How far in Kafka's time a partition may be ahead of the last one."""
+MAX_WATERMARK_DRIFT_MS = 1_800_000  # how far in Kafka's time a partition may be ahead of the last one
 IDLE_TIMEOUT_SECONDS = 5.0
 """A partition without a message for this long (its broker may be down) does not hold the others back."""
 

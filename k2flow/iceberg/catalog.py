@@ -21,7 +21,6 @@ CATALOG = "k2flow"
 NAMESPACE = "market_data"
 OUTAGES = (SQLAlchemyError, RESTError, OSError)
 """The errors of an unreachable catalog or storage, through PyIceberg. Those of requests are OSErrors."""
-
 SQLITE_BUSY_SECONDS = 60  # SQLite's own 5 s ended in 'database is locked' when several processes committed
 
 

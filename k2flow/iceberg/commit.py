@@ -50,7 +50,6 @@ from k2flow.observability.metrics import COMMIT_RETRIES, layer_of
 from k2flow.timeouts import DeadlinePassedError, run_with_timeout
 
 log = logging.getLogger(__name__)
-
 STAGED_BRANCH = "k2flow-staged-"
 """Prefix of a branch whose head replaces rows once it is committed; the exchange and a writer epoch follow."""
 STAGED_KEY = "k2flow.staged."
@@ -106,10 +105,8 @@ class Committer:
         These rows (above all Gold's ids) may lack a commit of the predecessor in between. The flow must then start
         again. `branch` names a branch to create at the fence.
 
-        Raises:
-            AlreadyRunningError: the predecessor still runs on this host.
-            FencedError: another writer epoch has begun since.
-            CommitError: the commit failed, or the predecessor has committed since the flow began.
+        Raises AlreadyRunningError if the predecessor still runs on this host, FencedError if another writer epoch has
+        begun since. Raises CommitError if the commit failed, or the predecessor has committed since the flow began.
         """
         before = self.ledger
         if before.writer is not None and before.writer.running_here():

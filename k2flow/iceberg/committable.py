@@ -17,12 +17,9 @@ class Committable:
     Files and ranges need not come together. Gold's files come from the worker that owns the keys, its ranges from the
     worker that read them.
 
-    Attributes:
-        table: The table's name.
-        files: Waits until the files are written, and raises their errors. The next steps need not wait.
-        ranges: The offset ranges, with the number of rows from each.
-        stats: Published to Prometheus after the commit.
-        ends_checkpoint: Whether the table commits at the end of this epoch.
+    `files` waits until the files are written, and raises their errors; the next steps need not wait. `ranges` have the
+    number of rows from each. `stats` go to Prometheus after the commit. `ends_checkpoint`: whether the table commits at
+    the end of this epoch.
     """
 
     table: str

@@ -37,10 +37,8 @@ from pyiceberg.types import (
 class Evolution:
     """The difference between the columns `found` in a table and those `wanted`.
 
-    Attributes:
-        conflicts: The differences that Iceberg cannot resolve, a line each. If there are any, do not call `apply`.
-        changes: What `apply` does, a line each.
-        renamed: The new name of each renamed column, by its former name.
+    `conflicts` are those that Iceberg cannot resolve, a line each: with any, do not call `apply`. `changes` are what
+    `apply` does, a line each. `renamed` is the new name of each renamed column, by its former name.
     """
 
     def __init__(self, found: Schema, wanted: Schema, former_names: Mapping[str, str]) -> None:
@@ -91,7 +89,6 @@ class Evolution:
         return self._former.get(name, name)
 
     def _compare(self, label: str, own: NestedField, field: NestedField) -> None:
-        """Compare a column, or a type inside one, that both schemas have."""
         if own.required and not field.required:
             self.changes.append(f"column {label} is optional")
         found, wanted = own.field_type, field.field_type

@@ -23,8 +23,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, Validation
 
 from k2flow.errors import CommitError, OffsetGapError
 
-KEY = "k2flow.ledger."
-"""Prefix of the property; the name of the exchange follows."""
+KEY = "k2flow.ledger."  # prefix of the property; the name of the exchange follows
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,6 @@ class CommittedRange:
     """All offsets [first, next) of one partition that a table holds, and the number of its rows from them."""
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
-
     first: int
     next: int
     rows: int
@@ -66,7 +64,6 @@ class Writer:
     """The process that commits, identified well enough to check on its host whether it still runs."""
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
-
     host: str
     pid: int
     started: float
@@ -100,7 +97,6 @@ class Ledger:
     """
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
-
     topic: str
     topic_id: str = ""
     writer_epoch: Annotated[int, Field(alias="epoch")] = 0

@@ -20,7 +20,6 @@ from k2flow.layers import Field, arrow_schema
 
 READ_ROWS = 64_000
 BUFFER_BYTES = 1 << 20
-
 Projection = Callable[[pa.RecordBatch], pa.RecordBatch]
 
 

@@ -13,10 +13,8 @@ from tenacity.stop import stop_base
 from k2flow.iceberg.ledger import first_error
 
 T = TypeVar("T")
-
 Changes = tuple[tuple[TableUpdate, ...], tuple[TableRequirement, ...]]
 """The updates of one commit, and the requirements without which the catalog refuses it."""
-
 FIRST_WAIT_SECONDS = 0.05  # the flows of two exchanges meet at Gold whenever their triggers coincide
 
 
@@ -47,11 +45,8 @@ def commit_once(table: Table, changes: Changes) -> None:
     """Commit to the table as it was read.
 
     No error proves that nothing was committed. If a proxy repeats a request whose answer was lost, the catalog refuses
-    the second one, though the first has landed. So read the table again before deleting any file.
-
-    Raises:
-        CommitFailedException: another commit came first.
-        CommitStateUnknownException: the catalog's answer cannot be read, so the commit may have landed.
+    the second one, though the first has landed. So read the table again before deleting any file. Raises
+    CommitFailedException if another commit came first, CommitStateUnknownException if the answer cannot be read.
     """
     try:
         table._do_commit(*changes)

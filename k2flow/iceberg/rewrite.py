@@ -31,12 +31,9 @@ from k2flow.iceberg.retry import Changes, commit_once, retry_conflicts
 from k2flow.iceberg.snapshots import SnapshotExpiration, readers_tag
 
 log = logging.getLogger(__name__)
-
 ATTEMPTS = 8
-MANIFEST_ENTRIES = 2_000
-"""Entries of a manifest that maintenance writes: 1 to 2 MB, which no flow merges again."""
-MERGE_BYTES = 1 << 19
-"""Smaller manifests are merged with the others of the commit."""
+MANIFEST_ENTRIES = 2_000  # entries of a manifest that maintenance writes: 1 to 2 MB, which no flow merges again
+MERGE_BYTES = 1 << 19  # smaller manifests are merged with the others of the commit
 
 
 class ManifestChanges(NamedTuple):

@@ -23,7 +23,6 @@ class SnapshotExpiration:
     tags: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
-        """Return whether there is anything to expire."""
         return bool(self.snapshot_ids or self.tags)
 
     def updates(self) -> tuple[TableUpdate, ...]:

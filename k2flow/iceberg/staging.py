@@ -48,7 +48,6 @@ from k2flow.iceberg.retry import Changes
 from k2flow.iceberg.rewrite import RewriteFiles, commit_change, tag_for_readers
 
 log = logging.getLogger(__name__)
-
 RETRY_SECONDS = 120
 FENCED = "the flow of {} has started meanwhile: nothing was replaced. Stop it and start again"
 
@@ -84,10 +83,7 @@ class Staging:
         self._branch = ""
 
     def begin(self) -> None:
-        """Fence the flow and create the branches.
-
-        Raises AlreadyRunningError if the flow runs on this host, CommitError, CatalogError.
-        """
+        """Fence the flow; create the branches. Raises AlreadyRunningError (on this host), CommitError, CatalogError."""
         exchange = self._exchange
         self._bronze.fence("")
         epoch = self._bronze.ledger.writer_epoch
@@ -177,10 +173,7 @@ def abort_replacements(catalog: Catalog, exchange: Exchange, before_epoch: int) 
 
 
 def committed_replacement(bronze: Mapping[str, str], exchange: Exchange) -> CommittedReplacement | None:
-    """Return the replacement of `exchange` that is committed and not fully published, by Bronze's properties.
-
-    Raises CommitError if the property is damaged.
-    """
+    """Return the committed, not fully published replacement in Bronze's properties. Raises CommitError if damaged."""
     key = STAGED_KEY + exchange.name
     if (text := bronze.get(key)) is None:
         return None
@@ -212,7 +205,6 @@ def _publication(table: Table, exchange: Exchange, staged: StagedTable) -> Chang
 
 
 def _files(table: Table, head: int) -> tuple[list[str], list[DataFile]]:
-    """Return the paths that a branch's head removed, and the files it added."""
     removed, added = [], []
     snapshot = table.metadata.snapshot_by_id(head)
     for manifest in snapshot.manifests(table.io) if snapshot else []:

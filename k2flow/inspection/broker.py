@@ -19,13 +19,9 @@ from k2flow.kafka.topic import TIMEOUT_SECONDS, BrokerDownError, check_propertie
 from k2flow.trades.messages import MESSAGE_SCHEMA, timestamps
 
 log = logging.getLogger(__name__)
-
-MERGE_DISTANCE = 1_000
-"""Ranges with at most this many offsets between them are read together."""
-MAX_OFFSETS = 500_000
-"""The offsets that one reader reads at most, with or without messages."""
+MERGE_DISTANCE = 1_000  # ranges with at most this many offsets between them are read together
+MAX_OFFSETS = 500_000  # the offsets that one reader reads at most, with or without messages
 STALLED_SECONDS = 20.0
-
 Ranges = Sequence[tuple[int, int]]
 
 
@@ -99,7 +95,6 @@ class TopicReader:
         return found
 
     def _first_times(self, asked: dict[int, int], deadline: float, found: dict[tuple[int, int], int | None]) -> None:
-        """Find the `times` of one offset of each partition."""
         self._consumer.assign([KafkaPosition(self._topic, partition, offset) for partition, offset in asked.items()])
         while asked and (left := deadline - time.monotonic()) > 0:
             m = self._consumer.poll(left)

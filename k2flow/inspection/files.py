@@ -17,12 +17,9 @@ from k2flow.layers import Layer
 
 BATCH_ROWS = 32_768
 _AHEAD = 2
-
 T = TypeVar("T")
-Advance = Callable[[int], None]
-"""Takes the number of rows read since the last call."""
-Observer = Callable[[FileScanTask, pa.RecordBatch], None]
-"""Sees each batch of each file as it is read."""
+Advance = Callable[[int], None]  # takes the number of rows read since the last call
+Observer = Callable[[FileScanTask, pa.RecordBatch], None]  # sees each batch of each file as it is read
 Progress = Callable[[str, int, int], None]
 """Takes the name of a table or step, the rows read since the last call, and the rows to read in all."""
 

@@ -13,9 +13,7 @@ from k2flow.inspection.pinned import PinnedTables
 from k2flow.layers import Layer
 
 NO_EXTENT = CommittedRange(0, 0, 0)
-OUTSIDE = -1
-"""The partition number of rows that no ledger holds."""
-
+OUTSIDE = -1  # the partition number of rows that no ledger holds
 Ints = npt.NDArray[np.int64]
 
 

@@ -30,8 +30,7 @@ from k2flow.layers import BRONZE, Layer
 
 WAIT_SECONDS = 3.0
 UNIX_EPOCH = date(1970, 1, 1)
-FIRST_DAY = (date.min - UNIX_EPOCH).days
-"""0001-01-01 in days since 1970: the earliest day of any row."""
+FIRST_DAY = (date.min - UNIX_EPOCH).days  # 0001-01-01 in days since 1970: the earliest day of any row
 _FIRST_METADATA = re.compile(r"/0+-[^/]*$")
 
 
@@ -75,10 +74,9 @@ class PinnedTables:
 def pin(catalog: Catalog, exchanges: Sequence[Exchange]) -> tuple[list[PinnedTables], list[Exchange]]:
     """Return the snapshots of each exchange's tables, and the exchanges that have no table at all.
 
-    No snapshot is taken during the publication of replaced rows (k2flow.iceberg.staging).
-
-    Raises AuditError if some of an exchange's tables are missing or such a publication does not end, CommitError if a
-    ledger is unreadable, and CatalogError.
+    No snapshot is taken during the publication of replaced rows (k2flow.iceberg.staging). Raises AuditError if some of
+    an exchange's tables are missing or such a publication does not end, CommitError if a ledger is unreadable, and
+    CatalogError.
     """
     deadline = time.monotonic() + WAIT_SECONDS
     while True:

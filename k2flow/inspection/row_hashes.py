@@ -22,13 +22,10 @@ from k2flow.errors import AuditError
 from k2flow.exchange import Exchange
 from k2flow.layers import SILVER, Layer, Stream
 
-POSITION = ("topic", "partition", "offset")
-"""The columns that name a message."""
-WORDING = ("detail",)
-"""Text for people, which may change with k2flow."""
+POSITION = ("topic", "partition", "offset")  # the columns that name a message
+WORDING = ("detail",)  # text for people, which may change with k2flow
 FOLDER, LOCK = "k2flow-hashes-", "lock"
-SETTLED_SECONDS = 60
-"""A live process certainly holds the lock of its folder this long after it created the folder."""
+SETTLED_SECONDS = 60  # a live process certainly holds the lock of its folder this long after it created the folder
 MEMORY_MB = 320
 THREADS = 2
 

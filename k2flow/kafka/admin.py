@@ -42,10 +42,7 @@ class Admin:
         return {name: len(found[name].partitions) for name in names}
 
     def create(self, wanted: Mapping[str, int]) -> list[str]:
-        """Create the topics that are missing, without touching existing ones. Raises KafkaError.
-
-        Return one sentence for each topic that exists with another number of partitions.
-        """
+        """Create missing topics; return a sentence for each with another number of partitions. Raises KafkaError."""
         existing = self.topics()
         missing = [NewTopic(name, count, 1) for name, count in wanted.items() if name not in existing]
         if missing:

@@ -22,9 +22,7 @@ from k2flow.compat.librdkafka import CONSUMER, EVENT_LOG, MESSAGE, OFFSET_INVALI
 from k2flow.errors import KafkaError, LostOffsetsError, SettingsError
 
 log = logging.getLogger(__name__)
-
 Int64s = npt.NDArray[np.int64]
-
 _MAX_TIMEOUT_MS = 2**31 - 1
 _LEVELS = [logging.CRITICAL] * 3 + [logging.ERROR, logging.WARNING, logging.INFO, logging.INFO, logging.DEBUG]
 """Python's level for each of syslog's, 0 to 7."""

@@ -20,7 +20,6 @@ from k2flow.errors import KafkaError, SettingsError
 from k2flow.iceberg.ledger import Ledger
 
 log = logging.getLogger(__name__)
-
 TIMEOUT_SECONDS = 10.0
 TLS_TIMEOUT_SECONDS = 5.0
 _DEFAULT_PORT = 9092  # librdkafka's
@@ -82,8 +81,6 @@ def check_properties(config: Mapping[str, str]) -> dict[str, str]:
 
 
 class _TopicClient:
-    """Describes a topic, or says why no broker answered."""
-
     def __init__(self, config: Mapping[str, str]) -> None:
         self._config = config
         self._servers = config["bootstrap.servers"]

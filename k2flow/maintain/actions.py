@@ -18,9 +18,7 @@ from k2flow.iceberg.tables import RETENTION
 from k2flow.maintain.plans import Compaction, LiveFile, expired_files, plan_compactions
 
 log = logging.getLogger(__name__)
-
-MANY_MANIFESTS = 32
-"""From this number of small manifests they are rewritten, even if no data file changes."""
+MANY_MANIFESTS = 32  # from this number of small manifests they are rewritten, even if no data file changes
 
 
 @dataclass(frozen=True)
@@ -60,10 +58,7 @@ class MaintenanceAction:
 
 
 def due_actions(table: Table, files: Sequence[LiveFile], timing: Timing) -> Iterator[MaintenanceAction]:
-    """Yield what a run would do now to a table with the live files `files`. Raises CatalogError.
-
-    Orphan files are missing: they take a listing of the storage.
-    """
+    """Yield what a run would do now, but for orphan files, which take a listing of the storage. Raises CatalogError."""
     if staged_branch(table):
         return
     if old := expired_by_retention(table, files, timing):

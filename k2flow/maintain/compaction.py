@@ -20,8 +20,7 @@ from k2flow.maintain.plans import LiveFile
 
 CHUNK_ROWS = 256_000
 LIMIT_ROWS = 1_000_000
-EARLY_SHARE = 50
-"""One in 50 rows of a file counts as early."""
+EARLY_SHARE = 50  # one in 50 rows of a file counts as early
 
 
 @dataclass(frozen=True)

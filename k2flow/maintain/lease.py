@@ -18,7 +18,6 @@ from k2flow.iceberg.ledger import Writer, first_error
 from k2flow.iceberg.rewrite import set_property
 
 log = logging.getLogger(__name__)
-
 LEASE = "k2flow.maintenance.leader"
 LEASE_SECONDS = 900
 
@@ -28,7 +27,6 @@ class _Lease(Writer):
     """The property's JSON: the holder, and the end of the lease in seconds since 1970."""
 
     __pydantic_config__: ClassVar = ConfigDict(extra="ignore")
-
     until: float
 
 

@@ -13,10 +13,8 @@ from pyiceberg.table import Table
 from k2flow.iceberg.manifests import data_manifests, partition_values, without_statistics
 
 UNIX_EPOCH = date(1970, 1, 1)
-HOT_FILES = 32
-"""From this number of small files, a partition is compacted although rows still arrive in it."""
-OPEN_HOURS = 1
-"""How long after its end an hour or a day still counts as open: rows and commits may be late."""
+HOT_FILES = 32  # from this number of small files, a partition is compacted although rows still arrive in it
+OPEN_HOURS = 1  # how long after its end an hour or a day still counts as open: rows and commits may be late
 
 
 @dataclass(frozen=True)

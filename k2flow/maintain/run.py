@@ -23,10 +23,8 @@ from k2flow.maintain.plans import Compaction, LiveFile, live_files, orphan_files
 from k2flow.maintain.storage import TableStorage, path_of, reachable_files
 
 log = logging.getLogger(__name__)
-
 THREADS = 2
-COMPACTIONS_PER_COMMIT = 16
-"""The compactions committed so far stay done if the process dies."""
+COMPACTIONS_PER_COMMIT = 16  # the compactions committed so far stay done if the process dies
 
 
 class MaintenanceRun:

@@ -15,9 +15,7 @@ from k2flow.iceberg.catalog import catalog_errors
 ICEBERG_FILE = re.compile(r"\.(parquet|avro|orc|puffin|stats)$|\.metadata\.json(\.gz)?$")
 """The names of files that Iceberg's writers create. Never touch files with other names."""
 DELETE_THREADS = 16
-
-ListedFile = tuple[str, int, float]
-"""(path, bytes, time written in seconds since 1970)"""
+ListedFile = tuple[str, int, float]  # (path, bytes, time written in seconds since 1970)
 
 
 class TableStorage:

@@ -14,9 +14,7 @@ from k2flow.config.settings import PREFIX
 from k2flow.errors import SettingsError
 
 log = logging.getLogger(__name__)
-
-HealthCheck = Callable[[], str | None]
-"""Returns the problem in one line, or None."""
+HealthCheck = Callable[[], str | None]  # returns the problem in one line, or None
 
 
 def serve(host: str, port: int, registry: CollectorRegistry, health: HealthCheck, readiness: HealthCheck) -> None:

@@ -25,9 +25,7 @@ if TYPE_CHECKING:
 
 SUPERVISED = "PROMETHEUS_MULTIPROC_DIR"
 """Variable that the supervisor sets: the folder into which Prometheus' client writes the counts of each process."""
-
 LABELS = ("exchange", "layer")
-
 ROWS = Counter("k2flow_rows", "Rows committed.", LABELS)
 FILES = Counter("k2flow_files", "Data files committed.", LABELS)
 BYTES = Counter("k2flow_file_bytes", "Bytes of the data files committed.", LABELS)

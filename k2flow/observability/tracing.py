@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
 
 Value = str | int | float | bool
-
 _provider: "TracerProvider | None" = None
 _tracer: "Tracer | None" = None
 _batches: "dict[int, Span]" = {}
@@ -27,10 +26,7 @@ each call: neither thread-local values nor OpenTelemetry's context survive a cal
 
 
 def set_up(exchange: str) -> None:
-    """Send spans from now on, to the collector that the OTEL_* variables name.
-
-    Raises SettingsError if the extra `traces` is not installed.
-    """
+    """Send spans to the collector of the OTEL_* variables. Raises SettingsError without the extra `traces`."""
     global _provider, _tracer
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter

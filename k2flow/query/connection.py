@@ -20,9 +20,7 @@ from k2flow.iceberg.catalog import NAMESPACE, catalog_errors, open_catalog
 
 EXTENSIONS = ("avro", "iceberg")
 S3 = "s3://"
-
-AsOf = datetime | int
-"""A moment (with a time zone), or the id of a snapshot of any table: the moment of its commit."""
+AsOf = datetime | int  # a moment (with a time zone), or the id of a snapshot of any table: the moment of its commit
 
 
 def connect(as_of: AsOf | None = None) -> duckdb.DuckDBPyConnection:
@@ -30,12 +28,8 @@ def connect(as_of: AsOf | None = None) -> duckdb.DuckDBPyConnection:
 
     As long as the connection is open, each view reads one snapshot: the newest at the time of the call, or at `as_of`.
     A table that had no snapshot then is an empty view. If a table's snapshots of that time have expired, reading
-    its view is an error.
-
-    Raises:
-        SettingsError: A setting is unknown or wrong.
-        CatalogError: The catalog or its storage failed.
-        QueryError: DuckDB cannot read a table, or no table has the snapshot `as_of`.
+    its view is an error. Raises SettingsError, or CatalogError if the catalog or its storage failed. Raises
+    QueryError if DuckDB cannot read a table, or no table has the snapshot `as_of`.
     """
     return connect_to(open_catalog(load_settings(exchange_names())), as_of)
 
@@ -111,7 +105,6 @@ def _moment_ms(tables: Mapping[str, Table], as_of: AsOf) -> int:
 
 
 def _select(table: Table, moment_ms: int | None) -> str:
-    """Return SQL for all rows of a table at a moment, or now."""
     newest = f"SELECT * FROM iceberg_scan({string_literal(table.metadata_location)}"
     if moment_ms is None:
         return f"{newest})"

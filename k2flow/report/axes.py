@@ -15,8 +15,7 @@ STEPS_US = (
     *(n * DAY_US for n in (1, 2, 7, 14, 28, 91, 364)),
 )
 """The lengths of a step of a time axis. Longer ones are doubles of the last one."""
-STRETCH = 3
-"""An axis this many times longer than most rows need shows mainly a few outliers."""
+STRETCH = 3  # an axis this many times longer than most rows need shows mainly a few outliers
 _FIRST_SECOND, _LAST_SECOND = -62_135_596_800, 253_402_300_799
 
 

@@ -15,14 +15,11 @@ from k2flow.report import formats
 from k2flow.report.axes import SECOND_US, Axis, time_ticks, value_ticks
 from k2flow.report.figures import Candle
 
-WIDTH, HALF = 1080, 520
-"""Width of a chart across the page, and of one of two side by side."""
+WIDTH, HALF = 1080, 520  # width of a chart across the page, and of one of two side by side
 LEFT, RIGHT, TOP, BOTTOM = 64, 14, 12, 30
-SIZE_LABELS, TIME_LABEL = 6, 110
-"""Size labels that fit below a chart of half the width, and the width of a time label."""
+SIZE_LABELS, TIME_LABEL = 6, 110  # size labels that fit below a chart of half the width, and the width of a time label
 BAR = 23
-COLOURS = 8
-"""Series have the classes s0 to s7, repeated."""
+COLOURS = 8  # series have the classes s0 to s7, repeated
 
 
 @dataclass(frozen=True)
@@ -49,8 +46,6 @@ def colour(number: int) -> str:
 
 
 class _Drawing:
-    """An SVG of `width` x `height`, with a plot within its margins."""
-
     def __init__(
         self, name: str, title: str, description: str, height: int, bottom: int = BOTTOM, width: int = WIDTH
     ) -> None:
@@ -64,7 +59,6 @@ class _Drawing:
         ElementTree.SubElement(self.svg, "desc", id=f"{name}-description").text = formats.clean(description)
 
     def add(self, tag: str, classes: str, tip: str = "", **attributes: float | str) -> ElementTree.Element:
-        """Add a mark with the tooltip `tip`."""
         texts = {name: _text(value) for name, value in attributes.items()}
         mark = ElementTree.SubElement(self.svg, tag, {"class": classes, **texts})
         if tip:
@@ -75,7 +69,6 @@ class _Drawing:
         self.add("text", classes, x=x, y=y).text = formats.clean(text)
 
     def y(self, value: float, low: float, high: float) -> float:
-        """Return the position of a value in a plot from `low` to `high`."""
         return self.low - (value - low) / (high - low) * (self.low - self.high)
 
     def grid(self, ticks: Sequence[float], labels: Iterable[str]) -> None:
@@ -93,7 +86,6 @@ class _Drawing:
             self.text(label, x if fits else self.right + RIGHT, self.low + 20, "middle" if fits else "end")
 
     def x(self, axis: Axis, step: float) -> float:
-        """Return the position where a step begins."""
         return self.left + step / axis.steps * (self.right - self.left)
 
     def markup(self) -> Markup:
@@ -146,7 +138,6 @@ def lines(name: str, title: str, axis: Axis, series: Sequence[Line]) -> Markup:
 
 
 def _runs(values: Mapping[int, float]) -> list[list[int]]:
-    """Return the steps that have a value, in runs without a gap."""
     runs: list[list[int]] = []
     for step in sorted(values):
         if runs and runs[-1][-1] == step - 1:

@@ -28,8 +28,7 @@ from k2flow.status.flows import history
 from k2flow.status.tables import files_of
 
 T = TypeVar("T")
-MEMORY_MB, THREADS = 512, 4
-"""DuckDB's limits; it spills what exceeds its memory to disk."""
+MEMORY_MB, THREADS = 512, 4  # DuckDB's limits; it spills what exceeds its memory to disk
 SHOWN_PROPERTIES = ("type", "uri", "warehouse", "s3.endpoint", "s3.region")
 """Properties of a catalog that a report may show: people pass reports on."""
 

@@ -18,14 +18,12 @@ from k2flow.report.axes import SECOND_US, axis
 from k2flow.report.figures import Delays, Freshness
 from k2flow.report.queries import Source
 
-LAYERS = (BRONZE, GOLD)
-"""The layers whose freshness is reported: the first and the last of the data's way."""
+LAYERS = (BRONZE, GOLD)  # the layers whose freshness is reported: the first and the last of the data's way
 MAX_POINTS = 120
 OFFSET_CELLS = 10_000
 """The offsets of all commits are divided into about this many cells. The commit of a message is found by its cell: an
 equality join, which needs little memory and time."""
-DELAY_DIGITS = 3
-"""Delays are rounded up to this many digits, so that any number of messages has few distinct delays."""
+DELAY_DIGITS = 3  # delays are rounded up to this many digits, so that any number of messages has few distinct delays
 DELAYS = f"""
     WITH messages AS ({{messages}}),
     cells AS (SELECT *, unnest(range(first // $cell, (next - 1) // $cell + 1)) AS cell FROM commits),

@@ -25,9 +25,7 @@ from k2flow.report.figures import Figures, Freshness, ReasonCount, Unavailable, 
 from k2flow.status.model import Level
 
 Value = TypeVar("Value")
-
-MAX_BARS = 20
-"""Reasons that have a bar; the table has all of them."""
+MAX_BARS = 20  # reasons that have a bar; the table has all of them
 
 
 def render(figures: Figures, audit_result: AuditReport | Unavailable | None) -> str:
@@ -96,7 +94,6 @@ def _environment() -> Environment:
 
 
 def _share(rows: Mapping[str, int | None]) -> str:
-    """Return the share of messages that are dead letters, from rows by layer."""
     letters, trades = rows.get("dlq"), rows.get("silver")
     if letters is None or trades is None:
         return "unknown"
@@ -113,7 +110,6 @@ class Fact:
 
 
 def _summary(figures: Figures, audit_result: AuditReport | Unavailable | None) -> list[Fact]:
-    """Return the summary over all exchanges."""
     rows = (available(figures.rows) or {}).values()
     names = [layer.name for layer in LAYERS]
     sums = {name: sum(known) if (known := _present(each[name] for each in rows)) else None for name in names}
@@ -131,7 +127,6 @@ def _present(values: Iterable[Value | None]) -> list[Value]:
 
 
 def _largest_lag(figures: Figures) -> Fact:
-    """Return the largest lag of all layers, if all lags are known."""
     status = available(figures.status)
     layers = _present(layer for each in status.exchanges.values() for layer in each.layers.values()) if status else []
     seconds = _present(layer.lag_seconds for layer in layers)
@@ -161,7 +156,6 @@ class ReasonRows:
 
 
 def _reason_rows(figures: Figures) -> list[ReasonRows]:
-    """Return the dead letters by reason, most frequent first."""
     reasons: dict[str, list[ReasonCount]] = {}
     for each in available(figures.reasons) or []:
         reasons.setdefault(each.reason, []).append(each)
@@ -173,7 +167,6 @@ def _reason_rows(figures: Figures) -> list[ReasonRows]:
 
 
 def _findings(audit_result: AuditReport | Unavailable | None) -> list[Finding]:
-    """Return the audit's findings, worst first."""
     if not isinstance(audit_result, AuditReport):
         return []
     return sorted(audit_result.findings, key=lambda finding: list(Severity).index(finding.severity))

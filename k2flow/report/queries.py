@@ -1,7 +1,4 @@
-"""Aggregates for a report, in DuckDB: Python reads a few hundred rows of each answer, whatever the tables hold.
-
-All functions raise QueryError.
-"""
+"""Aggregates in DuckDB: Python reads a few hundred rows of each, whatever the tables hold. All raise QueryError."""
 
 from bisect import bisect_right
 from collections.abc import Collection, Sequence
@@ -18,13 +15,11 @@ from k2flow.report.axes import SECOND_US, Axis, axis, without_outliers
 from k2flow.report.figures import Candle, Market, ReasonCount, RowCounts
 
 MAX_BARS, MAX_CANDLES = 120, 200
-MARKETS = 3
-"""Without requested symbols, this many of the most traded markets get candles."""
+MARKETS = 3  # without requested symbols, this many of the most traded markets get candles
 DETAIL_CHARACTERS = 300
 OUTLIER_SHARE = 0.02
 """The share of rows at each end of a time axis that may be left out, if they are far from the others."""
-ZOOM_STEPS = 1_000
-"""Steps that a time is divided into to find where most rows are."""
+ZOOM_STEPS = 1_000  # steps that a time is divided into to find where most rows are
 
 
 @dataclass(frozen=True)

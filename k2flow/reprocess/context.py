@@ -20,10 +20,8 @@ from k2flow.layers import BRONZE, DLQ, GOLD, SILVER, Layer
 from k2flow.trades.decode import TradeDecoder
 from k2flow.trades.messages import MESSAGE_SCHEMA, MessageBatch
 
-REPLACED_LAYERS = (DLQ, SILVER, GOLD)
-"""The layers whose rows are replaced."""
-VALID = "valid"
-"""What a message is that is no dead letter."""
+REPLACED_LAYERS = (DLQ, SILVER, GOLD)  # the layers whose rows are replaced
+VALID = "valid"  # what a message is that is no dead letter
 
 SCHEMA = """
 CREATE TABLE message (partition INTEGER, "offset" BIGINT, id UBIGINT, row UBIGINT, day INTEGER,
@@ -46,10 +44,7 @@ _COLUMNS = {
 
 
 class ReplaceableMessages:
-    """The messages whose rows may be replaced: of the current topic, at offsets that all tables hold.
-
-    Rows of a deleted topic with the same name stay as they are.
-    """
+    """Messages whose rows may be replaced: of the current topic, not a deleted one, at offsets that all tables hold."""
 
     def __init__(self, pinned: PinnedTables) -> None:
         partitions = TopicPartitions(pinned)
@@ -124,10 +119,7 @@ def dead_letter_scope(
     first: date | None = None,
     last: date | None = None,
 ) -> Scope:
-    """Return the messages that are dead letters, of some reasons and days of failure, or of all.
-
-    Raises ReprocessError if the first day is after the last.
-    """
+    """Return the dead letters of some reasons and days of failure, or all. Raises ReprocessError if first > last."""
     if first and last and first > last:
         raise ReprocessError(f"{first} is after {last}: name the earlier day first")
     first_day, last_day = ((day - UNIX_EPOCH).days if day else None for day in (first, last))

@@ -53,11 +53,8 @@ class DeadLetter:
 class Explanation:
     """A dead letter as today's code reads it.
 
-    Attributes:
-        fields: The fields before the defect: (name, value, first byte, byte after the last one).
-        position: The byte of the defect, None if every byte can be read.
-        reason: Today's reason code, None if it is a valid trade today.
-        detail: Today's detail, empty for a valid trade.
+    `fields` before the defect: (name, value, first byte, byte after the last). `position`: the byte of the defect, None
+    if all can be read. `reason` and `detail` are today's: None and empty for a valid trade.
     """
 
     fields: Sequence[tuple[str, Any, int, int]]

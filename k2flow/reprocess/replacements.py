@@ -21,8 +21,7 @@ from k2flow.layers import DLQ, GOLD, SILVER, Layer
 from k2flow.reprocess.context import ReprocessContext
 from k2flow.reprocess.revalidation import MovedMessages
 
-SAMPLES = 10
-"""The most examples of trades whose values change."""
+SAMPLES = 10  # the most examples of trades whose values change
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,6 @@ def find_replacements(context: ReprocessContext, newest_hour: int | None, advanc
 
 
 def _find_affected(context: ReprocessContext) -> None:
-    """Find the keys whose rows of Silver change, and their rows afterwards."""
     context.store.run(
         "CREATE OR REPLACE TEMP TABLE affected AS "
         "SELECT id FROM moved WHERE reason IS NULL UNION SELECT id FROM superseded"

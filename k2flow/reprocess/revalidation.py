@@ -27,8 +27,7 @@ from k2flow.layers import DLQ, SILVER
 from k2flow.reprocess.context import VALID, ReplaceableMessages, ReprocessContext, Scope
 from k2flow.trades.messages import MessageBatch
 
-LETTER_KEY = ("partition", "offset", "failed_at")
-"""The columns that name a dead-letter row."""
+LETTER_KEY = ("partition", "offset", "failed_at")  # the columns that name a dead-letter row
 _VALID = 'message ANTI JOIN letter USING (partition, "offset") WHERE reason IS NULL'
 
 

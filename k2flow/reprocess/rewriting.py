@@ -18,8 +18,7 @@ from k2flow.reprocess.replacements import RowReplacements, TableReplacement
 from k2flow.reprocess.revalidation import MovedMessages, find_sorted, letter_hash
 from k2flow.trades.messages import MessageBatch
 
-BUFFER_BYTES = 128 << 20
-"""New rows of a table are held up to this size, so that they do not make many small files."""
+BUFFER_BYTES = 128 << 20  # new rows of a table are held up to this size, so that they do not make many small files
 
 
 class RowBuffer:
@@ -58,7 +57,6 @@ class Rewriter:
         definitions: Mapping[str, TableDefinition],
         advance: Advance,
     ) -> None:
-        """`definitions`: the exchange's, by table name."""
         self._context = context
         self._moved = moved
         self._replacements = replacements
@@ -119,7 +117,6 @@ class Rewriter:
         return gold.flush()
 
     def _kept(self, layer: Layer, number: int, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Yield the rows of a file without the removed ones."""
         removed = self._replacements.removed(layer, number)
         rows, left = removed["row"], removed["n"].copy()
         all_removed = removed["n"] >= removed["present"]

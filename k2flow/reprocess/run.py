@@ -82,14 +82,9 @@ def reprocess(
 ) -> Outcome:
     """Decode the messages that Bronze ingested on [first, last] again, by today's schemas and rules.
 
-    The flow must be stopped, unless it is a dry run.
-
-    Raises:
-        AlreadyRunningError: The flow runs on this host.
-        FencedError: The flow has started meanwhile.
-        CommitError: A commit failed. If the replacement was committed, the next call or the next start of the flow
-            publishes it. After every other error (ReprocessError, AuditError, CatalogError, RegistryError, too),
-            nothing was replaced.
+    The flow must be stopped, unless it is a dry run: AlreadyRunningError if it runs on this host, FencedError if it has
+    started meanwhile. After CommitError, the next call or start of the flow publishes a committed replacement. After
+    every other error (ReprocessError, AuditError, CatalogError, RegistryError, too), nothing was replaced.
     """
     what = f"reprocess {first} to {last}"
     run = _Reprocessing(catalog, settings, exchange, dry_run, progress)

@@ -85,7 +85,6 @@ class StatusCollector:
         return TableFiles(table, files_of(table, self._layers[name].event_time, self._manifests[name]))
 
     def _exchange(self, exchange: Exchange, tables: Mapping[str, TableFiles], now_ms: int) -> ExchangeStatus:
-        """Return the status of an exchange; `tables` are by layer."""
         s, problems = exchange.settings, _missing(exchange, tables)
         past: dict[str, list[Ledger]] = {}
         replacement = None
@@ -176,7 +175,6 @@ def _reasons(table: Table, live: LiveFile, since_us: int, limit: int) -> Counter
 
 
 def _missing(exchange: Exchange, tables: Mapping[str, TableFiles]) -> list[str]:
-    """Return the problem of missing tables."""
     how = f"start the flow, or run `k2flow tables create {exchange.name}`"
     if not tables.keys() - {GOLD.name}:
         return [f"there are no tables yet: {how}"]

@@ -18,10 +18,8 @@ from k2flow.kafka.start_offsets import begin_offsets, check_same_topic, first_of
 from k2flow.kafka.topic import Topic
 from k2flow.status.model import FlowState, FlowStatus, LayerStatus, Level, PartitionLag
 
-LATE, STALE = 3, 10
-"""Triggers of lag above which a layer is late, or stale."""
-SHORTEST_TRIGGER = 10.0
-"""A shorter trigger counts as this long: a start, or a commit with a retry, takes this long."""
+LATE, STALE = 3, 10  # triggers of lag above which a layer is late, or stale
+SHORTEST_TRIGGER = 10.0  # a shorter trigger counts as this long: a start, or a commit with a retry, takes this long
 WINDOW_SECONDS = 60.0
 WINDOW_TRIGGERS = 3
 """Rates cover the last WINDOW_SECONDS, or this many triggers if they take longer, and at least two commits."""
@@ -100,10 +98,7 @@ def level(seconds: float | None, trigger_seconds: float) -> Level:
 
 
 def history(metadata: TableMetadata, exchange: str, topic: str) -> list[Ledger]:
-    """Return an exchange's ledgers of the current topic, oldest first, from the kept snapshots and the table itself.
-
-    Raises CommitError.
-    """
+    """Return the current topic's ledgers, oldest first, of the kept snapshots and the table. Raises CommitError."""
     now = read(metadata.properties, exchange, topic)
     summaries = [snapshot.summary.additional_properties for snapshot in metadata.snapshots if snapshot.summary]
     copies = [read(summary, exchange, topic) for summary in summaries if KEY + exchange in summary]

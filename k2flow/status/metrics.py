@@ -13,7 +13,6 @@ from k2flow.errors import K2flowError
 from k2flow.status.model import Status
 
 log = logging.getLogger(__name__)
-
 EVERY_SECONDS = 5.0
 LAYER = ["exchange", "layer"]
 

@@ -18,15 +18,12 @@ from k2flow.supervisor.failure import FlowFailure, StderrRelay, find_failure
 from k2flow.supervisor.plan import ProcessPlan, free_addresses
 
 log = logging.getLogger(__name__)
-
 POLL_SECONDS = 0.1
 PEER_EXIT_SECONDS = 15.0
 """How long the other processes may take to end by themselves after one has failed: its peers may hang forever."""
 MAX_BACKOFF_SECONDS = 60.0
-UP_SECONDS = 30.0
-"""A flow that has run this long has started well."""
-HEALTHY_SECONDS = 300.0
-"""After a run this long, the next failure counts as the first in a row."""
+UP_SECONDS = 30.0  # a flow that has run this long has started well
+HEALTHY_SECONDS = 300.0  # after a run this long, the next failure counts as the first in a row
 
 
 class SupervisedFlow:
@@ -89,7 +86,6 @@ class SupervisedFlow:
             self._stopping.wait(pause)
 
     def _run_once(self, again: bool) -> FlowFailure | None:
-        """Start all processes and wait until they end. Return None if they ended well."""
         exchange, started = self.plan.exchange, time.monotonic()
         with StderrRelay() as stderr:
             try:
@@ -124,9 +120,8 @@ class SupervisedFlow:
     def _wait(self) -> bool:
         """Wait until all processes have ended, PEER_EXIT_SECONDS after one failed, or `stop_seconds` after a stop.
 
-        Returns:
-            False if not all processes read `start_seconds` after the first one was ready to: if a process of a cluster
-            is missing, the others connect forever.
+        Return False if not all processes read `start_seconds` after the first one was ready to: if a process of a
+        cluster is missing, the others connect forever.
         """
         failed_at = opened_at = stopped_at = None
         reading = False

@@ -66,5 +66,4 @@ def _metrics_served(flows: Sequence[SupervisedFlow], settings: Settings, port: i
 
 
 def _first(checks: Sequence[Callable[[], str | None]]) -> Callable[[], str | None]:
-    """Return a check that returns the first problem that any of `checks` finds."""
     return lambda: next((problem for check in checks if (problem := check())), None)

@@ -24,7 +24,6 @@ _REASON_OF_DEFECT = np.array([Reason[d.name] if d else Reason.VALID for d in sor
 _WHOLE_BATCH_SHARE = 0.9
 """If this share of a batch uses one schema, decode the whole batch with it: copying the share out costs more."""
 _MAX_CHARACTERS = 200  # of a value in the text of a dead letter; longer ones are cut
-
 Ints = npt.NDArray[np.int64]
 Reasons = npt.NDArray[np.uint8]
 
@@ -39,8 +38,6 @@ class DecodedBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class _DecodedPart:
-    """The rows of a batch that one decoder decoded."""
-
     rows: Ints  # their numbers in the batch
     decoder: RecordDecoder
     records: DecodedRecords  # one per row
@@ -211,7 +208,6 @@ def _rule_details(
 
 
 def _texts(values: pa.Array) -> list[str]:
-    """Return m values as a dead letter shows them."""
     if pa.types.is_timestamp(values.type):
         return [f"{us} us since 1970" for us in values.cast(pa.int64()).to_pylist()]
     show = repr if pa.types.is_string(values.type) else str

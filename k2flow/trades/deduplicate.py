@@ -67,10 +67,7 @@ def are_few(hours: Ints) -> Bools:
 
 
 class LateRows:
-    """Holds rows back if a batch has few of their hour, since a small file costs nearly as much as a large one.
-
-    After each call it holds at most HELD_BYTES.
-    """
+    """Holds back up to HELD_BYTES of rows if few are of their hour: small files cost nearly as much as large ones."""
 
     def __init__(self) -> None:
         self._held: list[pa.RecordBatch] = []

@@ -54,7 +54,6 @@ class GoldIds:
         return self._read(hour)
 
     def _refresh(self) -> None:
-        """Load the table again and, if it has changed, the list of its manifests."""
         with catalog_errors():
             reach(Point.GOLD_LOAD)
             table = load_table(self._catalog, GOLD_TABLE)

@@ -21,16 +21,12 @@ _HEADER = np.dtype([("magic", "u1"), ("schema_id", ">u4")])
 
 @dataclass(frozen=True)
 class MessageBatch:
-    """n rows, the partition and offset of each, and all offsets that they stand for.
+    """n rows, Kafka's `partition` and `offset` of each, and all `offsets` that they stand for.
 
-    Attributes:
-        rows: The messages, or rows derived from them.
-        partition: Kafka's partition of each row.
-        offset: Kafka's offset of each row.
-        offsets: Ranges (partition, first, next), at most one per partition. Every message of [first, next) is one of
-            the rows, or has none: a transaction marker, or a dead letter in a batch of trades.
-        ends_checkpoint: Whether the tables commit at the end of the batch's epoch, with everything since the last
-            commit.
+    `rows` are the messages, or rows derived from them. `offsets` are ranges (partition, first, next), at most one per
+    partition. Every message of [first, next) is one of the rows, or has none: a transaction marker, or a dead letter in
+    a batch of trades. `ends_checkpoint`: the tables commit at the end of the batch's epoch, with everything since the
+    last commit.
     """
 
     rows: pa.RecordBatch

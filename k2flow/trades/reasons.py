@@ -11,7 +11,6 @@ class Reason(IntEnum):
     """
 
     VALID = 0
-
     NULL_PAYLOAD = 1
     BAD_MAGIC = 2
     UNKNOWN_SCHEMA = 3
@@ -20,7 +19,6 @@ class Reason(IntEnum):
     INVALID_ENUM = 6
     INVALID_UTF8 = 7
     TRAILING_BYTES = 8
-
     MESSAGE_ID_REQUIRED = 9
     SYMBOL_REQUIRED = 10
     TRADE_ID_REQUIRED = 11
@@ -40,5 +38,4 @@ class Reason(IntEnum):
         return self.name.lower()
 
 
-FIRST_EXCHANGE_RULE = 32
-"""The first number of an exchange's rules, which keep the order of their declaration."""
+FIRST_EXCHANGE_RULE = 32  # the first number of an exchange's rules, which keep the order of their declaration

@@ -26,10 +26,7 @@ class UnknownField(Protocol):
 
 
 class RecordDecoder(Protocol):
-    """Decodes the payloads of one schema id into the columns of TradeV2.
-
-    A pure function of the payloads and the schema: the same payload always gives the same row.
-    """
+    """Decodes payloads of one schema id into TradeV2's columns: a pure function of the payload and the schema."""
 
     @property
     def unknown_fields(self) -> Sequence[UnknownField]:

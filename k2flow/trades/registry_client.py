@@ -17,15 +17,13 @@ from k2flow.config.settings import REGISTRY_PREFIX, mask
 from k2flow.errors import RegistryError, SettingsError
 from k2flow.trades.registry import UnknownSchemaError
 
-TIMEOUTS_SECONDS = (5.0, 20.0, 20.0, 5.0)
-"""To connect, to read, to write, and to wait for a connection."""
+TIMEOUTS_SECONDS = (5.0, 20.0, 20.0, 5.0)  # to connect, to read, to write, and to wait for a connection
 SCHEMA_NOT_FOUND = 40403
 """The error code of a registry for an unknown id. Anything else at the address answers 404 without it."""
 _ROOT = ""
 _FAILURES = (SchemaRegistryError, OAuthTokenError, httpx2.HTTPError, httpx2.InvalidURL, OSError)
 _NO_ANSWERS = (ValueError, TypeError, AttributeError, KeyError)
 """Raised by the client for a body that is no answer of a registry."""
-
 Json = Any
 
 
@@ -84,8 +82,6 @@ class RegistryClient:
 
 
 class _Repository(AbstractSchemaRepository):  # type: ignore[misc]
-    """Schemas by full name, for fastavro."""
-
     def __init__(self, named: Mapping[str, Json]) -> None:
         self._named = named
 

@@ -17,11 +17,9 @@ from k2flow.exchange import Exchange
 from k2flow.trades.record_decoder import RecordDecoder
 
 log = logging.getLogger(__name__)
-
 MAX_BYTES = 1 << 30
 """The limit for the texts and names of a batch's unknown fields: half of Arrow's limit for one column."""
 _MAX_LOGGED_NAMES = 20
-
 Ints = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 

@@ -16,7 +16,6 @@ from pyiceberg.table.snapshots import MetadataLogEntry, Snapshot, SnapshotLogEnt
 from pyiceberg.table.sorting import SortOrder
 
 CAPACITY = 16  # cached metadata files: the newest of each table, and some more
-
 _read, _write = FromInputFile.table_metadata, ToOutputFile.table_metadata
 _cache: OrderedDict[str, TableMetadata] = OrderedDict()
 _lock = Lock()

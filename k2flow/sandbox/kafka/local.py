@@ -32,8 +32,7 @@ from k2flow.sandbox.kafka.process import (
 
 START_SECONDS = 90.0
 STOP_SECONDS = 20.0
-LOCK_SECONDS = 300.0
-"""How long a start waits for another one, which may download Kafka."""
+LOCK_SECONDS = 300.0  # how long a start waits for another one, which may download Kafka
 
 
 @dataclass(frozen=True)
@@ -85,10 +84,8 @@ class LocalKafka:
     def start(self, topics: Mapping[str, int] | None = None) -> BrokerStatus:
         """Start the broker unless it runs, and create the missing topics (name: partitions).
 
-        Return when the broker answers. Any number of callers may start it at the same time.
-
-        Raises:
-            KafkaError: Kafka cannot be downloaded, the port is in use, or the broker does not start.
+        Return when the broker answers. Any number of callers may start it at the same time. Raises KafkaError if Kafka
+        cannot be downloaded, the port is in use, or the broker does not start.
         """
         with self._locked():
             process = find_process(BrokerRecord.read(self._record), self._marker)
@@ -102,11 +99,7 @@ class LocalKafka:
         return self.status(tuple(notes))
 
     def stop(self) -> None:
-        """Stop the broker if it runs: cleanly, or by force after 20 seconds.
-
-        Raises:
-            KafkaError: the process cannot be stopped.
-        """
+        """Stop the broker if it runs: cleanly, or by force after 20 s. Raises KafkaError if it cannot be stopped."""
         if not self._record.exists():
             return
         with self._locked():

@@ -62,11 +62,7 @@ def find_process(record: BrokerRecord | None, marker: str) -> psutil.Process | N
 
 
 def spawn_detached(command: Sequence[str], log: Path) -> psutil.Process:
-    """Start a process that outlives this one, and append its output to `log`.
-
-    Raises:
-        KafkaError: the process cannot be started.
-    """
+    """Start a process that outlives this one; append its output to `log`. Raises KafkaError if it cannot be started."""
     try:
         shell = subprocess.run(
             ["/bin/sh", "-c", DETACH, "sh", str(log), *command],
@@ -91,8 +87,7 @@ def is_alive(process: psutil.Process) -> bool:
 def stop_process(process: psutil.Process, patience_seconds: float) -> None:
     """Send SIGTERM, and SIGKILL after `patience_seconds`; return when the process has ended.
 
-    Raises:
-        KafkaError: the process belongs to another user, or survives SIGKILL.
+    Raises KafkaError if the process belongs to another user, or survives SIGKILL.
     """
     try:
         for send in (process.terminate, process.kill):

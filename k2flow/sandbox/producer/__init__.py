@@ -20,18 +20,9 @@ def produce(
 ) -> Manifest:
     """Send simulated trades of one exchange to its topic; return when all are acknowledged.
 
-    Each message is in the topic exactly once, or an error is raised.
-
-    Args:
-        exchange_code: Value of TradeV2's field `exchange`, such as `BINANCE`.
-        topic: The Kafka topic.
-        kafka_config: Properties for librdkafka.
-        options: How many messages, how fast, and with how many defects.
-        progress: Called with the number of messages sent since its last call.
-
-    Raises:
-        KafkaError: no broker answers, or the topic does not exist.
-        ProduceError: messages were not delivered.
+    Each message is in the topic exactly once, or an error is raised: KafkaError if no broker answers or the topic does
+    not exist, ProduceError if messages were not delivered. `exchange_code` is the value of TradeV2's `exchange`, such
+    as `BINANCE`. `kafka_config` has properties for librdkafka. `progress` takes the number sent since its last call.
     """
     sender = Sender(kafka_config, topic)
     started, clock = datetime.now(UTC), time.monotonic()

@@ -1,7 +1,4 @@
-"""Bad messages: each reason code of the dead-letter tables, in all its likely forms.
-
-A bad message is derived from a valid one, and has exactly one defect.
-"""
+"""Bad messages of each reason code, in all its likely forms: a valid message each, with exactly one defect."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,8 +24,7 @@ class ValidMessage:
         return wire_header(self.schema_id) + b"".join({**self.fields, **replaced}.values())
 
 
-Defect = Callable[[ValidMessage], bytes | None]
-"""Returns the Kafka value of a bad message, derived from a valid one."""
+Defect = Callable[[ValidMessage], bytes | None]  # returns the Kafka value of a bad message, derived from a valid one
 
 
 def _with(field: str, encoded: bytes) -> Defect:

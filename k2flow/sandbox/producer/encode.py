@@ -14,7 +14,6 @@ from k2flow.sandbox.producer.trades import Bools, Bytes, Ints
 from k2flow.trades.schema import trade_schema
 
 FIELDS: tuple[str, ...] = tuple(field["name"] for field in trade_schema()["fields"])
-
 _HEX = np.array([list(f"{byte:02x}".encode()) for byte in range(256)], np.uint8)
 _HEX_COLUMNS = np.array([i for i in range(36) if i not in (8, 13, 18, 23)])
 _UUID_TEXT_LENGTH = 36

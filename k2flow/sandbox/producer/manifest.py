@@ -71,11 +71,7 @@ class Manifest:
 
     @staticmethod
     def from_json(text: str) -> "Manifest":
-        """Return the manifest that `to_json` wrote.
-
-        Raises:
-            ProduceError: `text` is something else.
-        """
+        """Return the manifest that `to_json` wrote. Raises ProduceError if `text` is something else."""
         try:
             return _MANIFEST.validate_json(text)
         except ValueError as error:

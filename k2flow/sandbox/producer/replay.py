@@ -70,12 +70,8 @@ def replay(
     trade lies in the last minute before `end` (default: now). The Kafka timestamp is the shifted time. A message id
     depends on (exchange, symbol, kind, trade_id) alone, so that a second replay sends duplicates.
 
-    Returns:
-        The manifest of each exchange, when all its messages are acknowledged.
-
-    Raises:
-        ProduceError: a line is invalid (then nothing is sent), or messages were not delivered.
-        KafkaError: no broker answers, or a topic does not exist.
+    Return each exchange's manifest when all its messages are acknowledged. Raises ProduceError if a line is invalid
+    (then nothing is sent) or messages were not delivered. Raises KafkaError if no broker answers or a topic is missing.
     """
     end_ms = int((end or datetime.now(UTC)).timestamp() * 1000)
     found = read_trades(csv_path, targets.keys())
@@ -91,8 +87,7 @@ def replay(
 def read_trades(csv_path: Path, exchanges: Collection[str]) -> dict[str, list[RecordedTrade]]:
     """Return the trades of these exchanges, in the order of the file.
 
-    Raises:
-        ProduceError: the file is unreadable, or a line is invalid; the message names the line.
+    Raises ProduceError if the file is unreadable, or a line is invalid; the message names the line.
     """
     found: dict[str, list[RecordedTrade]] = defaultdict(list)
     try:
@@ -177,7 +172,6 @@ def _send(
 
 
 def _columns(code: str, trades: Sequence[RecordedTrade], ids: Sequence[uuid.UUID]) -> pa.RecordBatch:
-    """Return the trades as columns, see trades.py."""
     n = len(trades)
     time_us = pa.array([trade.time_ms * 1000 for trade in trades])
     kinds = pa.array([trade.kind for trade in trades]).dictionary_encode()

@@ -16,7 +16,6 @@ from k2flow.sandbox.producer.manifest import PartitionRange
 from k2flow.sandbox.producer.stream import Messages
 
 log = logging.getLogger(__name__)
-
 _TIMEOUT_SECONDS = 10.0
 _MIN_WAIT_SECONDS = 0.002  # so that a fast stream does not spin
 _PROGRESS_STEP = 100
@@ -38,10 +37,8 @@ _FIXED: dict[str, object] = {
 class Sender:
     """Sends to one topic: all in-sync replicas acknowledge each message exactly once, or `finish` raises.
 
-    `config` has properties for librdkafka.
-
-    Raises:
-        KafkaError: a property is wrong, no broker answers, or the topic does not exist.
+    `config` has properties for librdkafka. Raises KafkaError if a property is wrong, no broker answers, or the topic
+    does not exist.
     """
 
     def __init__(self, config: Mapping[str, str], topic: str) -> None:
@@ -62,15 +59,10 @@ class Sender:
     def send(
         self, messages: Messages, epoch: float | None = None, progress: Callable[[int], None] | None = None
     ) -> None:
-        """Hand over the messages, and wait while the queue is full.
+        """Hand over the messages, in order, and wait while the queue is full.
 
-        Args:
-            messages: The messages, in the order of sending.
-            epoch: `time.monotonic()` at Kafka time 0, to send each message at its Kafka time; None: send at once.
-            progress: Called with the number of messages handed over since its last call.
-
-        Raises:
-            ProduceError: the delivery of a message has failed.
+        `epoch` is `time.monotonic()` at Kafka time 0, to send each message at its Kafka time; None: send at once.
+        `progress` takes the number handed over since its last call. Raises ProduceError if a delivery has failed.
         """
         produce, poll, topic = self._producer.produce, self._producer.poll, self._topic
         partitions = list(self._sent)
@@ -102,8 +94,7 @@ class Sender:
     def finish(self) -> dict[int, PartitionRange]:
         """Wait until every message is acknowledged; return the messages of each partition.
 
-        Raises:
-            ProduceError: a message was not acknowledged in time, or is not in the topic.
+        Raises ProduceError if a message was not acknowledged in time, or is not in the topic.
         """
         left = self._producer.flush(self._flush_seconds)
         if left:

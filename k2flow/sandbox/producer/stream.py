@@ -19,11 +19,9 @@ from k2flow.sandbox.producer.trades import Ints
 CHUNK = 20_000
 MAX_OVER_SECONDS = 12 * 3600
 """Copies are up to six hours older than their original: together still within the deduplication window of Gold."""
-FULL_SPEED_RATE = 100_000.0
-"""Messages per second of Kafka time, if they are sent as fast as possible."""
+FULL_SPEED_RATE = 100_000.0  # messages per second of Kafka time, if they are sent as fast as possible
 _NULL_KEY_SHARE = 0.01
-_COPY_DISTANCE = 2_000
-"""A copy comes at most this many valid trades after its original: soon, even at a slow rate."""
+_COPY_DISTANCE = 2_000  # a copy comes at most this many valid trades after its original: soon, even at a slow rate
 _SHIFTS_US = ((-600_000_000, 45_000_000), (-HOUR_US - 1_800_000_000, -HOUR_US), (-6 * HOUR_US, -2 * HOUR_US))
 _SHIFT_SHARES = (0.6, 0.35, 0.05)
 
@@ -34,13 +32,9 @@ class ProduceOptions:
 
     `rate` is in messages per second; 0: as fast as possible. `bad` and `duplicates` are shares of `count`, together at
     most 0.9. `start` is the Kafka timestamp of the first message; default: now, or `over_seconds` before now. With
-    `over_seconds` the messages are sent as fast as possible, and their timestamps spread over that time.
-
-    The same options with the same `start` give the same messages, byte for byte, in the same partitions. Another
-    `start` gives other message ids too.
-
-    Raises:
-        ProduceError: a value makes no sense.
+    `over_seconds` the messages are sent as fast as possible, and their timestamps spread over that time. The same
+    options with the same `start` give the same messages, byte for byte, in the same partitions. Another `start` gives
+    other message ids too. Raises ProduceError if a value makes no sense.
     """
 
     count: int
@@ -135,10 +129,7 @@ class Stream:
         return pa.record_batch({**dict(columns), "route": route, "keyed": keyed, "late": late})
 
     def _choose_rows(self, first: int, n: int) -> tuple[Ints, Ints]:
-        """Choose the rows of a chunk for bad messages and copies, by their shares of the whole run.
-
-        The very first message cannot be a copy.
-        """
+        """Choose a chunk's bad messages and copies by their shares of the run; the very first message is no copy."""
         bad, copies = (
             round((first + n) * share) - round(first * share) for share in (self._options.bad, self._options.duplicates)
         )

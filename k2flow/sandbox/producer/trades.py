@@ -19,9 +19,7 @@ import pyarrow as pa
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 Bytes = npt.NDArray[np.uint8]
-
-UNIT = 100_000_000
-"""The number of units in 1: prices and quantities are integers in units of 1e-8."""
+UNIT = 100_000_000  # the number of units in 1: prices and quantities are integers in units of 1e-8
 MESSAGE_ID = pa.binary(16)
 VENDOR_DATA = pa.map_(pa.string(), pa.string())
 SIDES = pa.array(["SELL", "BUY"])
