@@ -17,7 +17,7 @@ from k2flow.iceberg.tables import create, definitions
 from k2flow.iceberg.writer import TableWriters
 from k2flow.observability import tracing
 from k2flow.sandbox.producer import ProduceOptions
-from k2flow.sandbox.producer.stream import Messages, Stream
+from k2flow.sandbox.producer.stream import Messages, MessageStream
 from k2flow.trades.decode import TradeDecoder
 from k2flow.trades.messages import MESSAGE_SCHEMA, MessageBatch
 from k2flow.trades.pipeline import Pipeline
@@ -75,7 +75,7 @@ def message_batches(
     """Yield the producer's messages as the source emits them, about `batch` at a time."""
     reached = np.zeros(partitions, np.int64)
     gathered: list[Messages] = []
-    for chunk in Stream(exchange, options, options.start_us()).chunks():
+    for chunk in MessageStream(exchange, options, options.start_us()).chunks():
         gathered.append(chunk)
         if sum(len(each.values) for each in gathered) >= batch:
             yield _message_batch(gathered, reached)

@@ -22,7 +22,7 @@ from k2flow.exchange import find_exchange
 from k2flow.sandbox.kafka.local import LocalKafka, free_port
 from k2flow.sandbox.producer import ProduceOptions
 from k2flow.sandbox.producer.send import Sender
-from k2flow.sandbox.producer.stream import Stream
+from k2flow.sandbox.producer.stream import MessageStream
 
 EXCHANGE = "binance"
 PAST_HOURS = 168.0
@@ -118,7 +118,7 @@ def fill(bootstrap: str, variant: Variant, count: int, rate: float = 0.0) -> Non
         options = replace(options, rate=count / week.total_seconds(), start=datetime.now(UTC) - week)
     sender = Sender({"bootstrap.servers": bootstrap}, variant)
     began, sent = time.monotonic(), 0
-    for messages in Stream(find_exchange(EXCHANGE).code, options, options.start_us()).chunks():
+    for messages in MessageStream(find_exchange(EXCHANGE).code, options, options.start_us()).chunks():
         if rate:
             time.sleep(max(0.0, began + sent / rate - time.monotonic()))
         sender.send(messages)

@@ -22,7 +22,7 @@ from k2flow.query.connection import connect_tables, query_errors, string_literal
 from k2flow.report import queries
 from k2flow.report.figures import Figures, FileStats, Unavailable, attempt
 from k2flow.report.freshness import LAYERS, Commit, commits, freshness
-from k2flow.report.queries import Source
+from k2flow.report.queries import ReportSource
 from k2flow.status.collector import StatusCollector
 from k2flow.status.flows import history
 from k2flow.status.tables import files_of
@@ -46,8 +46,10 @@ def gather(catalog: Catalog, settings: Settings, exchanges: Sequence[Exchange], 
     status = attempt(lambda: StatusCollector(catalog, settings, exchanges).collect())
     with _connection(found) as db:
 
-        def figure(query: Callable[[Source], T]) -> T | Unavailable:
-            return db if isinstance(db, Unavailable) else attempt(lambda: query(Source(db, exchanges, found.keys())))
+        def figure(query: Callable[[ReportSource], T]) -> T | Unavailable:
+            return (
+                db if isinstance(db, Unavailable) else attempt(lambda: query(ReportSource(db, exchanges, found.keys())))
+            )
 
         return Figures(
             created_us=created_us,

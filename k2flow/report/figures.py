@@ -65,7 +65,7 @@ class Freshness:
 
 
 @dataclass(frozen=True)
-class ReasonCount:
+class DeadLetterReason:
     """The dead letters of one exchange and reason; `newest_us` and `detail` (its start) are of the newest."""
 
     exchange: str
@@ -88,7 +88,7 @@ class Candle:
 
 
 @dataclass(frozen=True)
-class Market:
+class MarketCandles:
     """One symbol at one exchange: a candle for each step of `axis` that has trades. `outside` is as in RowCounts."""
 
     exchange: str
@@ -131,8 +131,8 @@ class Figures:
     ingested: RowCounts | Unavailable | None
     traded: RowCounts | Unavailable | None
     freshness: Freshness | Unavailable | None
-    reasons: Sequence[ReasonCount] | Unavailable
-    markets: Sequence[Market] | Unavailable
+    reasons: Sequence[DeadLetterReason] | Unavailable
+    markets: Sequence[MarketCandles] | Unavailable
     files: Mapping[str, FileStats | Unavailable | None]
 
     def missing(self, layer: str) -> list[str]:

@@ -16,7 +16,7 @@ from k2flow.layers import BRONZE, GOLD
 from k2flow.query.connection import query_errors, string_literal
 from k2flow.report.axes import SECOND_US, axis
 from k2flow.report.figures import Delays, Freshness
-from k2flow.report.queries import Source
+from k2flow.report.queries import ReportSource
 
 LAYERS = (BRONZE, GOLD)  # the layers whose freshness is reported: the first and the last of the data's way
 MAX_POINTS = 120
@@ -77,7 +77,7 @@ def commits(exchange: str, layer: str, ledgers: Sequence[Ledger]) -> list[Commit
     return found
 
 
-def freshness(source: Source, commits: Sequence[Commit]) -> Freshness | None:
+def freshness(source: ReportSource, commits: Sequence[Commit]) -> Freshness | None:
     """Return the delays of messages until `commits`; None without a known commit of a message that has a time.
 
     The longest delay is exact; median and p99 are rounded up to DELAY_DIGITS digits. Raises QueryError.
@@ -101,7 +101,7 @@ def freshness(source: Source, commits: Sequence[Commit]) -> Freshness | None:
     return Freshness(time, total, steps) if total else None
 
 
-def _messages(source: Source, commits: Iterable[Commit]) -> str:
+def _messages(source: ReportSource, commits: Iterable[Commit]) -> str:
     """Return SQL for the messages that have a time, of the exchanges with commits, from the first committed offset."""
     oldest: dict[str, int] = {}
     for commit in commits:

@@ -21,7 +21,7 @@ from k2flow.errors import ReportError
 from k2flow.layers import LAYERS
 from k2flow.report import charts, formats
 from k2flow.report.charts import Bar, Line
-from k2flow.report.figures import Figures, Freshness, ReasonCount, Unavailable, available
+from k2flow.report.figures import DeadLetterReason, Figures, Freshness, Unavailable, available
 from k2flow.status.model import Level
 
 Value = TypeVar("Value")
@@ -152,11 +152,11 @@ class ReasonRows:
 
     reason: str
     rows: Mapping[str, int]
-    newest: ReasonCount
+    newest: DeadLetterReason
 
 
 def _reason_rows(figures: Figures) -> list[ReasonRows]:
-    reasons: dict[str, list[ReasonCount]] = {}
+    reasons: dict[str, list[DeadLetterReason]] = {}
     for each in available(figures.reasons) or []:
         reasons.setdefault(each.reason, []).append(each)
     found = [

@@ -12,7 +12,7 @@ from k2flow.exchange import Exchange
 from k2flow.layers import GOLD_TABLE
 from k2flow.query.connection import query_errors, string_literal
 from k2flow.report.axes import SECOND_US, Axis, axis, without_outliers
-from k2flow.report.figures import Candle, Market, ReasonCount, RowCounts
+from k2flow.report.figures import Candle, DeadLetterReason, MarketCandles, RowCounts
 
 MAX_BARS, MAX_CANDLES = 120, 200
 MARKETS = 3  # without requested symbols, this many of the most traded markets get candles
@@ -23,7 +23,7 @@ ZOOM_STEPS = 1_000  # steps that a time is divided into to find where most rows 
 
 
 @dataclass(frozen=True)
-class Source:
+class ReportSource:
     """The tables of `exchanges` in DuckDB; `tables` are the names of those that exist."""
 
     db: duckdb.DuckDBPyConnection
@@ -41,7 +41,7 @@ class Source:
         return f"SELECT {columns} FROM {GOLD_TABLE} WHERE exchange IN ({codes})"
 
 
-def rows_by_layer(source: Source) -> dict[str, dict[str, int | None]]:
+def rows_by_layer(source: ReportSource) -> dict[str, dict[str, int | None]]:
     """Return the rows of each exchange and layer; None for a missing table."""
     has_gold = GOLD_TABLE in source.tables
     in_gold = dict(source.fetch(f"{source.gold('exchange, count(*)')} GROUP BY ALL")) if has_gold else {}
@@ -56,7 +56,7 @@ def rows_by_layer(source: Source) -> dict[str, dict[str, int | None]]:
     return found
 
 
-def ingested(source: Source) -> RowCounts | None:
+def ingested(source: ReportSource) -> RowCounts | None:
     """Count Bronze's rows by the time of ingestion; None if there are none."""
     parts = [
         f"SELECT {string_literal(each.name)} AS exchange, ingestion_timestamp AS moment FROM {each.bronze}"
@@ -66,7 +66,7 @@ def ingested(source: Source) -> RowCounts | None:
     return _counts(source, " UNION ALL ".join(parts)) if parts else None
 
 
-def traded(source: Source) -> RowCounts | None:
+def traded(source: ReportSource) -> RowCounts | None:
     """Count Gold's rows by the time of the trade; None if there are none."""
     if GOLD_TABLE not in source.tables:
         return None
@@ -74,7 +74,7 @@ def traded(source: Source) -> RowCounts | None:
     return _counts(source, source.gold(f'CASE exchange {" ".join(names)} END AS exchange, "timestamp" AS moment'))
 
 
-def _counts(source: Source, rows: str) -> RowCounts | None:
+def _counts(source: ReportSource, rows: str) -> RowCounts | None:
     """Count rows over time; `rows` is SQL for rows of (exchange, moment)."""
     bounds = _bounds(source, rows)
     if bounds is None:
@@ -96,7 +96,7 @@ def _steps(time: Axis) -> dict[str, int]:
     return {"begin": time.begin_us, "step": time.step_us, "end": time.end_us}
 
 
-def _bounds(source: Source, rows: str, **values: object) -> tuple[int, int, int] | None:
+def _bounds(source: ReportSource, rows: str, **values: object) -> tuple[int, int, int] | None:
     """Return the bounds of an axis of rows of (moment), and the number of all rows; None if there are none.
 
     The axis covers all rows, or most if the rest would stretch it. The search narrows in rounds; each round scans the
@@ -132,14 +132,14 @@ def _leading(counts: Sequence[int], most: int) -> tuple[int, int]:
     return passed, sums[passed - 1] if passed else 0
 
 
-def reasons(source: Source) -> list[ReasonCount]:
+def reasons(source: ReportSource) -> list[DeadLetterReason]:
     """Return the dead letters of each exchange by reason, most frequent first."""
     columns = (
         "coalesce(reason, ''), count(*), coalesce(epoch_us(max(failed_at)), 0), "
         f'coalesce(left(arg_max(detail, (failed_at, "partition", "offset")), {DETAIL_CHARACTERS}), \'\')'
     )
     found = [
-        ReasonCount(each.name, *values)
+        DeadLetterReason(each.name, *values)
         for each in source.exchanges
         if each.dlq in source.tables
         for values in source.fetch(f"SELECT {columns} FROM {each.dlq} GROUP BY reason")
@@ -147,7 +147,7 @@ def reasons(source: Source) -> list[ReasonCount]:
     return sorted(found, key=lambda each: (-each.rows, each.exchange, each.reason))
 
 
-def markets(source: Source, symbols: Sequence[str]) -> list[Market]:
+def markets(source: ReportSource, symbols: Sequence[str]) -> list[MarketCandles]:
     """Return candles of `symbols` at each exchange, or of the most traded markets; most traded first."""
     if GOLD_TABLE not in source.tables:
         return []
@@ -161,7 +161,7 @@ def markets(source: Source, symbols: Sequence[str]) -> list[Market]:
     return [each for each in found if each]
 
 
-def _market(source: Source, exchange: str, code: str, symbol: str) -> Market | None:
+def _market(source: ReportSource, exchange: str, code: str, symbol: str) -> MarketCandles | None:
     rows = f"FROM {GOLD_TABLE} WHERE exchange = $code AND symbol = $symbol"
     bounds = _bounds(source, f'SELECT "timestamp" AS moment {rows}', code=code, symbol=symbol)
     if bounds is None:
@@ -177,4 +177,4 @@ def _market(source: Source, exchange: str, code: str, symbol: str) -> Market | N
         symbol=symbol,
     )
     candles = {step: Candle(*values) for step, *values in sums}
-    return Market(exchange, symbol, total, time, candles, total - sum(each.trades for each in candles.values()))
+    return MarketCandles(exchange, symbol, total, time, candles, total - sum(each.trades for each in candles.values()))

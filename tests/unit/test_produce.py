@@ -18,7 +18,7 @@ from k2flow.sandbox.producer.defects import DEFECTS
 from k2flow.sandbox.producer.encode import avro_long, encode
 from k2flow.sandbox.producer.market import Market
 from k2flow.sandbox.producer.replay import message_id, read_trades, shift_to_end
-from k2flow.sandbox.producer.stream import CHUNK, Stream
+from k2flow.sandbox.producer.stream import CHUNK, MessageStream
 from k2flow.trades.reasons import Reason
 from k2flow.trades.schema import trade_schema
 from tests.oracle import Message, classify, decode
@@ -31,10 +31,10 @@ SCHEMA = fastavro.parse_schema(trade_schema())
 SAMPLE = Path(__file__).parents[1] / "data" / "kraken_btcusd_trades.csv"
 
 
-def take(exchange: str = "BINANCE", **given: object) -> tuple[Stream, list[tuple[int, Message]]]:
+def take(exchange: str = "BINANCE", **given: object) -> tuple[MessageStream, list[tuple[int, Message]]]:
     """Return a stream and all its messages, numbered by offset, each with its route."""
     options = ProduceOptions(**{"count": 3000, "start": START, **given})  # type: ignore[arg-type]
-    stream = Stream(exchange, options, options.start_us())
+    stream = MessageStream(exchange, options, options.start_us())
     rows: list[tuple[int, Message]] = []
     for chunk in stream.chunks():
         for value, key, time_us, route in zip(

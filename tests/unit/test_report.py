@@ -24,17 +24,17 @@ from k2flow.report.axes import DAY_US, SECOND_US, STEPS_US, Axis, axis, time_tic
 from k2flow.report.charts import WIDTH, Bar, Line, bars, candles, columns, histogram, lines
 from k2flow.report.figures import (
     Candle,
+    DeadLetterReason,
     Delays,
     Figures,
     FileStats,
-    Market,
-    ReasonCount,
+    MarketCandles,
     RowCounts,
     Unavailable,
     attempt,
 )
 from k2flow.report.freshness import Commit, commits, freshness
-from k2flow.report.queries import Source
+from k2flow.report.queries import ReportSource
 
 NOW_US = 1_764_000_000_000_000
 HOSTILE = "<script>alert(1)</script>\"'&]]>\x00\x1b\u202e\ud800"
@@ -335,8 +335,8 @@ def test_text_from_messages_is_escaped() -> None:
         ALL_UNAVAILABLE,
         catalog=[("uri", HOSTILE)],
         ingested=RowCounts(time, {"binance": [1], "kraken": [0]}, 3),
-        reasons=[ReasonCount("binance", HOSTILE, 2, NOW_US, HOSTILE)],
-        markets=[Market("binance", HOSTILE, 2, time, {0: price}, 1)],
+        reasons=[DeadLetterReason("binance", HOSTILE, 2, NOW_US, HOSTILE)],
+        markets=[MarketCandles("binance", HOSTILE, 2, time, {0: price}, 1)],
         files={**ALL_UNAVAILABLE.files, GOLD_TABLE: Unavailable(HOSTILE)},
     )
     found = AuditReport("2026-01-31T12:00:00+00:00")
@@ -397,8 +397,8 @@ def in_memory(*rows: tuple[int, int, int, int | None]) -> duckdb.DuckDBPyConnect
     return db
 
 
-def source(db: duckdb.DuckDBPyConnection, tables: Sequence[str] = (BRONZE,)) -> Source:
-    return Source(db, [find_exchange("binance")], tables)
+def source(db: duckdb.DuckDBPyConnection, tables: Sequence[str] = (BRONZE,)) -> ReportSource:
+    return ReportSource(db, [find_exchange("binance")], tables)
 
 
 def test_outliers_at_both_ends_are_left_out() -> None:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from k2flow.sandbox.producer.manifest import Manifest, PartitionRange
 from k2flow.sandbox.producer.send import Sender
-from k2flow.sandbox.producer.stream import ProduceOptions, Stream
+from k2flow.sandbox.producer.stream import MessageStream, ProduceOptions
 
 __all__ = ["Manifest", "PartitionRange", "ProduceOptions", "produce"]
 
@@ -27,7 +27,7 @@ def produce(
     sender = Sender(kafka_config, topic)
     started, clock = datetime.now(UTC), time.monotonic()
     start_us = options.start_us()
-    stream = Stream(exchange_code, options, start_us)
+    stream = MessageStream(exchange_code, options, start_us)
     epoch = clock - start_us / 1e6 if options.rate else None
     for messages in stream.chunks():
         sender.send(messages, epoch, progress)

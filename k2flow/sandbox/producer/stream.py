@@ -91,7 +91,7 @@ class StreamCounts:
     bad: Counter[str]
 
 
-class Stream:
+class MessageStream:
     """The messages of one run, determined by the options and the start time. `counts` is complete after all chunks."""
 
     def __init__(self, exchange: str, options: ProduceOptions, start_us: int) -> None:
