@@ -75,7 +75,7 @@ def assert_one_line(done: subprocess.CompletedProcess[bytes], says: str) -> None
 
 BAD_STARTS: list[tuple[Mapping[str, str], str]] = [
     ({"K2FLOW_BINANCE_TRIGGER_SECONDS": "0"}, r"K2FLOW_BINANCE_TRIGGER_SECONDS='0' is wrong: .*greater"),
-    ({"K2FLOW_LOG_LEVEL": "LOUD"}, r"K2FLOW_LOG_LEVEL='LOUD' is wrong: .*DEBUG, INFO, WARNING or ERROR"),
+    ({"K2FLOW_LOG_LEVEL": "LOUD"}, r"K2FLOW_LOG_LEVEL='LOUD' is wrong: .*'DEBUG', 'INFO', 'WARNING' or 'ERROR'"),
     ({"K2FLOW_BINANCE_TRIGER_SECONDS": "1"}, r"unknown setting .*: did you mean K2FLOW_BINANCE_TRIGGER_SECONDS\?"),
     ({"K2FLOW_KAFKA_NO_SUCH": "1"}, r'K2FLOW_KAFKA_\* setting is wrong: .*"no\.such"'),
     (
