@@ -79,7 +79,9 @@ def run(command: Sequence[str], environment: Mapping[str, str]) -> Usage:
         output.seek(0)
         text = output.read().decode(errors="replace")
     if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, command, text)
+        error = subprocess.CalledProcessError(process.returncode, command, text)
+        error.add_note(text)
+        raise error
     return Usage(wall, used.ru_utime + used.ru_stime, peak, text)
 
 

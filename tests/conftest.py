@@ -1,6 +1,7 @@
 """Shared by all tests: their tiers, their seed, clean settings, a catalog and one real Kafka."""
 
 import fcntl
+import logging
 import os
 import random
 import signal
@@ -115,6 +116,16 @@ def no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         if name.startswith(("K2FLOW_", "PYICEBERG_", "BYTEWAX_")):
             monkeypatch.delenv(name)
     monkeypatch.setenv("K2FLOW_HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture(autouse=True)
+def log_levels() -> Iterator[None]:
+    """Restore the log levels: a command that a test runs in this process would hide the records of later tests."""
+    names = [name for name in logging.root.manager.loggerDict if name.startswith(("k2flow", "pyiceberg"))]
+    levels = {logger: logger.level for logger in (logging.root, *map(logging.getLogger, names))}
+    yield
+    for logger, level in levels.items():
+        logger.setLevel(level)
 
 
 @pytest.fixture

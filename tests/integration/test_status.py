@@ -137,7 +137,12 @@ def until_interrupted(lake: Lake, text: str, times: int) -> str:
         if select.select([ours], [], [], 0.1)[0]:
             drawn += os.read(ours, 65_536).decode(errors="replace")
     process.send_signal(signal.SIGINT)
-    assert process.wait(10) == 0
+    deadline = time.monotonic() + 30
+    while process.poll() is None:  # read on: with a full terminal it could not end
+        assert time.monotonic() < deadline, drawn
+        if select.select([ours], [], [], 0.1)[0]:
+            os.read(ours, 65_536)
+    assert process.returncode == 0
     os.close(ours)
     return drawn
 
