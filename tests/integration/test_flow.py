@@ -16,7 +16,7 @@ from k2flow.layers import GOLD_TABLE
 from k2flow.query.connection import connect_to
 from k2flow.sandbox.producer import ProduceOptions
 from k2flow.sandbox.producer.send import Sender
-from k2flow.sandbox.producer.stream import Stream
+from k2flow.sandbox.producer.stream import MessageStream
 from tests.integration.conftest import fill
 from tests.integration.harness import Lake, assert_tables, batches, ledger_offsets, read_topic, rows_of
 from tests.oracle import expect
@@ -70,7 +70,7 @@ def test_watermark_alignment_keeps_skewed_partitions_in_the_dedup_window(new_lak
         start=datetime.now(UTC) - week,
     )
     sender = Sender({"bootstrap.servers": lake.bootstrap}, lake.topic)
-    for messages in Stream("BINANCE", options, options.start_us()).chunks():
+    for messages in MessageStream("BINANCE", options, options.start_us()).chunks():
         sender.send(messages)
     sender.finish()
     log = lake.catch_up(

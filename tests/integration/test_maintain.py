@@ -40,7 +40,7 @@ from k2flow.maintain.storage import TableStorage, reachable_files
 from k2flow.query.connection import connect_to
 from k2flow.sandbox.producer import ProduceOptions
 from k2flow.sandbox.producer.send import Sender
-from k2flow.sandbox.producer.stream import Stream
+from k2flow.sandbox.producer.stream import MessageStream
 from tests.gold import Gold
 from tests.integration.conftest import fill
 from tests.integration.forked import Forked
@@ -77,7 +77,7 @@ def send_days(lake: Lake, days: int, a_day: int) -> None:
     for day in range(days, 0, -1):
         start = datetime.now(UTC) - timedelta(days=day)
         options = ProduceOptions(count=a_day, rate=a_day / 86_400, bad=0.05, duplicates=0.03, seed=day, start=start)
-        for messages in Stream("BINANCE", options, options.start_us()).chunks():
+        for messages in MessageStream("BINANCE", options, options.start_us()).chunks():
             sender.send(messages)
     sender.finish()
 
