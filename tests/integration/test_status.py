@@ -138,11 +138,11 @@ def until_interrupted(lake: Lake, text: str, times: int) -> str:
         if select.select([ours], [], [], 0.1)[0]:
             drawn += os.read(ours, 65_536).decode(errors="replace")
     process.send_signal(signal.SIGINT)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 10
     with suppress(OSError):  # the process has closed the terminal
         while select.select([ours], [], [], max(0.0, deadline - time.monotonic()))[0]:
             os.read(ours, 65_536)  # with a full terminal it could not end
-    assert process.wait(10) == 0
+    assert process.wait(max(0.1, deadline - time.monotonic())) == 0
     os.close(ours)
     return drawn
 
