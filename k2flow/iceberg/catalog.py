@@ -11,7 +11,7 @@ from pyiceberg.catalog import Catalog
 from pyiceberg.exceptions import NoSuchTableError, RESTError
 from pyiceberg.table import Table
 from pyiceberg.utils.config import Config
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_fixed
 
 from k2flow.config.settings import Settings
@@ -43,20 +43,20 @@ def open_catalog(settings: Settings) -> Catalog:
                 # Without the ping, the first call after a restart of the database fails. PyIceberg reads
                 # PYICEBERG_CATALOG__K2FLOW__POOL_PRE_PING as `pool-pre-ping`, which it then ignores.
                 ping = {"pool_pre_ping": "true"} if uri.startswith("postgresql") else {}
-                return pyiceberg.catalog.load_catalog(CATALOG, **{**ping, **given})
-            return _open_default(settings.home)
+                return _load_catalog({**ping, **given}, (IntegrityError, ProgrammingError))
+            return _load_catalog(default_properties(settings.home), (SQLAlchemyError,))
         except (ValueError, ImportError, KeyError, TypeError, AttributeError) as error:
             raise CatalogError(
                 f"the catalog is configured wrongly: {error}; see PYICEBERG_CATALOG__K2FLOW__*"
             ) from error
 
 
-def _open_default(home: Path) -> Catalog:
-    """Open the SQLite catalog. If several processes create its file at once, all but one fail, and succeed later."""
+def _load_catalog(properties: dict[str, Any], race: tuple[type[SQLAlchemyError], ...]) -> Catalog:
+    """Load the catalog. If several processes create its tables at once, all but one fail with `race`: try again."""
     retrying = Retrying(
-        retry=retry_if_exception_type(SQLAlchemyError), stop=stop_after_attempt(4), wait=wait_fixed(0.3), reraise=True
+        retry=retry_if_exception_type(race), stop=stop_after_attempt(4), wait=wait_fixed(0.3), reraise=True
     )
-    return retrying(pyiceberg.catalog.load_catalog, CATALOG, **default_properties(home))
+    return retrying(pyiceberg.catalog.load_catalog, CATALOG, **properties)
 
 
 def configured(settings: Settings) -> dict[str, str]:

@@ -4,9 +4,11 @@ import json
 import shutil
 import signal
 import subprocess
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,9 @@ import pytest
 from confluent_kafka import Producer
 
 from k2flow.config.secret_files import VARIABLE as SECRETS_DIR
+from k2flow.config.settings import load_settings
 from k2flow.exchange import find_exchange
+from k2flow.iceberg.catalog import open_catalog
 from k2flow.kafka.admin import Admin
 from k2flow.layers import GOLD_TABLE
 from k2flow.sandbox.producer import ProduceOptions, produce
@@ -270,3 +274,21 @@ def test_untrusted_authority_is_reported(insecure: Callable[..., str], tmp_path:
     log = insecure(K2FLOW_KAFKA_SSL_CA_LOCATION=str(other.authority))
     assert "certificate is not trusted: 127.0.0.1:" in log
     assert "unable to get local issuer certificate" in log or "self-signed certificate" in log, log
+
+
+def test_processes_can_create_the_catalog_at_once(
+    database: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each first checks that the catalog's own tables are missing, then creates them: all but one would fail."""
+    monkeypatch.chdir(tmp_path)
+    for name, text in database.items():
+        monkeypatch.setenv(name, text)
+    settings = load_settings()
+    together = threading.Barrier(8)
+
+    def create(_: int) -> int:
+        together.wait()
+        return len(open_catalog(settings).list_namespaces())
+
+    with ThreadPoolExecutor(together.parties) as pool:
+        assert list(pool.map(create, range(together.parties))) == [0] * together.parties

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 
@@ -24,12 +25,30 @@ from k2flow.trades.schema import trade_schema
 from tests.messages import BINANCE, decode, details, evolved, ids, messages, reasons, value, written
 from tests.registry import Registry
 
+WAITING = "waiting, no message is rejected for it"
+
 
 def wait_until(holds: Callable[[], bool], seconds: float = 30) -> None:
     deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+@contextmanager
+def stop_once(holds: Callable[[], bool], stop: threading.Event) -> Iterator[None]:
+    """Set `stop` as soon as the condition holds. A fixed time may pass before the client is even imported."""
+
+    def watch() -> None:
+        wait_until(holds)
+        stop.set()
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield
+    finally:
+        watcher.join()
 
 
 @pytest.fixture
@@ -154,7 +173,7 @@ def test_registry_outage_is_waited_for(caplog: pytest.LogCaptureFixture) -> None
     (decoded,) = results
     assert decoded.trades.rows.num_rows == 2
     assert decoded.dead_letters.rows.num_rows == 0
-    assert "waiting, no message is rejected for it" in caplog.text
+    assert WAITING in caplog.text
     assert registry.url in caplog.text
 
 
@@ -261,10 +280,12 @@ def test_missing_reference_is_waited_for(registry: Registry, caplog: pytest.LogC
     registry.register(1, schema, references=[{"name": "market.TradeSide", "subject": "side", "version": 2}])
     registry.answers["/subjects/side/versions/2"] = (404, b'{"error_code": 40402, "message": "Version not found"}')
     stop = threading.Event()
-    threading.Timer(0.5, stop.set).start()
-    with pytest.raises(RegistryError, match=r"no schema 1 yet .*Version not found"):
+    with (
+        stop_once(lambda: WAITING in caplog.text, stop),
+        pytest.raises(RegistryError, match=r"no schema 1 yet .*Version"),
+    ):
         RegistrySchemas({"url": registry.url}, stop).decoder(1)
-    assert "waiting, no message is rejected for it" in caplog.text
+    assert WAITING in caplog.text
 
 
 def test_type_without_a_reference_is_an_unknown_schema(registry: Registry) -> None:
