@@ -11,17 +11,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyiceberg.io.pyarrow import (
-    compute_statistics_plan,
-    data_file_statistics_from_parquet_metadata,
-    parquet_path_to_id_mapping,
-)
+from pyiceberg.io.pyarrow import compute_statistics_plan, parquet_path_to_id_mapping
 from pyiceberg.manifest import DataFile, DataFileContent, FileFormat
 from pyiceberg.partitioning import PartitionFieldValue, PartitionKey
 from pyiceberg.table import Table
 from pyiceberg.table.locations import load_location_provider
 from pyiceberg.types import IcebergType, ListType, MapType, StructType
 
+from k2flow.compat.pyiceberg.statistics import data_file_statistics
 from k2flow.failpoints import Point, reach
 from k2flow.iceberg.catalog import catalog_errors
 from k2flow.iceberg.tables import TableDefinition
@@ -97,7 +94,6 @@ class DataFileWriter:
                 parquet.write_batch(rows, row_group_size=rows.num_rows)
             parquet.close()
             footer = parquet.writer.metadata
-        statistics = data_file_statistics_from_parquet_metadata(footer, self._statistics, self._paths)
         file = DataFile.from_args(
             content=DataFileContent.DATA,
             file_path=path,
@@ -107,7 +103,7 @@ class DataFileWriter:
             sort_order_id=self._sort_order_id,
             equality_ids=None,
             key_metadata=None,
-            **statistics.to_serialized_dict(),
+            **data_file_statistics(footer, self._statistics, self._paths),
         )
         file.spec_id = self._spec.spec_id
         return file

@@ -24,6 +24,7 @@ _REASON_OF_DEFECT = np.array([Reason[d.name] if d else Reason.VALID for d in sor
 _WHOLE_BATCH_SHARE = 0.9
 """If this share of a batch uses one schema, decode the whole batch with it: copying the share out costs more."""
 _MAX_CHARACTERS = 200  # of a value in the text of a dead letter; longer ones are cut
+_MAX_DETAIL = 2_000  # characters of the whole text: a schema or a registry may be quoted in it
 Ints = npt.NDArray[np.int64]
 Reasons = npt.NDArray[np.uint8]
 
@@ -159,7 +160,7 @@ class TradeDecoder:
         numbers = reasons[rows]
         without_id = (numbers == Reason.NULL_PAYLOAD) | (numbers == Reason.BAD_MAGIC)
         payloads = bad.rows.column("value")
-        texts = [details.get(row) or header_detail(payloads[i]) for i, row in enumerate(rows.tolist())]
+        texts = [_detail(details.get(row) or header_detail(payloads[i])) for i, row in enumerate(rows.tolist())]
         distinct, which = np.unique(numbers, return_inverse=True)
         codes = pa.array([self._code(number) for number in distinct.tolist()], pa.string())
         columns = {
@@ -205,6 +206,12 @@ def _rule_details(
         pairs = zip(texts, known, strict=True)
         texts = [text if us is None else f"{text}, Kafka timestamp = {us} us" for text, us in pairs]
     return texts
+
+
+def _detail(text: str) -> str:
+    """Return the text of a dead letter, cut, in characters that UTF-8 can encode."""
+    cut = text if len(text) <= _MAX_DETAIL else f"{text[:_MAX_DETAIL]}... ({len(text)} characters)"
+    return cut.encode("utf-8", "backslashreplace").decode()
 
 
 def _texts(values: pa.Array) -> list[str]:
