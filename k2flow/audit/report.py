@@ -10,7 +10,6 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from pydantic import TypeAdapter
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from typing_extensions import override
 
@@ -133,10 +132,12 @@ class AuditReport:
 
     def _partitions(self) -> Table:
         table = Table("topic", "partition", "Kafka", *self.layers, "missing", "duplicated")
+        for column in table.columns:
+            column.overflow = "fold"  # a long topic is not cut
         for partition in self.partitions:
             kafka = partition["kafka"]
             table.add_row(
-                escape(partition["topic"]) + ("" if partition["current"] else " (earlier)"),
+                partition["topic"] + ("" if partition["current"] else " (earlier)"),
                 str(partition["partition"]),
                 f"{kafka['low']} to {kafka['high']}" if kafka else "not asked",
                 *(_extent(partition.get(layer)) for layer in self.layers),

@@ -21,7 +21,7 @@ from k2flow.cli.options import (
     group,
     option,
 )
-from k2flow.cli.process import DEBUG, exit_on_error
+from k2flow.cli.process import DEBUG, any_output, exit_on_error
 from k2flow.config.pyiceberg_file import check_pyiceberg_file
 from k2flow.process_exit import EXIT_FAILED
 
@@ -37,7 +37,7 @@ for commands in (tables_app, dlq_app, kafka_app):
 
 def main() -> None:
     """Run the command line. An error is one line on standard error and exit code 1."""
-    with exit_on_error(EXIT_FAILED):
+    with any_output(), exit_on_error(EXIT_FAILED):
         app()
 
 

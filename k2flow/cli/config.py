@@ -6,9 +6,8 @@ from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
-from rich.table import Table
 
-from k2flow.cli.output import console
+from k2flow.cli.output import console, new_table
 from k2flow.config.settings import (
     DEFAULT_SERVERS,
     KAFKA_PREFIX,
@@ -91,7 +90,7 @@ Without either, the catalog is SQLite and the warehouse is a folder, both under 
 def show_settings() -> None:
     """Show every setting, its value and its source. Secrets are masked."""
     settings = load_settings(exchange_names())
-    table = Table("setting", "value", "from")
+    table = new_table("setting", "value", "from")
     for origin in [*origins(settings, PREFIX, {}, ""), *property_origins(settings)]:
         table.add_row(origin.name, origin.value, origin.source)
     catalog, source = configured(settings), "PyIceberg's configuration"

@@ -1,5 +1,6 @@
 """How the process of a command repeats its work until a signal, and how it ends after an error."""
 
+import io
 import os
 import signal
 import sys
@@ -9,9 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from k2flow.errors import K2flowError
+from k2flow.printable import printable
 from k2flow.process_exit import ERROR_PREFIX
 
 DEBUG = "K2FLOW_DEBUG"
+EXIT_BROKEN_PIPE = 128 + signal.SIGPIPE
 TRUE = {"1", "true", "t", "yes", "y", "on"}
 
 
@@ -26,8 +29,31 @@ def exit_on_error(code: int, context: str = "") -> Iterator[None]:
     except K2flowError as error:
         if os.environ.get(DEBUG, "").lower() in TRUE:
             raise
-        print(f"{ERROR_PREFIX}{context}{error}", file=sys.stderr)
+        print(f"{ERROR_PREFIX}{context}{printable(str(error))}", file=sys.stderr)
         raise SystemExit(code) from None
+
+
+@contextmanager
+def any_output() -> Iterator[None]:
+    """Let the command write any text to any terminal or pipe.
+
+    Characters that the encoding lacks are escaped. If the reader of standard output leaves, as `head` does, the command
+    ends without an error line, as if SIGPIPE had ended it.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    output = sys.stdout
+    try:
+        try:
+            yield
+        finally:
+            output.flush()  # or Python would report the broken pipe when it exits
+            if sys.stdout is not output:  # Typer has met it
+                raise BrokenPipeError
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())
+        raise SystemExit(EXIT_BROKEN_PIPE) from None
 
 
 def stop_event() -> threading.Event:

@@ -3,24 +3,37 @@
 import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 import duckdb
 import pyarrow as pa
 import typer
-from rich.table import Table
+from rich.cells import cell_len
+from rich.console import Console
 
 from k2flow.cli.options import Format
-from k2flow.cli.output import console
-from k2flow.query.connection import AsOf, connect, query_errors
+from k2flow.cli.output import console, new_table, styled
+from k2flow.errors import QueryError
+from k2flow.printable import printable
+from k2flow.query.connection import AsOf, connect, query_errors, string_literal
 
 BATCH_ROWS = 100_000
 SHOWN_ROWS = 1_000
+LEAST_COLUMN = 12
+"""Characters of a value that a column must have room for: where it has not, each value gets a line."""
+NULL = styled("NULL", "dim italic")
+EXPLAINED = ["explain_key", "explain_value"]
+Row = tuple[str | None, ...]
 
 
 def run_query(sql: str, format: Format, as_of: str | None) -> None:
     """Run SQL and write its rows to standard output."""
+    try:
+        sql.encode()
+    except UnicodeEncodeError as error:
+        raise QueryError(f"the SQL is not valid UTF-8 at its character {error.start + 1}: type it again") from None
     connection = connect(None if as_of is None else _as_of(as_of))
     with query_errors():
         relation = connection.sql(sql)
@@ -48,14 +61,38 @@ def _as_of(text: str) -> AsOf:
 
 
 def _show(relation: duckdb.DuckDBPyRelation) -> None:
-    rows = relation.fetchmany(SHOWN_ROWS + 1)
-    table = Table(*relation.columns)
-    for row in rows[:SHOWN_ROWS]:
-        table.add_row(*("NULL" if value is None else str(value) for value in row))
-    console().print(table)
+    """Print the first rows, each value in DuckDB's own words."""
+    texts = ", ".join(f"#{i}::VARCHAR" for i in range(1, len(relation.columns) + 1))
+    rows = relation.project(texts).fetchmany(SHOWN_ROWS + 1)
+    shown, columns, out = rows[:SHOWN_ROWS], relation.columns, console()
+    if columns == EXPLAINED:  # a drawing
+        print(*(printable(line) for _, text in shown for line in str(text).splitlines()), sep="\n")
+    elif shown and _width(columns, shown) > out.width:
+        _print_records(out, columns, shown)
+    else:
+        table = new_table(*columns)
+        for row in shown:
+            table.add_row(*(NULL if text is None else text for text in row))
+        out.print(table)
     if len(rows) > SHOWN_ROWS:
         text = f"these are the first {SHOWN_ROWS:,} rows: --format csv, json, parquet or arrow writes all"
         print(text, file=sys.stderr)
+
+
+def _width(columns: Sequence[str], rows: Sequence[Row]) -> int:
+    """Return the columns of a terminal that a table of these rows needs to be read."""
+    widest = [
+        max(cell_len(printable(text or "NULL")) for text in column) for column in zip(columns, *rows, strict=True)
+    ]
+    return sum(min(width, LEAST_COLUMN) + 3 for width in widest) + 1
+
+
+def _print_records(out: Console, columns: Sequence[str], rows: Sequence[Row]) -> None:
+    for number, row in enumerate(rows, 1):
+        record = new_table("", "", show_header=False, box=None, title=f"row {number}", title_justify="left")
+        for name, text in zip(columns, row, strict=True):
+            record.add_row(name, NULL if text is None else text)
+        out.print(record)
 
 
 def _copy(relation: duckdb.DuckDBPyRelation, format: Format) -> None:
@@ -63,7 +100,7 @@ def _copy(relation: duckdb.DuckDBPyRelation, format: Format) -> None:
     header = ", HEADER" if format == "csv" else ""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows"
-        relation.query("result", f"COPY result TO '{path}' (FORMAT {format}{header})")
+        relation.query("result", f"COPY result TO {string_literal(str(path))} (FORMAT {format}{header})")
         with path.open("rb") as file:
             shutil.copyfileobj(file, sys.stdout.buffer)
     sys.stdout.buffer.flush()

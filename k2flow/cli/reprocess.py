@@ -8,22 +8,20 @@ from typing import Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from k2flow.cli.output import console, print_json, progress_bars
+from k2flow.cli.output import console, new_table, print_json, progress_bars
 from k2flow.compat.pyarrow import keep_freed_memory
 from k2flow.compat.pyiceberg.metadata_cache import install_metadata_cache
 from k2flow.config.settings import Settings, load_settings
 from k2flow.errors import ReprocessError
 from k2flow.exchange import all_exchanges, exchange_names, find_exchange
 from k2flow.failpoints import arm
-from k2flow.iceberg.catalog import open_catalog
+from k2flow.iceberg.catalog import find_table, open_catalog
 from k2flow.observability.logs import set_up_logging
 from k2flow.query.connection import connect, table_names
 from k2flow.reprocess import Outcome, replay, reprocess
 from k2flow.reprocess.dead_letters import DeadLetter, Explanation, count_by_reason, explain, find_dead_letters, hex_dump
-from k2flow.trades.registry import open_schemas
+from k2flow.trades.stored_schemas import StoredSchemas
 
 
 def reprocess_days(exchange: str, first: date, last: date | None, dry_run: bool, as_json: bool) -> None:
@@ -48,17 +46,18 @@ def list_dead_letters(exchange: str | None, as_json: bool) -> None:
         for each in found:
             print_json(asdict(each))
         return
-    table = Table("exchange", "reason", "count", "first", "last", "last detail")
+    table = new_table("exchange", "reason", "count", "first", "last", "last detail")
     for each in found:
         moments = [f"{at:%Y-%m-%d %H:%M:%S}" for at in (each.first, each.last)]
-        table.add_row(each.exchange, each.reason, f"{each.count:,}", *moments, Text(each.example))
+        table.add_row(each.exchange, each.reason, f"{each.count:,}", *moments, each.example)
     console().print(table)
 
 
 def show_dead_letter(exchange: str, partition: int, offset: int) -> None:
     """Print the dead letter of one offset, as today's schemas and rules read it."""
-    found = find_exchange(exchange)
-    schemas = open_schemas(load_settings(exchange_names()))
+    found, settings = find_exchange(exchange), load_settings(exchange_names())
+    bronze = find_table(open_catalog(settings), found.bronze)
+    schemas = StoredSchemas(settings, bronze.properties if bronze else {}, found.name)
     for letter in find_dead_letters(connect(), found, partition, offset):
         _show_letter(letter, explain(letter, found, schemas))
 
@@ -94,12 +93,12 @@ def _show_outcome(outcome: Outcome, dry_run: bool, as_json: bool) -> None:
         return
     out = console()
     for text in _notes(outcome):
-        out.print(text, highlight=False)
+        out.print(text)
     messages = f"{outcome.messages:,} messages, since {outcome.since}" if outcome.messages else "no messages"
     if not outcome.moved:
-        out.print(f"{messages}: nothing {'would change' if dry_run else 'changed'}", highlight=False)
+        out.print(f"{messages}: nothing {'would change' if dry_run else 'changed'}")
         return
-    moved = Table("before", "today", "messages", title=f"of {messages}", title_justify="left")
+    moved = new_table("before", "today", "messages", title=f"of {messages}", title_justify="left")
     for (was, now), count in outcome.moved.items():
         moved.add_row(was, now if was != now else f"{now}, with other values", f"{count:,}")
     out.print(moved)
@@ -122,7 +121,7 @@ def _notes(outcome: Outcome) -> Iterator[str]:
 
 def _show_tables(out: Console, outcome: Outcome, dry_run: bool) -> None:
     would = "would be " if dry_run else ""
-    table = Table("table", f"rows {would}removed", f"rows {would}added", "files removed", "files added")
+    table = new_table("table", f"rows {would}removed", f"rows {would}added", "files removed", "files added")
     for layer, replaced in outcome.tables.items():
         files = ("", "") if dry_run else (f"{len(replaced.removed):,}", f"{len(replaced.added):,}")
         table.add_row(layer, f"{replaced.rows_removed:,}", f"{replaced.rows_added:,}", *files)
@@ -130,11 +129,11 @@ def _show_tables(out: Console, outcome: Outcome, dry_run: bool) -> None:
 
 
 def _show_changes(out: Console, outcome: Outcome) -> None:
-    table = Table("message", "trade", "column", "before", "after", title="examples", title_justify="left")
+    table = new_table("message", "trade", "column", "before", "after", title="examples", title_justify="left")
     for change in outcome.changes:
         place = f"[{change.partition}] {change.offset}"
         for column, (before, after) in change.values.items():
-            table.add_row(Text(place), Text(change.message_id), column, Text(str(before)), Text(str(after)))
+            table.add_row(place, change.message_id, column, str(before), str(after))
     out.print(table)
 
 
@@ -160,7 +159,7 @@ def _as_json(outcome: Outcome) -> dict[str, Any]:
 
 def _show_letter(letter: DeadLetter, explained: Explanation) -> None:
     size = "no value" if letter.payload is None else f"{len(letter.payload):,} bytes"
-    facts = Table(show_header=False, box=None)
+    facts = new_table("", "", show_header=False, box=None)
     for name, value in (
         ("message", f"{letter.topic}[{letter.partition}] offset {letter.offset}, {size}"),
         ("Kafka timestamp", str(letter.kafka_timestamp)),
@@ -169,13 +168,13 @@ def _show_letter(letter: DeadLetter, explained: Explanation) -> None:
         ("reason", f"{letter.reason}: {letter.detail}"),
         ("today", f"{explained.reason}: {explained.detail}" if explained.reason else "a valid trade"),
     ):
-        facts.add_row(name, Text(value))
+        facts.add_row(name, value)
     out = console()
     out.print(facts)
     if explained.fields:
-        fields = Table("field", "bytes", "value")
+        fields = new_table("field", "bytes", "value")
         for name, value, begin, end in explained.fields:
-            fields.add_row(name, f"{begin}-{end - 1}" if end > begin else "none", Text(repr(value)))
+            fields.add_row(name, f"{begin}-{end - 1}" if end > begin else "none", repr(value))
         out.print(fields)
     if explained.position is not None:
         out.print(f"defect at byte {explained.position}:")

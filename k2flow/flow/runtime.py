@@ -30,6 +30,7 @@ from k2flow.observability import tracing
 from k2flow.observability.endpoint import serve
 from k2flow.observability.logs import NativeStderr, set_up_logging
 from k2flow.observability.metrics import STAGE, SUPERVISED, Stage
+from k2flow.printable import printable
 from k2flow.process_exit import ERROR_PREFIX, EXIT_FAILED, EXIT_TRY_AGAIN, PEER_LOST, exit_code
 
 log = logging.getLogger(__name__)
@@ -187,7 +188,7 @@ def _end_with_first_error(native: NativeStderr | None) -> None:
 def _end(message: str, code: int = EXIT_FAILED) -> NoReturn:
     """End the process at once: threads of a failed dataflow may still run, and Python would wait for them or abort."""
     with suppress(OSError):  # standard error may be on a full disk
-        print(f"{ERROR_PREFIX}{message}", file=sys.stderr, flush=True)
+        print(f"{ERROR_PREFIX}{printable(message)}", file=sys.stderr, flush=True)
     _exit(code)
 
 

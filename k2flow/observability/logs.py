@@ -7,6 +7,10 @@ import tempfile
 import warnings
 from typing import IO, Self
 
+from typing_extensions import override
+
+from k2flow.printable import printable
+
 STDERR = 2
 JSON_NAMES = {"levelname": "level", "name": "logger"}
 """Names of the JSON fields that differ from those of Python's log records."""
@@ -19,10 +23,18 @@ def set_up_logging(level: str, log_format: str = "text") -> None:
     """
     handler = logging.StreamHandler(sys.stderr)
     text = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
-    handler.setFormatter(_json_formatter() if log_format == "json" else logging.Formatter(text))
+    handler.setFormatter(_json_formatter() if log_format == "json" else _LineFormatter(text))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.getLogger("pyiceberg").setLevel(max(logging.WARNING, logging.getLogger().level))
     warnings.filterwarnings("ignore", module="pyiceberg")
+
+
+class _LineFormatter(logging.Formatter):
+    """A record is one line, whatever values its message has; a traceback follows on lines of its own."""
+
+    @override
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record))
 
 
 def _json_formatter() -> logging.Formatter:
@@ -58,7 +70,8 @@ class NativeStderr:
         self._terminal = os.dup(STDERR)
         os.dup2(self._file.fileno(), STDERR)
         self._python_stderr = sys.stderr
-        sys.stderr = os.fdopen(os.dup(self._terminal), "w", buffering=1)
+        encoding = sys.stderr.encoding
+        sys.stderr = os.fdopen(os.dup(self._terminal), "w", 1, encoding=encoding, errors="backslashreplace")
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -82,7 +82,7 @@ def assert_bounded(table: Table, groups: list[pa.RecordBatch]) -> None:
 @given(data=st.data())
 @PROFILE
 def test_bounds_hold_for_any_text_and_bytes(bronze: Table, data: st.DataObject) -> None:
-    """Also in files of several row groups, some of which have no bounds, as compaction writes them."""
+    """Also in files of several row groups, as compaction writes them; some have no bounds."""
     groups = []
     for _ in range(data.draw(st.integers(1, 3))):
         n = data.draw(st.integers(1, 4))
