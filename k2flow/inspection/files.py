@@ -11,6 +11,8 @@ from pyiceberg.table import FileScanTask, Table
 
 from k2flow.errors import AuditError, DataFileError
 from k2flow.iceberg.catalog import catalog_errors
+from k2flow.iceberg.deletes import applied_deletes, deletes_text
+from k2flow.iceberg.manifests import data_manifests
 from k2flow.iceberg.reader import FileReader
 from k2flow.inspection.pinned import FIRST_DAY, PinnedTables
 from k2flow.layers import Layer
@@ -47,13 +49,14 @@ class ReadPlan:
 def plan(pinned: PinnedTables, layer: Layer, first_day: int = FIRST_DAY, last_day: int | None = None) -> ReadPlan:
     """Return the files of the pinned snapshot whose partition day (since 1970) is in [first_day, last_day].
 
-    Raises AuditError if the table has delete files, and CatalogError.
+    Raises AuditError if another engine's delete files apply to the table, and CatalogError.
     """
     table = pinned.tables[layer]
+    if deletes := applied_deletes(table, table.current_snapshot()):
+        raise AuditError(deletes_text(pinned.name(layer), deletes))
     with catalog_errors():
-        tasks = list(table.scan().plan_files())
-    if any(task.delete_files for task in tasks):
-        raise AuditError(f"{pinned.name(layer)} has delete files, which the audit does not read: compact it first")
+        entries = [entry for each in data_manifests(table) for entry in each.fetch_manifest_entry(table.io)]
+    tasks = [FileScanTask(entry.data_file) for entry in entries]
     wanted = [
         task
         for task in tasks

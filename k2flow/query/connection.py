@@ -1,6 +1,7 @@
 """DuckDB over the tables: one view per table, each pinned to one snapshot."""
 
 import importlib.util
+import logging
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -14,12 +15,15 @@ from pyiceberg.exceptions import NoSuchNamespaceError
 from pyiceberg.table import Table
 
 from k2flow.config.settings import load_settings
-from k2flow.errors import QueryError
+from k2flow.errors import DataFileError, QueryError
 from k2flow.exchange import exchange_names
-from k2flow.iceberg.catalog import NAMESPACE, catalog_errors, open_catalog
+from k2flow.iceberg.catalog import NAMESPACE, catalog_errors, find_table, open_catalog
+from k2flow.iceberg.deletes import applied_deletes, deletes_text
 
+log = logging.getLogger(__name__)
 EXTENSIONS = ("avro", "iceberg")
 S3 = "s3://"
+CREATING = "k2flow_creates_views"  # DuckDB's variable that is set meanwhile
 AsOf = datetime | int  # a moment (with a time zone), or the id of a snapshot of any table: the moment of its commit
 
 
@@ -27,9 +31,10 @@ def connect(as_of: AsOf | None = None) -> duckdb.DuckDBPyConnection:
     """Open a DuckDB connection with a view of each table of market_data, named as the table; times are in UTC.
 
     As long as the connection is open, each view reads one snapshot: the newest at the time of the call, or at `as_of`.
-    A table that had no snapshot then is an empty view. If a table's snapshots of that time have expired, reading
-    its view is an error. Raises SettingsError, or CatalogError if the catalog or its storage failed. Raises
-    QueryError if DuckDB cannot read a table, or no table has the snapshot `as_of`.
+    A table that had no snapshot then is an empty view. Reading the view of a table is an error if its snapshots of that
+    time have expired, if DuckDB cannot read it, or if another engine's equality deletes apply to it; the other views
+    work. Raises SettingsError, or CatalogError if the catalog or its storage failed. Raises QueryError if no table has
+    the snapshot `as_of`.
     """
     return connect_to(open_catalog(load_settings(exchange_names())), as_of)
 
@@ -41,7 +46,15 @@ def connect_to(catalog: Catalog, as_of: AsOf | None = None) -> duckdb.DuckDBPyCo
             names = sorted(name for _, name in catalog.list_tables(NAMESPACE))
         except NoSuchNamespaceError:
             names = []
-        tables = {name: catalog.load_table((NAMESPACE, name)) for name in names}
+    tables = {}
+    for name in names:
+        try:
+            table = find_table(catalog, name)
+        except DataFileError as error:
+            log.warning("%s; only the other tables can be queried", error)
+            continue
+        if table is not None:
+            tables[name] = table
     return connect_tables(tables, as_of)
 
 
@@ -54,14 +67,22 @@ def connect_tables(tables: Mapping[str, Table], as_of: AsOf | None = None) -> du
     if any(table.location().startswith(S3) for table in tables.values()):
         connection.load_extension(str(_extension_file("httpfs")))
     moment = None if as_of is None else _moment_ms(tables, as_of)
+    connection.execute(f"SET VARIABLE {CREATING} = true")
     for name, table in tables.items():
         try:
             if table.location().startswith(S3):
                 connection.execute(s3_secret(name, table.location(), table.io.properties))
-            connection.execute(f'CREATE VIEW "{name}" AS {_select(table, moment)}')
-        except duckdb.Error as error:
-            raise QueryError(f"DuckDB cannot read {NAMESPACE}.{name}: {_line(error)}") from error
+            _create_view(connection, name, _select(table, moment))
+        except duckdb.Error as error:  # the other tables can be queried
+            columns = ", ".join(f"NULL AS {identifier(field.name)}" for field in table.schema().fields)
+            text = f"DuckDB cannot read {NAMESPACE}.{name}: {_line(error)}"
+            _create_view(connection, name, f"SELECT t.* FROM (SELECT {columns}) t, {_raises(text)}")
+    connection.execute(f"RESET VARIABLE {CREATING}")
     return connection
+
+
+def _create_view(connection: duckdb.DuckDBPyConnection, name: str, select: str) -> None:
+    connection.execute(f"CREATE VIEW {identifier(name)} AS {select}")
 
 
 def s3_secret(name: str, location: str, properties: Mapping[str, str]) -> str:
@@ -86,12 +107,17 @@ def s3_secret(name: str, location: str, properties: Mapping[str, str]) -> str:
         virtual = properties.get("s3.force-virtual-addressing", "false").lower() == "true"
         options["URL_STYLE"] = "vhost" if virtual else "path"
     listed = ", ".join(f"{option} {string_literal(value)}" for option, value in options.items())
-    return f'CREATE SECRET "{name}" ({listed})'
+    return f"CREATE SECRET {identifier(name)} ({listed})"
 
 
 def string_literal(text: str) -> str:
     """Return SQL for a text."""
     return "'" + text.replace("'", "''") + "'"
+
+
+def identifier(name: str) -> str:
+    """Return SQL for the name of a table or column."""
+    return '"' + name.replace('"', '""') + '"'
 
 
 def _moment_ms(tables: Mapping[str, Table], as_of: AsOf) -> int:
@@ -105,18 +131,32 @@ def _moment_ms(tables: Mapping[str, Table], as_of: AsOf) -> int:
 
 
 def _select(table: Table, moment_ms: int | None) -> str:
-    newest = f"SELECT * FROM iceberg_scan({string_literal(table.metadata_location)}"
+    """Return the SQL of a table's view."""
+    name = table.name()[-1]
+    newest = f"SELECT t.* FROM iceberg_scan({string_literal(table.metadata_location)}"
+    snapshot = table.current_snapshot() if moment_ms is None else table.snapshot_as_of_timestamp(moment_ms)
+    if deletes := applied_deletes(table, snapshot, equality=True):
+        # DuckDB 1.5 applies them to every partition, not only to their own.
+        text = f"DuckDB does not apply equality deletes as Iceberg does: {deletes_text(name, deletes)}"
+        return f"{newest}) t, {_raises(text)}"
     if moment_ms is None:
-        return f"{newest})"
-    snapshot = table.snapshot_as_of_timestamp(moment_ms)
+        return f"{newest}) t"
     if snapshot is not None:
-        return f"{newest}, snapshot_from_id => {snapshot.snapshot_id})"
+        return f"{newest}, snapshot_from_id => {snapshot.snapshot_id}) t"
     oldest = min(table.metadata.snapshots, key=lambda snapshot: snapshot.timestamp_ms, default=None)
     if oldest is None or oldest.sequence_number == 1:  # its parent is unknown: PyIceberg drops it with the snapshot
-        return f"{newest}) WHERE false"
+        return f"{newest}) t WHERE false"
     since = datetime.fromtimestamp(oldest.timestamp_ms / 1000, UTC)
-    text = f"{table.name()[-1]}: the snapshots of that time have expired, the oldest is {oldest.snapshot_id} of {since}"
-    return f"{newest}) WHERE error('{text}')::BOOLEAN"
+    text = f"the snapshots of that time have expired, the oldest is {oldest.snapshot_id} of {since}"
+    return f"{newest}) t, {_raises(f'{name}: {text}')}"
+
+
+def _raises(text: str) -> str:
+    """Return SQL that makes each use of a view an error, even one that needs no row of it.
+
+    DuckDB computes the arguments of a table function first. It does so when the view is created, too.
+    """
+    return f"range(CASE WHEN getvariable('{CREATING}') THEN 0 ELSE error({string_literal(text)})::BIGINT END)"
 
 
 def table_names(connection: duckdb.DuckDBPyConnection) -> set[str]:
