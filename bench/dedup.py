@@ -5,7 +5,7 @@ import gc
 import math
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -140,10 +140,10 @@ def in_child(function: Callable[..., T], *arguments: object) -> T:
 def measure_set(ids: int) -> SetCost:
     """Fill a set with `ids` ids over the hours of the window, and measure it."""
     _look_up(
-        SeenIds(lambda hour: [], None), IdSource().batch(FILL), HOUR, Stopwatch()
+        SeenIds(_no_ids, _no_hours), IdSource().batch(FILL), HOUR, Stopwatch()
     )  # warm-up: allocations that happen only once
     before = _trimmed()
-    seen, source = SeenIds(lambda hour: [], None, WINDOW_HOURS), IdSource()
+    seen, source = SeenIds(_no_ids, _no_hours, WINDOW_HOURS), IdSource()
     watches = {batch: Stopwatch() for batch in BATCHES}
     counted = dict.fromkeys(BATCHES, 0)
     from_ids = max(0, ids - max(ids // (GROWTH + 1), MIN_BATCHES * FILL))
@@ -166,10 +166,18 @@ def measure_set(ids: int) -> SetCost:
     return SetCost(held, resident, trimmed, own, peak, watches, counted)
 
 
+def _no_ids(hours: Sequence[int]) -> Iterator[tuple[int, list[pa.Array]]]:
+    return ((hour, []) for hour in hours)
+
+
+def _no_hours(until: Sequence[int]) -> list[int | None]:
+    return [None for _ in until]
+
+
 def _look_up(seen: SeenIds, batch: "IdBatch", hour: int, watch: Stopwatch) -> None:
     hours = np.full(len(batch.ids), hour, np.int64)
     with watch:
-        first = seen.accept_new(batch.ids, hours)
+        first = seen.accept_new(batch.ids, hours, {hour: len(hours)})
         seen.on_commit()
     if int(first.sum()) != batch.new:
         raise ValueError(f"{int(first.sum())} of {len(first)} ids were taken for new ones, but {batch.new} are new")
@@ -243,8 +251,8 @@ def load_hour(home: Path, ids: int) -> Stopwatch:
     one = IdSource().batch(1)
     with Stopwatch() as watch:
         gold = GoldIds(process.catalog, process.exchange.code, process.exchange.dedup_key)
-        seen = SeenIds(gold.load, gold.newest_hour(), WINDOW_HOURS)
-        seen.accept_new(one.ids, np.array([HOUR]))
+        seen = SeenIds(gold.load, gold.newest_hours, WINDOW_HOURS)
+        seen.accept_new(one.ids, np.array([HOUR]), {HOUR: 1})
     if seen.ids != ids + 1:
         raise ValueError(f"{seen.ids} ids are in the set, not {ids} and the new one")
     return watch

@@ -19,7 +19,7 @@ from k2flow.observability import tracing
 from k2flow.sandbox.producer import ProduceOptions
 from k2flow.sandbox.producer.stream import Messages, MessageStream
 from k2flow.trades.decode import TradeDecoder
-from k2flow.trades.messages import MESSAGE_SCHEMA, MessageBatch
+from k2flow.trades.messages import MESSAGE_SCHEMA, MessageBatch, timestamps
 from k2flow.trades.pipeline import Pipeline
 from k2flow.trades.registry import FixedSchemas
 
@@ -95,7 +95,7 @@ def _message_batch(gathered: list[Messages], reached: np.ndarray) -> MessageBatc
     starts = np.cumsum(counts) - counts
     offset = np.arange(len(partition)) - np.repeat(starts, counts) + np.repeat(reached, counts)
     rows = pa.RecordBatch.from_arrays(
-        [pa.array(keys, pa.binary()), pa.array(values, pa.binary()), pa.array(times).cast(pa.timestamp("us", "UTC"))],
+        [pa.array(keys, pa.binary()), pa.array(values, pa.binary()), timestamps(times // 1000)],
         schema=MESSAGE_SCHEMA,
     )
     ranges = [(p, int(reached[p]), int(reached[p] + n)) for p, n in enumerate(counts) if n]

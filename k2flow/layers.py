@@ -28,6 +28,8 @@ HOUR_US = 3_600_000_000
 MIN_TIME_US = -62_135_596_800_000_000
 """0001-01-01T00:00:00Z in microseconds since 1970: the earliest time PyIceberg can append."""
 MAX_TIME_US = 253_402_300_799_999_999  # 9999-12-31T23:59:59.999999Z, the latest
+FIRST_TRADE_US = 1_230_940_800_000_000
+"""2009-01-03T00:00:00Z, the day of Bitcoin's first block: no trade and no message about one is older."""
 
 
 class Stream(Enum):

@@ -16,6 +16,8 @@ from tests import strict_avro
 
 UNIX_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 YEAR_1, YEAR_10000 = -62_135_596_800_000_000, 253_402_300_800_000_000
+FIRST_BLOCK = 1_230_940_800_000_000  # 2009-01-03, in microseconds since 1970
+YEAR = 365 * 86_400_000_000
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,11 @@ class Message:
     key: bytes | None
     value: bytes | None
     timestamp_ms: int | None
+
+    @property
+    def usable_ms(self) -> int | None:
+        """Its time as the tables keep it: None if it has none, or one that cannot be right."""
+        return None if usable_time(self.timestamp_ms) is None else self.timestamp_ms
 
 
 @dataclass
@@ -90,9 +97,16 @@ def decode(record: bytes) -> tuple[str, dict[str, Any]]:
     return "", trade
 
 
+def usable_time(kafka_ms: int | None) -> int | None:
+    """Return Kafka's time in microseconds, None if the message has none or one that cannot be right."""
+    if kafka_ms is None or not FIRST_BLOCK <= kafka_ms * 1000 < YEAR_10000:
+        return None
+    return kafka_ms * 1000
+
+
 def broken_rule(trade: dict[str, Any], kafka_ms: int | None, code: str) -> str:
     """Return the first rule that a decoded trade breaks, or an empty string."""
-    time, received = trade["timestamp"], trade["ingestion_timestamp"]
+    time, received, kafka = trade["timestamp"], trade["ingestion_timestamp"], usable_time(kafka_ms)
     rules = [
         ("message_id_required", not trade["message_id"].strip()),
         ("symbol_required", not trade["symbol"].strip()),
@@ -104,8 +118,10 @@ def broken_rule(trade: dict[str, Any], kafka_ms: int | None, code: str) -> str:
         ("wrong_exchange", trade["exchange"] != code),
         ("invalid_asset_class", trade["asset_class"] != "crypto"),
         ("timestamp_out_of_range", not all(YEAR_1 <= t < YEAR_10000 for t in (time, received))),
-        ("timestamp_in_future", kafka_ms is not None and time - kafka_ms * 1000 > 60_000_000),
-        ("timestamp_too_old", kafka_ms is not None and kafka_ms * 1000 - time > 365 * 86_400_000_000),
+        ("timestamp_in_future", kafka is not None and time - kafka > 60_000_000),
+        ("timestamp_too_old", kafka is not None and kafka - time > YEAR),
+        ("timestamp_implausible", kafka is None and (time < FIRST_BLOCK or abs(time - received) > YEAR)),
+        ("ingestion_timestamp_implausible", kafka is not None and abs(received - kafka) > YEAR),
     ]
     return next((name for name, broken in rules if broken), "")
 

@@ -1,7 +1,7 @@
 """A pipeline over real tables, with its committers: the flow without Kafka and without Bytewax."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -21,16 +21,25 @@ from k2flow.iceberg.writer import TableWriters
 from k2flow.sandbox.producer import ProduceOptions
 from k2flow.trades.messages import MESSAGE_SCHEMA, MessageBatch
 from k2flow.trades.pipeline import Pipeline
-from k2flow.trades.registry import FixedSchemas
+from k2flow.trades.registry import FixedSchemas, Schemas
+from k2flow.trades.stored_schemas import stored_texts
 from tests.oracle import Message
 
 TOPIC_ID = "topic id"
+SchemasOf = Callable[[Mapping[int, str]], Schemas]
+"""Opens the schemas of a flow, from the texts that its tables keep."""
+
+
+def fixed_schemas(stored: Mapping[int, str]) -> Schemas:
+    return FixedSchemas((1,))
 
 
 class PipelineRun:
     """One start of a flow: the pipeline, and a committer for each table, which continue where the tables end."""
 
-    def __init__(self, catalog: Catalog, exchange: Exchange, owners: int = 1) -> None:
+    def __init__(
+        self, catalog: Catalog, exchange: Exchange, owners: int = 1, schemas: SchemasOf = fixed_schemas
+    ) -> None:
         wanted = definitions(exchange)
         create(catalog, wanted.values())
         tables = {name: load_table(catalog, name) for name in wanted}
@@ -43,7 +52,7 @@ class PipelineRun:
             exchange,
             catalog=catalog,
             writers=TableWriters(tables, wanted),
-            schemas=lambda: FixedSchemas((1,)),
+            schemas=lambda: schemas(stored_texts(tables[exchange.bronze].properties, exchange.name)),
             committed=self.committed.__getitem__,
             owners=owners,
         )
@@ -55,12 +64,14 @@ class PipelineRun:
         """Process a batch and commit it, except in the tables `without`, as if the flow had died before."""
         files: dict[str, list[DataFile]] = defaultdict(list)
         ranges: dict[str, list[OffsetRange]] = defaultdict(list)
+        properties: dict[str, dict[str, str]] = defaultdict(dict)
         for each in self.pipeline.process(batch):
             files[each.table] += each.files()
             ranges[each.table] += each.ranges
+            properties[each.table] |= each.properties
         for table, offsets in ranges.items():
             if offsets and table not in without:
-                self._committers[table].commit(files[table], offsets)
+                self._committers[table].commit(files[table], offsets, properties[table])
 
 
 def batches(pieces: int, count: int, seed: int, partitions: int = 3) -> list[MessageBatch]:
@@ -85,7 +96,7 @@ def _piece(whole: MessageBatch, i: int, pieces: int) -> MessageBatch:
 def messages_of(batch: MessageBatch) -> list[Message]:
     """Return the messages of a batch as the oracle takes them."""
     columns = [batch.rows.column("key").to_pylist(), batch.rows.column("value").to_pylist()]
-    times = [us // 1000 for us in batch.rows.column("timestamp").cast(pa.int64()).to_pylist()]
+    times = [None if us is None else us // 1000 for us in batch.rows.column("timestamp").cast(pa.int64()).to_pylist()]
     rows = zip(batch.partition.tolist(), batch.offset.tolist(), *columns, times, strict=True)
     return [Message(*row) for row in rows]
 

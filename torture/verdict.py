@@ -1,5 +1,6 @@
 """Compares the tables with an independent oracle: rows lost, and rows that should not be there."""
 
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from k2flow.layers import GOLD_TABLE
 from tests.integration.harness import milliseconds, read_topic, rows_of
 from tests.oracle import Expected, expect
 
+EXCHANGES = ("binance", "kraken")
+
 
 @dataclass(frozen=True)
 class TableDifference:
@@ -25,10 +28,12 @@ class TableDifference:
     unexpected: int
 
 
-def compare_tables(exchange: str, bootstrap: str, catalog: Catalog) -> list[TableDifference]:
+def compare_tables(
+    exchange: str, bootstrap: str, catalog: Catalog, schema_ids: tuple[int, ...] = (1,)
+) -> list[TableDifference]:
     """Compare each row of an exchange's four tables with the rows that the oracle derives from the topic."""
     found = find_exchange(exchange)
-    expected = expect(read_topic(bootstrap, found.settings.topic), found.code)
+    expected = expect(read_topic(bootstrap, found.settings.topic), found.code, schema_ids)
     bronze = load_table(catalog, found.bronze).scan().to_arrow().to_pylist()
     dlq = load_table(catalog, found.dlq).scan().to_arrow().to_pylist()
     silver = rows_of(load_table(catalog, found.silver))
@@ -45,6 +50,17 @@ def compare_tables(exchange: str, bootstrap: str, catalog: Catalog) -> list[Tabl
     ]
 
 
+def times_that_go_back(catalog: Catalog) -> list[str]:
+    """Return a line for each table whose snapshots are not in the order of their times: Java's readers refuse it."""
+    names = [*dict.fromkeys(name for each in EXCHANGES for name in find_exchange(each).layer_by_table)]
+    lines = []
+    for name in names:
+        log = [entry.timestamp_ms for entry in load_table(catalog, name).metadata.snapshot_log]
+        back = [(one, other) for one, other in itertools.pairwise(log) if other < one]
+        lines += [f"{name}: a snapshot at {one} is followed by one at {other}" for one, other in back[:1]]
+    return lines
+
+
 def _bronze_row(row: dict[str, Any]) -> tuple[Hashable, ...]:
     at = milliseconds(row["kafka_timestamp"])
     return row["partition"], row["offset"], row["message_key"], row["avro_payload"], at
@@ -52,7 +68,7 @@ def _bronze_row(row: dict[str, Any]) -> tuple[Hashable, ...]:
 
 def _bronze_expected(expected: Expected) -> Counter[tuple[Hashable, ...]]:
     return Counter(
-        (*at, None if m.key is None else m.key.decode("utf-8", "backslashreplace"), m.value, m.timestamp_ms)
+        (*at, None if m.key is None else m.key.decode("utf-8", "backslashreplace"), m.value, m.usable_ms)
         for at, m in expected.bronze.items()
     )
 

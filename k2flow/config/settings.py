@@ -89,6 +89,10 @@ class Settings(BaseSettings):
     """Without a registry: the schema ids of TradeV2, separated by commas."""
     schema_registry_url: str | None = None
     """Schema registry (Confluent API) for writer schemas."""
+    schema_wait_seconds: float = Field(default=10, ge=0, le=600)
+    """With a registry: seconds in which an id that it lacks may appear, before its messages are dead letters."""
+    accept_lost_tables: bool = False
+    """Create missing tables although the storage has tables of these names: a lost catalog's. Their files stay."""
     until_caught_up: bool = False
     """Drain, commit and stop at the offsets that end the topic at start-up."""
     log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_upper)] = "INFO"
@@ -167,7 +171,7 @@ class ExchangeSettings(BaseSettings):
     dlq_file_size_mb: int = Field(default=32, ge=1)
     """Target size of a dead-letter file, in MiB."""
     dedup_window_hours: int = Field(default=24, ge=1)
-    """Hours, back from the newest trade in Gold, in which a message_id is unique."""
+    """Hours, back from the newest trade in Gold up to Kafka's time, in which a message_id is unique."""
     batch_rows: int = Field(default=100_000, ge=1)
     """Messages per batch, at most."""
     batch_mb: int = Field(default=64, ge=1)
@@ -178,6 +182,8 @@ class ExchangeSettings(BaseSettings):
     """Fields that TradeV2 does not have: keep them in vendor_data, or ignore them."""
     accept_lost_offsets: bool = False
     """Continue although Kafka no longer has messages that were never committed."""
+    after_rollback: Literal["stop", "reread", "accept"] = "stop"
+    """A table's main branch was moved: stop, read the offsets again, or accept the loss of their rows."""
 
 
 def load_settings(exchanges: Iterable[str] = ()) -> Settings:

@@ -1,6 +1,9 @@
 """Exact detection of rows with a new id, against the ids in Gold and the rows accepted since."""
 
-from collections.abc import Callable, Iterable
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from heapq import nsmallest
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -9,6 +12,8 @@ from k2flow.dedup.keys import WORDS, Bools, EncodedKeys, Ints, Words, encode_key
 from k2flow.dedup.sorted_runs import TAGS, SortedRun, SortedRuns, Tags, distinct_positions
 from k2flow.errors import DedupError
 
+Ids: TypeAlias = pa.Array | pa.ChunkedArray
+MAX_WINDOW_HOURS = 1024  # of the windows of one batch, unless one window alone is longer
 _SORT_ROWS = 1 << 17  # ids encoded and sorted at once while an hour is loaded
 _EVICTION_GROWTH = 1 << 21  # an eviction reads all ids: the next one waits for this many more ids, and an eighth
 
@@ -18,42 +23,53 @@ class SeenIds:
 
     Guarantees, if `load` returns the ids in Gold and no other process adds ids of this worker to Gold:
 
-    - Hot window: the `window_hours` up to and including the newest known hour, in Gold or in a row given here. Within
-      it, no row is accepted whose id another row has, in Gold or accepted, even if their hours differ.
-    - Outside the window, no row is ever accepted whose id another row of the same hour has.
+    - A window belongs to each Kafka hour of a batch. It lies around the newest hour of a row, in Gold or given here,
+      that is not after this Kafka hour: less than `window_hours` before or after it. One more window lies around the
+      hour with the most rows of the batch. No row of the batch is accepted
+      whose id another row has, in Gold or accepted, in one of the batch's windows.
+    - No row is ever accepted whose id another row of the same hour has.
     - A row is rejected only if its id is in Gold or was accepted here. So no id is lost.
 
-    The guarantees hold across restarts, because Gold is the only state. Workers own disjoint sets of ids (see
-    `owners_of`), so each worker is exact alone. An hour is a number of hours since 1970, of any sign and size.
+    Rows ahead of Kafka's time, or with a wrong Kafka time, only add a window: they move no other message's window.
+    Everything depends on the batch and on Gold alone, not on the clock or on earlier batches. So the guarantees hold
+    across restarts. Workers own disjoint sets of ids (see `owners_of`), so each worker is exact alone. An hour is a
+    number of hours since 1970, of any sign and size.
 
-    Memory: about 20 bytes per UUID, plus an eighth, plus 2 M ids. That holds the ids of all hours in the window, and of
-    the hours used between the last two commits. While an hour is loaded, its ids take twice as much.
+    Memory: about 20 bytes per UUID, plus an eighth, plus 2 M ids. That holds the ids of all hours of rows and windows
+    between the last two commits. The windows of one batch cover at most MAX_WINDOW_HOURS, or one window, chosen by the
+    number of messages. While an hour is loaded, its ids take twice as much.
     """
 
     def __init__(
         self,
-        load: Callable[[int], Iterable[pa.Array | pa.ChunkedArray]],
-        newest_hour: int | None,
+        load: Callable[[Sequence[int]], Iterable[tuple[int, Iterable[Ids]]]],
+        newest_hours: Callable[[Sequence[int]], Sequence[int | None]],
         window_hours: int = 24,
         worker: int = 0,
         workers: int = 1,
     ) -> None:
         """Create the index; nothing is loaded yet. Raises DedupError if an argument is out of range.
 
-        `load` returns all ids of this exchange and of all workers that Gold now holds in an hour. The Arrow string
-        arrays have any length. An hour may be loaded again after later commits. `newest_hour` is Gold's newest of this
-        exchange; None if Gold has no row of it. `window_hours` is the length of the hot window, at least 1. `worker` is
-        the number of this worker, 0 to workers - 1.
+        `load` yields, for each of some hours in order, all ids of this exchange and of all workers that Gold now holds
+        in it. The Arrow string arrays have any length. An hour may be loaded again after later commits. `newest_hours`
+        returns, for each of some hours, the newest one up to it in which Gold has a row of this exchange, or None.
+        `window_hours` is the length of a window before and including its newest row, at least 1. `worker` is the number
+        of this worker, 0 to workers - 1.
         """
         if window_hours < 1:
             raise DedupError(f"window_hours is {window_hours}: use at least 1")
         if not 0 <= worker < workers:
             raise DedupError(f"worker is {worker} of {workers} workers: use 0 to workers - 1")
-        self._load, self._newest, self._window = load, newest_hour, window_hours
+        self._load, self._newest_hours, self._window = load, newest_hours, window_hours
         self._worker, self._workers = worker, workers
         self._forms = [SortedRuns() for _ in WORDS]
         self._loaded: set[int] = set()  # every id of these hours, in Gold or accepted, is in the runs
-        self._recent: set[int] = set()  # the hours of the rows given since the last commit
+        self._current: set[int] = set()  # the hours of the last windows
+        # Since the last commit:
+        self._accepted: set[int] = set()  # the hours of the accepted rows
+        self._recent: set[int] = set()  # the hours of all rows and windows
+        self._asked: set[int] = set()  # the Kafka hours
+        self._of_gold: dict[int, int | None] = {}  # by Kafka hour, of two commits: Gold's newest hour up to it
         self._ids_after_eviction = 0
 
     @property
@@ -71,22 +87,26 @@ class SeenIds:
         """The loaded hours."""
         return frozenset(self._loaded)
 
-    def accept_new(self, ids: pa.Array | pa.ChunkedArray, hours: Ints) -> Bools:
+    def accept_new(self, ids: Ids, hours: Ints, kafka_hours: Mapping[int, int]) -> Bools:
         """Accept the rows with new ids, remember these ids, and return the mask of accepted rows: (n,).
 
-        An id is new if it is in no loaded hour and in no earlier row. First loads each hour of the hot window and of
-        the rows. An accepted id stays until `on_commit`, and then as long as its hour is loaded. `ids` are n strings,
-        `hours` (n,) the hour of each row.
+        An id is new if it is in no loaded hour and in no earlier row. First loads each hour of the windows and of the
+        rows. An accepted id stays until `on_commit`, and then as long as its hour is loaded. `ids` are n strings,
+        `hours` (n,) the hour of each row. `kafka_hours` has the hours of Kafka's time in the batch, each with its
+        number of messages.
 
-        Raises DedupError if an id is null or belongs to another worker, or the lengths differ; and any error of `load`.
-        No row is then accepted, the failed hour is not loaded, and the same rows may be passed again.
+        Raises DedupError if an id is null or belongs to another worker, or the lengths differ; and any error of `load`
+        and `newest_hours`. No row is then accepted, the failed hour is not loaded, and the same rows may be passed
+        again.
         """
         if len(ids) != len(hours):
             raise DedupError(f"{len(ids)} ids and {len(hours)} hours: pass one hour per id")
         forms = encode_keys(ids)
         if any(len(self._owned(form).rows) < len(form.rows) for form in forms):
             raise DedupError(f"an id belongs to another worker than {self._worker}: route each row by owners_of()")
-        self._load_hours(set(np.unique(hours).tolist()))
+        self._load_hours(
+            dict(zip(*map(np.ndarray.tolist, np.unique(hours, return_counts=True)), strict=True)), kafka_hours
+        )
         tags: Tags = (hours % TAGS).astype(np.uint16)
         accepted = np.zeros(len(ids), np.bool_)
         for runs, (rows, head, rest) in zip(self._forms, forms, strict=True):
@@ -98,15 +118,18 @@ class SeenIds:
                 accepted[rows] = True
                 if len(new):
                     runs.add([SortedRun(head.take(new), rest.take(new, axis=0), tags.take(rows))])
+        self._accepted.update(np.unique(hours[accepted]).tolist())
         return accepted
 
     def on_commit(self) -> None:
         """Mark all accepted rows as committed to Gold, where `load` finds them, and evict hours no longer in use.
 
-        Hours used since the last commit stay this time, because the next rows are likely to use them again.
+        Hours used since the last commit stay this time, because the next rows are likely to use them again; so do those
+        of the last windows.
         """
-        in_use = self._in_use(self._newest, self._recent)
-        self._recent = set()
+        in_use = self._recent | self._current
+        self._of_gold = self._newest_until(self._asked, self._accepted)
+        self._accepted, self._recent, self._asked = set(), set(), set()
         kept = self._ids_after_eviction
         if self.ids <= kept + kept // 8 + _EVICTION_GROWTH or self._loaded <= in_use:
             return
@@ -119,17 +142,39 @@ class SeenIds:
         self._loaded = {hour for hour in self._loaded if keep[hour % TAGS]}
         self._ids_after_eviction = self.ids
 
-    def _load_hours(self, hours: set[int]) -> None:
-        """Load the window and the hours of the rows; record these hours only if all loads succeed."""
-        known = hours if self._newest is None else hours | {self._newest}
-        newest = max(known, default=None)
-        for hour in sorted(self._in_use(newest, hours) - self._loaded):
-            self._load_hour(hour)
-        self._newest = newest
-        self._recent |= hours
+    def _load_hours(self, hours: Mapping[int, int], kafka_hours: Mapping[int, int]) -> None:
+        """Load the hours of the rows and of the windows; record these hours only if all loads succeed."""
+        chosen = nsmallest(MAX_WINDOW_HOURS, kafka_hours, key=lambda hour: (-kafka_hours[hour], -hour))
+        unknown = [hour for hour in chosen if hour not in self._of_gold]
+        self._of_gold |= zip(unknown, self._newest_hours(unknown) if unknown else (), strict=True)
+        most = max(hours, key=lambda hour: (hours[hour], hour), default=None)
+        windows = self._windows([*self._newest_until(chosen, self._accepted | hours.keys()).values(), most])
+        used = windows | hours.keys()
+        for hour, ids in self._load(sorted(used - self._loaded)):
+            self._load_hour(hour, ids)
+        self._current = windows or self._current
+        self._recent |= used
+        self._asked.update(chosen)
 
-    def _in_use(self, newest: int | None, hours: set[int]) -> set[int]:
-        return hours if newest is None else hours.union(range(newest - self._window + 1, newest + 1))
+    def _newest_until(self, kafka_hours: Iterable[int], hours: set[int]) -> dict[int, int | None]:
+        """Return, by Kafka hour, the newest hour of a row up to it: in Gold, or one of `hours`."""
+        ordered = sorted(hours)
+        found = {}
+        for kafka in kafka_hours:
+            of_gold, before = self._of_gold[kafka], bisect_right(ordered, kafka)
+            known = ordered[before - 1 : before] if of_gold is None else [of_gold, *ordered[before - 1 : before]]
+            found[kafka] = max(known, default=None)
+        return found
+
+    def _windows(self, middles: Sequence[int | None]) -> set[int]:
+        """Return the hours of the windows around `middles`, in their order, as many as fit into MAX_WINDOW_HOURS."""
+        hours: set[int] = set()
+        for middle in middles:
+            window = range(0) if middle is None else range(middle - self._window + 1, middle + self._window)
+            if hours and len(hours.union(window)) > MAX_WINDOW_HOURS:
+                break
+            hours.update(window)
+        return hours
 
     def _owned(self, form: EncodedKeys) -> EncodedKeys:
         if self._workers == 1:
@@ -137,11 +182,11 @@ class SeenIds:
         mine = np.flatnonzero(owners_of_heads(form.head, self._workers) == self._worker)
         return EncodedKeys(form.rows.take(mine), form.head.take(mine), form.rest.take(mine, axis=0))
 
-    def _load_hour(self, hour: int) -> None:
-        """Add Gold's ids of an hour: all of them, or none if `load` raises."""
+    def _load_hour(self, hour: int, found: Iterable[Ids]) -> None:
+        """Add Gold's ids of an hour: all of them, or none if an error comes among them."""
         loaded = [SortedRuns() for _ in WORDS]
         buffers = [_SortBuffer(hour) for _ in WORDS]
-        for ids in self._load(hour):
+        for ids in found:
             for a in range(0, len(ids), _SORT_ROWS):
                 for runs, buffer, form in zip(loaded, buffers, encode_keys(ids.slice(a, _SORT_ROWS)), strict=True):
                     buffer.append(self._owned(form))

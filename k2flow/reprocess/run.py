@@ -5,7 +5,7 @@ rows read and written at once are bounded; each moved message takes about 25 byt
 of disk for each message, each row of Silver and each affected one of Gold.
 """
 
-import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
@@ -34,9 +34,8 @@ from k2flow.reprocess.context import (
 from k2flow.reprocess.replacements import TableReplacement, TradeChange, changes, find_replacements
 from k2flow.reprocess.revalidation import revalidate
 from k2flow.reprocess.rewriting import Rewriter
-from k2flow.trades.decode import TradeDecoder
 from k2flow.trades.gold_ids import GoldIds
-from k2flow.trades.registry import open_schemas
+from k2flow.trades.stored_schemas import StoredSchemas, schema_properties
 
 ScopeOf = Callable[[PinnedTables, ReplaceableMessages], Scope]
 
@@ -80,7 +79,9 @@ def reprocess(
     dry_run: bool = False,
     progress: Progress = lambda name, more, total: None,
 ) -> Outcome:
-    """Decode the messages that Bronze ingested on [first, last] again, by today's schemas and rules.
+    """Decode the messages that Bronze ingested on [first, last] again, by the tables' schemas and today's rules.
+
+    Schemas that the tables do not have come from the registry. Messages whose schema is not known stay as they are.
 
     The flow must be stopped, unless it is a dry run: AlreadyRunningError if it runs on this host, FencedError if it has
     started meanwhile. After CommitError, the next call or start of the flow publishes a committed replacement. After
@@ -115,9 +116,7 @@ class _Reprocessing:
         self._exchange = exchange
         self._dry_run = dry_run
         self._progress = progress
-        no_wait = threading.Event()
-        no_wait.set()  # if the registry does not answer, reprocessing fails
-        self._decoder = TradeDecoder(exchange, open_schemas(settings, no_wait))
+        self._settings = settings
         self._definitions = definitions(exchange)
 
     def run(self, what: str, scope_of: ScopeOf) -> Outcome:
@@ -131,7 +130,7 @@ class _Reprocessing:
         staging = Staging(self._catalog, exchange, names)
         try:
             staging.begin()
-            outcome, rows = self._compare(outcome, scope_of, staging)
+            outcome, rows, properties = self._compare(outcome, scope_of, staging)
         except BaseException:  # a signal, too: while there are branches, no maintenance runs
             staging.abort()
             raise
@@ -140,7 +139,8 @@ class _Reprocessing:
             return outcome
         fewer = {partition: -n for partition, n in rows.items()}
         try:
-            staging.commit_replacement({name: fewer if name == exchange.dlq else rows for name in names}, what)
+            changed = {name: fewer if name == exchange.dlq else rows for name in names}
+            staging.commit_replacement(changed, what, properties)
         except FencedError:  # after any other error it may have been committed
             staging.abort()
             raise
@@ -148,21 +148,31 @@ class _Reprocessing:
         outcome.published = True
         return outcome
 
-    def _compare(self, outcome: Outcome, scope_of: ScopeOf, staging: Staging | None) -> tuple[Outcome, dict[int, int]]:
-        """Find the changes, and stage them if there is a `staging`. Return also by how many more rows are valid."""
+    def _compare(
+        self, outcome: Outcome, scope_of: ScopeOf, staging: Staging | None
+    ) -> tuple[Outcome, dict[int, int], dict[str, str]]:
+        """Find the changes, and stage them if there is a `staging`.
+
+        Return also by how many more rows are valid, and the properties that keep the schemas used. Raises
+        RegistryError if the registry does not answer, and without it no dead letter changes.
+        """
         pinned = self._pin(same_offsets=staging is not None)
         replaceable = ReplaceableMessages(pinned)
         scope = scope_of(pinned, replaceable)
         with open_row_hashes(SCHEMA) as store:
-            context = ReprocessContext(store=store, pinned=pinned, decoder=self._decoder)
+            schemas = StoredSchemas(self._settings, pinned.tables[BRONZE].properties, self._exchange.name)
+            context = ReprocessContext(store=store, pinned=pinned, schemas=schemas)
             moved = revalidate(context, scope, replaceable, self._advance("revalidate", scope))
             outcome.messages, outcome.ambiguous = moved.messages_in_scope(), moved.ambiguous_keys()
             day = scope.plan.first_day
             outcome.skipped, outcome.since = scope.skipped, None if day is None else UNIX_EPOCH + timedelta(day)
             outcome.moved = moved.counts()
+            if schemas.unanswered is not None and not outcome.moved and not scope.whole:
+                raise schemas.unanswered
             if outcome.moved:
                 advance = self._advance("compare", scope)
-                newest_hour = GoldIds(self._catalog, self._exchange.code).newest_hour()
+                now = int(time.time() // 3600)  # Gold may have a later, absurd hour: no hot window ends there
+                (newest_hour,) = GoldIds(self._catalog, self._exchange.code).newest_hours([now + 1])
                 found = find_replacements(context, newest_hour, advance)
                 if staging is not None:
                     rewriter = Rewriter(context, moved, found, self._definitions, self._advance("write", scope))
@@ -170,7 +180,8 @@ class _Reprocessing:
                 else:
                     outcome.changes = changes(context, moved, self._definitions[pinned.name(SILVER)], advance)
                     outcome.tables = {layer.name: table for layer, table in found.sizes().items()}
-            return outcome, moved.rows_by_partition()
+            properties = schema_properties(self._exchange.name, schemas.new_texts())
+            return outcome, moved.rows_by_partition(), properties
 
     def _pin(self, same_offsets: bool) -> PinnedTables:
         """Pin the tables. Raises ReprocessError if there are none, or if they must hold the same offsets and do not."""

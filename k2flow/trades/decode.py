@@ -4,6 +4,7 @@ Delivery guarantee: each message is in exactly one of the two results. A pure fu
 schemas that their ids name.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -18,7 +19,7 @@ from k2flow.trades.reasons import Reason
 from k2flow.trades.record_decoder import DecodedRecords, Defect, RecordDecoder
 from k2flow.trades.registry import Schemas, UnknownSchemaError
 from k2flow.trades.unknown_fields import UnknownFields
-from k2flow.trades.validate import Validator, int64_times
+from k2flow.trades.validate import KAFKA_TIME, Validator, int64_times
 
 _REASON_OF_DEFECT = np.array([Reason[d.name] if d else Reason.VALID for d in sorted(Defect)], np.uint8)
 _WHOLE_BATCH_SHARE = 0.9
@@ -64,7 +65,7 @@ class TradeDecoder:
         """
         payloads = messages.rows.column("value")
         reasons, ids = read_headers(payloads)
-        parts, details = self._decode_parts(payloads, reasons, ids)
+        parts, details = self._decode_parts(messages, reasons, ids)
         kafka_time = messages.rows.column("timestamp")
         for part in parts:
             self._find_reasons(part, kafka_time, reasons, details)
@@ -80,7 +81,7 @@ class TradeDecoder:
         """
         payloads = messages.rows.column("value")
         reasons, ids = read_headers(payloads)
-        parts, _ = self._decode_parts(payloads, reasons, ids)
+        parts, _ = self._decode_parts(messages, reasons, ids)
         rows = [np.zeros(0, np.int64)]
         batches = [pa.RecordBatch.from_pylist([], self._silver).select(self._identity)]
         for part in parts:
@@ -94,22 +95,30 @@ class TradeDecoder:
         return pa.concat_batches(batches).take(pa.array(at, mask=at < 0))
 
     def _decode_parts(
-        self, payloads: pa.BinaryArray, reasons: Reasons, ids: Ints
+        self, messages: MessageBatch, reasons: Reasons, ids: Ints
     ) -> tuple[list[_DecodedPart], dict[int, str]]:
         """Decode the records of each schema id together. Return the details of rows with an unknown id by number."""
-        parts, details = [], {}
-        readable = reasons == Reason.VALID
-        for schema_id in np.unique(ids[readable]).tolist():
-            rows = np.flatnonzero(readable & (ids == schema_id))
-            try:
-                decoder = self._schemas.decoder(schema_id)
-            except UnknownSchemaError as error:
-                reasons[rows] = Reason.UNKNOWN_SCHEMA
-                details.update(dict.fromkeys(rows.tolist(), str(error)))
+        parts: list[_DecodedPart] = []
+        payloads, readable = messages.rows.column("value"), reasons == Reason.VALID
+        in_batch = np.unique(ids[readable]).tolist()
+        found = self._schemas.decoders(in_batch, lambda wanted: self._first_of(messages, wanted, ids, readable))
+        unknown = {}
+        for schema_id, decoder in found.items():
+            if isinstance(decoder, UnknownSchemaError):
+                unknown[schema_id] = str(decoder)
                 continue
             self._unknown.log_once(schema_id, decoder)
-            parts.append(_decode_part(decoder, payloads, rows))
-        return parts, details
+            parts.append(_decode_part(decoder, payloads, np.flatnonzero(readable & (ids == schema_id))))
+        rows = np.flatnonzero(readable & np.isin(ids, list(unknown))) if unknown else np.zeros(0, np.int64)
+        reasons[rows] = Reason.UNKNOWN_SCHEMA
+        return parts, {row: unknown[i] for row, i in zip(rows.tolist(), ids[rows].tolist(), strict=True)}
+
+    def _first_of(
+        self, messages: MessageBatch, schema_ids: Collection[int], ids: Ints, readable: npt.NDArray[np.bool_]
+    ) -> str:
+        """Return topic, partition and offset of the first readable message that has one of some schema ids."""
+        first = np.flatnonzero(readable & np.isin(ids, list(schema_ids)))[0]
+        return f"{self._topic}[{messages.partition[first]}] offset {messages.offset[first]}"
 
     def _find_reasons(
         self, part: _DecodedPart, kafka_time: pa.TimestampArray, reasons: Reasons, details: dict[int, str]
@@ -199,13 +208,17 @@ def _rule_details(
 ) -> list[str]:
     """Return the values of `columns` in m rows, as `name = value`; times as numbers, since they may be no date."""
     index = pa.array(rows)
-    parts = [[f"{name} = {text}" for text in _texts(batch.column(name).take(index))] for name in columns]
-    texts = [", ".join(of_row) for of_row in zip(*parts, strict=True)]
-    if columns == ("timestamp",):
-        known = kafka_time.take(index).cast(pa.int64()).to_pylist()
-        pairs = zip(texts, known, strict=True)
-        texts = [text if us is None else f"{text}, Kafka timestamp = {us} us" for text, us in pairs]
-    return texts
+    times = _kafka_times(kafka_time.take(index))
+    parts = [
+        times if name == KAFKA_TIME else [f"{name} = {text}" for text in _texts(batch.column(name).take(index))]
+        for name in columns
+    ]
+    return [", ".join(of_row) for of_row in zip(*parts, strict=True)]
+
+
+def _kafka_times(times: pa.TimestampArray) -> list[str]:
+    known = times.cast(pa.int64()).to_pylist()
+    return ["no usable Kafka timestamp" if us is None else f"Kafka timestamp = {us} us" for us in known]
 
 
 def _detail(text: str) -> str:

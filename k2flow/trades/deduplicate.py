@@ -4,7 +4,8 @@ The set of keys is stored in Gold only. After a start the flow reads it back, an
 needs that hour. Each key belongs to one worker, so each worker's set is exact by itself.
 """
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,10 +16,11 @@ from k2flow.dedup.index import SeenIds
 from k2flow.dedup.keys import Bools, Ints, key_column, owners_of
 from k2flow.exchange import Exchange
 from k2flow.iceberg.committable import Committable
-from k2flow.layers import GOLD, GOLD_TABLE, HOUR_US
+from k2flow.layers import FIRST_TRADE_US, GOLD, GOLD_TABLE, HOUR_US
 from k2flow.observability import metrics, tracing
 from k2flow.observability.metrics import BatchStats
 from k2flow.trades.messages import MessageBatch
+from k2flow.trades.validate import FUTURE_US, int64_times
 
 FEW_ROWS = 1_000
 HELD_BYTES = 16 << 20
@@ -28,6 +30,7 @@ HELD_BYTES = 16 << 20
 class OwnedTrades:
     """Gold rows that may be duplicates, all of whose keys belong to worker `owner` of `owners`.
 
+    `kafka_hours` are those of all messages of their batch, see `kafka_hours`.
     `ends_checkpoint`: the tables commit at the end of this epoch, so no row may be held back. Every owner gets such an
     item in such an epoch.
     """
@@ -35,10 +38,13 @@ class OwnedTrades:
     owner: int
     owners: int
     rows: pa.RecordBatch
+    kafka_hours: Mapping[int, int]
     ends_checkpoint: bool
 
 
-def split_by_owner(trades: MessageBatch, dedup_key: tuple[str, ...], owners: int) -> list[OwnedTrades]:
+def split_by_owner(
+    trades: MessageBatch, kafka_hours: Mapping[int, int], dedup_key: tuple[str, ...], owners: int
+) -> list[OwnedTrades]:
     """Return Gold's rows of `trades` by the worker that owns their deduplication keys."""
     rows = GOLD.rows(trades.rows)
     if owners == 1:
@@ -47,10 +53,26 @@ def split_by_owner(trades: MessageBatch, dedup_key: tuple[str, ...], owners: int
         owner_of_row = owners_of(key_column(rows, dedup_key), owners)
         parts = [rows.filter(pa.array(owner_of_row == w)) for w in range(owners)]
     return [
-        OwnedTrades(owner=w, owners=owners, rows=part, ends_checkpoint=trades.ends_checkpoint)
+        OwnedTrades(owner=w, owners=owners, rows=part, kafka_hours=kafka_hours, ends_checkpoint=trades.ends_checkpoint)
         for w, part in enumerate(parts)
         if part.num_rows or trades.ends_checkpoint
     ]
+
+
+def kafka_hours(kafka_times: pa.TimestampArray, trades: pa.RecordBatch) -> Mapping[int, int]:
+    """Return the hours, since 1970, of Kafka's time in a batch, each with its number of messages.
+
+    They are those of a minute later, since a trade may be so much ahead. If a message has no usable time, the hours of
+    ingestion of all `trades` in the batch are added: its producer's clock stands for Kafka's.
+    """
+    known = int64_times(kafka_times.drop_null())
+    hours = (known[known >= FIRST_TRADE_US] + FUTURE_US) // HOUR_US
+    if len(hours) < len(kafka_times):
+        hours = np.append(hours, int64_times(trades.column("ingestion_timestamp")) // HOUR_US)
+    if len(hours) and (first := hours.min()) == hours.max():
+        return {int(first): len(hours)}
+    distinct, counts = np.unique(hours, return_counts=True)
+    return dict(zip(distinct.tolist(), counts.tolist(), strict=True))
 
 
 def hours_of(trades: pa.RecordBatch) -> Ints:
@@ -90,9 +112,10 @@ class LateRows:
 class Deduplicator:
     """Writes the rows whose keys are new into Gold's data files.
 
-    Delivery guarantee: within the hot window (`dedup_window_hours` back from Gold's newest hour) no two Gold rows of
-    the exchange share a key; outside it none within the same exchange hour. Rows that a crash leaves uncommitted are
-    not in Gold, and so not in the set of the next start. Committed rows are, and are dropped when they are read again.
+    Delivery guarantee: within the hot window no two Gold rows of the exchange share a key; outside it none within the
+    same exchange hour. The window is `dedup_window_hours` long and follows Kafka's time, see `SeenIds`. Rows that a
+    crash leaves uncommitted are not in Gold, and so not in the set of the next start. Committed rows are, and are
+    dropped when they are read again.
     """
 
     def __init__(
@@ -115,8 +138,9 @@ class Deduplicator:
         # Rows from several workers go into the same files.
         rows = pa.concat_batches([item.rows for item in items]) if len(items) > 1 else items[0].rows
         hours = hours_of(rows)
+        kafka = sum((Counter(item.kafka_hours) for item in items), Counter[int]())
         with tracing.span("dedup", rows=rows.num_rows):
-            first = self._seen.accept_new(key_column(rows, self._exchange.dedup_key), hours)
+            first = self._seen.accept_new(key_column(rows, self._exchange.dedup_key), hours, kafka)
         stats = BatchStats(duplicates=rows.num_rows - int(first.sum()))
         ready = self._late.ready(rows, first, hours, self._committing)
         with tracing.span("write", table=GOLD_TABLE, rows=ready.num_rows):

@@ -1,7 +1,7 @@
 """Kafka messages in Arrow: their offsets, the header of each payload, and their rows in Bronze."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Self
 
@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from k2flow.iceberg.ledger import OffsetRange
-from k2flow.layers import BRONZE, MAX_TIME_US
+from k2flow.iceberg.ledger import Mark, OffsetRange
+from k2flow.layers import BRONZE, FIRST_TRADE_US, MAX_TIME_US
 from k2flow.trades.reasons import Reason
 
 MESSAGE_SCHEMA = pa.schema([("key", pa.binary()), ("value", pa.binary()), ("timestamp", pa.timestamp("us", "UTC"))])
-"""Kafka messages: key and value unchanged (null and empty apart), CreateTime or LogAppendTime, null without one."""
+"""Kafka messages: key and value unchanged (null and empty apart), and Kafka's time, null without a usable one."""
 HEADER_BYTES = 5
 _HEADER = np.dtype([("magic", "u1"), ("schema_id", ">u4")])
 
@@ -26,7 +26,7 @@ class MessageBatch:
     `rows` are the messages, or rows derived from them. `offsets` are ranges (partition, first, next), at most one per
     partition. Every message of [first, next) is one of the rows, or has none: a transaction marker, or a dead letter in
     a batch of trades. `ends_checkpoint`: the tables commit at the end of the batch's epoch, with everything since the
-    last commit.
+    last commit. `marks` has the last message of each of the ranges that has one.
     """
 
     rows: pa.RecordBatch
@@ -34,11 +34,12 @@ class MessageBatch:
     offset: npt.NDArray[np.int64]
     offsets: Sequence[tuple[int, int, int]]
     ends_checkpoint: bool = True
+    marks: Mapping[int, Mark] = field(default_factory=dict)
 
     def ranges(self) -> list[OffsetRange]:
         """Return `offsets`, each with the number of its rows."""
         counts = np.bincount(self.partition, minlength=1 + max((p for p, _, _ in self.offsets), default=0))
-        return [OffsetRange(p, first, end, int(counts[p])) for p, first, end in self.offsets]
+        return [OffsetRange(p, first, end, int(counts[p]), self.marks.get(p)) for p, first, end in self.offsets]
 
     def after(self, committed: Mapping[int, int]) -> Self:
         """Return the part that is not committed; `committed` has the next offset of each partition that has one."""
@@ -67,8 +68,11 @@ def empty_batch(offsets: Sequence[tuple[int, int, int]], ends_checkpoint: bool) 
 
 
 def timestamps(milliseconds: npt.NDArray[np.int64]) -> pa.TimestampArray:
-    """Convert Kafka's times to microseconds; null for no time (-1) and for a time after 9999, which no table holds."""
-    bad = (milliseconds < 0) | (milliseconds > MAX_TIME_US // 1000)
+    """Convert Kafka's times to microseconds; null for a message without a time (-1) or with an unusable one.
+
+    A time before FIRST_TRADE_US is unusable (a producer that gives seconds), and one after 9999 (microseconds).
+    """
+    bad = (milliseconds < FIRST_TRADE_US // 1000) | (milliseconds > MAX_TIME_US // 1000)
     microseconds = np.where(bad, 0, milliseconds) * 1000
     return pa.array(microseconds, mask=bad if bad.any() else None).cast(pa.timestamp("us", "UTC"))
 

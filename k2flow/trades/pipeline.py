@@ -24,10 +24,11 @@ from k2flow.layers import DLQ, GOLD_TABLE, Layer, Stream
 from k2flow.observability import metrics, tracing
 from k2flow.observability.metrics import EMPTY_STATS, BatchStats
 from k2flow.trades.decode import TradeDecoder
-from k2flow.trades.deduplicate import Deduplicator, OwnedTrades, split_by_owner
+from k2flow.trades.deduplicate import Deduplicator, OwnedTrades, kafka_hours, split_by_owner
 from k2flow.trades.gold_ids import GoldIds
 from k2flow.trades.messages import MessageBatch, bronze_rows
 from k2flow.trades.registry import Schemas
+from k2flow.trades.stored_schemas import schema_properties
 
 
 @dataclass(eq=False)
@@ -61,16 +62,18 @@ class Pipeline:
         committables = self._write_layers(Stream.MESSAGES, batch, stats)  # files are written while the batch is decoded
         with tracing.span("decode", messages=batch.rows.num_rows):
             decoded = self._decoder.decode(batch)
+        committables = [self._with_schemas(each) for each in committables]
         committables += self._write_layers(Stream.TRADES, decoded.trades, stats)
         committables += self._write_layers(Stream.DEAD_LETTERS, decoded.dead_letters, stats)
         new = decoded.trades.after(self.committed(GOLD_TABLE))
-        return committables, split_by_owner(new, self.exchange.dedup_key, self.owners)
+        hours = kafka_hours(batch.rows.column("timestamp"), new.rows)
+        return committables, split_by_owner(new, hours, self.exchange.dedup_key, self.owners)
 
     def deduplicator(self, owner: int) -> Deduplicator:
         """Open the deduplication of one owner's keys. Raises CatalogError."""
         ids = GoldIds(self.catalog, self.exchange.code, self.exchange.dedup_key)
         window = self.exchange.settings.dedup_window_hours
-        seen = SeenIds(ids.load, ids.newest_hour(), window, owner, self.owners)
+        seen = SeenIds(ids.load, ids.newest_hours, window, owner, self.owners)
         return Deduplicator(self.exchange, seen, self.writers.write)
 
     def _write_layers(self, stream: Stream, rows: MessageBatch, stats: BatchStats) -> list[Committable]:
@@ -95,9 +98,18 @@ class Pipeline:
             stream = bronze_rows(new, self.exchange.settings.topic) if messages else new.rows
             return replace(committable, files=self.writers.write(table, layer.rows(stream)))
 
+    def _with_schemas(self, committable: Committable) -> Committable:
+        """Add the texts of the schemas that Bronze lacks: they come with the first rows that need them."""
+        texts = self._schemas.new_texts() if committable.table == self.exchange.bronze else {}
+        return replace(committable, properties=schema_properties(self.exchange.name, texts)) if texts else committable
+
+    @cached_property
+    def _schemas(self) -> Schemas:
+        return self.schemas()
+
     @cached_property
     def _decoder(self) -> TradeDecoder:
-        return TradeDecoder(self.exchange, self.schemas())
+        return TradeDecoder(self.exchange, self._schemas)
 
     @cached_property
     def _only_deduplicator(self) -> Deduplicator:

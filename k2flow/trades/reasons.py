@@ -31,6 +31,8 @@ class Reason(IntEnum):
     TIMESTAMP_OUT_OF_RANGE = 18
     TIMESTAMP_IN_FUTURE = 19
     TIMESTAMP_TOO_OLD = 20
+    TIMESTAMP_IMPLAUSIBLE = 21
+    INGESTION_TIMESTAMP_IMPLAUSIBLE = 22
 
     @property
     def code(self) -> str:

@@ -12,11 +12,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from k2flow.exchange import Exchange
-from k2flow.layers import MAX_TIME_US, MIN_TIME_US
+from k2flow.layers import FIRST_TRADE_US, MAX_TIME_US, MIN_TIME_US
 from k2flow.trades.reasons import FIRST_EXCHANGE_RULE, Reason
 
 FUTURE_US = 60 * 1_000_000
 OLD_US = 365 * 86_400 * 1_000_000
+KAFKA_TIME = "kafka_timestamp"  # in the columns of a RuleReport: the message's, not the trade's
 Mask = npt.NDArray[np.bool_]
 
 
@@ -39,8 +40,10 @@ _COLUMNS: dict[Reason, tuple[str, ...]] = {
     Reason.WRONG_EXCHANGE: ("exchange",),
     Reason.INVALID_ASSET_CLASS: ("asset_class",),
     Reason.TIMESTAMP_OUT_OF_RANGE: ("timestamp", "ingestion_timestamp"),
-    Reason.TIMESTAMP_IN_FUTURE: ("timestamp",),
-    Reason.TIMESTAMP_TOO_OLD: ("timestamp",),
+    Reason.TIMESTAMP_IN_FUTURE: ("timestamp", KAFKA_TIME),
+    Reason.TIMESTAMP_TOO_OLD: ("timestamp", KAFKA_TIME),
+    Reason.TIMESTAMP_IMPLAUSIBLE: ("timestamp", "ingestion_timestamp", KAFKA_TIME),
+    Reason.INGESTION_TIMESTAMP_IMPLAUSIBLE: ("ingestion_timestamp", KAFKA_TIME),
 }
 
 
@@ -60,7 +63,8 @@ class Validator:
     def check(self, trades: pa.RecordBatch, kafka_time: pa.TimestampArray, reasons: npt.NDArray[np.uint8]) -> None:
         """Set the reason of each of n trades (the columns of TradeV2) to the number of the first rule that it breaks.
 
-        A row whose reason is not 0 keeps it. Rules that compare with `kafka_time` (us UTC) do not apply to a null.
+        A row whose reason is not 0 keeps it. Rules that compare with `kafka_time` (us UTC) do not apply if it is
+        unusable: null, or before FIRST_TRADE_US. Then the time of the trade must agree with its time of ingestion.
         """
         for number, is_broken in self._rules(trades, kafka_time):
             broken = is_broken()
@@ -84,11 +88,14 @@ class Validator:
         yield Reason.INVALID_ASSET_CLASS, lambda: _not_in(column("asset_class"), "crypto")
         yield Reason.TIMESTAMP_OUT_OF_RANGE, lambda: _outside(time) | _outside(received)
         kafka = int64_times(kafka_time)
-        apart = ~_nulls(kafka_time) & ~_outside(time)
+        known = ~_nulls(kafka_time) & (kafka >= FIRST_TRADE_US)
+        inside = ~_outside(time) & ~_outside(received)  # so that no difference overflows
         with np.errstate(over="ignore"):
             ahead = time - kafka
-        yield Reason.TIMESTAMP_IN_FUTURE, lambda: apart & (ahead > FUTURE_US)
-        yield Reason.TIMESTAMP_TOO_OLD, lambda: apart & (ahead < -OLD_US)
+        yield Reason.TIMESTAMP_IN_FUTURE, lambda: known & inside & (ahead > FUTURE_US)
+        yield Reason.TIMESTAMP_TOO_OLD, lambda: known & inside & (ahead < -OLD_US)
+        yield Reason.TIMESTAMP_IMPLAUSIBLE, lambda: ~known & inside & ((time < FIRST_TRADE_US) | _apart(time, received))
+        yield Reason.INGESTION_TIMESTAMP_IMPLAUSIBLE, lambda: known & inside & _apart(received, kafka)
         for i, rule in enumerate(self._exchange.rules, FIRST_EXCHANGE_RULE):
             yield i, lambda rule=rule: ~rule.valid(trades).fill_null(False).to_numpy(zero_copy_only=False)  # type: ignore[misc]
 
@@ -110,6 +117,13 @@ def _nulls(column: pa.Array) -> Mask:
 def _outside(time_us: npt.NDArray[np.int64]) -> Mask:
     outside: Mask = (time_us < MIN_TIME_US) | (time_us > MAX_TIME_US)
     return outside
+
+
+def _apart(one: npt.NDArray[np.int64], other: npt.NDArray[np.int64]) -> Mask:
+    """Return which times are more than 365 days from each other, either way."""
+    with np.errstate(over="ignore"):
+        apart: Mask = np.abs(one - other) > OLD_US
+    return apart
 
 
 def _unscaled(amounts: pa.Decimal128Array) -> npt.NDArray[np.int64]:

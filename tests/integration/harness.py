@@ -193,7 +193,7 @@ def assert_bronze(lake: Lake, expected: Expected) -> None:
         assert row["message_key"] == key
         assert row["avro_payload"] == message.value
         assert row["topic"] == lake.topic
-        assert milliseconds(row["kafka_timestamp"]) == message.timestamp_ms
+        assert milliseconds(row["kafka_timestamp"]) == message.usable_ms
         assert row["ingestion_date"] == row["ingestion_timestamp"].date()
 
 

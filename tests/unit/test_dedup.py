@@ -3,7 +3,7 @@
 import re
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -55,13 +55,42 @@ class Gold:
 
     def __init__(self) -> None:
         self.rows: list[tuple[str, int]] = []
+        self.others: list[int] = []  # hours of rows of other workers
         self.loaded: list[int] = []
 
-    def load(self, hour: int) -> Iterator[pa.Array]:
-        self.loaded.append(hour)
+    def load(self, hours: Sequence[int]) -> Iterator[tuple[int, Iterator[pa.Array]]]:
+        for hour in hours:
+            self.loaded.append(hour)
+            yield hour, self.read(hour)
+
+    def read(self, hour: int) -> Iterator[pa.Array]:
         found = [text for text, at in self.rows if at == hour]
         for a in range(0, len(found), 3):
             yield strings(found[a : a + 3])
+
+    def newest(self, until: Sequence[int]) -> list[int | None]:
+        hours = [*self.others, *(at for _, at in self.rows)]
+        return [max((at for at in hours if at <= hour), default=None) for hour in until]
+
+
+class SeenAtHead(SeenIds):
+    """An index whose messages all have the Kafka hour of the newest row so far, like those of a live topic."""
+
+    head = -(2**40)
+
+    def accept_new(self, ids: pa.Array, hours: np.ndarray, kafka_hours: Mapping[int, int] | None = None) -> np.ndarray:
+        if kafka_hours is None:
+            self.head = max([self.head, *hours.tolist()])
+            kafka_hours = {self.head: len(hours)}
+        return super().accept_new(ids, hours, kafka_hours)
+
+
+def seen_at(head: int, gold: Gold, window_hours: int = 24, **more: int) -> SeenAtHead:
+    """Return an index over a Gold with a row of another worker at `head`, where the topic is."""
+    gold.others.append(head)
+    seen = SeenAtHead(gold.load, gold.newest, window_hours, **more)
+    seen.head = head
+    return seen
 
 
 def trades(*pairs: tuple[str | None, str | None]) -> pa.RecordBatch:
@@ -94,7 +123,7 @@ class TestKeyColumn:
         rows = trades(("BTC", "1"), ("ETH", "1"), ("BTC", "1"), ("BTC", "11"), ("BTC1", "1"), ("BTC", "11"))
         gold = Gold()
         gold.rows = [(text, 7) for text in key_column(rows[1:2], key).to_pylist()]
-        seen = SeenIds(gold.load, 7)
+        seen = seen_at(7, gold)
         accepted = seen.accept_new(key_column(rows, key), np.full(6, 7, np.int64))
         assert accepted.tolist() == [True, False, False, True, True, False]
         with pytest.raises(DedupError, match="null"):
@@ -261,7 +290,7 @@ class TestSortedRuns:
 
 class TestSeenIds:
     def test_first_row_of_each_id_is_accepted(self) -> None:
-        seen = SeenIds(Gold().load, None)
+        seen = SeenAtHead(Gold().load, Gold().newest)
         ids = strings(["b", UUID, "a", "b", UUID, UUID.upper(), "x" * 99, "a", "x" * 99, ""])
         hours = np.full(10, 77, np.int64)
         assert seen.accept_new(ids, hours).tolist() == [True] * 3 + [False] * 2 + [True] * 2 + [False] * 2 + [True]
@@ -274,33 +303,74 @@ class TestSeenIds:
     def test_hours_of_the_window_and_of_the_rows_are_loaded(self) -> None:
         gold = Gold()
         gold.rows = [("old", 50), ("edge", 97), ("out", 96), ("new", 100)]
-        seen = SeenIds(gold.load, 100, window_hours=4)
+        seen = seen_at(100, gold, window_hours=4)
         assert gold.loaded == []
         ids = ["old", "edge", "out", "new", "old"]
-        first = seen.accept_new(strings(ids), hours_of(51, 100, 98, 98, 50))
+        first = seen.accept_new(strings(ids), hours_of(51, 100, 98, 100, 50))
         assert first.tolist() == [False, False, True, False, False]
-        assert gold.loaded == [50, 51, 97, 98, 99, 100]
+        assert gold.loaded == [50, 51, *range(97, 104)]
         assert seen.hours == frozenset(gold.loaded)
         assert seen.accept_new(strings(["out"]), hours_of(102)).tolist() == [False]
-        assert gold.loaded[6:] == [101, 102]
+        assert gold.loaded[9:] == [104, 105]
 
     def test_empty_gold_starts_its_window_at_the_first_row(self) -> None:
         gold = Gold()
-        seen = SeenIds(gold.load, None, window_hours=3)
+        seen = SeenAtHead(gold.load, gold.newest, window_hours=3)
         assert seen.accept_new(strings([]), hours_of()).tolist() == []
         assert gold.loaded == []
         seen.accept_new(strings(["a"]), hours_of(-1000))
-        assert gold.loaded == [-1002, -1001, -1000]
+        assert gold.loaded == [-1002, -1001, -1000, -999, -998]
+
+    def test_row_ahead_of_kafkas_time_moves_no_window(self) -> None:
+        """With no Kafka time, or one as far ahead, it is found in its own window, and the others in theirs."""
+        gold = Gold()
+        gold.rows = [("now", 100), ("absurd", 70_000_000)]
+        for kafka_hours in ({100: 1}, {148: 1}, {148: 900, 100: 1}, {70_000_000: 5}):
+            seen = SeenIds(gold.load, gold.newest, window_hours=4)
+            assert seen.accept_new(strings(["ahead"]), hours_of(148), kafka_hours).all()
+            seen.on_commit()
+            assert seen.accept_new(strings(["now"]), hours_of(98), {101: 1}).tolist() == [False]
+            assert seen.accept_new(strings(["now"]), hours_of(101), {102: 1}).tolist() == [False]
+            assert seen.accept_new(strings(["ahead", "absurd"]), hours_of(148, 70_000_000), {100: 1}).sum() == 0
+
+    def test_window_lies_around_the_most_rows_too(self) -> None:
+        """A producer's clock is ahead, its trades are right, and one trade of another's lies in between."""
+        gold = Gold()
+        gold.rows = [("now", 98), ("ahead", 140)]
+        seen = SeenIds(gold.load, gold.newest, window_hours=4)
+        ids = strings(["now", "x", "y"])
+        assert seen.accept_new(ids, hours_of(100, 100, 141), {148: 3}).tolist() == [False, True, True]
+
+    def test_lagging_partition_is_compared_with_later_rows(self) -> None:
+        """A window reaches after its newest row too: another partition may be ahead."""
+        gold = Gold()
+        gold.rows = [("later", 103), ("much later", 104), ("old", 100)]
+        seen = SeenIds(gold.load, gold.newest, window_hours=4)
+        ids = strings(["later", "much later", "old"])
+        assert seen.accept_new(ids, np.full(3, 99), {100: 3}).tolist() == [False, True, False]
+
+    def test_windows_are_bounded_and_those_of_most_messages_come_first(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(index, "MAX_WINDOW_HOURS", 6)
+        gold = Gold()
+        gold.rows = [(f"{hour}", hour) for hour in range(0, 1000, 100)]
+        seen = SeenIds(gold.load, gold.newest, window_hours=2)
+        seen.accept_new(
+            strings(["new"]), hours_of(7), {hour: hour if hour < 500 else 1 for hour in range(0, 1000, 100)}
+        )
+        assert seen.hours == {7, 399, 400, 401, 299, 300, 301}
+        seen = SeenIds(gold.load, gold.newest, window_hours=20)
+        seen.accept_new(strings(["new"]), hours_of(7), {500: 1, 400: 1})
+        assert seen.hours == {7, *range(481, 520)}
 
     def test_empty_batch_loads_the_window(self) -> None:
         gold = Gold()
-        SeenIds(gold.load, 10, window_hours=2).accept_new(strings([]), hours_of())
-        assert gold.loaded == [9, 10]
+        seen_at(10, gold, window_hours=2).accept_new(strings([]), hours_of())
+        assert gold.loaded == [9, 10, 11]
 
     def test_hours_from_year_1_to_9999_work(self) -> None:
         gold = Gold()
         gold.rows = [("a", -17_259_888), ("z", 70_389_527)]
-        seen = SeenIds(gold.load, 70_389_527)
+        seen = seen_at(70_389_527, gold)
         ids, hours = strings(["a", "z", "a"]), hours_of(-17_259_888, 70_389_527, 0)
         assert seen.accept_new(ids, hours).tolist() == [False, False, False]
         assert seen.accept_new(strings(["b", "b"]), hours_of(-17_259_888, -17_259_887)).tolist() == [True, False]
@@ -310,40 +380,45 @@ class TestSeenIds:
         gold = Gold()
         gold.rows = [(f"{hour}-{number}", hour) for hour in (8, 9, 10) for number in range(7)]
 
-        def load(hour: int) -> Iterator[pa.Array]:
-            for count, ids in enumerate(gold.load(hour)):
+        def read(hour: int, arrays: Iterator[pa.Array]) -> Iterator[pa.Array]:
+            for count, ids in enumerate(arrays):
                 if failing and hour == 9 and count == broken:
                     raise OSError("unreachable")
                 yield ids
 
+        def load(hours: Sequence[int]) -> Iterator[tuple[int, Iterator[pa.Array]]]:
+            return ((hour, read(hour, arrays)) for hour, arrays in gold.load(hours))
+
         failing = True
-        seen = SeenIds(load, 10, window_hours=3)
+        seen = SeenAtHead(load, gold.newest, window_hours=3)
+        seen.head = 10
         ids, hours = strings(["9-0", "9-6", "new"]), hours_of(9, 9, 5)
         for _ in range(2):
             with pytest.raises(OSError, match="unreachable"):
                 seen.accept_new(ids, hours)
-        assert seen.hours == {5, 8}
+        assert seen.hours == {5, 7, 8}
         assert seen.ids == 7
         failing = False
         assert seen.accept_new(ids, hours).tolist() == [False, False, True]
-        assert seen.hours == {5, 8, 9, 10}
+        assert seen.hours == {5, 7, 8, 9, 10, 11, 12}
         assert (seen.ids, gold.loaded.count(8), gold.loaded.count(9)) == (22, 1, 3)
 
     def test_hours_of_a_failed_call_do_not_move_the_window(self) -> None:
-        def load(hour: int) -> list[pa.Array]:
-            if hour > 1000:
+        def load(hours: Sequence[int]) -> list[tuple[int, list[pa.Array]]]:
+            if hours[-1] > 1000:
                 raise OSError("unreachable")
-            return []
+            return [(hour, []) for hour in hours]
 
-        seen = SeenIds(load, 10, window_hours=2)
+        seen = SeenIds(load, lambda until: [10 for _ in until], window_hours=2)
         with pytest.raises(OSError, match="unreachable"):
-            seen.accept_new(strings(["a"]), hours_of(2000))
-        assert seen.accept_new(strings(["a"]), hours_of(10)).tolist() == [True]
+            seen.accept_new(strings(["a"]), hours_of(2000), {2000: 1})
+        assert seen.accept_new(strings(["a"]), hours_of(10), {2000: 1}).tolist() == [True]
+        assert seen.hours == {9, 10, 11}
 
     def test_duplicates_in_gold_are_stored_once_per_hour(self) -> None:
         gold = Gold()
         gold.rows = [(text, 10) for text in [UUID, "a"] * 20] + [(UUID, 9)]
-        seen = SeenIds(gold.load, 10)
+        seen = seen_at(10, gold)
         assert seen.accept_new(strings([UUID, "a", "b"]), hours_of(10, 10, 10)).tolist() == [False, False, True]
         assert seen.ids == 4
 
@@ -351,18 +426,19 @@ class TestSeenIds:
         monkeypatch.setattr(index, "_EVICTION_GROWTH", 0)
         gold = Gold()
         gold.rows = [("twice", 1), ("twice", 10), *((f"{number}", 1) for number in range(50))]
-        seen = SeenIds(gold.load, 10, window_hours=2)
+        seen = seen_at(10, gold, window_hours=2)
         assert not seen.accept_new(strings(["twice"]), hours_of(1)).any()
         seen.on_commit()
-        assert seen.hours == {1, 9, 10}
+        assert seen.hours == {0, 1, 2, 9, 10, 11}
+        assert not seen.accept_new(strings(["twice"]), hours_of(10)).any()
         seen.on_commit()
-        assert seen.hours == {9, 10}
+        assert seen.hours == {9, 10, 11}
         assert not seen.accept_new(strings(["twice"]), hours_of(10)).any()
 
     def test_uncommitted_rows_are_not_evicted(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(index, "_EVICTION_GROWTH", 0)
         gold = Gold()
-        seen = SeenIds(gold.load, 100, window_hours=1)
+        seen = seen_at(100, gold, window_hours=1)
         for hour in range(100, 200, 3):
             assert seen.accept_new(strings(["a" * hour, f"old {hour}"]), hours_of(hour, 7)).all()
         assert not seen.accept_new(strings([f"old {hour}" for hour in range(100, 200, 3)]), np.full(34, 7)).any()
@@ -371,15 +447,15 @@ class TestSeenIds:
     def test_evicted_hour_is_loaded_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(index, "_EVICTION_GROWTH", 0)
         gold = Gold()
-        seen = SeenIds(gold.load, 100, window_hours=2)
+        seen = seen_at(100, gold, window_hours=2)
         assert seen.accept_new(strings(["a", "b"]), hours_of(100, 5)).all()
         gold.rows += [("a", 100), ("b", 5)]
         seen.on_commit()
-        assert seen.hours == {5, 99, 100}
+        assert seen.hours == {5, 99, 100, 101}
         assert seen.accept_new(strings(["c"]), hours_of(200)).all()
         gold.rows += [("c", 200)]
         seen.on_commit()
-        assert (seen.hours, seen.ids) == ({199, 200}, 1)
+        assert (seen.hours, seen.ids) == ({199, 200, 201}, 1)
         assert seen.accept_new(strings(["b", "a", "a"]), hours_of(5, 100, 5)).tolist() == [False, False, False]
         assert gold.loaded.count(5) == 2
 
@@ -389,7 +465,7 @@ class TestSeenIds:
         gold = Gold()
         now, twin, other = 500_000, 500_000 - 2 * TAGS, 500_000 - TAGS - 1
         gold.rows = [("now", now), ("twin", twin), ("other", other), *((f"{n}", other - 1) for n in range(9))]
-        seen = SeenIds(gold.load, now, window_hours=1)
+        seen = seen_at(now, gold, window_hours=1)
         asked = strings(["now", "twin", "other", "0", "twin"])
         assert not seen.accept_new(asked, hours_of(now, twin, other, other - 1, now)).any()
         seen.on_commit()
@@ -410,7 +486,7 @@ class TestSeenIds:
         monkeypatch.setattr(index, "_EVICTION_GROWTH", 0)
         gold = Gold()
         gold.rows = [(f"{number}", 5) for number in range(100)]
-        seen = SeenIds(gold.load, 100, window_hours=1)
+        seen = seen_at(100, gold, window_hours=1)
         for number in range(10):
             assert not seen.accept_new(strings([f"{number}"]), hours_of(5)).any()
             assert not seen.accept_new(strings([f"{number}"]), hours_of(6)).any()
@@ -420,7 +496,7 @@ class TestSeenIds:
     def test_memory_is_bounded_by_the_hours_in_use(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(index, "_EVICTION_GROWTH", 100)
         gold = Gold()
-        seen = SeenIds(gold.load, None, window_hours=2)
+        seen = SeenAtHead(gold.load, gold.newest, window_hours=2)
         for hour in range(0, 200, 2):
             ids = [f"{hour}/{number}" for number in range(50)]
             assert seen.accept_new(strings(ids), np.repeat(hours_of(hour, hour + 1), 25)).all()
@@ -434,7 +510,7 @@ class TestSeenIds:
         gold.rows = [(f"{number}", 10) for number in range(999)]
         owners = owners_of(strings(text for text, _ in gold.rows), 3)
         for worker in range(3):
-            seen = SeenIds(gold.load, 10, worker=worker, workers=3)
+            seen = seen_at(10, gold, worker=worker, workers=3)
             own = [text for (text, _), of in zip(gold.rows, owners, strict=True) if of == worker]
             assert not seen.accept_new(strings(own), np.full(len(own), 9)).any()
             assert seen.ids == len(own)
@@ -444,10 +520,10 @@ class TestSeenIds:
     def test_invalid_arguments_are_errors(self) -> None:
         for worker, workers in ((2, 2), (-1, 2), (0, 0)):
             with pytest.raises(DedupError, match="worker"):
-                SeenIds(Gold().load, 0, worker=worker, workers=workers)
+                SeenIds(Gold().load, Gold().newest, worker=worker, workers=workers)
         with pytest.raises(DedupError, match="window_hours"):
-            SeenIds(Gold().load, 0, window_hours=0)
-        seen = SeenIds(Gold().load, 0)
+            SeenIds(Gold().load, Gold().newest, window_hours=0)
+        seen = SeenAtHead(Gold().load, Gold().newest)
         with pytest.raises(DedupError, match="2 ids and 1 hours"):
             seen.accept_new(strings(["a", "b"]), hours_of(0))
         with pytest.raises(DedupError, match="null"):
@@ -457,14 +533,15 @@ class TestSeenIds:
     def test_large_hours_are_loaded_in_parts(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(index, "_SORT_ROWS", 10)
         texts = [f"{number}" * (1 + number % 20) for number in range(500)]
-        seen = SeenIds(lambda hour: [strings(texts[:3]), pa.chunked_array([texts[3:90], texts[90:]])], 0, 1)
+        parts = [strings(texts[:3]), pa.chunked_array([texts[3:90], texts[90:]])]
+        seen = SeenAtHead(lambda hours: [(hour, parts) for hour in hours], Gold().newest, 1)
         assert not seen.accept_new(strings(texts), np.zeros(500, np.int64)).any()
         assert seen.ids == len(set(texts))
 
     def test_memory_per_uuid_is_below_22_bytes(self) -> None:
         rng = np.random.default_rng(3)
         ids = strings(str(uuid.UUID(bytes=rng.bytes(16))) for _ in range(50_000))
-        seen = SeenIds(Gold().load, None)
+        seen = SeenAtHead(Gold().load, Gold().newest)
         for a in range(0, 50_000, 2_000):
             assert seen.accept_new(ids[a : a + 2_000], np.zeros(2_000, np.int64)).all()
         assert seen.nbytes / seen.ids < 22

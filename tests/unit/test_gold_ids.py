@@ -1,5 +1,6 @@
 """The keys of Gold by hour equal those that were written, in a real catalog."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import numpy as np
@@ -8,10 +9,12 @@ import pytest
 from pyiceberg.catalog import Catalog
 from pyiceberg.manifest import ManifestFile
 
+from k2flow.trades import gold_ids
 from k2flow.trades.gold_ids import GoldIds
 from tests.gold import EXCHANGES, HOUR, Gold
 
 DAYS = 40
+FAR = 70_389_000  # of year 9999
 
 
 @pytest.fixture
@@ -20,7 +23,20 @@ def gold(catalog: Catalog) -> Gold:
 
 
 def loaded(ids: GoldIds, hour: int) -> list[str]:
-    return sorted(pa.chunked_array([*ids.load(hour)], pa.string()).to_pylist())
+    return hours_of(ids, [hour])[hour]
+
+
+def hours_of(ids: GoldIds, hours: Sequence[int]) -> dict[int, list[str]]:
+    found = {}
+    for hour, arrays in ids.load(hours):
+        found[hour] = sorted(pa.chunked_array([*arrays], pa.string()).to_pylist())
+    assert list(found) == list(hours)
+    return found
+
+
+def newest(ids: GoldIds, until: int) -> int | None:
+    (found,) = ids.newest_hours([until])
+    return found
 
 
 NOW = int(datetime.now(UTC).timestamp()) // HOUR
@@ -44,11 +60,33 @@ def test_every_hour_is_complete_after_every_commit(gold: Gold) -> None:
 
 
 def test_newest_hour_is_of_the_exchange_only(gold: Gold) -> None:
-    assert gold.ids("binance").newest_hour() is None
+    assert newest(gold.ids("binance"), NOW) is None
     gold.add("binance", np.array([NOW - 50, NOW - 30, NOW - 49]))
     gold.add("kraken", np.array([NOW, NOW - 90]))
-    assert gold.ids("binance").newest_hour() == NOW - 30
-    assert gold.ids("kraken").newest_hour() == NOW
+    assert newest(gold.ids("binance"), NOW) == NOW - 30
+    assert newest(gold.ids("kraken"), NOW) == NOW
+
+
+def test_newest_hour_up_to_another(gold: Gold) -> None:
+    """The hours of a far future, of one exchange or the other, hide no earlier one, and cost no search."""
+    gold.add("binance", np.array([NOW - 30, NOW, FAR]))
+    gold.add("kraken", np.array([NOW - 40, NOW - 2, FAR + 5]))
+    gold.add("binance", np.array([NOW - 50_000]))
+    asked = [FAR + 9, FAR, FAR - 1, NOW + 1, NOW, NOW - 1, NOW - 30, NOW - 31, NOW - 50_000, NOW - 50_001]
+    wanted = [FAR, FAR, NOW, NOW, NOW, NOW - 30, NOW - 30, NOW - 50_000, NOW - 50_000, None]
+    assert gold.ids("binance").newest_hours(asked) == wanted
+    assert gold.ids("kraken").newest_hours(asked[3:6]) == [NOW - 2, NOW - 2, NOW - 2]
+
+
+def test_many_hours_take_one_load_of_the_table(gold: Gold, monkeypatch: pytest.MonkeyPatch) -> None:
+    for first in range(3):
+        gold.add("binance", np.arange(NOW - 300 + first, NOW, 2))
+    ids, tables = gold.ids("binance"), list[str]()
+    load = gold_ids.load_table
+    monkeypatch.setattr(gold_ids, "load_table", lambda catalog, name: tables.append(name) or load(catalog, name))
+    found = hours_of(ids, range(NOW - 310, NOW + 10))
+    assert len(tables) == 1
+    assert found == {hour: sorted(gold.held.get(("binance", hour), ())) for hour in found}
 
 
 def test_manifest_is_read_once_and_only_if_it_covers_the_hour(gold: Gold, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,7 +124,7 @@ def test_deletes_of_another_engine_are_applied(gold: Gold) -> None:
 def test_cached_file_entries_are_small(gold: Gold) -> None:
     gold.add("binance", np.array([NOW]))
     ids = gold.ids("binance")
-    assert ids.newest_hour() == NOW
+    assert newest(ids, NOW) == NOW
     (task,) = ids._tasks(NOW)
     assert task.file.lower_bounds is None
     assert task.file.record_count == 1

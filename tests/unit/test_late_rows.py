@@ -85,6 +85,6 @@ def test_every_owner_gets_the_end_of_a_checkpoint() -> None:
     """Also an owner without new keys: it must write the rows it holds back."""
     empty = pa.RecordBatch.from_pylist([], schema=SILVER.arrow_schema)
     nothing = MessageBatch(empty, np.zeros(0, np.int32), np.zeros(0, np.int64), [])
-    owned = split_by_owner(nothing, ("message_id",), 3)
+    owned = split_by_owner(nothing, {}, ("message_id",), 3)
     assert [(each.owner, each.owners, each.ends_checkpoint) for each in owned] == [(w, 3, True) for w in range(3)]
-    assert split_by_owner(replace(nothing, ends_checkpoint=False), ("message_id",), 3) == []
+    assert split_by_owner(replace(nothing, ends_checkpoint=False), {}, ("message_id",), 3) == []

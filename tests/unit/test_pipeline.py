@@ -13,6 +13,7 @@ from k2flow.iceberg.ledger import Ledger, read
 from k2flow.layers import GOLD_TABLE
 from k2flow.trades.messages import MESSAGE_SCHEMA, MessageBatch
 from tests.integration.harness import rows_of
+from tests.messages import NOW_US, messages, value
 from tests.oracle import expect
 from tests.pipeline import PipelineRun, batches, messages_of
 
@@ -115,6 +116,48 @@ def test_owners_share_gold_without_duplicates(catalog: Catalog) -> None:
         file.record_count for each in owned for file in pipeline.deduplicator(each.owner).process([each]).files()
     )
     assert written == len(expect(messages_of(batch), EXCHANGE.code).gold_ids)
+
+
+HOUR_US = 3_600_000_000
+NOON_US = NOW_US // HOUR_US * HOUR_US  # the messages' Kafka time
+
+
+@pytest.mark.parametrize("kafka_ahead", [None, 48])
+@pytest.mark.parametrize("hours_ahead", [48, 24 * 300])
+@pytest.mark.parametrize("restarts", [False, True])
+@pytest.mark.parametrize("in_one_batch", [False, True])
+def test_trade_far_ahead_does_not_move_the_window(
+    catalog: Catalog, kafka_ahead: int | None, hours_ahead: int, restarts: bool, in_one_batch: bool
+) -> None:
+    """Its message has no Kafka time, or one that is as far ahead. Ids of today still land once, in different hours."""
+    ahead_us = NOON_US + hours_ahead * HOUR_US
+    ahead = trade("ahead", ahead_us), None if kafka_ahead is None else ahead_us
+    today = [(trade(name, NOON_US - age * HOUR_US), NOON_US) for name, age in (("a", 3), ("b", 20), ("a", 1), ("b", 0))]
+    sent = [today[0], today[1], ahead, *today[2:]]
+    run = PipelineRun(catalog, EXCHANGE)
+    for at, one in [(0, sent)] if in_one_batch else [(i, [each]) for i, each in enumerate(sent)]:
+        batch = messages([value for value, _ in one], [kafka for _, kafka in one])
+        zeros, offsets = np.zeros(len(one), np.int32), np.arange(at, at + len(one))
+        run.commit(MessageBatch(batch.rows, zeros, offsets, [(0, at, at + len(one))]))
+        if restarts:
+            run = PipelineRun(catalog, EXCHANGE)
+    rows = load_table(catalog, GOLD_TABLE).scan().to_arrow()
+    assert sorted(rows["message_id"].to_pylist()) == ["a", "ahead", "b"]
+
+
+def trade(name: str, time_us: int) -> bytes:
+    return value(message_id=name, timestamp=time_us, ingestion_timestamp=time_us)
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_window_without_any_kafka_time_follows_the_time_of_ingestion(catalog: Catalog, restarts: bool) -> None:
+    run = PipelineRun(catalog, EXCHANGE)
+    for at, (name, age) in enumerate((("a", 3), ("ahead", -48), ("a", 1), ("old", 3000), ("a", 0), ("old", 3000))):
+        batch = messages([trade(name, NOON_US - age * HOUR_US)], [None])
+        run.commit(MessageBatch(batch.rows, np.zeros(1, np.int32), np.array([at]), [(0, at, at + 1)]))
+        run = PipelineRun(catalog, EXCHANGE) if restarts else run
+    rows = load_table(catalog, GOLD_TABLE).scan().to_arrow()
+    assert sorted(rows["message_id"].to_pylist()) == ["a", "ahead", "old"]
 
 
 def test_process_needs_the_only_owner(catalog: Catalog) -> None:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from k2flow.exchange import Exchange, Rule, find_exchange
-from k2flow.layers import MAX_TIME_US, MIN_TIME_US
+from k2flow.layers import FIRST_TRADE_US, MAX_TIME_US, MIN_TIME_US
 from k2flow.trades.reasons import FIRST_EXCHANGE_RULE, Reason
 from k2flow.trades.validate import Validator
 from tests.oracle import broken_rule
@@ -96,7 +96,12 @@ def check(*rows: dict[str, Any], kafka: Sequence[int | None] | None = None, exch
         *(({"asset_class": kind}, Reason.INVALID_ASSET_CLASS) for kind in ("equities", "futures", "options", None)),
         ({"timestamp": MAX_TIME_US + 1}, Reason.TIMESTAMP_OUT_OF_RANGE),
         ({"ingestion_timestamp": MIN_TIME_US - 1}, Reason.TIMESTAMP_OUT_OF_RANGE),
-        ({"ingestion_timestamp": 0}, Reason.VALID),
+        ({"ingestion_timestamp": 0}, Reason.INGESTION_TIMESTAMP_IMPLAUSIBLE),
+        ({"ingestion_timestamp": NOW_US // 1000}, Reason.INGESTION_TIMESTAMP_IMPLAUSIBLE),
+        ({"ingestion_timestamp": NOW_US - YEAR_US}, Reason.VALID),
+        ({"ingestion_timestamp": NOW_US - YEAR_US - 1}, Reason.INGESTION_TIMESTAMP_IMPLAUSIBLE),
+        ({"ingestion_timestamp": NOW_US + YEAR_US}, Reason.VALID),
+        ({"ingestion_timestamp": NOW_US + YEAR_US + 1}, Reason.INGESTION_TIMESTAMP_IMPLAUSIBLE),
         ({"timestamp": NOW_US + MINUTE_US + 1}, Reason.TIMESTAMP_IN_FUTURE),
         ({"timestamp": NOW_US - YEAR_US - 1}, Reason.TIMESTAMP_TOO_OLD),
     ],
@@ -115,6 +120,7 @@ ALL_BROKEN: list[tuple[Reason, dict[str, Any]]] = [
     (Reason.INVALID_ASSET_CLASS, {"asset_class": "options"}),
     (Reason.TIMESTAMP_OUT_OF_RANGE, {"ingestion_timestamp": MAX_TIME_US + 1}),
     (Reason.TIMESTAMP_IN_FUTURE, {"timestamp": NOW_US + YEAR_US}),
+    (Reason.INGESTION_TIMESTAMP_IMPLAUSIBLE, {"ingestion_timestamp": NOW_US - 2 * YEAR_US}),
 ]
 
 
@@ -122,7 +128,7 @@ ALL_BROKEN: list[tuple[Reason, dict[str, Any]]] = [
 def test_first_broken_rule_is_reported(first: int) -> None:
     """Rules are checked in the order of the reason codes."""
     row: dict[str, Any] = {}
-    for _, broken in ALL_BROKEN[first:]:
+    for _, broken in reversed(ALL_BROKEN[first:]):  # two of them need the same column
         row |= broken
     assert check(row) == [ALL_BROKEN[first][0]]
     assert [reason for reason, _ in ALL_BROKEN] == sorted(reason for reason, _ in ALL_BROKEN)
@@ -169,25 +175,43 @@ def test_distance_to_kafka_time_is_exact(time: int, reason: Reason) -> None:
     assert check({"timestamp": time}) == [reason]
 
 
-@pytest.mark.parametrize("name", ["timestamp", "ingestion_timestamp"])
+FIRST = FIRST_TRADE_US
+
+
+@pytest.mark.parametrize("kafka", [None, 0, NOW_US // 1_000_000, NOW_US // 1000, FIRST - 1000, -1])
 @pytest.mark.parametrize(
-    ("time", "reason"),
+    ("time", "received", "reason"),
     [
-        (MIN_TIME_US, Reason.VALID),
-        (MAX_TIME_US, Reason.VALID),
-        (MIN_TIME_US - 1, Reason.TIMESTAMP_OUT_OF_RANGE),
-        (MAX_TIME_US + 1, Reason.TIMESTAMP_OUT_OF_RANGE),
+        (NOW_US, NOW_US, Reason.VALID),
+        (FIRST, FIRST, Reason.VALID),
+        (FIRST - 1, FIRST - 1, Reason.TIMESTAMP_IMPLAUSIBLE),
+        (NOW_US // 1000, NOW_US // 1000, Reason.TIMESTAMP_IMPLAUSIBLE),
+        (NOW_US // 1000, NOW_US, Reason.TIMESTAMP_IMPLAUSIBLE),
+        (NOW_US, NOW_US // 1000, Reason.TIMESTAMP_IMPLAUSIBLE),
+        (NOW_US, NOW_US + YEAR_US, Reason.VALID),
+        (NOW_US, NOW_US + YEAR_US + 1, Reason.TIMESTAMP_IMPLAUSIBLE),
+        (NOW_US + YEAR_US, NOW_US, Reason.VALID),
+        (NOW_US + YEAR_US + 1, NOW_US, Reason.TIMESTAMP_IMPLAUSIBLE),
+        (MIN_TIME_US, MAX_TIME_US, Reason.TIMESTAMP_IMPLAUSIBLE),
+        (MAX_TIME_US, MAX_TIME_US, Reason.VALID),
+        (MAX_TIME_US + 1, NOW_US, Reason.TIMESTAMP_OUT_OF_RANGE),
+        (NOW_US, MIN_TIME_US - 1, Reason.TIMESTAMP_OUT_OF_RANGE),
     ],
 )
-def test_without_kafka_time_only_the_range_is_checked(name: str, time: int, reason: Reason) -> None:
-    """Years 1 to 9999 pass; the neighbour with a Kafka time is compared with it."""
-    rows = [{name: time}, {"timestamp": NOW_US + YEAR_US}]
-    assert check(*rows, kafka=[None, NOW_US]) == [reason, Reason.TIMESTAMP_IN_FUTURE]
+def test_without_usable_kafka_time_the_two_times_must_agree(
+    kafka: int | None, time: int, received: int, reason: Reason
+) -> None:
+    """A null, and a Kafka time before Bitcoin's first block, decide nothing; the neighbour is compared with its own."""
+    rows = [{"timestamp": time, "ingestion_timestamp": received}, {"timestamp": NOW_US + YEAR_US}]
+    assert check(*rows, kafka=[kafka, NOW_US]) == [reason, Reason.TIMESTAMP_IN_FUTURE]
 
 
-def test_kafka_time_of_1970_is_a_time() -> None:
-    """Only null means no time."""
-    assert check({"timestamp": 0}, {}, kafka=[0, 0]) == [0, Reason.TIMESTAMP_IN_FUTURE]
+def test_first_usable_kafka_time() -> None:
+    """From 2009-01-03 on Kafka's time counts, to the millisecond."""
+    assert check({"timestamp": 0}, {"timestamp": 0}, kafka=[FIRST, FIRST - 1000]) == [
+        Reason.TIMESTAMP_TOO_OLD,
+        Reason.TIMESTAMP_IMPLAUSIBLE,
+    ]
 
 
 def test_sliced_arrays_are_read_from_their_offset() -> None:
@@ -251,6 +275,7 @@ def test_null_from_a_rule_is_invalid() -> None:
     assert check({**row, "source_sequence": 11}, row, exchange=COINBASE) == [0, FIRST_EXCHANGE_RULE + 1]
 
 
+TIMES = (NOW_US, NOW_US + 2 * MINUTE_US, NOW_US - 2 * YEAR_US, NOW_US // 1000, FIRST - 1, MAX_TIME_US, MAX_TIME_US + 1)
 ANY_ROW = st.fixed_dictionaries(
     {},
     optional={
@@ -259,12 +284,12 @@ ANY_ROW = st.fixed_dictionaries(
         "side": st.sampled_from(["BUY", "SELL", "UNKNOWN"]),
         "exchange": st.sampled_from(["BINANCE", "KRAKEN"]),
         "asset_class": st.sampled_from(["crypto", "futures"]),
-        "timestamp": st.sampled_from([NOW_US, NOW_US + 2 * MINUTE_US, NOW_US - 2 * YEAR_US, MAX_TIME_US + 1]),
+        **dict.fromkeys(("timestamp", "ingestion_timestamp"), st.sampled_from(TIMES)),
     },
 )
 
 
-@given(st.lists(st.tuples(ANY_ROW, st.sampled_from([None, NOW_US])), max_size=6))
+@given(st.lists(st.tuples(ANY_ROW, st.sampled_from([None, NOW_US, NOW_US // 1000, 0])), max_size=6))
 def test_any_batch_is_validated_like_single_rows(rows: list[tuple[dict[str, Any], int | None]]) -> None:
     """The reasons equal those of plain rules, one message at a time."""
     wanted = [broken_rule({**GOOD, **row}, None if kafka is None else kafka // 1000, "BINANCE") for row, kafka in rows]

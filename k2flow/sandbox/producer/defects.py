@@ -9,6 +9,8 @@ from k2flow.sandbox.producer.market import DAY_US
 from k2flow.trades.reasons import Reason
 from k2flow.trades.validate import FUTURE_US, OLD_US
 
+NO_TIME_US = -1_000  # -1 ms is Kafka's time of a message without one
+
 
 @dataclass(frozen=True)
 class ValidMessage:
@@ -114,8 +116,23 @@ DEFECTS: Mapping[Reason, tuple[Defect, ...]] = {
         lambda valid: valid.value(timestamp=avro_long(valid.kafka_us - OLD_US - 1)),
         lambda valid: valid.value(timestamp=avro_long(0)),
     ),
+    Reason.TIMESTAMP_IMPLAUSIBLE: (
+        lambda valid: valid.value(timestamp=avro_long(valid.kafka_us // 1000)),
+        lambda valid: valid.value(timestamp=avro_long(valid.kafka_us - OLD_US - DAY_US)),
+        lambda valid: valid.value(timestamp=avro_long(valid.kafka_us + OLD_US + DAY_US)),
+    ),
+    Reason.INGESTION_TIMESTAMP_IMPLAUSIBLE: (
+        lambda valid: valid.value(ingestion_timestamp=avro_long(valid.kafka_us // 1000)),
+        lambda valid: valid.value(ingestion_timestamp=avro_long(valid.kafka_us - OLD_US - 1)),
+        lambda valid: valid.value(ingestion_timestamp=avro_long(valid.kafka_us + OLD_US + 1)),
+    ),
 }
 REASONS = tuple(DEFECTS)
+
+
+def kafka_time_of(reason: Reason, kafka_us: int) -> int:
+    """Return the Kafka time (us since 1970) of a bad message: NO_TIME_US if its rule needs a message without one."""
+    return NO_TIME_US if reason is Reason.TIMESTAMP_IMPLAUSIBLE else kafka_us
 
 
 def pick_defect(number: int) -> tuple[Reason, Defect]:

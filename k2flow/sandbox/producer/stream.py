@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from k2flow.errors import ProduceError
-from k2flow.sandbox.producer.defects import ValidMessage, pick_defect
+from k2flow.sandbox.producer.defects import ValidMessage, kafka_time_of, pick_defect
 from k2flow.sandbox.producer.encode import encode
 from k2flow.sandbox.producer.market import HOUR_US, Market
 from k2flow.sandbox.producer.trades import Ints
@@ -73,7 +73,10 @@ class ProduceOptions:
 
 @dataclass(frozen=True)
 class Messages:
-    """n messages in the order of sending; the i-th goes to partition route[i] % partitions."""
+    """n messages in the order of sending; the i-th goes to partition route[i] % partitions.
+
+    `time_us` is Kafka's time of each, NO_TIME_US for a message without one.
+    """
 
     values: list[bytes | None]
     keys: list[bytes | None]
@@ -163,12 +166,14 @@ class MessageStream:
     def _messages(self, drafts: pa.RecordBatch, arrival: Ints, bad: Ints) -> Messages:
         encoded = encode(drafts, self._options.schema_id)
         values: list[bytes | None] = [*encoded.values()]
+        times = arrival.copy()
         for i in bad.tolist():
             reason, make = pick_defect(self.counts.bad.total())
             kafka_us = int(arrival[i]) // 1000 * 1000
             values[i] = make(ValidMessage(self._exchange, self._options.schema_id, kafka_us, encoded.row(i)))
+            times[i] = kafka_time_of(reason, int(arrival[i]))
             self.counts.bad[reason.code] += 1
         symbols = drafts["symbol"].cast(pa.binary())
         return Messages(
-            values, pc.if_else(drafts["keyed"], symbols, None).to_pylist(), arrival, drafts["route"].to_numpy()
+            values, pc.if_else(drafts["keyed"], symbols, None).to_pylist(), times, drafts["route"].to_numpy()
         )
