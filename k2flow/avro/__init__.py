@@ -1,9 +1,14 @@
 """Decodes Avro records to Arrow columns, in whole batches and without I/O.
 
-    schemas    parses and checks the writer's and the reader's schema; the Arrow type of each Avro type
-    resolve    resolves both schemas into a plan
+    parse      parses schemas, and finds the types that can be no column
+    schemas    logical types; the Arrow type of each Avro type
+    resolve    resolves the writer's and the reader's schema into a plan
+    accepted   which types of a writer become a decimal or a time
     plan       the nodes of a plan, one per type
     unions     the node of unions
+    decimals   the nodes of decimals: from bytes, integers and text
+    times      the node of times in milliseconds
+    skip       the node of values that are left out
     cursor     the read positions of all records in a buffer
     blocks     the items of arrays and maps
     columns    decoded values, and their conversion to Arrow arrays

@@ -152,7 +152,7 @@ class VarBinary(Column):
     def to_arrow(self) -> pa.Array:
         offsets, data = self._copy()
         if self.is_text and self._reject_invalid(offsets, data):
-            return self.to_arrow()
+            return VarBinary.to_arrow(self)
         return _array(self.type, len(self), self.valid, [pa.py_buffer(offsets), pa.py_buffer(data)])
 
     def _copy(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:

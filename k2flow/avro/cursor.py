@@ -67,10 +67,10 @@ class Block:
         finally:
             self.defects = defects
 
-    def add_defect(self, at: Ints, defect: Defect, label: str, text: str) -> None:
+    def add_defect(self, at: Ints, defect: Defect, label: str, text: str, *values: npt.NDArray[Any]) -> None:
         """Record a defect of the bytes at `at`, which lie inside records."""
         own = np.searchsorted(self.starts, at, "right") - 1
-        self.defects.add(own + self.first, at - self.starts[own], defect, label, text)
+        self.defects.add(own + self.first, at - self.starts[own], defect, label, text, *values)
 
 
 @dataclass(eq=False, slots=True)

@@ -5,6 +5,7 @@ specification leaves room or decoders are often lax, these rules apply:
 
     rejected    a boolean byte other than 0 and 1; a varint of more than 64 bits; an int of more than 32 bits;
                 a negative enum index or union branch; a decimal of more digits than its precision;
+                a text that is no decimal number, or one that the decimal cannot hold exactly;
                 a time of day outside the day; a UUID not in the format of RFC 4122;
                 more than 1024 items without bytes (null, an empty record) in one array
     accepted    varints and decimals of more bytes than needed; any date or timestamp;
@@ -21,15 +22,17 @@ import pyarrow as pa
 from k2flow.avro.columns import StructColumn
 from k2flow.avro.cursor import LEADING_ZEROS, TRAILING_ZEROS, Block, Ints, Lanes
 from k2flow.avro.defect_log import DefectLog
-from k2flow.avro.plan import Record
+from k2flow.avro.parse import Json, ParsedSchema, parse
+from k2flow.avro.plan import Node, Record
 from k2flow.avro.resolve import resolve
-from k2flow.avro.schemas import Json, ParsedSchema, parse
+from k2flow.avro.skip import Skip
 from k2flow.avro.texts import to_texts
 from k2flow.records import DecodedRecords, Defect
 
 _BLOCK_ROWS = 1 << 14
 _BLOCK_BYTES = 1 << 22
 _MAX_RECORD_BYTES = 1 << 30
+_MAX_REASONS = 20  # in a text
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,9 @@ class AvroDecoder:
     Implements `trades.record_decoder.RecordDecoder`. `schema` is the Arrow schema of the batches, with the types of
     schemas.py: a column per field of the record, or one column `value` if the Avro schema is not a record. Fields that
     only the writer's record has are checked and dropped. With `keep_unknown` they are returned beside the batch as the
-    writer's types, and `unknown_fields` lists them. Those of inner records are always dropped. Raises SchemaError if a
-    schema is not valid, is recursive or too large, or the two are incompatible.
+    writer's types, and `unknown_fields` lists them. `left_out` says which of them cannot be kept, and why; usually
+    none. Those of inner records are always dropped. Raises SchemaError if a schema is not valid, if a type that the
+    reader needs is recursive or too large, or if the two are incompatible.
     """
 
     def __init__(self, writer_schema: Json, reader_schema: Json | None = None, keep_unknown: bool = False) -> None:
@@ -62,6 +66,7 @@ class AvroDecoder:
         writer = parse(writer_schema)
         self._plan = resolve(writer, writer if reader_schema is None else parse(reader_schema))
         self._max_overread = self._plan.max_overread
+        self.left_out = _left_out(self._plan)
         kind = self._plan.type
         self.schema = pa.schema(list(kind) if isinstance(self._plan, Record) else [("value", kind)])
         if keep_unknown and isinstance(self._plan, Record):
@@ -129,9 +134,17 @@ class AvroDecoder:
         return [column.to_arrow()]
 
 
+def _left_out(plan: Node) -> str:
+    """Return the reason of each root field that is only passed over."""
+    reasons = [node.reason for node in plan.inner if isinstance(node, Skip)]
+    more = len(reasons) - _MAX_REASONS
+    return "; ".join(reasons[:_MAX_REASONS]) + (f"; and {more} more" if more > 0 else "")
+
+
 def _keep_dropped_fields(plan: Record, writer: ParsedSchema) -> tuple[Record, tuple[WriterOnlyField, ...]]:
     """Return a plan that appends the fields that `plan` drops to its fields, and these fields in order."""
-    fields = [(i, field) for i, field in enumerate(writer.root["fields"]) if plan.places[i] is None]
+    unknown_here = [i for i, node in enumerate(plan.fields) if plan.places[i] is None and not isinstance(node, Skip)]
+    fields = [(i, writer.root["fields"][i]) for i in unknown_here]
     places = list(plan.places)
     for place, (i, _) in enumerate(fields, len(plan.type)):
         places[i] = place

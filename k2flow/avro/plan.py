@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from k2flow.avro.blocks import read_items
 from k2flow.avro.columns import ArrowColumn, Column, EnumColumn, FixedWidth, ListColumn, StructColumn, VarBinary
-from k2flow.avro.cursor import Ints, Lanes, read_decimals
+from k2flow.avro.cursor import Ints, Lanes
 from k2flow.records import Defect
 
 
@@ -92,7 +92,7 @@ class Integer(Node):
     dtype: npt.DTypeLike
 
     @override
-    def read(self, lanes: Lanes) -> Column:
+    def read(self, lanes: Lanes) -> FixedWidth:
         at = lanes.pos
         values = lanes.read_varint(self.label, "an int" if self.bits == 32 else "a long")
         if self.bits == 32:
@@ -145,32 +145,6 @@ class Fixed(Node):
     def read(self, lanes: Lanes) -> Column:
         start = lanes.read_fixed(self.own_size, self.label, f"{self.own_size} bytes")
         return FixedWidth(self.type, lanes.block.window(self.encoded, start).astype(self.dtype, copy=False))
-
-
-@dataclass(frozen=True)
-class Decimal(Node):
-    """A decimal in bytes, or in a fixed of `size` bytes; more digits than the precision are malformed."""
-
-    size: int | None
-
-    @property
-    @override
-    def own_size(self) -> int:
-        return 1 if self.size is None else self.size
-
-    @override
-    def read(self, lanes: Lanes) -> Column:
-        if self.size is None:
-            start, length = lanes.read_length_prefixed(self.label)
-        else:
-            start = lanes.read_fixed(self.size, self.label, f"{self.size} bytes")
-            length = np.full(len(start), self.size)
-        precision = self.type.precision
-        values, too_wide = read_decimals(lanes.block, start, length, precision, self.type.byte_width // 8)
-        if too_wide.any():
-            text = f"decimal of more than {precision} digits, in {{0}} bytes at byte {{at}}"
-            lanes.reject(too_wide, Defect.MALFORMED, start, self.label, text, length)
-        return FixedWidth(self.type, values)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from k2flow.avro.schemas import Json, ParsedSchema, is_null, logical_type
+from k2flow.avro.parse import Json, ParsedSchema
+from k2flow.avro.schemas import is_null, logical_type
 
 _FIRST_DAY, _LAST_DAY = -719_162, 2_932_896  # 0001-01-01 and 9999-12-31, in days since 1970
 _DAY_SECONDS = 86_400

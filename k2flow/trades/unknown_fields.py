@@ -2,6 +2,7 @@
 
 A pure function of the messages, of the schemas that their ids name, and of K2FLOW_<EXCHANGE>_UNKNOWN_FIELDS. It never
 changes whether a message is valid: unknown fields are decoded and checked either way, and the rules see only TradeV2.
+A field whose type can be no column (recursive, say) is left out either way.
 """
 
 import logging

@@ -214,7 +214,8 @@ def as_arrow(schema: Any, value: Any) -> Any:
     if kind == "record":
         return {part["name"]: as_arrow(part["type"], value[part["name"]]) for part in schema["fields"]}
     if is_logical(schema, "decimal"):
-        return Decimal(f"{int.from_bytes(value, 'big', signed=True)}E-{schema.get('scale', 0)}")
+        number = Decimal(f"{int.from_bytes(value, 'big', signed=True)}E-{schema.get('scale', 0)}")
+        return number if schema["precision"] <= 76 else f"{number:f}"
     return value
 
 
@@ -252,16 +253,16 @@ def plain_schemas() -> st.SearchStrategy[Any]:
     kinds += logical("long", "time-micros", "timestamp-millis", "timestamp-micros", "timestamp-nanos")
     kinds += logical("long", "local-timestamp-millis", "local-timestamp-micros", "local-timestamp-nanos")
     kinds += logical("string", "uuid")
-    digits = st.integers(1, 60)
+    digits = st.integers(1, 60) | st.integers(77, 120)
     decimals = digits.flatmap(lambda p: st.tuples(st.just(p), st.integers(0, p))).map(
         lambda ps: {"type": "bytes", "logicalType": "decimal", "precision": ps[0], "scale": ps[1]}
     )
-    fixed_decimals = st.integers(1, 30).map(
+    fixed_decimals = st.integers(1, 45).map(
         lambda size: {
             "type": "fixed",
             "size": size,
             "logicalType": "decimal",
-            "precision": max(1, min(76, (8 * size - 1) * 3 // 10)),
+            "precision": max(1, (8 * size - 1) * 3 // 10),
         }
     )
     fixed = st.integers(0, 20).map(lambda size: {"type": "fixed", "size": size})

@@ -18,6 +18,7 @@ from k2flow.avro.decoder import AvroDecoder
 from k2flow.exchange import Exchange, find_exchange
 from k2flow.trades.decode import TradeDecoder
 from k2flow.trades.record_decoder import RecordDecoder
+from k2flow.trades.registry import Schemas
 from k2flow.trades.schema import trade_schema
 from tests.messages import messages
 from tests.property.test_avro_decoder import (
@@ -38,7 +39,7 @@ IGNORE = Exchange("binance", "BINANCE", {**KEEP.declared, "unknown_fields": "ign
 TRADE_FIELDS = trade_schema()["fields"]
 
 
-class OneSchema:
+class OneSchema(Schemas):
     """Every schema id maps to one schema."""
 
     def __init__(self, decoder: RecordDecoder) -> None:

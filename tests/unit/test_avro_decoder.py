@@ -138,7 +138,9 @@ def test_decimals_of_any_precision_and_length(precision: int, kind: pa.DataType)
     for number in (most + 1, -most - 1):
         size = (number.bit_length() + 8) // 8
         decoded = decode(schema, bytes([2 * size]) + number.to_bytes(size, "big", signed=True), b"\x02\x05")
-        text = f"value: decimal of more than {precision} digits, in {size} bytes at byte 1"
+        shown = f"{'-' if number < 0 else ''}1{'0' * (precision - 2)}.00 at byte 1"
+        limit = f"{'9' * (precision - 2)}.99"
+        text = f"value: {shown} does not fit into decimal({precision}, 2): the limit is {limit}"
         assert first_defect(decoded) == (Defect.MALFORMED, 1, text)
         assert decoded.batch.column(0)[1].as_py() == Decimal("0.05")
 
@@ -602,17 +604,18 @@ def test_equal_reader_and_writer_schemas_change_no_plan() -> None:
         (record("long"), record("int"), "field `a`: the writer's long cannot be read as int"),
         (record("int"), record("int", "int"),
          "field `b`: missing in the writer's schema, and without a default in the reader's"),
-        (record("int"), record("int") | {"name": "Other"}, "value: the writer's R cannot be read as Other"),
-        (record(["null", "int"]), record("string"), "field `a`: the writer's null cannot be read as string"),
+        (record(["null", "int"]), record("string"), "field `a`: the writer's int cannot be read as string"),
         (record("int"), record(["null", "string"]), "field `a`: the writer's int cannot be read as null, string"),
         (record({"type": "array", "items": "int"}), record({"type": "array", "items": "string"}),
          "field `a.item`: the writer's int cannot be read as string"),
         (record({"type": "fixed", "name": "F", "size": 2}), record({"type": "fixed", "name": "F", "size": 3}),
-         "field `a`: the writer's F cannot be read as F"),
-        (record(logical("long", "timestamp-millis")), record(logical("long", "timestamp-micros")),
-         "field `a`: the writer's long (timestamp-millis) cannot be read as long (timestamp-micros)"),
-        (record(logical("bytes", "decimal", precision=4, scale=2)), record(logical("bytes", "decimal", precision=4)),
-         "field `a`: the writer's bytes (decimal(4, 2)) cannot be read as bytes (decimal(4, 0))"),
+         "field `a`: the writer's fixed with \"size\": 2 cannot be read as F"),
+        (record(logical("long", "timestamp-micros")), record(logical("long", "timestamp-millis")),
+         "field `a`: the writer's long with \"logicalType\": \"timestamp-micros\" cannot be read as "
+         "long (timestamp-millis)"),
+        (record(logical("bytes", "decimal", precision=4, scale=2)), record("string"),
+         "field `a`: the writer's bytes with \"logicalType\": \"decimal\", \"precision\": 4, \"scale\": 2 cannot be "
+         "read as string"),
         (record("int"), with_fields(("a", "int", {}), ("b", SIDE, {"default": "HOLD"})),
          "field `b`: default 'HOLD' is not a value of its type"),
     ],
@@ -655,20 +658,21 @@ def nested(levels: int) -> Any:
         ("{", "not an Avro schema: JSONDecodeError"),
         ("[]", "value: a union needs branches, each of a different type"),
         (None, "not an Avro schema: TypeError"),
-        (with_fields(("a", "float", {"default": 10**400})), "not an Avro schema: OverflowError"),
         ("no.such.Type", "not an Avro schema"),
         (
             {"type": "record", "name": "R", "fields": [{"name": "a", "type": "Missing"}]},
-            "not an Avro schema: UnknownType",
+            "not an Avro schema: ValueError: type Missing is not defined",
         ),
         (record(["null", "R"]), "field `a`: type R contains itself; recursive types have no Arrow type"),
         (record({"type": "map", "values": ["int", "int"]}), "field `a.value`: a union needs branches"),
         (record(["null", ["int"]]), "field `a`: a union directly inside a union"),
         (record({"type": "enum", "name": "E", "symbols": []}), "field `a`: an enum without symbols"),
         (with_fields(("a", "int", {}), ("a", "int", {})), "value: record R has two fields with the same name"),
-        (record({"type": "fixed", "name": "F", "size": -1}), "field `a`: a fixed of -1 bytes"),
+        (record({"type": "fixed", "name": "F", "size": -1}), "not an Avro schema: ValueError: fixed F has -1 bytes"),
+        (record({"type": "fixed", "name": "F", "size": "8"}), "not an Avro schema: ValueError: fixed F has '8' bytes"),
+        (record({"type": {"type": "int"}}), "not an Avro schema: ValueError: type {'type': 'int'} is not a name"),
+        (record(SIDE, {**SIDE, "symbols": ["BUY"]}), "not an Avro schema: ValueError: type Side is defined twice"),
         (record({"type": "fixed", "name": "F", "size": 1 << 30}), "field `a`: a fixed of 1073741824 bytes"),
-        (record(logical("bytes", "decimal", precision=77)), "a decimal of 77 digits; Arrow has at most 76"),
         (doubling(40), "more than 10000 types"),
         (nested(80), "types nested more than 64 deep"),
     ],

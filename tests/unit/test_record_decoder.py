@@ -13,6 +13,7 @@ from k2flow.exchange import find_exchange
 from k2flow.trades.decode import TradeDecoder
 from k2flow.trades.messages import MESSAGE_SCHEMA, MessageBatch
 from k2flow.trades.record_decoder import DecodedRecords, Defect, UnknownField
+from k2flow.trades.registry import Schemas
 
 NOW_US = 1_764_000_000_000_000
 HEADER = b"\0\0\0\0\7"
@@ -93,7 +94,7 @@ class JsonDecoder:
         return row
 
 
-class JsonSchemas:
+class JsonSchemas(Schemas):
     """Every schema id means JSON."""
 
     def decoder(self, schema_id: int) -> JsonDecoder:
