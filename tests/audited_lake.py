@@ -1,7 +1,7 @@
 """Tables of one exchange that a pipeline filled, with a broker in memory: an audit of all columns without Kafka."""
 
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from k2flow.iceberg.catalog import load_table, open_catalog
 from k2flow.inspection.broker import MessagesRead
 from k2flow.layers import BRONZE, SILVER, Field, Layer
 from k2flow.trades.messages import MessageBatch
-from tests.pipeline import TOPIC_ID, PipelineRun, batches
+from tests.pipeline import TOPIC_ID, PipelineRun, SchemasOf, batches, fixed_schemas
 
 COPY = replace(
     SILVER,
@@ -76,6 +76,9 @@ class StoredTopicReader:
     def first_since(self, partition: int, ms: int) -> int | None:
         return 0
 
+    def marks(self, places: Iterable[object]) -> dict[object, object]:
+        return {}
+
     def read(self, partition: int, ranges: list[tuple[int, int]], low: int, high: int) -> MessagesRead:
         wanted = np.zeros(len(self._messages.offset), np.bool_)
         for first, end in ranges:
@@ -90,20 +93,29 @@ class StoredTopicReader:
 class AuditedLake:
     """The tables of one exchange in a SQLite catalog in `folder`, and the messages that they hold."""
 
-    def __init__(self, folder: Path, exchange: Exchange, count: int = 400) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        exchange: Exchange,
+        count: int = 400,
+        schemas: SchemasOf = fixed_schemas,
+        change: Callable[[MessageBatch], MessageBatch] = lambda messages: messages,
+    ) -> None:
+        """Fill the tables with simulated messages, which `change` may change first."""
         self._folder = folder
         self.exchange = exchange
-        (self._messages,) = batches(1, count=count, seed=11, partitions=2)
+        (simulated,) = batches(1, count=count, seed=11, partitions=2)
+        self.messages = change(simulated)
         with self.environment():
             self.catalog: Catalog = open_catalog(load_settings(exchange_names()))
-            PipelineRun(self.catalog, exchange).commit(self._messages)
+            PipelineRun(self.catalog, exchange, schemas=schemas).commit(self.messages)
 
     def table(self, layer: Layer) -> Table:
         return load_table(self.catalog, layer.table(self.exchange.name))
 
     def audit(self) -> AuditReport:
         with self.environment() as patch:
-            patch.setattr(run, "TopicReader", lambda *_: StoredTopicReader(self._messages))
+            patch.setattr(run, "TopicReader", lambda *_: StoredTopicReader(self.messages))
             return audit(self.catalog, load_settings(exchange_names()), [replace(self.exchange)])
 
     def damage(self, layer: Layer, column: str, wrong: Callable[[Any], Any]) -> None:

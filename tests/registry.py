@@ -10,6 +10,9 @@ from typing import Any
 
 from k2flow.sandbox.kafka.local import free_port
 
+NOT_FOUND = (404, b'{"error_code": 40403, "message": "Schema not found"}')
+NO_SUCH_PATH = (404, b'{"error_code": 404, "message": "HTTP 404 Not Found"}')
+
 
 class Registry:
     """A schema registry on a free port.
@@ -17,7 +20,9 @@ class Registry:
     Attributes:
         url: Its address.
         answers: Status and body by schema id, or by path for other requests. Other ids are not found, as Confluent's
-            registry says it.
+            registry says it: with its error code, or, above 2^31, without.
+        other_answer: Status and body for all other requests, in place of 'not found'.
+        every_answer: Status and body for all requests, of something else at the address.
         asked: The paths of all requests.
         authorizations: Their Authorization headers.
     """
@@ -25,7 +30,9 @@ class Registry:
     def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self.port = free_port()
         self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}"
-        self.answers: dict[int | str, tuple[int, bytes]] = {}
+        self.answers: dict[int | str, tuple[int, bytes]] = {"/schemas/types": (200, b'["AVRO"]')}
+        self.other_answer: tuple[int, bytes] | None = None
+        self.every_answer: tuple[int, bytes] | None = None
         self.asked: list[str] = []
         self.authorizations: list[str | None] = []
         self._tls = tls
@@ -47,8 +54,9 @@ class Registry:
                 registry.authorizations.append(self.headers["Authorization"])
                 path = self.path.partition("?")[0]
                 key = int(path.rpartition("/")[2]) if path.startswith("/schemas/ids/") else path
-                missing = (404, b'{"error_code": 40403, "message": "Schema not found"}')
-                status, body = registry.answers.get(key, missing)
+                known = NOT_FOUND if not isinstance(key, int) or key < 2**31 else NO_SUCH_PATH
+                answer = registry.answers.get(key, registry.other_answer or known)
+                status, body = registry.every_answer or answer
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()

@@ -11,13 +11,13 @@ from k2flow.audit.context import AuditContext
 from k2flow.audit.file_checks import read_checked
 from k2flow.audit.ledgers import LedgerFilter
 from k2flow.audit.report import SAMPLES, Severity
+from k2flow.audit.schemas import CheckedBatch, SchemaCheck
 from k2flow.exchange import Exchange
 from k2flow.inspection.broker import TopicReader
 from k2flow.inspection.files import ReadPlan, prefetch
 from k2flow.inspection.partitions import OUTSIDE, TopicPartition, TopicPartitions
 from k2flow.inspection.row_hashes import content_hash, hashable, id_hash
 from k2flow.layers import BRONZE, DLQ, SILVER
-from k2flow.trades.decode import DecodedBatch, TradeDecoder
 from k2flow.trades.messages import MESSAGE_SCHEMA, MessageBatch, bronze_rows
 
 COMPARED_MESSAGES = 20_000
@@ -33,24 +33,28 @@ def newest_offsets(partitions: TopicPartitions) -> dict[TopicPartition, tuple[in
 
 
 class MessageHasher:
-    """Decodes messages of one exchange and stores their hashes as `valid` or `bad`.
+    """Decodes messages of one exchange and stores their hashes as `valid` or `bad`, or that they are `unresolved`.
 
-    Today's rules decide whether a message is valid and, with a registry, today's schemas. Today's setting decides which
-    fields that TradeV2 does not know are kept. After a change of these, earlier rows differ.
+    Today's rules decide whether a message is valid. Today's setting decides which fields that TradeV2 does not know are
+    kept. After a change of these, earlier rows differ.
     """
 
-    def __init__(self, context: AuditContext, exchange: Exchange, decoder: TradeDecoder) -> None:
+    def __init__(self, context: AuditContext, exchange: Exchange, schemas: SchemaCheck) -> None:
         self._context = context
         self._exchange = exchange
-        self._decoder = decoder
+        self._schemas = schemas
 
-    def decode(self, number: Ints, offset: Ints, rows: pa.RecordBatch) -> DecodedBatch:
+    def decode(self, number: Ints, offset: Ints, rows: pa.RecordBatch) -> list[CheckedBatch]:
         """Decode n messages (MESSAGE_SCHEMA). In the result, `partition` is the number of the TopicPartition."""
-        return self._decoder.decode(MessageBatch(rows, number.astype(np.int32), offset, []))
+        return self._schemas.decode(MessageBatch(rows, number.astype(np.int32), offset, []))
 
-    def store(self, decoded: DecodedBatch, day: int) -> None:
+    def store(self, decoded: Iterable[CheckedBatch], day: int) -> None:
         """Store the results of messages that were ingested on `day` (since 1970)."""
-        store, trades, bad = self._context.store, decoded.trades, decoded.dead_letters.rows
+        for batch in decoded:
+            self._store(batch, day)
+
+    def _store(self, decoded: CheckedBatch, day: int) -> None:
+        store, trades, bad = self._context.store, decoded.trades, decoded.dead_letters
         if trades.rows.num_rows:
             batch = hashable(trades.rows)
             batch = batch.append_column("number", pa.array(trades.partition))
@@ -61,10 +65,12 @@ class MessageHasher:
         if bad.num_rows:
             columns = f'partition, "offset", {day}, reason, {content_hash(DLQ)}, hash(detail)'
             store.insert("bad", hashable(bad), columns)
+        if decoded.unresolved.num_rows:
+            store.insert("unresolved", decoded.unresolved, f'partition, "offset", {day}, schema_id')
 
 
 class BronzeReader:
-    """Fills `runs`, `newest`, `valid` and `bad` of the database from Bronze's rows of one exchange."""
+    """Fills `runs`, `newest`, `valid`, `bad` and `unresolved` of the database from Bronze's rows of one exchange."""
 
     def __init__(self, context: AuditContext, partitions: TopicPartitions, hasher: MessageHasher) -> None:
         self._context = context
@@ -84,7 +90,7 @@ class BronzeReader:
 
     def _decoded(
         self, batches: Iterable[pa.RecordBatch]
-    ) -> Iterator[tuple[DecodedBatch, pa.RecordBatch, pa.RecordBatch, int]]:
+    ) -> Iterator[tuple[list[CheckedBatch], pa.RecordBatch, pa.RecordBatch, int]]:
         since = self._context.since
         for batch in batches:
             if since is not None:

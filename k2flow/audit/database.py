@@ -41,36 +41,37 @@ class TradeHashes:
         CREATE TABLE valid (number INTEGER, "offset" BIGINT, day INTEGER, id UBIGINT, {columns});  -- decoded messages
         CREATE TABLE bad (
             number INTEGER, "offset" BIGINT, day INTEGER, reason VARCHAR, content UBIGINT, detail UBIGINT);
+        CREATE TABLE unresolved (number INTEGER, "offset" BIGINT, day INTEGER, schema_id INTEGER);  -- nobody knows it
         CREATE TABLE dlq (number INTEGER, "offset" BIGINT, reason VARCHAR, content UBIGINT, detail UBIGINT);
         CREATE TABLE trades (layer VARCHAR, exchange TINYINT, id UBIGINT, {columns});  -- Silver, and layers like it
         CREATE TABLE gold (exchange TINYINT, hour INTEGER, id UBIGINT, row UBIGINT);
-        CREATE TABLE extents (number INTEGER, exchange TINYINT, layer VARCHAR, first BIGINT, next BIGINT);
+        CREATE TABLE extents (
+            number INTEGER, exchange TINYINT, layer VARCHAR, first BIGINT, next BIGINT, held BOOLEAN);
         """
 
 
 def store_extents(store: RowHashStore, partitions: Iterable[TopicPartition]) -> None:
-    """Fill table `extents` of the database."""
+    """Fill table `extents` of the database: all offsets of each partition, as ranges that a layer holds or does not."""
     for partition in partitions:
         for layer in partition.pinned.exchange.layers:
-            extent = partition.extent(layer)
-            values = [partition.number, partition.pinned.number, layer.name, extent.first, extent.next]
-            store.run("INSERT INTO extents VALUES (?, ?, ?, ?, ?)", values)
+            for first, end, held in partition.pieces(layer):
+                values = [partition.number, partition.pinned.number, layer.name, first, end, held]
+                store.run("INSERT INTO extents VALUES (?, ?, ?, ?, ?, ?)", values)
 
 
 def within(layer: Layer) -> str:
     """Return the SQL that joins messages `v` to those that the ledger of `layer` holds."""
-    return f"{_of_partition(layer)} AND {_is_within(layer)}"
+    return f"{_of_piece(layer)} AND e_{layer.name}.held"
 
 
 def outside(layer: Layer) -> str:
-    """Return the SQL that joins messages `v` to the partitions in which the ledger of `layer` does not hold them."""
-    return f"{_of_partition(layer)} AND NOT ({_is_within(layer)})"
+    """Return the SQL that joins messages `v` to the offsets that the ledger of `layer` does not hold."""
+    return f"{_of_piece(layer)} AND NOT e_{layer.name}.held"
 
 
-def _of_partition(layer: Layer) -> str:
+def _of_piece(layer: Layer) -> str:
     extents = f"e_{layer.name}"
-    return f"JOIN extents {extents} ON {extents}.number = v.number AND {extents}.layer = '{layer.name}'"
-
-
-def _is_within(layer: Layer) -> str:
-    return f'v."offset" >= e_{layer.name}.first AND v."offset" < e_{layer.name}.next'
+    return (
+        f"JOIN extents {extents} ON {extents}.number = v.number AND {extents}.layer = '{layer.name}' "
+        f'AND v."offset" >= {extents}.first AND v."offset" < {extents}.next'
+    )

@@ -13,15 +13,20 @@ Each check proves:
   retention if the table's oldest day is the first that it keeps, and Kafka has no younger ones among them.
 - `ledger_rows` (Bronze): the ledger counts as many messages as the table has rows.
 - `ledger_beyond_kafka`: no table's ledger claims offsets that Kafka has not assigned yet.
+- `kafka_log_replaced`: Kafka still has the last messages read, of each partition and table, at their offsets. So it has
+  all messages before them too. It proves nothing if retention or compaction has removed them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from k2flow.audit.context import AuditContext
 from k2flow.audit.report import SAMPLES, Samples, Severity
 from k2flow.inspection.broker import MessagesRead, TopicReader
 from k2flow.inspection.partitions import TopicPartition, TopicPartitions
+from k2flow.inspection.pinned import PinnedTables
+from k2flow.kafka.marks import describe, marks_of, other_messages
+from k2flow.kafka.topic import Topic
 from k2flow.layers import BRONZE, Layer
 
 Gaps = list[tuple[int, int]]
@@ -78,13 +83,22 @@ class OffsetCheck:
     def check(self, partitions: TopicPartitions) -> dict[TopicPartition, OffsetsFound]:
         """Return the offsets found in each partition."""
         self._store.run(_SPANS)
+        if self._reader and self._reader.topic:
+            self._compare_marks(partitions.pinned, self._reader, self._reader.topic)
         result = {partition: self._check_partition(partition) for partition in partitions}
         if any(found.duplicated for found in result.values()):  # reported once: later checks see each message once
-            for table in ("valid", "bad"):
+            for table in ("valid", "bad", "unresolved"):
                 self._store.run(
                     f'CREATE OR REPLACE TABLE {table} AS SELECT DISTINCT ON (number, "offset") * FROM {table}'
                 )
         return result
+
+    def _compare_marks(self, pinned: PinnedTables, reader: TopicReader, topic: Topic) -> None:
+        marks = marks_of(topic, pinned.ledgers.values())
+        for other in other_messages(marks, reader.marks(marks.keys())):
+            sample = {"topic": topic.name, "partition": other.partition, "offset": other.read.offset}
+            text = describe(topic.name, other)
+            self._context.broken("kafka_log_replaced", text, 1, pinned, None, [sample])
 
     def _check_partition(self, partition: TopicPartition) -> OffsetsFound:
         found = OffsetsFound(partition=partition, kafka=self._watermarks(partition))
@@ -145,7 +159,8 @@ class OffsetCheck:
             found.covered = False
         elif before[0] < before[1]:
             gaps = [*self._not_expired(found, before), *gaps]
-        reread = self._read(found, gaps)
+        lost = partition.lost.get(BRONZE, ())
+        reread = self._read(found, [piece for gap in gaps for piece in without(gap, lost)])
         if reread.offset:
             found.missing = len(reread.offset)
             self._take(partition, reread)
@@ -156,6 +171,14 @@ class OffsetCheck:
             self._compare_with_ledger(found, reread.unread, before)
         elif reread.unread:
             self._unknown(found, reread.unread, sum(end - first for first, end in reread.unread))
+        self._take_lost(found, list(lost))
+
+    def _take_lost(self, found: OffsetsFound, lost: Gaps) -> None:
+        """Read the messages of lost rows again: the other tables hold them."""
+        reread = self._read(found, lost)
+        if reread.offset:
+            self._take(found.partition, reread)
+        found.covered &= not reread.unread
 
     def _read(self, found: OffsetsFound, gaps: Gaps) -> MessagesRead:
         if self._reader and found.kafka and gaps:
@@ -235,3 +258,13 @@ class OffsetCheck:
         self, check: str, partition: TopicPartition, text: str, count: int, layer: Layer, samples: Samples = ()
     ) -> None:
         self._context.broken(check, text, count, partition.pinned, layer, samples)
+
+
+def without(gap: tuple[int, int], lost: Iterable[tuple[int, int]]) -> Gaps:
+    """Return the parts of a range that are in none of `lost` (ascending, apart)."""
+    parts, at = [], gap[0]
+    for first, end in lost:
+        if at < min(first, gap[1]):
+            parts.append((at, min(first, gap[1])))
+        at = max(at, end)
+    return [*parts, (at, gap[1])] if at < gap[1] else parts

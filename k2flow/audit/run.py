@@ -1,6 +1,5 @@
 """One audit, from start to end."""
 
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,9 +16,10 @@ from k2flow.audit.database import TradeHashes, store_extents
 from k2flow.audit.dead_letters import DeadLetterCheck
 from k2flow.audit.file_checks import read_checked
 from k2flow.audit.gold import GoldKeyCheck, check_gold_rows
-from k2flow.audit.ledgers import check_ledgers, check_totals
+from k2flow.audit.ledgers import check_head, check_ledgers, check_totals
 from k2flow.audit.offsets import OffsetCheck, OffsetsFound, Retention
 from k2flow.audit.report import AuditReport, Severity
+from k2flow.audit.schemas import SchemaCheck
 from k2flow.audit.trades import TradesCheck
 from k2flow.config.settings import Settings
 from k2flow.errors import AuditError, KafkaError
@@ -29,9 +29,8 @@ from k2flow.inspection.files import Progress, ReadPlan, plan
 from k2flow.inspection.partitions import TopicPartition, TopicPartitions
 from k2flow.inspection.pinned import FIRST_DAY, UNIX_EPOCH, PinnedTables, pin
 from k2flow.inspection.row_hashes import open_row_hashes
-from k2flow.layers import BRONZE, DLQ, GOLD, Layer
-from k2flow.trades.decode import TradeDecoder
-from k2flow.trades.registry import open_schemas
+from k2flow.layers import BRONZE, DLQ, GOLD, GOLD_TABLE, Layer
+from k2flow.trades.stored_schemas import StoredSchemas
 
 DAY_MS = 86_400_000
 
@@ -51,8 +50,10 @@ def audit(
     `since` (aware): check only the Bronze rows ingested from then on, and their rows in the other tables. Other rows of
     Silver and Gold, and the ledgers' totals, are not checked.
 
-    Raises AuditError if there are no tables or they cannot be read, CommitError if a ledger is unreadable,
-    CatalogError, RegistryError or SettingsError. After each of these, nothing was proved.
+    A table that cannot be read is a finding; the others are audited.
+
+    Raises AuditError if there are no tables, CommitError if a ledger is unreadable,
+    CatalogError or SettingsError. After each of these, nothing was proved.
     """
     began = time.monotonic()
     report = AuditReport(datetime.now(UTC).isoformat(), since.isoformat() if since else None)
@@ -66,10 +67,19 @@ def audit(
     with open_row_hashes(hashes.schema) as store:
         context = AuditContext(store=store, hashes=hashes, report=report, since=since, progress=progress)
         offsets: dict[TopicPartitions, Mapping[TopicPartition, OffsetsFound]] = {}
+        numbered = 0
         for each in pinned:
-            partitions = TopicPartitions(each, first_number=sum(map(len, offsets)))
-            offsets[partitions] = ExchangeAudit(context, settings, partitions).run()
-        _audit_gold(context, list(offsets))
+            partitions = TopicPartitions(each, first_number=numbered)
+            numbered += len(partitions)
+            try:
+                offsets[partitions] = ExchangeAudit(context, settings, partitions).run()
+            except AuditError as error:  # the other exchanges are audited
+                report.add("unreadable", Severity.UNKNOWN, str(error), 1, each.exchange.name)
+        if offsets:
+            try:
+                _audit_gold(context, list(offsets))
+            except AuditError as error:
+                report.add("unreadable", Severity.UNKNOWN, str(error), table=GOLD_TABLE)
     for partitions, found in offsets.items():
         _describe(report, partitions.pinned, found)
     report.seconds = round(time.monotonic() - began, 3)
@@ -130,22 +140,23 @@ class ExchangeAudit:
     """Audits the tables of one exchange, except for Gold."""
 
     def __init__(self, context: AuditContext, settings: Settings, partitions: TopicPartitions) -> None:
-        """Open the schemas. Raises RegistryError, SettingsError."""
+        """Open the schemas. Raises SettingsError."""
         self._context = context
         self._settings = settings
         self._partitions = partitions
         self._pinned = partitions.pinned
-        no_wait = threading.Event()
-        no_wait.set()  # if the registry does not answer, the audit reports it and ends
-        decoder = TradeDecoder(partitions.pinned.exchange, open_schemas(settings, no_wait))
-        self._hasher = MessageHasher(context, partitions.pinned.exchange, decoder)
+        exchange, bronze = self._pinned.exchange, self._pinned.tables[BRONZE]
+        schemas = StoredSchemas(settings, bronze.properties, exchange.name)
+        self._schemas = SchemaCheck(context, exchange, schemas)
+        self._hasher = MessageHasher(context, exchange, self._schemas)
 
     def run(self) -> dict[TopicPartition, OffsetsFound]:
         """Run all checks. Return the offsets found in each partition."""
-        offsets = self._audit_bronze()
-        store_extents(self._context.store, self._partitions)
         letters = DeadLetterCheck(self._context, self._partitions)
         letters.read(self._planned(DLQ))
+        self._schemas.find_refused()
+        offsets = self._audit_bronze()
+        store_extents(self._context.store, self._partitions)
         layers = [layer for layer in self._pinned.exchange.layers if compares_rows(layer)]
         copies = [TradesCheck(self._context, self._partitions, layer) for layer in layers]
         for layer, check in zip(layers, copies, strict=True):
@@ -154,6 +165,8 @@ class ExchangeAudit:
             check.check(offsets)
         letters.check(offsets)
         check_ledgers(self._context, offsets)
+        check_head(self._context, self._pinned)
+        self._schemas.report(self._partitions)
         self._audit_files_only()
         return offsets
 
@@ -207,6 +220,12 @@ class ExchangeAudit:
             self._note("topic_recreated", text)
         for earlier in ledger.former_topics:
             ends = ", ".join(f"[{p}] before {extent.next}" for p, extent in sorted(earlier.partitions.items()))
+            if earlier.topic_id == ledger.topic_id:
+                text = (
+                    f"the log of {ledger.topic} was replaced; the loss of messages at these ends was accepted: {ends}"
+                )
+                self._note("log_replaced", text)
+                continue
             text = f"an earlier topic {ledger.topic} was deleted; the loss of its messages after {ends} was accepted"
             self._note("topic_recreated", text)
 

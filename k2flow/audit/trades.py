@@ -6,8 +6,9 @@ Each check proves, for the messages that Bronze still has and offsets that the l
   compared columns, as often as such messages came. For Silver, a message that is a dead letter instead is `misplaced`.
 - `in_both`: a valid message in Silver has no dead-letter row. `misplaced`: nor has one that is not in Silver.
 - `silver_unexpected`, `silver_duplicated` (or another layer's name): no row exists that no message gives, and none more
-  often than messages give it. If Bronze no longer has all messages, the table may have rows of those. Then the ledger
-  only bounds their number, and `silver_repeated` notes rows that an expired message may have given once more.
+  often than messages give it. If Bronze no longer has all messages, or some are unresolved, the table may have rows of
+  those. Then the ledger only bounds their number, and `silver_repeated` notes rows that such a message may have given
+  once more.
 
 Not compared: which of two messages with equal values a row came from, and trades of days that retention leaves out.
 """
@@ -100,7 +101,8 @@ class TradesCheck:
 
     def _report_surplus(self, offsets: Mapping[TopicPartition, OffsetsFound]) -> None:
         allowed = 0
-        if not all(found.covered for found in offsets.values()):
+        unresolved = self._store.count(f"FROM unresolved v {within(self._layer)}")
+        if unresolved or not all(found.covered for found in offsets.values()):
             allowed = sum(partition.extent(self._layer).rows - self._decoded(partition) for partition in offsets)
         for kind, condition, text in (
             ("unexpected", "e = 0", "are given by no message"),
@@ -117,7 +119,9 @@ class TradesCheck:
                 check = f"{self._layer.name}_{kind}"
                 self._broken(check, f"{surplus:,} rows {text}", surplus, self._layer, samples)
             elif count and kind == "duplicated":
-                text = f"{count:,} rows exist more often than Bronze's messages give them; expired ones may have"
+                text = (
+                    f"{count:,} rows exist more often than Bronze's messages give them; expired or unresolved ones may"
+                )
                 check = f"{self._layer.name}_repeated"
                 self._context.add(check, Severity.NOTE, text, count, self._pinned, self._layer)
             allowed = max(0, allowed - count)

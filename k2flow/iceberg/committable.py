@@ -1,7 +1,7 @@
 """The committable: what a writer passes to a committer."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
 from pyiceberg.manifest import DataFile
@@ -18,14 +18,15 @@ class Committable:
     worker that read them.
 
     `files` waits until the files are written, and raises their errors; the next steps need not wait. `ranges` have the
-    number of rows from each. `stats` go to Prometheus after the commit. `ends_checkpoint`: whether the table commits at
-    the end of this epoch.
+    number of rows from each. `stats` go to Prometheus after the commit. `properties` of the table are set by the commit
+    unless it has them. `ends_checkpoint`: whether the table commits at the end of this epoch.
     """
 
     table: str
     files: Callable[[], Sequence[DataFile]] = list
     ranges: Sequence[OffsetRange] = ()
     stats: BatchStats = EMPTY_STATS
+    properties: Mapping[str, str] = field(default_factory=dict)
     ends_checkpoint: bool = False
 
     def __reduce__(self) -> tuple[Callable[..., "Committable"], tuple[object, ...]]:

@@ -77,6 +77,12 @@ class RowHashStore:
         found = self._db.execute(sql, values).fetchnumpy()
         return {name: np.ma.getdata(column) for name, column in found.items()}
 
+    @_database_errors()
+    def arrays_beside(self, sql: str, values: Sequence[Any] = ()) -> dict[str, npt.NDArray[Any]]:
+        """Return the rows of one statement, as `arrays`, while another thread uses the store."""
+        found = self._db.cursor().execute(sql, values).fetchnumpy()
+        return {name: np.ma.getdata(column) for name, column in found.items()}
+
     def hashes(self, batch: pa.RecordBatch, sql: str) -> npt.NDArray[np.uint64]:
         """Return the value of a hash expression for each row of a batch, in their order."""
         self._db.register("batch", batch.append_column("row_number", pa.array(np.arange(batch.num_rows))))

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +20,11 @@ from k2flow.inspection.row_hashes import RowHashStore, id_hash
 from k2flow.layers import BRONZE, DLQ, GOLD, SILVER, Layer
 from k2flow.trades.decode import TradeDecoder
 from k2flow.trades.messages import MESSAGE_SCHEMA, MessageBatch
+from k2flow.trades.stored_schemas import StoredSchemas
 
 REPLACED_LAYERS = (DLQ, SILVER, GOLD)  # the layers whose rows are replaced
 VALID = "valid"  # what a message is that is no dead letter
+UNRESOLVED = "unresolved"  # what a message is whose schema is not known
 
 SCHEMA = """
 CREATE TABLE message (partition INTEGER, "offset" BIGINT, id UBIGINT, row UBIGINT, day INTEGER,
@@ -151,12 +154,17 @@ class NumberedFiles:
 
 @dataclass(frozen=True, kw_only=True)
 class ReprocessContext:
-    """The database (SCHEMA), the tables of one exchange, and today's decoder."""
+    """The database (SCHEMA), the tables of one exchange, and the schemas by which messages are decoded today."""
 
     store: RowHashStore
     pinned: PinnedTables
-    decoder: TradeDecoder
+    schemas: StoredSchemas
     files: NumberedFiles = field(default_factory=NumberedFiles)
+
+    @cached_property
+    def decoder(self) -> TradeDecoder:
+        """Today's decoder."""
+        return TradeDecoder(self.pinned.exchange, self.schemas)
 
     @property
     def id_hash(self) -> str:

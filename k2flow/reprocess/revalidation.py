@@ -24,7 +24,7 @@ from k2flow.errors import ReprocessError
 from k2flow.inspection.files import Advance, plan
 from k2flow.inspection.row_hashes import content_hash, hash_of, hashable
 from k2flow.layers import DLQ, SILVER
-from k2flow.reprocess.context import VALID, ReplaceableMessages, ReprocessContext, Scope
+from k2flow.reprocess.context import UNRESOLVED, VALID, ReplaceableMessages, ReprocessContext, Scope
 from k2flow.trades.messages import MessageBatch
 
 LETTER_KEY = ("partition", "offset", "failed_at")  # the columns that name a dead-letter row
@@ -117,8 +117,10 @@ def _store_messages(context: ReprocessContext, messages: MessageBatch) -> None:
         hashes = f"{context.id_hash}, {content_hash(SILVER)}"
         context.store.insert("message", batch, f"part, kafka_offset, {hashes}, {_day()}, NULL, NULL")
     if failures.rows.num_rows:
-        columns = f'partition, "offset", NULL, NULL, NULL, reason, {content_hash(DLQ)}'
-        context.store.insert("message", hashable(failures.rows), columns)
+        unresolved = context.schemas.are_unresolved(failures.rows)
+        rows = hashable(failures.rows).append_column("unresolved", pa.array(unresolved))
+        reason = f"CASE WHEN unresolved THEN '{UNRESOLVED}' ELSE reason END"
+        context.store.insert("message", rows, f'partition, "offset", NULL, NULL, NULL, {reason}, {content_hash(DLQ)}')
 
 
 def _read_letters(context: ReprocessContext, replaceable: ReplaceableMessages, advance: Advance) -> None:
@@ -155,13 +157,17 @@ def _find_changed(context: ReprocessContext) -> None:
 
 
 def _find_moved(context: ReprocessContext, compare_content: bool) -> None:
-    """Find messages that were valid and are bad, or the reverse, or are bad for another reason."""
+    """Find messages that were valid and are bad, or the reverse, or are bad for another reason.
+
+    A dead letter stays as it is if its schema is not known any more.
+    """
     differs = "(m.reason IS NULL) <> (l.reason IS NULL)"
     if compare_content:
         differs += " OR (m.reason IS NOT NULL AND l.reason IS NOT NULL AND m.content <> l.content)"
     context.store.run(
         'INSERT INTO moved SELECT m.partition, m."offset", m.id, m.row, m.day, l.reason, m.reason, l.failed_at '
-        f'FROM message m LEFT JOIN letter l USING (partition, "offset") WHERE {differs}'
+        f'FROM message m LEFT JOIN letter l USING (partition, "offset") WHERE ({differs}) '
+        f"AND (l.reason IS NULL OR m.reason IS DISTINCT FROM '{UNRESOLVED}')"
     )
 
 
@@ -178,11 +184,18 @@ def _find_superseded(context: ReprocessContext, moved: MovedMessages, advance: A
             i = int(np.flatnonzero(unread)[0])
             raise ReprocessError(
                 f"partition {messages.partition[i]}, offset {messages.offset[i]} was a valid trade and cannot be "
-                "decoded any more, so its row in Silver is unknown: restore its schema, or exclude its day"
+                f"decoded any more{_why(context)}, so its row in Silver is unknown: restore its schema, or exclude its "
+                "day"
             )
         for name, values in (("part", messages.partition), ("kafka_offset", messages.offset)):
             identities = identities.append_column(name, pa.array(values))
         context.store.insert("superseded", identities, f"part, kafka_offset, {context.id_hash}")
+
+
+def _why(context: ReprocessContext) -> str:
+    """Return which schemas are not known, and why; an empty text if all are."""
+    texts = [f"schema id {schema_id}: {why}" for schema_id, why in context.schemas.unresolved.items()]
+    return f" ({'; '.join(texts[:3])})" if texts else ""
 
 
 def _drop_ambiguous(context: ReprocessContext) -> None:

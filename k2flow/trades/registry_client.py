@@ -4,25 +4,29 @@ Only flows with a registry import this module: the client takes about a second o
 """
 
 import json
-from collections.abc import Mapping
+import random
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import httpx2
 from confluent_kafka.schema_registry import Schema, SchemaRegistryClient, SchemaRegistryError
 from confluent_kafka.schema_registry.error import OAuthTokenError
-from fastavro.repository.base import AbstractSchemaRepository, SchemaRepositoryError
-from fastavro.schema import load_schema
 
 from k2flow.config.settings import REGISTRY_PREFIX, mask
 from k2flow.errors import RegistryError, SettingsError
-from k2flow.trades.registry import UnknownSchemaError
+from k2flow.trades.references import inline
+from k2flow.trades.registry import NoSchemaError, UnknownSchemaError
 
 TIMEOUTS_SECONDS = (5.0, 20.0, 20.0, 5.0)  # to connect, to read, to write, and to wait for a connection
 SCHEMA_NOT_FOUND = 40403
 """The error code of a registry for an unknown id. Anything else at the address answers 404 without it."""
-_ROOT = ""
+MAX_REFERENCES = 256
+_DENIED = (401, 403, 407)
+_BUSY = (408, 425, 429)
+_SERVER_ERROR = 500
+_MAX_CHARACTERS = 300  # of an answer in a text
 _FAILURES = (SchemaRegistryError, OAuthTokenError, httpx2.HTTPError, httpx2.InvalidURL, OSError)
-_NO_ANSWERS = (ValueError, TypeError, AttributeError, KeyError)
+_NO_ANSWERS = (ValueError, TypeError, AttributeError, KeyError, RecursionError)
 """Raised by the client for a body that is no answer of a registry."""
 Json = Any
 
@@ -41,57 +45,104 @@ class RegistryClient:
     def fetch(self, schema_id: int) -> Json:
         """Return the schema with this id, as JSON text, or as parsed JSON with its references in place.
 
-        Raises UnknownSchemaError if the registry has no such schema or it is not Avro, RegistryError for anything else.
+        Raises UnknownSchemaError if it is not Avro, NoSchemaError if the registry answers with anything but a schema,
+        RegistryError if it does not answer, is busy or denies access.
         """
+        self._client.clear_caches()  # the client keeps every answer, also one without a schema
         try:
             return self._resolved(self._client.get_schema(schema_id), schema_id)
         except SchemaRegistryError as error:
-            if error.error_code == SCHEMA_NOT_FOUND:
-                raise UnknownSchemaError(f"schema id {schema_id} is not in the registry") from error
-            raise self._unanswered(schema_id, error) from error
+            raise self._refusal(schema_id, error) from error
         except _FAILURES as error:
-            raise self._unanswered(schema_id, error) from error
+            raise self._unanswered(schema_id, _text_of(error)) from error
         except _NO_ANSWERS as error:
-            self._client.clear_caches()  # the client keeps every answer, also one without a schema
-            raise self._unanswered(schema_id, error) from error
+            raise self._no_schema(schema_id, f"not a registry's answer: {_text_of(error)}") from error
 
-    def _unanswered(self, schema_id: int, error: Exception) -> RegistryError:
-        reason = mask("", " ".join(str(error).split()) or type(error).__name__)
+    def answers_others(self, known: int, after_server_error: bool) -> bool:
+        """Return whether the registry answers now, so that only the one id that it refused can be wrong.
+
+        It asks for an id that no registry gives, since a registry whose storage is down may answer for the ids in its
+        memory. Registries that answer such an id like an absurd one must know `known`, or list their types or subjects.
+        That is no proof after a server error.
+        """
+        if self._looks_up(random.randrange(1 << 30, 1 << 31)):
+            return True
+        if after_server_error:
+            return False
+        lists: tuple[Callable[[], Any], ...] = (self._client.get_schema_types, self._client.get_subjects)
+        return self._looks_up(known) or any(_has_names(ask) for ask in lists)
+
+    def _looks_up(self, schema_id: int) -> bool:
+        """Return whether the registry answers for an id: with its schema, or that it has none."""
+        try:
+            self.fetch(schema_id)
+        except NoSchemaError as error:
+            return error.not_found
+        except UnknownSchemaError:
+            return True
+        except RegistryError:
+            return False
+        return True
+
+    def _refusal(self, schema_id: int, error: SchemaRegistryError) -> Exception:
+        status, text = error.http_status_code, _text_of(error)
+        if 300 <= status < 400:
+            hint = f"it redirects: set {REGISTRY_PREFIX}URL to the address that it leads to"
+        elif status in _DENIED:
+            hint = f"it denies access: check the credentials in {REGISTRY_PREFIX}* and their rights"
+        elif status in _BUSY:
+            hint = "it is busy"
+        else:
+            not_found = error.error_code == SCHEMA_NOT_FOUND
+            return self._no_schema(schema_id, text, not_found, status >= _SERVER_ERROR)
+        return self._unanswered(schema_id, f"{hint}: {text}")
+
+    def _no_schema(
+        self, schema_id: int, answer: str, not_found: bool = False, server_error: bool = False
+    ) -> NoSchemaError:
+        return NoSchemaError(str(self._unanswered(schema_id, answer)), answer, not_found, server_error)
+
+    def _unanswered(self, schema_id: int, reason: str) -> RegistryError:
         return RegistryError(f"schema registry {self._url}: no schema {schema_id} yet ({reason})")
 
     def _resolved(self, schema: Schema, schema_id: int) -> Json:
-        text = _text(schema)
+        text = _schema_text(schema)
         if (kind := schema.schema_type or "AVRO") != "AVRO":
             raise UnknownSchemaError(f"schema id {schema_id} is {kind}, not Avro")
         if not schema.references:
             return text
-        named: dict[str, Json] = {}
-        self._add_references(schema, named)
-        try:
-            return load_schema(_ROOT, repo=_Repository({**named, _ROOT: json.loads(text)}))
-        except (SchemaRepositoryError, ValueError) as error:
-            raise UnknownSchemaError(f"schema id {schema_id} is not valid with its references: {error}") from error
+        found: dict[tuple[str, int], Json] = {}
+        self._add_references(schema, found)
+        return inline(json.loads(text), list(found.values()))
 
-    def _add_references(self, schema: Schema, named: dict[str, Json]) -> None:
-        """Add the schemas that `schema` refers to, directly or not, by the full names of their types."""
+    def _add_references(self, schema: Schema, found: dict[tuple[str, int], Json]) -> None:
+        """Add the schemas that `schema` refers to, directly or not, by subject and version."""
         for reference in schema.references or ():
-            if reference.name not in named:
-                found = self._client.get_version(reference.subject, reference.version, deleted=True).schema
-                named[reference.name] = json.loads(_text(found))
-                self._add_references(found, named)
+            key = (reference.subject, reference.version)
+            if key not in found:
+                if len(found) == MAX_REFERENCES:
+                    raise ValueError(f"more than {MAX_REFERENCES} references")
+                referenced = self._client.get_version(*key, deleted=True).schema
+                found[key] = json.loads(_schema_text(referenced))
+                self._add_references(referenced, found)
 
 
-class _Repository(AbstractSchemaRepository):  # type: ignore[misc]
-    def __init__(self, named: Mapping[str, Json]) -> None:
-        self._named = named
+def _has_names(ask: Callable[[], Any]) -> bool:
+    """Return whether the answer is a list of names."""
+    try:
+        answer = ask()
+    except (*_FAILURES, *_NO_ANSWERS):
+        return False
+    return isinstance(answer, list) and bool(answer) and all(isinstance(name, str) for name in answer)
 
-    def load(self, name: str) -> Json:
-        if name not in self._named:
-            raise SchemaRepositoryError(f"type {name} is neither defined nor referenced")
-        return self._named[name]
+
+def _text_of(error: Exception) -> str:
+    """Return an error on one line, without secrets, as short as a dead letter's detail."""
+    text = mask("", " ".join(str(error).split()) or type(error).__name__)
+    return text if len(text) <= _MAX_CHARACTERS else f"{text[:_MAX_CHARACTERS]}..."
 
 
-def _text(schema: Schema) -> str:
+def _schema_text(schema: Schema) -> str:
     if not isinstance(schema.schema_str, str):
         raise ValueError("an answer without a schema")
     return schema.schema_str
