@@ -3,6 +3,7 @@
 Each batch mixes valid and damaged trades: bit flips, cuts at every byte, splices of two records, inserted and removed
 bytes, length and count bombs. For every payload, the verdict, the first defect, its position and all values must equal
 those of decoding one record at a time. So the fuzzer also finds damaged records that affect their neighbours.
+Then `tests.fuzz_pipeline` sends hostile messages through the whole path.
 """
 
 import random
@@ -19,6 +20,7 @@ from rich.progress import track
 from k2flow.avro.decoder import AvroDecoder
 from k2flow.records import Defect
 from k2flow.trades.schema import trade_schema
+from tests.fuzz_pipeline import fuzz
 from tests.property.test_avro_decoder import check, damage, trade
 
 BATCH = 400
@@ -38,8 +40,11 @@ def main(
         int | None,
         typer.Option(help="The same seed generates the same payloads; random by default.", envvar="TEST_SEED"),
     ] = None,
+    minutes: Annotated[
+        float, typer.Option(help="Then send hostile messages through the whole path, at least once.")
+    ] = 1.0,
 ) -> None:
-    """Check all payloads; stop at the first wrong verdict and show it."""
+    """Check all payloads, then the whole path; stop at the first wrong verdict or row and show it."""
     if seed is None:
         seed = random.SystemRandom().randrange(2**32)
     print(f"seed {seed}", flush=True)
@@ -58,7 +63,8 @@ def main(
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"seed {seed}: {defects.total():,} payloads in {time.monotonic() - began:.0f} s, all verdicts correct")
     print(", ".join(f"{name} {count:,}" for name, count in defects.most_common()))
-    print(f"slowest batch of {BATCH}: {slowest * 1000:.1f} ms; {peak:.0f} MB peak resident")
+    print(f"slowest batch of {BATCH}: {slowest * 1000:.1f} ms; {peak:.0f} MB peak resident", flush=True)
+    fuzz(seed, minutes)
 
 
 def make_batch(rng: random.Random, number: int) -> list[bytes]:

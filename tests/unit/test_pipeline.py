@@ -12,6 +12,7 @@ from k2flow.iceberg.catalog import load_table
 from k2flow.iceberg.ledger import Ledger, read
 from k2flow.layers import GOLD_TABLE
 from k2flow.trades.messages import MESSAGE_SCHEMA, MessageBatch
+from tests.fuzz_pipeline import run_round
 from tests.integration.harness import rows_of
 from tests.messages import NOW_US, messages, value
 from tests.oracle import expect
@@ -158,6 +159,25 @@ def test_window_without_any_kafka_time_follows_the_time_of_ingestion(catalog: Ca
         run = PipelineRun(catalog, EXCHANGE) if restarts else run
     rows = load_table(catalog, GOLD_TABLE).scan().to_arrow()
     assert sorted(rows["message_id"].to_pylist()) == ["a", "ahead", "old"]
+
+
+def test_key_whose_bound_ends_before_the_surrogates_lands(catalog: Catalog) -> None:
+    """Its first 16 characters end with U+D7FF: the next code points are none that UTF-8 can encode."""
+    key = "\ufffd" * 15 + "\ud7ff" + "a"
+    columns = [pa.array([key.encode()]), pa.array([b"\1"]), pa.array([0], pa.timestamp("us", "UTC"))]
+    batch = MessageBatch(
+        pa.RecordBatch.from_arrays(columns, schema=MESSAGE_SCHEMA),
+        np.zeros(1, np.int32),
+        np.zeros(1, np.int64),
+        [(0, 0, 1)],
+    )
+    PipelineRun(catalog, EXCHANGE).commit(batch)
+    assert load_table(catalog, EXCHANGE.bronze).scan().to_arrow()["message_key"].to_pylist() == [key]
+
+
+def test_hostile_messages_land_or_are_dead_letters(catalog: Catalog, seed: int) -> None:
+    """One short round of `scripts/fuzz`."""
+    assert run_round(catalog, seed, messages=8).total() >= 24
 
 
 def test_process_needs_the_only_owner(catalog: Catalog) -> None:
