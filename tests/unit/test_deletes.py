@@ -10,20 +10,23 @@ from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
 from pyiceberg.table.snapshots import Operation
 
+from k2flow.audit.report import Severity, Verdict
 from k2flow.errors import AuditError, QueryError
 from k2flow.exchange import find_exchange
 from k2flow.iceberg.catalog import load_table
 from k2flow.iceberg.deletes import applied_deletes, delete_files
 from k2flow.iceberg.manifests import data_manifests
 from k2flow.iceberg.rewrite import rewrite_files
-from k2flow.iceberg.tables import definitions
+from k2flow.iceberg.tables import definitions, gold_definition
 from k2flow.iceberg.writer import DataFileWriter
 from k2flow.inspection.files import ReadPlan, plan
 from k2flow.inspection.pinned import PinnedTables
-from k2flow.layers import GOLD, GOLD_TABLE, SILVER, Layer
+from k2flow.layers import BRONZE, DLQ, GOLD, GOLD_TABLE, SILVER, Layer
 from k2flow.maintain.actions import Timing, due_compactions
 from k2flow.maintain.plans import live_files
+from k2flow.maintain.run import MaintenanceRun
 from k2flow.query.connection import connect_to, query_errors
+from tests.audited_lake import AuditedLake
 from tests.deletes import delete_equal, delete_positions
 from tests.gold import HOUR, Gold
 
@@ -167,3 +170,41 @@ def test_maintenance_does_not_compact_rows_that_another_engine_deletes(gold: Gol
     removed = [live.file.file_path for live in due.files]
     assert not rewrite_files(gold.catalog, GOLD_TABLE, Operation.REPLACE, removed, files(gold)[-1:], 0)
     assert table(gold).metadata.current_snapshot_id == now.metadata.current_snapshot_id
+
+
+@pytest.mark.parametrize("equality", [True, False])
+def test_commits_and_maintenance_never_bring_a_row_back(gold: Gold, equality: bool) -> None:
+    """Flows merge manifests, and maintenance rewrites them: both keep the delete files."""
+    largest = files(gold)[0]
+    if equality:
+        delete_equal(table(gold), "message_id", ["binance-0"], largest)
+    else:
+        delete_positions(table(gold), largest, [0])
+    for _ in range(8):
+        gold.add("binance", np.array([OLD]))
+    assert list(MaintenanceRun(gold.catalog, gold_definition(), Timing(orphan_seconds=0, reader_seconds=0)).run())
+    now = table(gold)
+    assert len(applied_deletes(now, now.current_snapshot())) == 1
+    if not equality:
+        assert queried(gold) == sorted([*EVERY[1:], *(f"binance-{i}" for i in range(5, 13))])
+    assert [live.file.record_count for live in live_files(now, "timestamp")].count(3) == 1
+
+
+@pytest.fixture(scope="module")
+def audited(tmp_path_factory: pytest.TempPathFactory) -> AuditedLake:
+    return AuditedLake(tmp_path_factory.mktemp("lake"), find_exchange("binance"), count=100)
+
+
+@pytest.mark.parametrize("layer", [BRONZE, SILVER, DLQ, GOLD], ids=lambda layer: layer.name)
+def test_audit_is_incomplete_with_the_other_tables_audited(audited: AuditedLake, layer: Layer) -> None:
+    with audited.restored() as lake:
+        assert lake.audit().verdict is Verdict.HOLDS
+        found = lake.table(layer)
+        (largest, *_) = [e.data_file for m in data_manifests(found) for e in m.fetch_manifest_entry(found.io)]
+        path = delete_equal(found, layer.columns[0], [None], largest)
+        report = lake.audit()
+    assert report.verdict is Verdict.UNKNOWN
+    (finding,) = [each for each in report.findings if each.severity is Severity.UNKNOWN]
+    assert finding.check == "unreadable"
+    assert path in finding.text
+    assert (report.rows > 0) is (layer is not DLQ)
