@@ -1,6 +1,8 @@
 """The Iceberg catalog: PyIceberg's own configuration of the catalog `k2flow`, or SQLite under K2FLOW_HOME."""
 
+import gzip
 import os
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,19 +10,25 @@ from typing import Any
 
 import pyiceberg.catalog
 from pyiceberg.catalog import Catalog
-from pyiceberg.exceptions import NoSuchTableError, RESTError
+from pyiceberg.exceptions import NoSuchNamespaceError, NoSuchTableError, RESTError, ValidationError
 from pyiceberg.table import Table
 from pyiceberg.utils.config import Config
 from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_fixed
 
+from k2flow.compat.pyiceberg.commit_times import install_commit_times
+from k2flow.compat.pyiceberg.compressed_metadata import install_compressed_metadata
+from k2flow.compat.pyiceberg.requests import install_requests
 from k2flow.config.settings import Settings
-from k2flow.errors import CatalogError
+from k2flow.errors import CatalogError, CatalogSettingsError, DataFileError, one_line
+from k2flow.retryable import Verdict, verdict
 
 CATALOG = "k2flow"
 NAMESPACE = "market_data"
 OUTAGES = (SQLAlchemyError, RESTError, OSError)
 """The errors of an unreachable catalog or storage, through PyIceberg. Those of requests are OSErrors."""
+DAMAGED = (ValidationError, ValueError, KeyError, TypeError, EOFError, zlib.error, gzip.BadGzipFile, FileNotFoundError)
+"""The errors of reading the metadata of one table if the file is damaged or gone. The last two are OSErrors too."""
 SQLITE_BUSY_SECONDS = 60  # SQLite's own 5 s ended in 'database is locked' when several processes committed
 
 
@@ -29,6 +37,9 @@ def open_catalog(settings: Settings) -> Catalog:
 
     Raises CatalogError if it cannot be reached or is configured wrongly.
     """
+    install_compressed_metadata()
+    install_commit_times()
+    install_requests()
     with catalog_errors():
         try:
             given = _given()
@@ -46,7 +57,7 @@ def open_catalog(settings: Settings) -> Catalog:
                 return _load_catalog({**ping, **given}, (IntegrityError, ProgrammingError))
             return _load_catalog(default_properties(settings.home), (SQLAlchemyError,))
         except (ValueError, ImportError, KeyError, TypeError, AttributeError) as error:
-            raise CatalogError(
+            raise CatalogSettingsError(
                 f"the catalog is configured wrongly: {error}; see PYICEBERG_CATALOG__K2FLOW__*"
             ) from error
 
@@ -88,20 +99,35 @@ def load_table(catalog: Catalog, name: str) -> Table:
 
 
 def find_table(catalog: Catalog, name: str) -> Table | None:
-    """Return the table as `load_table` does, but None if it does not exist."""
+    """Return the table as `load_table` does, but None if it does not exist. Raises DataFileError, CatalogError."""
     with catalog_errors():
         try:
             return catalog.load_table((NAMESPACE, name))
         except NoSuchTableError:
             return None
+        except DAMAGED as error:
+            raise DataFileError(
+                f"the metadata of {NAMESPACE}.{name} cannot be read ({one_line(error)[:200]}): restore the file, or "
+                "register the table again from the metadata file before it"
+            ) from error
+
+
+def table_names(catalog: Catalog) -> set[str]:
+    """Return the names of the tables of market_data, without reading one. Raises CatalogError."""
+    with catalog_errors():
+        try:
+            return {identifier[-1] for identifier in catalog.list_tables(NAMESPACE)}
+        except NoSuchNamespaceError:
+            return set()
 
 
 @contextmanager
 def catalog_errors() -> Iterator[None]:
-    """Raise a CatalogError for each error of an unreachable catalog or storage."""
+    """Raise a CatalogError for each error of an unreachable catalog or storage; see k2flow.retryable."""
     try:
         yield
     except OUTAGES as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         where = "PYICEBERG_CATALOG__K2FLOW__*" if os.environ.get("PYICEBERG_CATALOG__K2FLOW__URI") else "K2FLOW_HOME"
-        raise CatalogError(f"the catalog or its storage cannot be used: {reason}; check {where}") from error
+        kind = CatalogError if verdict(error) is Verdict.RETRIED else CatalogSettingsError
+        raise kind(f"the catalog or its storage cannot be used: {reason}; check {where}") from error

@@ -1,6 +1,9 @@
 """Tables in a real catalog: they are as documented, creation is idempotent, differences are shown."""
 
+import gzip
+import json
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -10,8 +13,10 @@ from k2flow.config.settings import load_settings
 from k2flow.errors import CatalogError, TableDiffersError
 from k2flow.exchange import all_exchanges, exchange_names, find_exchange
 from k2flow.iceberg.catalog import load_table, open_catalog
+from k2flow.iceberg.rewrite import set_property
 from k2flow.iceberg.tables import COMMON_PROPERTIES, create, definitions
 from k2flow.layers import GOLD_TABLE
+from k2flow.query.connection import connect_to
 
 MIB = 1 << 20
 BRONZE = [
@@ -154,3 +159,20 @@ def test_error_of_an_unreachable_catalog_is_one_line(monkeypatch: pytest.MonkeyP
     with pytest.raises(CatalogError) as error:
         open_catalog(load_settings(exchange_names()))
     assert "\n" not in str(error.value)
+
+
+def test_metadata_files_are_compressed_as_the_property_says(catalog: Catalog) -> None:
+    (definition,) = [each for name, each in definitions(find_exchange("kraken")).items() if name == GOLD_TABLE]
+    create(catalog, [definition])
+    for value in ("none", "GZIP", None):
+        set_property(catalog, GOLD_TABLE, "write.metadata.compression-codec", value)
+    set_property(catalog, GOLD_TABLE, "write.metadata.compression-codec", "gzip")
+    table = load_table(catalog, GOLD_TABLE)
+    files = [*(entry.metadata_file for entry in table.metadata.metadata_log), table.metadata_location]
+    assert [file.endswith(".gz.metadata.json") for file in files] == [True, False, True, False, True]
+    for file in files:
+        content = Path(file.removeprefix("file://")).read_bytes()
+        text = gzip.decompress(content) if file.endswith(".gz.metadata.json") else content
+        assert json.loads(text)["table-uuid"] == str(table.metadata.table_uuid)
+    with connect_to(catalog) as db:
+        assert db.sql(f"SELECT count(*) FROM {GOLD_TABLE}").fetchall() == [(0,)]

@@ -1,4 +1,4 @@
-"""PyIceberg: its private classes that k2flow extends, a REST catalog with timeouts, a cache of table metadata."""
+"""PyIceberg: its private classes that k2flow extends, a REST catalog with timeouts, cached and compressed metadata."""
 
 import pyiceberg
 

@@ -1,0 +1,23 @@
+"""Compressed metadata files: PyIceberg ignores `write.metadata.compression-codec`.
+
+PyIceberg writes the metadata files of all catalogs but REST, whose servers write them. It reads and writes compressed
+ones, by their names: `<version>-<uuid>.gz.metadata.json` (Iceberg spec, "Naming for GZIP compressed Metadata JSON
+files"). Only the name does not follow the property. Older files of a table keep their names.
+"""
+
+from pyiceberg.table.locations import LocationProvider
+
+CODEC = "write.metadata.compression-codec"
+_location = LocationProvider.new_table_metadata_file_location
+
+
+def install_compressed_metadata() -> None:
+    """Name new metadata files by the property, for this whole process: in created tables and in commits."""
+    LocationProvider.new_table_metadata_file_location = _new_location  # type: ignore[method-assign]
+
+
+def _new_location(self: LocationProvider, new_version: int = 0) -> str:
+    location = _location(self, new_version)
+    if self.table_properties.get(CODEC, "none").lower() != "gzip":
+        return location
+    return location.removesuffix(".metadata.json") + ".gz.metadata.json"
