@@ -1,8 +1,8 @@
 """All errors that k2flow raises on purpose.
 
     K2flowError
-    ├── KafkaError: NoBrokerError, LostOffsetsError
-    ├── CommitError: FencedError, OffsetGapError, CommitConflictError
+    ├── KafkaError: NoBrokerError, NoTopicError, KafkaRefusedError, LostOffsetsError (LogReplacedError)
+    ├── CommitError: FencedError, OffsetGapError, CommitConflictError, HeadMovedError
     └── all others
 
 Each message is one line: the cause, then what to do next.
@@ -16,6 +16,12 @@ class K2flowError(Exception):
 
     retryable: ClassVar[bool] = False
     """Whether the cause may disappear by itself: if so, the supervisor starts the flow again."""
+
+
+def one_line(error: Exception) -> str:
+    """Return an error on one line: the text of an own error, else its type and text."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, K2flowError) else f"{type(error).__name__}: {text}"
 
 
 class SettingsError(K2flowError):
@@ -36,8 +42,18 @@ class CatalogError(K2flowError):
     retryable = True
 
 
+class CatalogSettingsError(CatalogError):
+    """The Iceberg catalog cannot be used as it is configured."""
+
+    retryable = False
+
+
 class TableDiffersError(K2flowError):
     """A table exists but differs from its definition; the message shows how."""
+
+
+class LostTableError(K2flowError):
+    """The catalog does not have a table that the storage has; the message names its newest metadata file."""
 
 
 class DataFileError(K2flowError):
@@ -52,8 +68,22 @@ class NoBrokerError(KafkaError):
     """No broker answers at all; one may later."""
 
 
+class NoTopicError(KafkaError):
+    """The topic does not exist."""
+
+
+class KafkaRefusedError(KafkaError):
+    """Kafka refuses, or cannot do now, what it may do later: rights, credentials or a topic are missing."""
+
+    retryable = True
+
+
 class LostOffsetsError(KafkaError):
     """Kafka no longer has messages that were never committed; the message names the exact offsets."""
+
+
+class LogReplacedError(LostOffsetsError):
+    """Kafka's log is not the one that was read; the message names the offset and both messages."""
 
 
 class ProduceError(K2flowError):
@@ -84,6 +114,12 @@ class FencedError(CommitError):
 
 class OffsetGapError(CommitError):
     """A range of offsets does not begin where the table's ledger ends."""
+
+
+class HeadMovedError(CommitError):
+    """A table's main branch was moved: it does not hold the rows of its ledger. The message names both offsets."""
+
+    retryable = False
 
 
 class CommitConflictError(CommitError):

@@ -15,13 +15,14 @@ from rich.live import Live
 from rich.table import Column, Table
 from rich.text import Text
 
-from k2flow.cli.output import console, print_json
+from k2flow.cli.output import console, new_table, print_json, styled
 from k2flow.compat.pyiceberg.metadata_cache import install_metadata_cache
 from k2flow.config.settings import Settings, load_settings
 from k2flow.errors import CatalogError, K2flowError
 from k2flow.exchange import Exchange, exchange_names, find_exchange
 from k2flow.iceberg.catalog import open_catalog
 from k2flow.observability.logs import set_up_logging
+from k2flow.process_exit import EXIT_FAILED
 from k2flow.status import model
 from k2flow.status.collector import StatusCollector
 from k2flow.status.model import FlowState, Level, Status, moment
@@ -32,6 +33,7 @@ DEFAULT_INTERVAL_SECONDS = 2.0
 SHORTEST_INTERVAL_SECONDS = 0.2
 TOP_REASONS = 5
 SHORT_LAG_SECONDS = 120
+LONGEST_AGE_MS = 1_000 * 365 * 86_400_000  # humanize fails at two thousand years
 STYLES = {Level.OK: "", Level.LATE: "yellow", Level.STALE: "bold red", Level.UNKNOWN: "dim"}
 ERROR_STYLE = STYLES[Level.STALE]
 STATES = {
@@ -44,7 +46,10 @@ STATES = {
 
 
 def show_status(exchanges: Sequence[str] | None, watch: bool, interval: float | None, as_json: bool) -> None:
-    """Print the status once, or with `watch` every `interval` seconds until SIGINT or SIGTERM."""
+    """Print the status once, or with `watch` every `interval` seconds until SIGINT or SIGTERM.
+
+    The exit code is 1 if a table cannot be read.
+    """
     settings = load_settings(exchange_names())
     set_up_logging("CRITICAL")  # the status has librdkafka's messages about a broker that is down
     if interval is not None and not watch:
@@ -53,10 +58,14 @@ def show_status(exchanges: Sequence[str] | None, watch: bool, interval: float | 
     collector = TimeLimitedCollector(settings, found)
     if watch:
         _watch(collector, max(SHORTEST_INTERVAL_SECONDS, interval or DEFAULT_INTERVAL_SECONDS), as_json)
-    elif as_json:
-        print_json(collector.collect().to_dict(), indent=2)
+        return
+    status = collector.collect()
+    if as_json:
+        print_json(status.to_dict(), indent=2)
     else:
-        console().print(render(collector.collect()))
+        console().print(render(status))
+    if status.errors:
+        raise typer.Exit(EXIT_FAILED)
 
 
 class TimeLimitedCollector:
@@ -107,7 +116,7 @@ def _watch(collector: TimeLimitedCollector, interval: float, as_json: bool) -> N
                         last = render(result)
                         live.update(last, refresh=True)
                     else:  # below the last status
-                        live.update(Group(last, Text(str(result), ERROR_STYLE)), refresh=True)
+                        live.update(Group(last, styled(str(result), ERROR_STYLE)), refresh=True)
     except KeyboardInterrupt:
         # The collector's thread may wait for a server, and Python would wait for it.
         sys.stdout.flush()
@@ -148,21 +157,25 @@ def _exchange(name: str, exchange: model.ExchangeStatus, now: int) -> Iterator[R
     flow = exchange.flow
     state = STATES[flow.state].format(" and ".join(map(str, flow.writers)))
     epoch = f", epoch {flow.epoch}" if flow.epoch else ""
-    yield Text.assemble((name, "bold"), f": {state}{epoch}; topic {exchange.topic}")
+    yield Text.assemble((name, "bold"), styled(f": {state}{epoch}; topic {exchange.topic}"))
     if any(exchange.layers.values()):
         yield _layers(exchange, now)
     if exchange.dead_letters:
         yield _dead_letters(exchange.dead_letters)
     if exchange.replacement:
         how = "committed, not yet published to all tables" if exchange.replacement.committed else "staged, or aborted"
-        yield Text(f"rows are being replaced ({how}): {exchange.replacement.what}", "yellow")
+        yield styled(f"rows are being replaced ({how}): {exchange.replacement.what}", "yellow")
+    for each in exchange.open_transactions:
+        hidden, ends = each.log_end - each.stable_end, f"{each.log_end:,}, readable up to {each.stable_end:,}"
+        text = f"partition {each.partition}: an open transaction hides {hidden:,} messages: the log ends at {ends}"
+        yield styled(text, "yellow")
     for problem in (exchange.kafka_problem, *exchange.problems):
         if problem:
-            yield Text(f"problem: {problem}", "bold red")
+            yield styled(f"problem: {problem}", "bold red")
 
 
 def _layers(exchange: model.ExchangeStatus, now: int) -> Table:
-    table = Table("layer", *_right_aligned("lag", "behind", "messages", "messages/s", "rows/s", "last commit"))
+    table = new_table("layer", *_right_aligned("lag", "behind", "messages", "messages/s", "rows/s", "last commit"))
     for name, layer in exchange.layers.items():
         if layer is None:
             table.add_row(name, Text("no table", "dim"))
@@ -182,7 +195,7 @@ def _behind(layer: model.LayerStatus) -> str:
     if layer.lag_seconds < SHORT_LAG_SECONDS:
         age = f"{layer.lag_seconds:.1f} s"
     else:
-        age = precisedelta(timedelta(seconds=layer.lag_seconds), minimum_unit="minutes", format="%.0f")
+        age = precisedelta(_age(layer.lag_seconds * 1000), minimum_unit="minutes", format="%.0f")
     return age if layer.level is Level.OK else f"{age}, {layer.level}"
 
 
@@ -191,14 +204,14 @@ def _dead_letters(letters: model.DeadLetters) -> Text:
     if letters.reasons:
         top = ", ".join(f"{reason} {count:,}" for reason, count in islice(letters.reasons.items(), TOP_REASONS))
         text += f"; reasons of the newest {letters.letters_read:,} of the last day: {top}"
-    return Text(text)
+    return styled(text)
 
 
 def _tables(status: Status) -> Table:
-    table = Table("table", *_right_aligned("rows", "files", "small", "bytes", "last commit"), "maintenance")
+    table = new_table("table", *_right_aligned("rows", "files", "small", "bytes", "last commit"), "maintenance")
     for name, each in status.tables.items():
         if each is None:
-            table.add_row(name, Text("no table", "dim"))
+            table.add_row(name, Text("unreadable", ERROR_STYLE) if name in status.errors else Text("no table", "dim"))
             continue
         numbers = (f"{each.rows:,}", f"{each.files:,}", f"{each.small_files:,}", naturalsize(each.bytes))
         table.add_row(name, *numbers, _when(each.committed_at, status.at), _maintenance(each, status.at))
@@ -212,6 +225,8 @@ def _right_aligned(*names: str) -> list[Column]:
 def _maintenance(table: model.TableStatus, now: int) -> str:
     due = [f"{a.what} of {a.removed:,}{f' into {a.added:,}' if a.added else ''}" for a in table.due]
     parts = [f"due: {', '.join(due) or 'nothing'}"]
+    if table.delete_files:
+        parts.append(f"delete files of another engine: {table.delete_files:,}, whose rows are counted too")
     if table.maintained:
         parts.append(f"done: {', '.join(f'{each.what} {_ago(each.at, now)}' for each in table.maintained)}")
     if table.leader:
@@ -228,4 +243,8 @@ def _when(at: int | None, now: int) -> str:
 
 
 def _ago(at: int, now: int) -> str:
-    return naturaltime(timedelta(milliseconds=max(0, now - at)))
+    return naturaltime(_age(now - at))
+
+
+def _age(ms: float) -> timedelta:
+    return timedelta(milliseconds=min(max(0, ms), LONGEST_AGE_MS))

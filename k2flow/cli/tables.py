@@ -7,20 +7,21 @@ from threading import Event
 import typer
 from humanize import naturalsize
 from pyiceberg.catalog import Catalog
-from rich.table import Table
 
-from k2flow.cli.output import console
+from k2flow.cli.output import console, new_table
 from k2flow.cli.process import every, stop_event
 from k2flow.compat.pyarrow import keep_freed_memory
 from k2flow.compat.pyiceberg.metadata_cache import install_metadata_cache
 from k2flow.config.settings import load_settings
-from k2flow.errors import CatalogError, K2flowError, MaintenanceError
+from k2flow.errors import CatalogError, DataFileError, MaintenanceError, one_line
 from k2flow.exchange import all_exchanges, exchange_names, find_exchange
-from k2flow.iceberg.catalog import NAMESPACE, catalog_errors, find_table, open_catalog
+from k2flow.iceberg.catalog import NAMESPACE, find_table, open_catalog, table_names
+from k2flow.iceberg.deletes import delete_files
 from k2flow.iceberg.tables import TableDefinition, create, definitions
 from k2flow.layers import GOLD_TABLE
 from k2flow.maintain.actions import MaintenanceAction, Timing
 from k2flow.maintain.lease import MaintenanceLeases
+from k2flow.maintain.ownership import OtherTables
 from k2flow.maintain.run import MaintenanceRun
 from k2flow.observability.logs import set_up_logging
 from k2flow.status.model import moment
@@ -35,7 +36,7 @@ def create_tables(exchange: str) -> None:
     exchanges = all_exchanges() if exchange == "all" else [find_exchange(exchange)]
     catalog = open_catalog(settings)
     for each in exchanges:
-        for name, done in create(catalog, definitions(each).values()).items():
+        for name, done in create(catalog, definitions(each).values(), settings.accept_lost_tables).items():
             print(f"{NAMESPACE}.{name}: {done or 'up to date'}")
 
 
@@ -44,12 +45,20 @@ def list_tables() -> None:
     catalog = open_catalog(load_settings(exchange_names()))
     exchanges = all_exchanges()
     medallion = [name for e in exchanges for name in (e.bronze, e.silver)] + [GOLD_TABLE]
-    rows = {name: _row(catalog, name) for name in sorted(medallion + [e.dlq for e in exchanges])}
-    table = Table("table", "rows", "files", "bytes", "last commit")
+    rows, errors = {}, []
+    for name in sorted(medallion + [e.dlq for e in exchanges]):
+        try:
+            rows[name] = _row(catalog, name)
+        except (DataFileError, ValueError) as error:  # the other tables are listed
+            rows[name] = ("unreadable", "", "", "")
+            errors.append(one_line(error))
+    table = new_table("table", "rows", "files", "bytes", "last commit")
     for name, row in rows.items():
         table.add_row(name, *(row or ("missing", "", "", "")))
     console().print(table)
     print(f"{sum(rows[name] is not None for name in medallion)}/{len(medallion)} medallion tables")
+    if errors:
+        raise DataFileError("; ".join(errors))
 
 
 def run_maintenance(
@@ -85,9 +94,10 @@ def _row(catalog: Catalog, name: str) -> tuple[str, str, str, str] | None:
     found = find_table(catalog, name)
     if found is None:
         return None
-    has = totals(found.current_snapshot())
+    has = totals(found.current_snapshot(), delete_files(found, found.current_snapshot()))
+    deleted = ", deleted ones too" if has.delete_files else ""
     when = "never" if has.committed_at is None else f"{moment(has.committed_at)} UTC"
-    return (f"{has.rows:,}", f"{has.files:,}", naturalsize(has.bytes), when)
+    return (f"{has.rows:,}{deleted}", f"{has.files:,}", naturalsize(has.bytes), when)
 
 
 def _maintain(
@@ -96,19 +106,21 @@ def _maintain(
     """Return the actions and errors of a run over all tables; no table stops the others. A dry run has no leases."""
     actions: list[MaintenanceAction] = []
     errors: list[str] = []
+    others = OtherTables(catalog)
     for definition in chosen:
         try:
             holder = leases.acquire(definition.name) if leases else None
             if holder:
                 log.warning("%s: skipped, since %s maintains it", definition.name, holder)
                 continue
-            for action in MaintenanceRun(catalog, definition, timing, dry_run=leases is None).run():
+            for action in MaintenanceRun(catalog, definition, timing, leases is None, others).run():
                 actions.append(action)
                 if stop.is_set():
                     return actions, errors
-        except K2flowError as error:
-            log.error("%s: %s", definition.name, error)
-            errors.append(f"{definition.name}: {error}")
+        except Exception as error:  # whatever is in one table, the others are maintained
+            log.error("%s: %s", definition.name, one_line(error))
+            log.debug("%s", definition.name, exc_info=True)
+            errors.append(f"{definition.name}: {one_line(error)}")
     return actions, errors
 
 
@@ -118,15 +130,15 @@ def _chosen(catalog: Catalog, names: Sequence[str]) -> list[TableDefinition]:
     unknown = [name for name in names if name not in known]
     if unknown:
         raise MaintenanceError(f"unknown table {unknown[0]}: known are {', '.join(sorted(known))}")
-    with catalog_errors():
-        return [known[name] for name in sorted(set(names) or known) if names or catalog.table_exists((NAMESPACE, name))]
+    existing = names or known.keys() & table_names(catalog)
+    return [known[name] for name in sorted(set(existing))]
 
 
 def _show_actions(actions: Sequence[MaintenanceAction], dry_run: bool) -> None:
     if not actions:
         print("nothing to do")
         return
-    table = Table("table", "due" if dry_run else "done", "removed", "added", "rows", "bytes", "s", "")
+    table = new_table("table", "due" if dry_run else "done", "removed", "added", "rows", "bytes", "s", "")
     for a in actions:
         numbers = (f"{a.removed:,}", f"{a.added:,}", f"{a.rows:,}", naturalsize(a.bytes), f"{a.seconds:.1f}")
         table.add_row(a.table, a.what, *numbers, a.detail)

@@ -25,10 +25,11 @@ from k2flow.iceberg import ledger as ledgers
 from k2flow.iceberg.catalog import NAMESPACE, find_table
 from k2flow.iceberg.commit import REPLACED_KEY, STAGED_KEY
 from k2flow.iceberg.ledger import Ledger
-from k2flow.iceberg.tables import RETENTION
+from k2flow.iceberg.tables import retention_days
 from k2flow.layers import BRONZE, Layer
 
 WAIT_SECONDS = 3.0
+DAY_MS = 86_400_000
 UNIX_EPOCH = date(1970, 1, 1)
 FIRST_DAY = (date.min - UNIX_EPOCH).days  # 0001-01-01 in days since 1970: the earliest day of any row
 _FIRST_METADATA = re.compile(r"/0+-[^/]*$")
@@ -50,12 +51,12 @@ class PinnedTables:
 
     def cutoff(self, layer: Layer) -> date:
         """Return the first day that the table keeps. Rows of earlier days may be removed or not, and are left out."""
-        days = self.tables[layer].properties.get(RETENTION)
-        return date.min if days is None else self.today - timedelta(int(days))
+        return UNIX_EPOCH + timedelta(self.cutoff_day(layer))
 
     def cutoff_day(self, layer: Layer) -> int:
-        """Return `cutoff` in days since 1970."""
-        return (self.cutoff(layer) - UNIX_EPOCH).days
+        """Return `cutoff` in days since 1970. Raises TableDiffersError if the retention is no number."""
+        days = retention_days(self.tables[layer])
+        return FIRST_DAY if days is None else max(FIRST_DAY, (self.today - UNIX_EPOCH).days - days)
 
     def created_after_cutoff(self, layer: Layer) -> bool:
         """Return whether the table was created on its cutoff day or later, so that retention removed none of its rows.
@@ -65,10 +66,8 @@ class PinnedTables:
         metadata = self.tables[layer].metadata
         log = [(entry.metadata_file, entry.timestamp_ms) for entry in metadata.metadata_log]
         log.append((self.tables[layer].metadata_location, metadata.last_updated_ms))
-        cutoff = self.cutoff(layer)
-        return any(
-            _FIRST_METADATA.search(file) and datetime.fromtimestamp(ms / 1000, UTC).date() >= cutoff for file, ms in log
-        )
+        cutoff_ms = self.cutoff_day(layer) * DAY_MS
+        return any(_FIRST_METADATA.search(file) and ms >= cutoff_ms for file, ms in log)
 
 
 def pin(catalog: Catalog, exchanges: Sequence[Exchange]) -> tuple[list[PinnedTables], list[Exchange]]:

@@ -6,16 +6,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from pyiceberg.manifest import ManifestContent
 from pyiceberg.table import Table
 
 from k2flow.iceberg.catalog import catalog_errors
 from k2flow.iceberg.commit import staged_branch
+from k2flow.iceberg.deletes import applied_deletes, deletes_text
 from k2flow.iceberg.manifests import data_manifests, has_live_files
 from k2flow.iceberg.rewrite import MERGE_BYTES
 from k2flow.iceberg.snapshots import SnapshotExpiration, plan_expiration
-from k2flow.iceberg.tables import RETENTION
-from k2flow.maintain.plans import Compaction, LiveFile, expired_files, plan_compactions
+from k2flow.iceberg.tables import TARGET_FILE_SIZE, number_property, retention_days
+from k2flow.maintain.plans import Compaction, LiveFile, day_text, expired_files, plan_compactions
 
 log = logging.getLogger(__name__)
 MANY_MANIFESTS = 32  # from this number of small manifests they are rewritten, even if no data file changes
@@ -73,23 +73,20 @@ def due_actions(table: Table, files: Sequence[LiveFile], timing: Timing) -> Iter
 
 def expired_by_retention(table: Table, files: Sequence[LiveFile], timing: Timing) -> list[LiveFile]:
     """Return the files of days that the table no longer keeps."""
-    return expired_files(files, _retention_days(table), timing.now().date())
+    return expired_files(files, retention_days(table), timing.now().date())
 
 
 def retention_action(table: Table, old: Sequence[LiveFile]) -> MaintenanceAction:
     """Return the action that removes the files `old`."""
     days = sorted({live.day for live in old})
-    detail = f"days {days[0]} to {days[-1]}, {_retention_days(table)} are kept"
+    detail = f"days {day_text(days[0])} to {day_text(days[-1])}, {retention_days(table)} are kept"
     return _file_action(table, "retention", old, 0, detail)
 
 
 def due_compactions(table: Table, files: Sequence[LiveFile], timing: Timing) -> list[Compaction]:
     """Return the compactions due; none if another engine's delete files apply to the table."""
-    snapshot = table.current_snapshot()
-    with catalog_errors():
-        manifests = snapshot.manifests(table.io) if snapshot else []
-    if any(manifest.content == ManifestContent.DELETES for manifest in manifests):
-        log.warning("%s: not compacted: another engine's delete files apply to it; compact it there", table.name()[-1])
+    if deletes := applied_deletes(table, table.current_snapshot()):
+        log.warning("not compacted: %s", deletes_text(table.name()[-1], deletes))
         return []
     old = {live.file.file_path for live in expired_by_retention(table, files, timing)}
     kept = [live for live in files if live.file.file_path not in old]
@@ -99,7 +96,7 @@ def due_compactions(table: Table, files: Sequence[LiveFile], timing: Timing) -> 
 def compaction_action(table: Table, planned: Compaction, added: int) -> MaintenanceAction:
     """Return the action that replaces the files of a compaction by `added` new ones."""
     first = planned.files[0]
-    partition = f"{first.day}" if first.hour is None else f"{first.day} {first.hour:02d}h"
+    partition = day_text(first.day) if first.hour is None else f"{day_text(first.day)} {first.hour:02d}h"
     return _file_action(table, "compaction", planned.files, added, f"partition {partition}")
 
 
@@ -128,16 +125,11 @@ def snapshots_action(name: str, planned: SnapshotExpiration) -> MaintenanceActio
 
 
 def target_bytes(table: Table) -> int:
-    """Return the target size of the table's data files."""
-    return int(table.properties["write.target-file-size-bytes"])
+    """Return the target size of the table's data files. Raises TableDiffersError."""
+    return number_property(table, TARGET_FILE_SIZE)
 
 
 def _file_action(table: Table, what: str, files: Sequence[LiveFile], added: int, detail: str) -> MaintenanceAction:
     rows = sum(live.file.record_count for live in files)
     size = sum(live.file.file_size_in_bytes for live in files)
     return MaintenanceAction(table.name()[-1], what, len(files), added, rows, size, detail)
-
-
-def _retention_days(table: Table) -> int | None:
-    days = table.properties.get(RETENTION)
-    return None if days is None else int(days)

@@ -13,6 +13,7 @@ from typing import ClassVar
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pyiceberg.catalog import Catalog
 
+from k2flow.errors import K2flowError
 from k2flow.iceberg.catalog import load_table
 from k2flow.iceberg.ledger import Writer, first_error
 from k2flow.iceberg.rewrite import set_property
@@ -61,10 +62,13 @@ class MaintenanceLeases:
         return None
 
     def release(self) -> None:
-        """Release all leases, so that the next process need not wait for their end. Raises CatalogError."""
+        """Release all leases, so that the next process need not wait for their end. Log those that cannot be."""
         for name in sorted(self._held):
-            if self._read(name)[0] == self._process:
-                set_property(self._catalog, name, LEASE, None)
+            try:
+                if self._read(name)[0] == self._process:
+                    set_property(self._catalog, name, LEASE, None)
+            except K2flowError as error:
+                log.warning("%s: the lease ends by itself: %s", name, error)
         self._held.clear()
 
     def _read(self, name: str) -> tuple[Writer | None, float]:

@@ -4,7 +4,7 @@ import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import Any
 
 from pyiceberg.manifest import DataFile
@@ -13,6 +13,7 @@ from pyiceberg.table import Table
 from k2flow.iceberg.manifests import data_manifests, partition_values, without_statistics
 
 UNIX_EPOCH = date(1970, 1, 1)
+HOUR_SECONDS = 3600
 HOT_FILES = 32  # from this number of small files, a partition is compacted although rows still arrive in it
 OPEN_HOURS = 1  # how long after its end an hour or a day still counts as open: rows and commits may be late
 
@@ -27,9 +28,12 @@ class LiveFile:
     upper: int | None = None  # the latest
 
     @property
-    def day(self) -> date:
-        """The day of its partition: the first partition field of every table is a day."""
-        return UNIX_EPOCH + timedelta(days=self.partition[0])
+    def day(self) -> int:
+        """The day of its partition, in days since 1970: the first partition field of every table is a day.
+
+        It may be outside `date`'s years, as its retention's first day and its own next day may be.
+        """
+        return int(self.partition[0])
 
     @property
     def hour(self) -> int | None:
@@ -50,7 +54,11 @@ def live_files(table: Table, time_column: str, known: dict[str, list[LiveFile]] 
     for path in manifests.keys() - known.keys():
         entries = manifests[path].fetch_manifest_entry(table.io)
         known[path] = [_live(entry.data_file, column) for entry in entries]
-    return [live for path in manifests for live in known[path] if None not in live.partition]
+    return [live for path in manifests for live in known[path] if _is_dated(live)]
+
+
+def _is_dated(live: LiveFile) -> bool:
+    return bool(live.partition) and all(isinstance(value, int) for value in live.partition)
 
 
 def _live(file: DataFile, column: int) -> LiveFile:
@@ -71,8 +79,16 @@ def expired_files(files: Iterable[LiveFile], retention_days: int | None, today: 
     """Return the files of days before `today` - `retention_days`; None means unlimited retention."""
     if retention_days is None:
         return []
-    first_kept = today - timedelta(days=retention_days)
+    first_kept = (today - UNIX_EPOCH).days - retention_days
     return [live for live in files if live.day < first_kept]
+
+
+def day_text(day: int) -> str:
+    """Return a day, given in days since 1970, as a date, or as a number outside the years 1 to 9999."""
+    try:
+        return f"{UNIX_EPOCH + timedelta(days=day)}"
+    except OverflowError:
+        return f"{day:,} days since 1970"
 
 
 def plan_compactions(files: Iterable[LiveFile], target_bytes: int, now: datetime) -> list[Compaction]:
@@ -99,9 +115,8 @@ def is_small(live: LiveFile, target_bytes: int) -> bool:
 
 def is_closed(live: LiveFile, now: datetime) -> bool:
     """Return whether the hour or day of this file's partition, and the time for late rows, are over."""
-    begin = datetime(live.day.year, live.day.month, live.day.day, tzinfo=UTC)
-    end = begin + (timedelta(days=1) if live.hour is None else timedelta(hours=live.hour + 1))
-    return end + timedelta(hours=OPEN_HOURS) <= now
+    end = (live.day + 1) * 24 if live.hour is None else live.day * 24 + live.hour + 1
+    return (end + OPEN_HOURS) * HOUR_SECONDS <= now.timestamp()
 
 
 def _groups(candidates: Iterable[LiveFile], target_bytes: int) -> list[list[LiveFile]]:

@@ -3,16 +3,18 @@
 A figure that could not be determined is `Unavailable`; a figure without data is None.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import TypeVar
 
-from k2flow.errors import K2flowError
+from k2flow.errors import one_line
 from k2flow.exchange import Exchange
 from k2flow.report.axes import Axis
 from k2flow.status.model import Status
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
@@ -24,11 +26,12 @@ class Unavailable:
 
 
 def attempt(compute: Callable[[], T]) -> T | Unavailable:
-    """Return the result of `compute`, or its K2flowError as `Unavailable`."""
+    """Return the result of `compute`, or its error as `Unavailable`: no figure hides the others."""
     try:
         return compute()
-    except K2flowError as error:
-        return Unavailable(str(error))
+    except Exception as error:
+        log.debug("a figure of the report", exc_info=True)
+        return Unavailable(one_line(error))
 
 
 def available(figure: T | Unavailable) -> T | None:

@@ -162,7 +162,8 @@ def markets(source: ReportSource, symbols: Sequence[str]) -> list[MarketCandles]
 
 
 def _market(source: ReportSource, exchange: str, code: str, symbol: str) -> MarketCandles | None:
-    rows = f"FROM {GOLD_TABLE} WHERE exchange = $code AND symbol = $symbol"
+    known = "price IS NOT NULL AND quantity IS NOT NULL"  # another engine may have left them out
+    rows = f"FROM {GOLD_TABLE} WHERE exchange = $code AND symbol = $symbol AND {known}"
     bounds = _bounds(source, f'SELECT "timestamp" AS moment {rows}', code=code, symbol=symbol)
     if bounds is None:
         return None

@@ -3,6 +3,7 @@
 It writes nothing, and reads no rows but the reasons of the newest dead letters.
 """
 
+import logging
 import socket
 import time
 from collections import Counter, defaultdict
@@ -15,10 +16,12 @@ from pyiceberg.catalog import Catalog
 from pyiceberg.table import FileScanTask, Table
 
 from k2flow.config.settings import Settings
-from k2flow.errors import CommitError, KafkaError, NoBrokerError
+from k2flow.errors import CatalogError, CommitError, KafkaError, NoBrokerError, one_line
 from k2flow.exchange import Exchange
 from k2flow.iceberg.catalog import NAMESPACE, find_table
 from k2flow.iceberg.commit import staged_branch
+from k2flow.iceberg.deletes import delete_files
+from k2flow.iceberg.head import reconcile
 from k2flow.iceberg.ledger import Ledger, Writer
 from k2flow.iceberg.staging import committed_replacement
 from k2flow.inspection.broker import TopicReader
@@ -28,10 +31,20 @@ from k2flow.layers import BRONZE, DLQ, GOLD, SILVER
 from k2flow.maintain.actions import Timing, due_actions, target_bytes
 from k2flow.maintain.lease import read_lease
 from k2flow.maintain.plans import LiveFile, is_small
-from k2flow.status.flows import TopicState, flow_status, history, layer_status, lost_offsets, missing_messages
+from k2flow.status.flows import (
+    TopicState,
+    flow_status,
+    history,
+    hung_transactions,
+    layer_status,
+    lost_offsets,
+    missing_messages,
+    open_transactions,
+)
 from k2flow.status.model import DeadLetters, ExchangeStatus, FlowStatus, Leader, Replacement, Status, TableStatus
 from k2flow.status.tables import dead_letters, files_of, maintenance_done, maintenance_due, rows_since, totals
 
+log = logging.getLogger(__name__)
 BROKER_SECONDS = 3.0  # for a broker's first answer
 TIMES_SECONDS = 5.0  # for the times of the oldest messages that are in no table yet
 FETCH = {"queued.min.messages": "1", "max.partition.fetch.bytes": "65536"}
@@ -63,20 +76,27 @@ class StatusCollector:
         self._no_broker: TopicState | None = None
 
     def collect(self) -> Status:
-        """Return the status now. It includes a broker that does not answer, missing tables and unreadable ledgers.
+        """Return the status now. It includes a broker that does not answer, missing and unreadable tables.
 
-        Raises CatalogError, TableDiffersError (a table lacks a column), AuditError (a file of dead letters cannot be
-        read), and SettingsError (librdkafka rejects a property).
+        Raises CatalogError if no table can be read, and SettingsError (librdkafka rejects a property).
         """
         began, now_ms = time.monotonic(), time.time_ns() // 1_000_000
         self._no_broker = None
-        found = {name: self._find(name) for name in self._layers}
-        exchanges = {}
-        for exchange in self._exchanges:
-            tables = {layer.name: each for name, layer in exchange.layer_by_table.items() if (each := found[name])}
-            exchanges[exchange.name] = self._exchange(exchange, tables, now_ms)
-        shown = {name: _table(each, now_ms) if each else None for name, each in found.items()}
-        return Status(now_ms, time.monotonic() - began, exchanges, shown)
+        errors: dict[str, str] = {}
+        found: dict[str, TableFiles | None] = {}
+        shown: dict[str, TableStatus | None] = {}
+        for name in self._layers:
+            found[name] = shown[name] = None
+            try:
+                found[name] = each = self._find(name)
+                shown[name] = _table(each, now_ms) if each else None
+            except Exception as error:  # one table never hides the others
+                if isinstance(error, CatalogError) and len(errors) == len(found) - 1 > 0:
+                    raise  # the first two failed: it is no fault of one table
+                log.debug("%s", name, exc_info=True)
+                errors[name] = one_line(error)
+        exchanges = {each.name: self._exchange(each, found, errors, now_ms) for each in self._exchanges}
+        return Status(now_ms, time.monotonic() - began, exchanges, shown, errors)
 
     def _find(self, name: str) -> TableFiles | None:
         table = find_table(self._catalog, name)
@@ -84,8 +104,11 @@ class StatusCollector:
             return None
         return TableFiles(table, files_of(table, self._layers[name].event_time, self._manifests[name]))
 
-    def _exchange(self, exchange: Exchange, tables: Mapping[str, TableFiles], now_ms: int) -> ExchangeStatus:
-        s, problems = exchange.settings, _missing(exchange, tables)
+    def _exchange(
+        self, exchange: Exchange, found: Mapping[str, TableFiles | None], errors: Mapping[str, str], now_ms: int
+    ) -> ExchangeStatus:
+        tables = {layer.name: each for name, layer in exchange.layer_by_table.items() if (each := found[name])}
+        s, problems = exchange.settings, _missing(exchange, tables, errors)
         past: dict[str, list[Ledger]] = {}
         replacement = None
         try:
@@ -94,6 +117,13 @@ class StatusCollector:
         except CommitError as error:
             problems.append(str(error))
         ledgers = {layer: each[-1] for layer, each in past.items()}
+        problems += _moved_heads(exchange, tables, ledgers)
+        letters = None
+        try:
+            letters = self._dead_letters(exchange, tables, ledgers, now_ms)
+        except Exception as error:
+            log.debug("%s", exchange.dlq, exc_info=True)
+            problems.append(f"the dead letters cannot be read: {one_line(error)}")
         kafka = self._ask(exchange, ledgers)
         known = {name: layer.name for name, layer in exchange.layer_by_table.items() if layer.name in ledgers}
         layers = {
@@ -110,8 +140,9 @@ class StatusCollector:
             flow=_flow(ledgers),
             replacement=replacement,
             layers={layer.name: layers.get(layer.name) for layer in exchange.layers},
-            dead_letters=self._dead_letters(exchange, tables, ledgers, now_ms),
-            problems=(*problems, *lost),
+            dead_letters=letters,
+            open_transactions=open_transactions(kafka, now_ms),
+            problems=(*problems, *lost, *hung_transactions(s.topic, kafka, s.trigger_seconds, now_ms)),
         )
 
     def _ask(self, exchange: Exchange, ledgers: Mapping[str, Ledger]) -> TopicState:
@@ -125,8 +156,12 @@ class StatusCollector:
                     setting = exchange.setting("topic")
                     text = f"topic {topic} does not exist on {config['bootstrap.servers']}: create it, or set {setting}"
                     return TopicState(problem=text)
+                # First, so that no message that comes in between seems to be of an open transaction.
+                log_ends = broker.log_ends(broker.topic.partitions)
                 watermarks = {partition: broker.watermarks(partition) for partition in broker.topic.partitions}
-                kafka = TopicState(topic=broker.topic, watermarks=watermarks)
+                kafka = TopicState(topic=broker.topic, watermarks=watermarks, log_ends=log_ends)
+                if hidden := kafka.stable_ends_before_open_transactions:
+                    kafka = replace(kafka, hidden_times=broker.uncommitted_times(hidden, TIMES_SECONDS))
                 return replace(kafka, times=broker.times(missing_messages(ledgers, kafka), TIMES_SECONDS))
         except NoBrokerError as error:
             self._no_broker = TopicState(problem=f"{error}: {START_BROKER}")
@@ -174,12 +209,26 @@ def _reasons(table: Table, live: LiveFile, since_us: int, limit: int) -> Counter
     return counts
 
 
-def _missing(exchange: Exchange, tables: Mapping[str, TableFiles]) -> list[str]:
+def _missing(exchange: Exchange, tables: Mapping[str, TableFiles], errors: Mapping[str, str]) -> list[str]:
     how = f"start the flow, or run `k2flow tables create {exchange.name}`"
-    if not tables.keys() - {GOLD.name}:
+    unread = [f"{NAMESPACE}.{name}: {text}" for name, text in errors.items() if name in exchange.layer_by_table]
+    if not unread and not tables.keys() - {GOLD.name}:
         return [f"there are no tables yet: {how}"]
-    missing = [f"{NAMESPACE}.{name}" for name, layer in exchange.layer_by_table.items() if layer.name not in tables]
-    return [f"there is no table {' and no table '.join(missing)}: {how}"] if missing else []
+    absent = [name for name, layer in exchange.layer_by_table.items() if layer.name not in tables]
+    missing = [f"{NAMESPACE}.{name}" for name in absent if name not in errors]
+    return unread + ([f"there is no table {' and no table '.join(missing)}: {how}"] if missing else [])
+
+
+def _moved_heads(exchange: Exchange, tables: Mapping[str, TableFiles], ledgers: Mapping[str, Ledger]) -> list[str]:
+    """Return the errors with which the flow would refuse a table whose head was moved."""
+    problems = []
+    for layer, ledger in ledgers.items():
+        table = tables[layer].table
+        try:
+            reconcile(table.name()[-1], table.metadata, exchange.name, ledger)
+        except CommitError as error:
+            problems.append(str(error))
+    return problems
 
 
 def _replacement(exchange: Exchange, tables: Mapping[str, TableFiles]) -> Replacement | None:
@@ -201,7 +250,7 @@ def _flow(ledgers: Mapping[str, Ledger]) -> FlowStatus:
 def _table(found: TableFiles, now_ms: int) -> TableStatus:
     table, target = found.table, target_bytes(found.table)
     return TableStatus(
-        **vars(totals(table.current_snapshot())),
+        **vars(totals(table.current_snapshot(), delete_files(table, table.current_snapshot()))),
         small_files=sum(is_small(live, target) for live in found.files),
         snapshots=len(table.metadata.snapshots),
         due=maintenance_due(due_actions(table, found.files, Timing(clock=lambda: now_ms / 1000))),

@@ -1,6 +1,6 @@
 """The state of a flow, from ledgers and Kafka: the lag and rate of each layer, and whether the flow runs.
 
-Lag is given twice. In messages: Kafka's high watermark minus the next offset of the layer's ledger. In seconds: the
+Lag is given twice. In messages: the end of Kafka's log minus the next offset of the layer's ledger. In seconds: the
 age, by Kafka's time, of the oldest message the layer lacks, which is the one at the ledger's next offset. The time
 since the last commit would mislead. It is a few seconds for a flow that commits all the time but is a day behind. It is
 hours for a flow whose topic was idle until just now. If producers set the time of their messages (Kafka's CreateTime),
@@ -16,7 +16,7 @@ from k2flow.errors import LostOffsetsError
 from k2flow.iceberg.ledger import KEY, Ledger, Writer, read
 from k2flow.kafka.start_offsets import begin_offsets, check_same_topic, first_offset
 from k2flow.kafka.topic import Topic
-from k2flow.status.model import FlowState, FlowStatus, LayerStatus, Level, PartitionLag
+from k2flow.status.model import FlowState, FlowStatus, LayerStatus, Level, OpenTransaction, PartitionLag
 
 LATE, STALE = 3, 10  # triggers of lag above which a layer is late, or stale
 SHORTEST_TRIGGER = 10.0  # a shorter trigger counts as this long: a start, or a commit with a retry, takes this long
@@ -29,14 +29,23 @@ WINDOW_TRIGGERS = 3
 class TopicState:
     """One topic as Kafka describes it. If Kafka could not be asked, only `problem` is set: the cause, and what to do.
 
-    `watermarks` are by partition the first offset that Kafka has, and the end of the committed messages. `times` are by
+    `watermarks` are by partition the first offset that Kafka has, and the end of the committed messages (the stable
+    end). `log_ends` are the ends of the log: messages between the two are hidden by an open transaction. `times` are by
     (partition, offset) the time (ms) of the first message at or after it. None: no message follows. Absent: unknown.
+    `hidden_times` are by partition those of the first hidden message.
     """
 
     topic: Topic | None = None
     watermarks: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    log_ends: Mapping[int, int] = field(default_factory=dict)
     times: Mapping[tuple[int, int], int | None] = field(default_factory=dict)
+    hidden_times: Mapping[int, int | None] = field(default_factory=dict)
     problem: str | None = None
+
+    @property
+    def stable_ends_before_open_transactions(self) -> dict[int, int]:
+        """The stable end of each partition with an open transaction."""
+        return {p: high for p, (_, high) in self.watermarks.items() if self.log_ends.get(p, high) > high}
 
 
 @dataclass(frozen=True)
@@ -73,10 +82,11 @@ def _positions(layer: str, ledgers: Mapping[str, Ledger], kafka: TopicState) -> 
 def partition_lags(
     layer: str, ledgers: Mapping[str, Ledger], kafka: TopicState, now_ms: int
 ) -> tuple[PartitionLag, ...]:
-    """Return the lag of a layer in each partition; nothing if Kafka could not be asked.
+    """Return the lag of a layer in each partition, up to the end of the log; nothing if Kafka could not be asked.
 
-    All offsets that a layer lacks may be transaction markers: then it lacks no message.
+    All offsets up to the stable end that a layer lacks may be transaction markers: then it lacks none of them.
     """
+    hidden = {each.partition: each for each in open_transactions(kafka, now_ms)}
     found = []
     for p, at in sorted(_positions(layer, ledgers, kafka).items()):
         low, high = kafka.watermarks[p]
@@ -85,8 +95,32 @@ def partition_lags(
             lag, seconds = 0, 0.0
         elif (ms := kafka.times.get((p, at))) is not None:
             seconds = max(0.0, (now_ms - ms) / 1000)
-        found.append(PartitionLag(p, low, high, at, lag, seconds))
+        if (behind := hidden.get(p)) is not None:
+            seconds = behind.seconds if lag == 0 else seconds
+            lag += behind.log_end - high
+        found.append(PartitionLag(p, low, high, at, lag, seconds, hidden[p].log_end if behind else high))
     return tuple(found)
+
+
+def open_transactions(kafka: TopicState, now_ms: int) -> tuple[OpenTransaction, ...]:
+    """Return the messages that open transactions hide from every reader of committed messages."""
+    found = []
+    for p, stable_end in sorted(kafka.stable_ends_before_open_transactions.items()):
+        ms = kafka.hidden_times.get(p)
+        seconds = None if ms is None else max(0.0, (now_ms - ms) / 1000)
+        found.append(OpenTransaction(p, stable_end, kafka.log_ends[p], seconds))
+    return tuple(found)
+
+
+def hung_transactions(topic: str, kafka: TopicState, trigger_seconds: float, now_ms: int) -> list[str]:
+    """Return a line for each transaction that has been open so long that the layers are stale."""
+    return [
+        f"{topic}[{each.partition}]: a transaction has been open for {each.seconds:.0f} s and hides "
+        f"{each.log_end - each.stable_end:,} messages: the log ends before offset {each.log_end}, but readers see only "
+        f"those before {each.stable_end}. Find its producer (kafka-transactions find-hanging), and end or abort it"
+        for each in open_transactions(kafka, now_ms)
+        if each.seconds is not None and level(each.seconds, trigger_seconds) is Level.STALE
+    ]
 
 
 def level(seconds: float | None, trigger_seconds: float) -> Level:

@@ -9,7 +9,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from typing_extensions import override
 
-from k2flow.errors import K2flowError
+from k2flow.errors import one_line
 from k2flow.status.model import Status
 
 log = logging.getLogger(__name__)
@@ -46,6 +46,7 @@ class StatusMetrics(Collector):
         yield GaugeMetricFamily("k2flow_status_age_seconds", "Time since the status was collected.", age)
         if status is not None:
             yield from _layers(status)
+            yield from _open_transactions(status)
             yield from _dead_letters(status)
             yield from _tables(status)
 
@@ -53,9 +54,10 @@ class StatusMetrics(Collector):
         while not self._stopped.is_set():
             try:
                 self._last = self._collect_status()
-            except K2flowError as error:
+            except Exception as error:  # without this thread, the last status would be exported forever
+                log.debug("the status", exc_info=True)
                 if not self._stopped.is_set():
-                    log.warning("the status could not be collected: %s", error)
+                    log.warning("the status could not be collected: %s", one_line(error))
             self._stopped.wait(EVERY_SECONDS)
 
 
@@ -69,6 +71,20 @@ def _layers(status: Status) -> Iterable[Metric]:
             if layer and layer.lag_seconds is not None:
                 seconds.add_metric([exchange, name], layer.lag_seconds)
                 yield GaugeMetricFamily(f"{exchange}_{name}_lag", "As k2flow_lag_seconds.", layer.lag_seconds)
+    yield messages
+    yield seconds
+
+
+def _open_transactions(status: Status) -> Iterable[Metric]:
+    messages = GaugeMetricFamily(
+        "k2flow_hidden_messages", "Messages that open transactions hide from all readers.", labels=["exchange"]
+    )
+    seconds = GaugeMetricFamily("k2flow_hidden_seconds", "Age of the oldest of those messages.", labels=["exchange"])
+    for name, exchange in status.exchanges.items():
+        if exchange.kafka_problem is None:
+            found = exchange.open_transactions
+            messages.add_metric([name], sum(each.log_end - each.stable_end for each in found))
+            seconds.add_metric([name], max((each.seconds or 0.0 for each in found), default=0.0))
     yield messages
     yield seconds
 

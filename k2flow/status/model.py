@@ -12,18 +12,26 @@ from typing import Annotated, Any
 from pydantic import PlainSerializer, TypeAdapter
 
 from k2flow.iceberg.ledger import Writer
+from k2flow.layers import MAX_TIME_US, MIN_TIME_US
 
 VERSION = 1
+_FIRST_MS, _LAST_MS = MIN_TIME_US // 1000, MAX_TIME_US // 1000
 
 
 def iso(at: int) -> str:
     """Format ms since 1970 as ISO 8601."""
-    return datetime.fromtimestamp(at / 1000, UTC).isoformat(timespec="milliseconds")
+    return _utc(at).isoformat(timespec="milliseconds")
 
 
 def moment(at: int) -> str:
     """Format ms since 1970 as date and time (UTC), to the second."""
-    return f"{datetime.fromtimestamp(at / 1000, UTC):%Y-%m-%d %H:%M:%S}"
+    return _utc(at).replace(tzinfo=None).isoformat(" ", "seconds")
+
+
+def _utc(at: int) -> datetime:
+    """Return ms since 1970 as a time, within the years 1 to 9999: other programs may write any number."""
+    seconds, milliseconds = divmod(min(max(at, _FIRST_MS), _LAST_MS), 1000)
+    return datetime.fromtimestamp(seconds, UTC).replace(microsecond=milliseconds * 1000)
 
 
 TimeMs = Annotated[int, PlainSerializer(iso)]
@@ -55,11 +63,12 @@ class PartitionLag:
     """The lag of a layer in one partition."""
 
     partition: int
-    low: int  # Kafka has the offsets [low, high)
+    low: int  # Kafka has the committed offsets [low, high)
     high: int
     next: int  # the first offset that the layer lacks
-    lag: int  # the number of offsets from there
+    lag: int  # the number of offsets from there to the end of the log
     lag_seconds: Rounded | None  # the age of the message there; 0 if there is none, None if Kafka did not say
+    log_end: int  # the end of the log, after `high` if a transaction is open
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +125,16 @@ class DeadLetters:
     letters_read: int
 
 
+@dataclass(frozen=True)
+class OpenTransaction:
+    """The messages of one partition that an open transaction hides: offsets [stable_end, log_end)."""
+
+    partition: int
+    stable_end: int
+    log_end: int
+    seconds: Rounded | None  # the age of the first of them
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExchangeStatus:
     """One exchange. A layer whose table is missing is None. `problems` say what is wrong and what to do."""
@@ -128,6 +147,7 @@ class ExchangeStatus:
     replacement: Replacement | None
     layers: Mapping[str, LayerStatus | None]
     dead_letters: DeadLetters | None
+    open_transactions: tuple[OpenTransaction, ...] = ()
     problems: tuple[str, ...]
 
 
@@ -139,6 +159,7 @@ class TableTotals:
     files: int = 0
     bytes: int = 0
     committed_at: TimeMs | None = None
+    delete_files: int = 0  # of another engine: `rows` counts the rows that they delete, too
 
 
 @dataclass(frozen=True)
@@ -184,6 +205,7 @@ class Status:
     took_seconds: Rounded
     exchanges: Mapping[str, ExchangeStatus]
     tables: Mapping[str, TableStatus | None]
+    errors: Mapping[str, str]  # by table: why it, or a part of it, cannot be read
 
     def to_dict(self) -> dict[str, Any]:
         """Return the output of `--json`, whose keys are stable within a `version`."""

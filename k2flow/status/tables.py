@@ -55,13 +55,13 @@ def dead_letters(
     )
 
 
-def totals(snapshot: Snapshot | None) -> TableTotals:
-    """Return the totals in a snapshot's summary; zeros without one."""
+def totals(snapshot: Snapshot | None, deletes: int = 0) -> TableTotals:
+    """Return the totals in the summary of a snapshot with `deletes` delete files; zeros without one."""
     if snapshot is None or snapshot.summary is None:
         return TableTotals()
     summary = snapshot.summary.additional_properties
     rows, files, size = (int(summary.get(f"total-{what}", 0)) for what in ("records", "data-files", "files-size"))
-    return TableTotals(rows, files, size, snapshot.timestamp_ms)
+    return TableTotals(rows, files, size, snapshot.timestamp_ms, deletes)
 
 
 def maintenance_done(metadata: TableMetadata) -> tuple[MaintenanceDone, ...]:

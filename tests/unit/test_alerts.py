@@ -27,7 +27,7 @@ SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_count", "_sum"), 
 def exported() -> set[str]:
     """Return the names of all samples that a flow, its status and audits can export."""
     assert metrics.ROWS in REGISTRY._collector_to_names
-    nothing = Status(0, 0.0, {}, {})
+    nothing = Status(0, 0.0, {}, {}, {})
     collector = StatusMetrics(lambda: nothing)
     collector._last = nothing
     audited = AuditCollector()

@@ -19,10 +19,12 @@ from k2flow.status.flows import (
     TopicState,
     flow_status,
     history,
+    hung_transactions,
     layer_status,
     level,
     lost_offsets,
     missing_messages,
+    open_transactions,
     partition_lags,
     rate,
 )
@@ -33,6 +35,7 @@ from k2flow.status.model import (
     Level,
     MaintenanceDone,
     MaintenanceDue,
+    OpenTransaction,
     PartitionLag,
     Status,
     TableStatus,
@@ -61,8 +64,8 @@ def test_lag_counts_the_offsets_after_the_ledger() -> None:
     assert missing_messages(ledgers, asked) == {(0, 10), (0, 7)}
     answered = replace(asked, times={(0, 10): NOW - 4_000, (0, 7): NOW - 9_500})
     assert partition_lags("bronze", ledgers, answered, NOW) == (
-        PartitionLag(0, 0, 15, 10, 5, 4.0),
-        PartitionLag(1, 5, 20, 20, 0, 0.0),
+        PartitionLag(0, 0, 15, 10, 5, 4.0, 15),
+        PartitionLag(1, 5, 20, 20, 0, 0.0, 20),
     )
     gold = layer_status("gold", "gold_crypto_trades", ledgers, [ledgers["gold"]], answered, 10, NOW)
     assert (gold.lag, gold.lag_seconds, gold.level) == (8, 9.5, Level.OK)
@@ -73,8 +76,31 @@ def test_offsets_after_the_last_message_are_no_lag() -> None:
     """Transaction markers take offsets, too."""
     ledgers = {"bronze": ledger(10)}
     assert partition_lags("bronze", ledgers, kafka((0, 12), times={(0, 10): None}), NOW) == (
-        PartitionLag(0, 0, 12, 10, 0, 0.0),
+        PartitionLag(0, 0, 12, 10, 0, 0.0, 12),
     )
+
+
+def test_messages_of_an_open_transaction_are_lag() -> None:
+    """A layer that holds all committed messages is as far behind as the first hidden one is old."""
+    ledgers = {"bronze": ledger(10, 20)}
+    hung = replace(kafka((0, 10), (0, 25), times={(1, 20): NOW - 2_000}), log_ends={0: 10_010, 1: 26})
+    assert hung.stable_ends_before_open_transactions == {0: 10, 1: 25}
+    answered = replace(hung, hidden_times={0: NOW - 600_000, 1: NOW - 1_000})
+    assert partition_lags("bronze", ledgers, answered, NOW) == (
+        PartitionLag(0, 0, 10, 10, 10_000, 600.0, 10_010),
+        PartitionLag(1, 0, 25, 20, 6, 2.0, 26),
+    )
+    bronze = layer_status("bronze", "b", ledgers, [], answered, 10, NOW)
+    assert (bronze.lag, bronze.lag_seconds, bronze.level) == (10_006, 600.0, Level.STALE)
+    assert open_transactions(answered, NOW) == (OpenTransaction(0, 10, 10_010, 600.0), OpenTransaction(1, 25, 26, 1.0))
+    (line,) = hung_transactions("t", answered, 10, NOW)
+    assert line.startswith("t[0]: a transaction has been open for 600 s and hides 10,000 messages: the log ends before")
+    silent = layer_status("bronze", "b", {"bronze": ledger(10)}, [], replace(hung, watermarks={0: (0, 10)}), 10, NOW)
+    assert (silent.lag, silent.lag_seconds, silent.level) == (10_000, None, Level.UNKNOWN)
+
+
+def test_an_end_of_the_log_that_kafka_does_not_say_hides_nothing() -> None:
+    assert open_transactions(kafka((0, 10)), NOW) == ()
 
 
 def test_a_clock_ahead_gives_no_negative_age() -> None:
@@ -280,7 +306,7 @@ def test_as_json() -> None:
         maintained=(MaintenanceDone("compaction", NOW),),
         leader=Leader("here", 7, 1.0, NOW + 1),
     )
-    status = Status(NOW, 0.51234, {"binance": exchange}, {"bronze_t": table, "gold_t": None})
+    status = Status(NOW, 0.51234, {"binance": exchange}, {"bronze_t": table, "gold_t": None}, {})
     found = json.loads(json.dumps(status.to_dict()))
     assert found["at"] == "2026-09-21T14:13:20.000+00:00"
     assert (found["version"], found["took_seconds"]) == (1, 0.512)
