@@ -2,8 +2,8 @@
 
 import logging
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from pyiceberg.catalog import Catalog
@@ -16,14 +16,18 @@ from k2flow.exchange import Exchange, exchange_names
 from k2flow.failpoints import Point, arm, reach
 from k2flow.iceberg import ledger as ledgers
 from k2flow.iceberg.catalog import load_table, open_catalog
+from k2flow.iceberg.head import reconcile
 from k2flow.iceberg.ledger import Ledger
 from k2flow.iceberg.staging import publish
 from k2flow.iceberg.tables import TableDefinition, create, definitions
 from k2flow.iceberg.writer import TableWriters
-from k2flow.kafka.start_offsets import check_same_topic
+from k2flow.kafka.marks import describe, marks_of, replaced_log, wait_for_other_messages
+from k2flow.kafka.properties import consumer_properties
+from k2flow.kafka.start_offsets import check_same_topic, ends_in_replaced_log
 from k2flow.kafka.topic import Topic, wait_for_topic
 from k2flow.trades.pipeline import Pipeline
 from k2flow.trades.registry import open_schemas
+from k2flow.trades.stored_schemas import stored_texts
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +41,13 @@ class FlowSession:
     ledgers: Mapping[str, Ledger]
     topic: Topic
     workers: int
+    log_ends: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
+    """Where each table continues in partitions whose log was replaced, if that was accepted."""
+
+    def of_log(self, table: str) -> Callable[[Ledger], Ledger]:
+        """Return the function that begins the replaced logs in a ledger of `table` as the session found it."""
+        ends, epoch = self.log_ends.get(table, {}), self.ledgers[table].writer_epoch
+        return lambda ledger: ledger.of_log(ends) if ledger.writer_epoch == epoch else ledger
 
     def committed(self, table: str) -> dict[int, int]:
         """Return the next offset of each partition that `table` held when the flow started."""
@@ -87,12 +98,13 @@ class FlowProcess:
 
     def _pipeline(self, session: FlowSession) -> Pipeline:
         # With several workers, files may go to another process next, and Bytewax would lose an error on the way.
+        bronze = session.tables[self.exchange.bronze]
         writers = TableWriters(session.tables, session.definitions, wait=session.workers > 1)
         return Pipeline(
             self.exchange,
             catalog=self.catalog,
             writers=writers,
-            schemas=lambda: open_schemas(self.settings, self.stop),
+            schemas=lambda: open_schemas(self.settings, self.stop, stored_texts(bronze.properties, self.exchange.name)),
             committed=session.committed,
             owners=session.workers,
         )
@@ -102,15 +114,40 @@ def open_session(exchange: Exchange, settings: Settings, catalog: Catalog, worke
     """Create or evolve the tables, read their ledgers, and wait until the broker answers for the topic.
 
     If a process died while it published a committed replacement of rows, publish the rest of it first.
-    Raises SettingsError, CatalogError, TableDiffersError, CommitError, KafkaError.
+    Raises SettingsError, CatalogError, TableDiffersError, CommitError, KafkaError. Among them are HeadMovedError
+    (a table does not hold what its ledger says) and LogReplacedError (Kafka has other messages than those read).
     """
+    own = exchange.settings
     wanted = definitions(exchange)
-    for name, done in create(catalog, wanted.values()).items():
+    for name, done in create(catalog, wanted.values(), settings.accept_lost_tables).items():
         if done:
             log.info("table %s: %s", name, done)
     publish(catalog, exchange)
-    topic = wait_for_topic(settings.kafka, exchange.settings.topic)
+    topic = wait_for_topic(settings.kafka, own.topic, lambda: _was_read(catalog, exchange, wanted))
     tables = {name: load_table(catalog, name) for name in wanted}
-    found = {name: ledgers.read(table.properties, exchange.name, topic.name) for name, table in tables.items()}
-    check_same_topic(topic, found, exchange.settings.accept_lost_offsets, exchange.setting("accept_lost_offsets"))
-    return FlowSession(definitions=wanted, tables=tables, ledgers=found, topic=topic, workers=workers)
+    read = {name: ledgers.read(table.properties, exchange.name, topic.name) for name, table in tables.items()}
+    found = {
+        name: reconcile(name, table.metadata, exchange.name, read[name], own.after_rollback)
+        for name, table in tables.items()
+    }
+    accept, setting = own.accept_lost_offsets, exchange.setting("accept_lost_offsets")
+    check_same_topic(topic, found, accept, setting)
+    others = wait_for_other_messages(consumer_of(exchange, settings), topic.name, marks_of(topic, found.values()))
+    if others and not accept:
+        raise replaced_log(topic.name, others, setting)
+    ends = ends_in_replaced_log(topic, found, {other.partition for other in others})
+    for other in others:
+        log.error("%s; continuing, as %s says", describe(topic.name, other), setting)
+    begun = {name: ledger.of_log(ends[name]) for name, ledger in found.items()}
+    return FlowSession(definitions=wanted, tables=tables, ledgers=begun, topic=topic, workers=workers, log_ends=ends)
+
+
+def _was_read(catalog: Catalog, exchange: Exchange, tables: Iterable[str]) -> bool:
+    """Whether a table holds offsets of the exchange's topic: so it exists, or did. Raises CatalogError, CommitError."""
+    properties = (load_table(catalog, name).properties for name in tables)
+    return any(ledgers.read(each, exchange.name, exchange.settings.topic).partitions for each in properties)
+
+
+def consumer_of(exchange: Exchange, settings: Settings) -> dict[str, str]:
+    """Return librdkafka's properties for a consumer of this flow. Raises SettingsError."""
+    return consumer_properties(settings.kafka, f"k2flow-{exchange.name}")

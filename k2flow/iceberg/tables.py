@@ -7,7 +7,9 @@ from functools import cached_property
 import pyarrow as pa
 from pyiceberg.catalog import Catalog
 from pyiceberg.exceptions import (
+    BadRequestError,
     CommitFailedException,
+    ForbiddenError,
     NamespaceAlreadyExistsError,
     NoSuchTableError,
     TableAlreadyExistsError,
@@ -21,14 +23,16 @@ from pyiceberg.types import ListType, MapType
 from sqlalchemy.exc import SQLAlchemyError
 from tenacity import stop_after_attempt
 
-from k2flow.errors import CommitError, TableDiffersError
+from k2flow.errors import CommitError, LostTableError, TableDiffersError
 from k2flow.exchange import Exchange
 from k2flow.iceberg.catalog import NAMESPACE, catalog_errors
 from k2flow.iceberg.evolution import Evolution
+from k2flow.iceberg.new_locations import default_location, lost_metadata, unique_location
 from k2flow.iceberg.retry import retry_conflicts
 from k2flow.layers import GOLD, GOLD_FILE_SIZE_MB, GOLD_TABLE, Field, Layer, iceberg_schema
 
 RETENTION = "k2flow.retention-days"
+TARGET_FILE_SIZE = "write.target-file-size-bytes"
 EVOLUTION_ATTEMPTS = 8
 
 COMMON_PROPERTIES = {
@@ -92,7 +96,7 @@ class TableDefinition:
     def properties(self) -> dict[str, str]:
         """The table properties."""
         retention = {} if self.retention_days is None else {RETENTION: str(self.retention_days)}
-        size = {"write.target-file-size-bytes": str(self.file_size_mb << 20)}
+        size = {TARGET_FILE_SIZE: str(self.file_size_mb << 20)}
         return {**COMMON_PROPERTIES, **size, **retention, **dict(self.layer.properties)}
 
 
@@ -110,16 +114,32 @@ def definitions(exchange: Exchange) -> dict[str, TableDefinition]:
     return found
 
 
-def create(catalog: Catalog, wanted: Iterable[TableDefinition]) -> dict[str, str]:
+def retention_days(table: Table) -> int | None:
+    """Return the days that a table keeps; None: all. Raises TableDiffersError."""
+    return number_property(table, RETENTION) if RETENTION in table.properties else None
+
+
+def number_property(table: Table, key: str) -> int:
+    """Return a table property that must be 1 or more: other programs may set it too. Raises TableDiffersError."""
+    text = table.properties.get(key, "absent")
+    if not text.isdecimal() or int(text) < 1:
+        raise TableDiffersError(
+            f"table {NAMESPACE}.{table.name()[-1]} differs: property {key} is {text}, not 1 or more: alter the table"
+        )
+    return int(text)
+
+
+def create(catalog: Catalog, wanted: Iterable[TableDefinition], accept_lost: bool = False) -> dict[str, str]:
     """Create missing tables, evolve those with former columns, check the rest; never drop anything.
 
     Return, by table name, "created", "evolved: ..." or, for a table that is up to date, an empty text. Several
     processes may call it at once, beside flows. Raises TableDiffersError if evolution cannot resolve a difference,
-    CommitError if other commits came first each time, CatalogError.
+    CommitError if other commits came first each time, CatalogError. Raises LostTableError if the storage has a table of
+    the name of a missing one, unless `accept_lost`.
     """
     with catalog_errors():
         _create_namespace(catalog)
-        return {definition.name: _create_one(catalog, definition) for definition in wanted}
+        return {definition.name: _create_one(catalog, definition, accept_lost) for definition in wanted}
 
 
 def _create_namespace(catalog: Catalog) -> None:
@@ -132,22 +152,40 @@ def _create_namespace(catalog: Catalog) -> None:
             raise
 
 
-def _create_one(catalog: Catalog, definition: TableDefinition) -> str:
+def _create_one(catalog: Catalog, definition: TableDefinition, accept_lost: bool) -> str:
     try:
         return _evolve(catalog, definition)
     except NoSuchTableError:
         pass
     try:
+        default = default_location(catalog, definition.name, definition.schema)
+        lost = None if accept_lost else lost_metadata(catalog, definition.name, default)
+        if lost is None or catalog.table_exists((NAMESPACE, definition.name)):
+            _create_at(catalog, definition, unique_location(default))
+            return "created"
+    except TableAlreadyExistsError:  # another process was faster
+        return _evolve(catalog, definition)
+    raise LostTableError(
+        f"table {NAMESPACE}.{definition.name} is not in the catalog, but the storage has it: {lost} is its newest "
+        "metadata file. Was the catalog lost? Register the table with this file, as docs/operations.md says under "
+        "Disasters. To begin with an empty table beside the old files, set K2FLOW_ACCEPT_LOST_TABLES=1 for one start"
+    )
+
+
+def _create_at(catalog: Catalog, definition: TableDefinition, location: str | None) -> None:
+    try:
         catalog.create_table(
             (NAMESPACE, definition.name),
             definition.schema,
+            location=location,
             partition_spec=definition.spec,
             sort_order=definition.sort_order,
             properties={"format-version": "2", **definition.properties},
         )
-        return "created"
-    except TableAlreadyExistsError:  # another process was faster
-        return _evolve(catalog, definition)
+    except (BadRequestError, ForbiddenError):  # a REST catalog may allow only locations of its own
+        if location is None:
+            raise
+        _create_at(catalog, definition, None)
 
 
 def _evolve(catalog: Catalog, definition: TableDefinition) -> str:

@@ -19,6 +19,7 @@ from k2flow.iceberg.tables import TableDefinition
 from k2flow.maintain import actions
 from k2flow.maintain.actions import MaintenanceAction, Timing
 from k2flow.maintain.compaction import Compactor
+from k2flow.maintain.ownership import OtherTables, owned_orphans
 from k2flow.maintain.plans import Compaction, LiveFile, live_files, orphan_files
 from k2flow.maintain.storage import TableStorage, path_of, reachable_files
 
@@ -30,8 +31,17 @@ COMPACTIONS_PER_COMMIT = 16  # the compactions committed so far stay done if the
 class MaintenanceRun:
     """All steps on one table, in their order. Raises CatalogError, DataFileError, MaintenanceError."""
 
-    def __init__(self, catalog: Catalog, definition: TableDefinition, timing: Timing, dry_run: bool = False) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        definition: TableDefinition,
+        timing: Timing,
+        dry_run: bool = False,
+        others: OtherTables | None = None,
+    ) -> None:
+        """Take the table; `others` is shared by the runs of all tables."""
         self._catalog = catalog
+        self._others = others or OtherTables(catalog)
         self._definition = definition
         self._name = definition.name
         self._timing = timing
@@ -105,17 +115,20 @@ class MaintenanceRun:
         committed yet are too young.
         """
         storage = TableStorage(self._table())
-        listed = storage.list_files()
+        if storage.foreign_folders:
+            text = "%s: orphan files outside its location are not deleted, since other tables may write to %s too"
+            log.warning(text, self._name, ", ".join(storage.foreign_folders))
+        listing = storage.listing()
         table = self._table()
         if staged_branch(table):  # begun since: files that are not staged yet may be old
             return
         reachable = reachable_files(table)
-        orphans = orphan_files(listed, reachable, self._timing.clock(), self._timing.orphan_seconds)
+        sizes = dict(orphan_files(listing.files, reachable, self._timing.clock(), self._timing.orphan_seconds))
+        orphans = owned_orphans(list(sizes), reachable, table, storage, listing, self._others) if sizes else []
         if not orphans:
             return
-        paths = [path for path, _ in orphans]
-        removed = len(paths) if self._dry_run else storage.delete(paths)
-        yield MaintenanceAction(self._name, "orphan files", removed, bytes=sum(size for _, size in orphans))
+        removed = len(orphans) if self._dry_run else storage.delete(orphans)
+        yield MaintenanceAction(self._name, "orphan files", removed, bytes=sum(sizes[path] for path in orphans))
 
     def _rewrite(self, operation: Operation, removed: Sequence[str] = (), added: Sequence[DataFile] = ()) -> bool:
         return rewrite_files(self._catalog, self._name, operation, removed, added, self._timing.now_ms())

@@ -1,8 +1,9 @@
 """The files of a table in its storage: lists them, finds those that its metadata reach, and deletes others."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import pyarrow.fs as fs
 from pyiceberg.io.pyarrow import PyArrowFileIO
@@ -11,6 +12,15 @@ from pyiceberg.table.locations import load_location_provider
 
 from k2flow.errors import MaintenanceError
 from k2flow.iceberg.catalog import catalog_errors
+from k2flow.iceberg.metadata_files import (
+    MetadataFile,
+    canonical_folder,
+    canonical_path,
+    file_system,
+    is_inside,
+    metadata_above,
+    metadata_files,
+)
 
 ICEBERG_FILE = re.compile(r"\.(parquet|avro|orc|puffin|stats)$|\.metadata\.json(\.gz)?$")
 """The names of files that Iceberg's writers create. Never touch files with other names."""
@@ -18,8 +28,21 @@ DELETE_THREADS = 16
 ListedFile = tuple[str, int, float]  # (path, bytes, time written in seconds since 1970)
 
 
+@dataclass(frozen=True)
+class Listing:
+    """What is in the storage: the files in a table's folders, and all metadata files in and above its location."""
+
+    files: Sequence[ListedFile]
+    metadata: Sequence[MetadataFile]
+
+
 class TableStorage:
-    """The storage under a table's folders for data and metadata. Raises CatalogError, MaintenanceError."""
+    """The storage under a table's location. Raises CatalogError, MaintenanceError.
+
+    `folders` are the table's own folders for data and metadata, as canonical locations: only files in them are ever
+    deleted. `foreign_folders` are outside its location, where `write.data.path` or `write.metadata.path` put them:
+    nothing there proves which table a file belongs to.
+    """
 
     def __init__(self, table: Table) -> None:
         if not isinstance(table.io, PyArrowFileIO):
@@ -27,35 +50,54 @@ class TableStorage:
                 f"{table.name()[-1]}: files can be listed with PyArrow's FileIO only, not {type(table.io).__name__}: "
                 "set py-io-impl of the catalog to pyiceberg.io.pyarrow.PyArrowFileIO, or leave it out"
             )
-        metadata = table.metadata
-        locations = load_location_provider(metadata.location, metadata.properties)
-        files = (locations.new_data_location("x"), locations.new_metadata_location("x"))
-        scheme, netloc, _ = PyArrowFileIO.parse_location(metadata.location)
-        self._filesystem: fs.FileSystem = table.io.fs_by_scheme(scheme, netloc)
-        self._folders = sorted({path_of(file).rsplit("/", 1)[0] for file in files})
+        self.filesystem, self._scheme, self._path = file_system(table.io, table.location().rstrip("/"))
+        location, folders = canonical_folder(table.location()), table_folders(table)[1:]
+        self.folders = [folder for folder in folders if is_inside(folder, location)]
+        self.foreign_folders = [folder for folder in folders if folder not in self.folders]
 
     def list_files(self) -> list[ListedFile]:
-        """Return all files of the kinds that Iceberg's writers create."""
-        found = []
+        """Return all files in the table's own folders, of the kinds that Iceberg's writers create."""
+        return list(self.listing().files)
+
+    def listing(self) -> Listing:
+        """List the table's location once, and look for metadata above it."""
         with catalog_errors():
-            for folder in self._folders:
-                everything = fs.FileSelector(folder, recursive=True, allow_not_found=True)
-                for info in self._filesystem.get_file_info(everything):
-                    if info.is_file and ICEBERG_FILE.search(info.base_name):
-                        found.append((info.path, info.size, info.mtime.timestamp()))
-        return found
+            everything = fs.FileSelector(self._path, recursive=True, allow_not_found=True)
+            infos = [info for info in self.filesystem.get_file_info(everything) if info.is_file]
+            above = metadata_above(self.filesystem, self._path)
+        files = [
+            (info.path, info.size, info.mtime_ns / 1e9)
+            for info in infos
+            if ICEBERG_FILE.search(info.base_name) and info.mtime_ns is not None and self._is_own(info.path)
+        ]
+        return Listing(files, [*metadata_files(infos), *above])
+
+    def key(self, path: str) -> str:
+        """Return the canonical location of a path in this storage."""
+        return canonical_path(self._scheme, path)
 
     def delete(self, paths: Iterable[str]) -> int:
         """Delete files. Return how many existed: a file that is already gone is no error."""
         with catalog_errors(), ThreadPoolExecutor(DELETE_THREADS, "delete") as pool:
             return sum(pool.map(self._delete, paths))
 
+    def _is_own(self, path: str) -> bool:
+        key = self.key(path)
+        return any(is_inside(key, folder) for folder in self.folders)
+
     def _delete(self, path: str) -> int:
         try:
-            self._filesystem.delete_file(path)
+            self.filesystem.delete_file(path)
         except FileNotFoundError:
             return 0
         return 1
+
+
+def table_folders(table: Table) -> tuple[str, str, str]:
+    """Return the canonical locations of a table, of its data and of its metadata."""
+    location = table.location().rstrip("/")
+    provider = load_location_provider(location, table.properties)
+    return canonical_folder(location), canonical_folder(provider.data_path), canonical_folder(provider.metadata_path)
 
 
 def path_of(location: str) -> str:
