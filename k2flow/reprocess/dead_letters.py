@@ -12,6 +12,7 @@ import duckdb
 import fastavro
 import numpy as np
 import pyarrow as pa
+from fastavro.schema import SchemaParseException
 
 from k2flow.avro.decoder import AvroDecoder
 from k2flow.errors import QueryError
@@ -20,6 +21,11 @@ from k2flow.query.connection import query_errors
 from k2flow.trades.decode import TradeDecoder
 from k2flow.trades.messages import HEADER_BYTES, MESSAGE_SCHEMA, MessageBatch
 from k2flow.trades.registry import Schemas, UnknownSchemaError
+
+_UNREADABLE = (
+    *(ValueError, EOFError, IndexError, OverflowError, TypeError, KeyError, AttributeError),
+    *(SchemaParseException, RecursionError),  # fastavro refuses more schemas than the decoder
+)
 
 
 @dataclass(frozen=True)
@@ -135,7 +141,7 @@ def _readable(payload: bytes, schema: Any, end: int) -> list[tuple[str, Any, int
         for candidate in (field, _without_logical_types(field)):  # a time may be out of range
             beginning = {**schema, "fields": [*fields, candidate]}  # from the start: an earlier field may name a type
             stream = BytesIO(payload[HEADER_BYTES:])
-            with suppress(ValueError, EOFError, IndexError, OverflowError, TypeError, KeyError):
+            with suppress(*_UNREADABLE):
                 record = fastavro.schemaless_reader(stream, beginning, None)
                 break
         else:

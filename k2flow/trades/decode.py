@@ -169,7 +169,7 @@ class TradeDecoder:
         numbers = reasons[rows]
         without_id = (numbers == Reason.NULL_PAYLOAD) | (numbers == Reason.BAD_MAGIC)
         payloads = bad.rows.column("value")
-        texts = [_detail(details.get(row) or header_detail(payloads[i])) for i, row in enumerate(rows.tolist())]
+        texts = [_detail(details.get(row) or _header_detail(bad, i)) for i, row in enumerate(rows.tolist())]
         distinct, which = np.unique(numbers, return_inverse=True)
         codes = pa.array([self._code(number) for number in distinct.tolist()], pa.string())
         columns = {
@@ -219,6 +219,11 @@ def _rule_details(
 def _kafka_times(times: pa.TimestampArray) -> list[str]:
     known = times.cast(pa.int64()).to_pylist()
     return ["no usable Kafka timestamp" if us is None else f"Kafka timestamp = {us} us" for us in known]
+
+
+def _header_detail(messages: MessageBatch, i: int) -> str:
+    at = int(messages.partition[i]), int(messages.offset[i])
+    return header_detail(messages.rows.column("value")[i], messages.schema_headers.get(at))
 
 
 def _detail(text: str) -> str:

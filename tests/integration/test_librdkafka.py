@@ -69,6 +69,35 @@ def test_null_messages_and_an_empty_batch(kafka: LocalKafka, topic: str) -> None
     consumer.close()
 
 
+def test_schema_ids_in_headers_are_read(kafka: LocalKafka, topic: str) -> None:
+    """Only those of values that begin with no id; the last header of a name counts, whatever else there is."""
+    ours, other = "__value_schema_id", ("apicurio.value.globalId", b"\0" * 7 + b"\5")
+    producer = Producer({"bootstrap.servers": kafka.bootstrap})
+    produced: list[tuple[bytes | None, list[tuple[str, bytes | None]]]] = [
+        (b"Habc", [("trace", b"x"), (ours, b"\1" + b"g" * 16), other]),
+        (b"\0\0\0\0\1a", [(ours, b"\1" + b"g" * 16)]),
+        (b"Habc", []),
+        (b"Habc", [("trace", b"x")]),
+        (b"Habc", [other]),
+        (b"", [other]),
+        (None, [other]),
+        (b"H", [(ours, b"old"), (ours, None)]),
+    ]
+    for value, headers in produced:
+        producer.produce(topic, value, partition=1, headers=headers)
+    assert producer.flush(60) == 0
+    consumer = open_consumer(kafka.bootstrap)
+    consumer.assign(topic, {1: 0})
+    found: dict[int, tuple[str, bytes]] = {}
+    seen = 0
+    while seen < len(produced):
+        got = consumer.consume(100, 5)
+        found |= {int(got.offset[i]): header for i, header in got.schema_headers.items()}
+        seen += len(got)
+    consumer.close()
+    assert found == {0: (ours, b"\1" + b"g" * 16), 4: other, 7: (ours, b"")}
+
+
 def test_partitions_can_be_added_while_reading(kafka: LocalKafka, topic: str) -> None:
     producer = Producer({"bootstrap.servers": kafka.bootstrap})
     for p in range(PARTITIONS):

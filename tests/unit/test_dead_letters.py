@@ -5,13 +5,14 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 
+from k2flow.avro.decoder import AvroDecoder
 from k2flow.exchange import find_exchange
 from k2flow.reprocess.dead_letters import DeadLetter, explain, hex_dump
 from k2flow.sandbox.producer.defects import DEFECTS, Defect, ValidMessage
 from k2flow.sandbox.producer.encode import encode
 from k2flow.sandbox.producer.market import Market
 from k2flow.trades.reasons import Reason
-from k2flow.trades.registry import FixedSchemas
+from k2flow.trades.registry import FixedSchemas, Schemas
 from k2flow.trades.schema import trade_schema
 
 NOW_US = 1_760_000_000_000_000
@@ -57,6 +58,20 @@ def test_dead_letter_that_is_valid_today(valid: ValidMessage) -> None:
     values = {name: value for name, value, _, _ in explained.fields}
     assert values["exchange"] == "BINANCE"
     assert list(values) == NAMES
+
+
+def test_schema_that_fastavro_refuses_shows_fewer_fields(valid: ValidMessage) -> None:
+    odd = {"name": "odd", "type": "int", "default": "not a number"}
+    schema = {**trade_schema(), "fields": [*trade_schema()["fields"][:3], odd, *trade_schema()["fields"][3:]]}
+
+    class OneSchema(Schemas):
+        def decoder(self, schema_id: int) -> AvroDecoder:
+            return AvroDecoder(schema, trade_schema())
+
+    explained = explain(letter(valid.value()[:20]), find_exchange("binance"), OneSchema())
+    assert explained.reason == "truncated"
+    explained = explain(letter(valid.value()), find_exchange("binance"), OneSchema())
+    assert [name for name, *_ in explained.fields] == NAMES[:3]
 
 
 def test_hex_dump_marks_the_defect() -> None:
