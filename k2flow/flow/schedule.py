@@ -15,6 +15,8 @@ MAX_WAIT = timedelta(seconds=5)
 class CommitSchedule:
     """Batches are due at each trigger: moments that are whole multiples of it, so that all workers emit together.
 
+    If the clock is set back meanwhile, the next trigger is due by the new clock, and at most one trigger later.
+
     The tables commit on every trigger. During catch-up, when full batches arrive back to back, they commit once per
     `commit_batches` batches: four commits cost about a tenth of a batch.
     """
@@ -29,6 +31,13 @@ class CommitSchedule:
     def full_batch_ends_checkpoint(self) -> bool:
         """Whether the tables commit after the next full batch."""
         return self.uncommitted + 1 >= self._commit_batches
+
+    def seconds_left(self, now: float) -> float:
+        """Return the seconds until the next commit is due; 0 or less if it is due."""
+        longest = min(self._trigger_seconds, MAX_UNCOMMITTED_SECONDS) if self.uncommitted else self._trigger_seconds
+        if self.due - now > longest:  # the clock was set back
+            self.due = min(self._next_trigger(now), now + longest)
+        return self.due - now
 
     def on_emit(self, ends_checkpoint: bool, now: float) -> None:
         """Note that a batch is emitted."""

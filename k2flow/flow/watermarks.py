@@ -38,6 +38,11 @@ class WatermarkAlignment:
         if partition in self._watermarks:
             self._watermarks[partition].at_end = True
 
+    def is_at_end(self, partition: int) -> bool:
+        """Return whether this partition was read to its end: its next message is a fresh one."""
+        watermark = self._watermarks.get(partition)
+        return watermark is not None and watermark.at_end
+
     def decide(self, now: float) -> tuple[Collection[int], Collection[int]]:
         """Return the partitions to pause, which are MAX_WATERMARK_DRIFT_MS ahead, and those to resume.
 

@@ -7,14 +7,17 @@ from pydantic import ValidationError
 from pyiceberg.exceptions import CommitFailedException, CommitStateUnknownException
 from pyiceberg.table import Table
 from pyiceberg.table.update import TableRequirement, TableUpdate
-from tenacity import Retrying, retry_if_exception_type, wait_random_exponential
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, stop_all, wait_random_exponential
 from tenacity.stop import stop_base
 
+from k2flow.compat.pyiceberg.commit_times import in_order
 from k2flow.iceberg.ledger import first_error
+from k2flow.observability import clocks
 
 T = TypeVar("T")
 Changes = tuple[tuple[TableUpdate, ...], tuple[TableRequirement, ...]]
 """The updates of one commit, and the requirements without which the catalog refuses it."""
+MIN_ATTEMPTS = 2
 FIRST_WAIT_SECONDS = 0.05  # the flows of two exchanges meet at Gold whenever their triggers coincide
 
 
@@ -29,12 +32,12 @@ def retry_conflicts(
     """Run `attempt`, which reads the table and commits, until it raises no CommitFailedException and no outage.
 
     The waits are random and grow exponentially; `on_retry` is called before each. Once `stop` says so (by attempts or
-    by delay), the last error is raised.
+    by delay), the last error is raised, but not before MIN_ATTEMPTS: one attempt on a slow storage may outlast a delay.
     """
     retrying = Retrying(
         retry=retry_if_exception_type((CommitFailedException, *outages)),
         wait=wait_random_exponential(multiplier=FIRST_WAIT_SECONDS, max=max_wait_seconds),
-        stop=stop,
+        stop=stop_all(stop, stop_after_attempt(MIN_ATTEMPTS)),
         before_sleep=lambda _: on_retry(),
         reraise=True,
     )
@@ -42,14 +45,16 @@ def retry_conflicts(
 
 
 def commit_once(table: Table, changes: Changes) -> None:
-    """Commit to the table as it was read.
+    """Commit to the table as it was read. A snapshot is later than all others, whatever this host's clock says.
 
     No error proves that nothing was committed. If a proxy repeats a request whose answer was lost, the catalog refuses
     the second one, though the first has landed. So read the table again before deleting any file. Raises
     CommitFailedException if another commit came first, CommitStateUnknownException if the answer cannot be read.
     """
+    updates, requirements = changes
+    clocks.compare_with_table(table)
     try:
-        table._do_commit(*changes)
+        table._do_commit(in_order(updates, table.metadata), requirements)
     except OSError:  # requests' JSONDecodeError is one, and a ValueError too
         raise
     except ValidationError as error:

@@ -1,11 +1,10 @@
 """Writes rows into Parquet data files of an Iceberg table. Every worker writes; none of them commits."""
 
 import itertools
-import os
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +20,22 @@ from pyiceberg.types import IcebergType, ListType, MapType, StructType
 from k2flow.compat.pyiceberg.statistics import data_file_statistics
 from k2flow.failpoints import Point, reach
 from k2flow.iceberg.catalog import catalog_errors
+from k2flow.iceberg.concurrent import CORES, THREADS, ByteBudget
 from k2flow.iceberg.tables import TableDefinition
+from k2flow.timeouts import SENT
 
 FIELD_ID = b"PARQUET:field_id"
+WRITING_BYTES = 128 << 20
+SEND_BYTES = 8 << 20
+
+
+class EncodedFile(NamedTuple):
+    """A Parquet file in memory, and where it goes."""
+
+    path: str
+    key: PartitionKey
+    footer: pq.FileMetaData
+    content: pa.Buffer
 
 
 class DataFileWriter:
@@ -69,37 +81,60 @@ class DataFileWriter:
 
     def write_file(self, piece: pa.RecordBatch) -> DataFile:
         """Write one of the `pieces` into one file. Several threads may call it at once."""
-        return self.write_stream(iter((piece,)))
+        return self.send(self.encode(piece))
+
+    def encode(self, piece: pa.RecordBatch) -> "EncodedFile":
+        """Return one of the `pieces` as a file in memory. Several threads may call it at once."""
+        encoded = pa.BufferOutputStream()
+        footer = self._encode(encoded, iter((piece,)))
+        path, key = self._new_path(piece)
+        return EncodedFile(path, key, footer, encoded.getvalue())
+
+    def send(self, file: "EncodedFile") -> DataFile:
+        """Write an encoded file to the storage. Several threads may call it at once."""
+        content = file.content
+        with catalog_errors():
+            with self._io.new_output(file.path).create(overwrite=True) as stream:
+                for start in range(0, content.size, SEND_BYTES):
+                    stream.write(content.slice(start, min(SEND_BYTES, content.size - start)))
+                    SENT.made()
+            SENT.made()
+            reach(Point.FILE_WRITTEN)
+        return self._data_file(file.path, file.key, file.footer, content.size)
 
     def write_stream(self, batches: Iterator[pa.RecordBatch]) -> DataFile:
         """Write `batches` into one file, a row group each: rows of one partition, in the table's order.
 
         An error of the iterator is raised, and leaves no file. Raises StopIteration without a batch.
         """
-        with catalog_errors():
-            file = self._write_file(batches)
-            reach(Point.FILE_WRITTEN)
-        return file
-
-    def _write_file(self, batches: Iterator[pa.RecordBatch]) -> DataFile:
         first = next(batches)
-        key = self._partition_key(first)
-        path = self._locations.new_data_location(f"{uuid.uuid4()}.parquet", key)
-        output = self._io.new_output(path)
-        with (
-            output.create(overwrite=True) as stream,
-            pq.ParquetWriter(stream, self.arrow_schema, **self._options) as parquet,
-        ):
-            for rows in itertools.chain((first,), batches):
+        path, key = self._new_path(first)
+        with catalog_errors():
+            with self._io.new_output(path).create(overwrite=True) as stream:
+                footer = self._encode(stream, itertools.chain((first,), batches))
+                size = stream.tell()
+            reach(Point.FILE_WRITTEN)
+        return self._data_file(path, key, footer, size)
+
+    def _encode(self, stream: Any, batches: Iterator[pa.RecordBatch]) -> pq.FileMetaData:
+        """Write batches as Parquet, a row group each, and return the footer."""
+        with pq.ParquetWriter(stream, self.arrow_schema, **self._options) as parquet:
+            for rows in batches:
                 parquet.write_batch(rows, row_group_size=rows.num_rows)
             parquet.close()
-            footer = parquet.writer.metadata
+            return parquet.writer.metadata
+
+    def _new_path(self, rows: pa.RecordBatch) -> tuple[str, PartitionKey]:
+        key = self._partition_key(rows)
+        return self._locations.new_data_location(f"{uuid.uuid4()}.parquet", key), key
+
+    def _data_file(self, path: str, key: PartitionKey, footer: pq.FileMetaData, size: int) -> DataFile:
         file = DataFile.from_args(
             content=DataFileContent.DATA,
             file_path=path,
             file_format=FileFormat.PARQUET,
             partition=key.partition,
-            file_size_in_bytes=len(output),
+            file_size_in_bytes=size,
             sort_order_id=self._sort_order_id,
             equality_ids=None,
             key_metadata=None,
@@ -119,7 +154,10 @@ class DataFileWriter:
 class TableWriters:
     """The writers of several tables, each opened at its first rows. They write in threads.
 
-    Arrow and zstd release the interpreter's lock, so the next steps continue while files are written.
+    Arrow and zstd release the interpreter's lock, so the next steps continue while files are written. Up to THREADS
+    files are sent at once, of rows of WRITING_BYTES together, or of one larger file: a slow storage takes its time for
+    each of them, thus many small files wait together. They are encoded by as many threads as there are cores. Memory: the
+    encoded files of these rows, which are smaller.
     """
 
     def __init__(
@@ -130,20 +168,34 @@ class TableWriters:
         self._definitions = definitions
         self._wait = wait
         self._writers: dict[str, DataFileWriter] = {}
-        self._pool = ThreadPoolExecutor(max(2, os.cpu_count() or 1), "files")
+        self._encoding = ThreadPoolExecutor(max(2, CORES), "encode")
+        self._sending = ThreadPoolExecutor(THREADS, "send")
+        self._budget = ByteBudget(WRITING_BYTES)
 
     def write(self, table: str, rows: pa.RecordBatch) -> Callable[[], list[DataFile]]:
         """Begin to write `rows`. Return a function that waits for the files, and raises their errors."""
         if (writer := self._writers.get(table)) is None:
             writer = self._writers[table] = DataFileWriter(self._tables[table], self._definitions[table])
-        writing = [self._pool.submit(writer.write_file, piece) for piece in writer.pieces(rows)]
+        writing = [self._encoding.submit(self._begin, writer, piece) for piece in writer.pieces(rows)]
 
         def files() -> list[DataFile]:
-            return [each.result() for each in writing]
+            return [each.result().result() for each in writing]
 
         if self._wait:
             files()
         return files
+
+    def _begin(self, writer: DataFileWriter, piece: pa.RecordBatch) -> Future[DataFile]:
+        """Encode a file and begin to send it, once its rows fit into the budget."""
+        size = piece.nbytes
+        self._budget.take(size)
+        try:
+            sending = self._sending.submit(writer.send, writer.encode(piece))
+        except BaseException:
+            self._budget.give_back(size)
+            raise
+        sending.add_done_callback(lambda _: self._budget.give_back(size))
+        return sending
 
 
 def sort_rows(rows: pa.RecordBatch, time_column: str) -> pa.RecordBatch:

@@ -58,6 +58,18 @@ SEEN_BYTES = Gauge(
 RESIDENT_BYTES = Gauge(
     "k2flow_resident_bytes", "Resident memory of an exchange's processes.", ("exchange",), multiprocess_mode="livesum"
 )
+TABLE_CLOCK_OFFSET = Gauge(
+    "k2flow_table_clock_offset_seconds",
+    "How far a table's last commit is ahead of this host's clock.",
+    ("table",),
+    multiprocess_mode="livemax",
+)
+KAFKA_CLOCK_OFFSET = Gauge(
+    "k2flow_kafka_clock_offset_seconds",
+    "How far this host's clock is ahead of Kafka's time of new messages; negative: behind.",
+    ("exchange",),
+    multiprocess_mode="livemostrecent",
+)
 STAGE = Gauge(
     "k2flow_process_stage",
     "Stage of a process: 0 starting, 1 its tables and topic are open, 2 it reads.",

@@ -26,7 +26,7 @@ from k2flow.layers import GOLD_TABLE
 EXCHANGE = "exchange"
 READ_AHEAD_BYTES = 64 << 20  # of keys that are read and wait
 KEY_BYTES = 64  # of a key and its exchange in Arrow, about
-MANIFEST_FACTOR = 30  # a manifest's entries take about so many times its bytes in memory
+MANIFEST_FACTOR = 30  # of a manifest's bytes, for its entries in memory
 
 
 class _Entries(NamedTuple):

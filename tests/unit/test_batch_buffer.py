@@ -1,5 +1,7 @@
 """Batches are gathered without gaps, end at the cap and at the ends of their partitions; when the tables commit."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -8,7 +10,9 @@ from hypothesis import strategies as st
 
 from k2flow.flow.batch_buffer import BatchBuffer
 from k2flow.flow.schedule import MAX_UNCOMMITTED_SECONDS, CommitSchedule
+from k2flow.iceberg.ledger import Mark, OffsetRange
 from k2flow.kafka.consumer import FetchedMessages
+from k2flow.kafka.marks import checksum
 
 
 def fetched(messages: list[tuple[int, int]]) -> FetchedMessages:
@@ -42,6 +46,31 @@ def test_batch_has_the_rows_and_the_ranges_of_what_was_added() -> None:
     assert not batch.ends_checkpoint
     assert gathered.rows == gathered.nbytes == 0
     assert gathered.take(ends_checkpoint=True).offsets == []
+
+
+def test_marks_are_the_last_messages_of_each_range() -> None:
+    gathered = buffer({0: 5, 1: 0, 2: 7})
+    gathered.begin({}, {}, {2: Mark(6, 0, "before")})
+    gathered.add(replace(fetched([(0, 5), (1, 0), (0, 8)]), leader_epoch={0: 3}))
+    at_8 = Mark(8, 8_000, checksum(b"0:8", b"0:8"), 3)
+    assert gathered.marks() == {0: at_8, 1: Mark(0, 0, checksum(b"1:0", b"1:0")), 2: Mark(6, 0, "before")}
+    gathered.add(fetched([(1, 1)]))
+    at_1 = Mark(1, 1_000, checksum(b"1:1", b"1:1"))
+    assert gathered.take(ends_checkpoint=False).marks == {0: at_8, 1: at_1}
+    gathered.skip_to(0, 12)
+    assert gathered.take(ends_checkpoint=True).ranges() == [OffsetRange(0, 9, 12, 0)]
+    assert gathered.marks() == {0: at_8, 1: at_1, 2: Mark(6, 0, "before")}
+
+
+def test_messages_after_the_end_have_no_mark() -> None:
+    gathered = buffer({0: 5}, ends={0: 7})
+    gathered.add(fetched([(0, 5), (0, 6), (0, 7)]))
+    assert gathered.take(ends_checkpoint=True).marks[0].offset == 6
+
+
+def test_null_and_empty_have_other_checksums() -> None:
+    sums = {checksum(key, value) for key in (None, b"", b"a") for value in (None, b"", b"a")}
+    assert len(sums) == 9
 
 
 def test_messages_after_the_end_are_left_out() -> None:
@@ -114,6 +143,17 @@ def test_triggers_are_whole_multiples() -> None:
     assert schedule.due == 1_010
     schedule.on_emit(ends_checkpoint=True, now=1_010.0)
     assert schedule.due == 1_020
+
+
+def test_clock_set_back_delays_no_commit() -> None:
+    schedule = CommitSchedule(10, 4, now=1_003.0)
+    assert schedule.seconds_left(1_003.0) == 7
+    assert schedule.seconds_left(1_000.5) == 9.5
+    assert schedule.seconds_left(403.0) == 7  # ten minutes back
+    assert schedule.seconds_left(9_999.0) < 0
+    slow = CommitSchedule(3_600, 4, now=5_000.0)
+    slow.on_emit(ends_checkpoint=False, now=5_000.0)
+    assert slow.seconds_left(4_400.0) == MAX_UNCOMMITTED_SECONDS
 
 
 def test_full_batches_share_a_commit() -> None:

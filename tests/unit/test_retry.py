@@ -1,6 +1,7 @@
 """Repeated commits: conflicts and outages run again, and the last error is raised."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -17,6 +18,11 @@ def failing(error: Exception) -> Table:
     """Return a table whose commits raise `error`."""
 
     class FailingTable:
+        metadata = SimpleNamespace(last_updated_ms=0, snapshot_log=(), metadata_log=(), snapshots=())
+
+        def name(self) -> tuple[str, ...]:
+            return ("market_data", "x")
+
         def _do_commit(self, *_: object) -> None:
             raise error
 
