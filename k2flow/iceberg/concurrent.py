@@ -9,7 +9,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -25,18 +24,17 @@ class ByteBudget:
         self._held = 0
         self._changed = threading.Condition()
 
-    @contextmanager
-    def hold(self, size: int) -> Iterator[None]:
-        """Wait until `size` bytes fit, and hold them."""
+    def take(self, size: int) -> None:
+        """Wait until `size` bytes fit, and take them."""
         with self._changed:
             self._changed.wait_for(lambda: not self._held or self._held + size <= self._limit)
             self._held += size
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._held -= size
-                self._changed.notify_all()
+
+    def give_back(self, size: int) -> None:
+        """Give back bytes that were taken."""
+        with self._changed:
+            self._held -= size
+            self._changed.notify_all()
 
 
 def read_ahead(calls: Iterable[tuple[int, Callable[[], T]]], limit: int) -> Iterator[T]:
