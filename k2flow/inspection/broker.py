@@ -3,19 +3,24 @@
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
-from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Consumer, KafkaException, Message
+from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Consumer, IsolationLevel, KafkaException, Message
 from confluent_kafka import KafkaError as ConfluentError
 from confluent_kafka import TopicPartition as KafkaPosition
+from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from k2flow.errors import KafkaError, NoBrokerError
+from k2flow.iceberg.ledger import Mark
+from k2flow.kafka.marks import Place, read_marks
 from k2flow.kafka.properties import DEFAULTS, FORCED
 from k2flow.kafka.topic import TIMEOUT_SECONDS, BrokerDownError, check_properties, find_topic, watermarks
+from k2flow.observability.logs import ClientLog
+from k2flow.retryable import Verdict, kafka_verdict
 from k2flow.trades.messages import MESSAGE_SCHEMA, timestamps
 
 log = logging.getLogger(__name__)
@@ -27,11 +32,15 @@ Ranges = Sequence[tuple[int, int]]
 
 @dataclass
 class MessagesRead:
-    """The messages of some ranges of offsets, and the ranges that could not be read."""
+    """The messages of some ranges of offsets, and the ranges that could not be read.
+
+    `damage` says where Kafka's log is damaged, if it is.
+    """
 
     offset: list[int] = field(default_factory=list)
     messages: list[Message] = field(default_factory=list)
     unread: list[tuple[int, int]] = field(default_factory=list)
+    damage: str | None = None
 
     def rows(self) -> pa.RecordBatch:
         """Return the messages as rows of MESSAGE_SCHEMA."""
@@ -58,8 +67,9 @@ class TopicReader:
         """
         self._topic = topic
         self._budget = MAX_OFFSETS
-        properties = {**DEFAULTS, "group.id": "k2flow-audit", **check_properties(config), **own, **FORCED}
-        self._consumer = Consumer(properties, logger=log)
+        self._config = check_properties(config)
+        self._properties = {**DEFAULTS, "group.id": "k2flow-audit", **self._config, **own, **FORCED}
+        self._consumer = Consumer(self._properties, logger=log)
         try:
             known = self._consumer.list_topics(timeout=timeout_seconds).topics
             self.topic = find_topic(config, topic) if topic in known else None
@@ -73,6 +83,30 @@ class TopicReader:
     def watermarks(self, partition: int) -> tuple[int, int]:
         """Return the first offset that Kafka has and the end of the committed messages. Raises KafkaError."""
         return watermarks(self._consumer, self._topic, partition)
+
+    def log_ends(self, partitions: Iterable[int]) -> dict[int, int]:
+        """Return the end of the log of these partitions, open transactions included; absent if Kafka does not say."""
+        asked = {KafkaPosition(self._topic, p): OffsetSpec.latest() for p in partitions}
+        if not asked:
+            return {}
+        admin, ends = AdminClient(self._config, logger=ClientLog(log)), {}
+        options = {"isolation_level": IsolationLevel.READ_UNCOMMITTED, "request_timeout": TIMEOUT_SECONDS}
+        for place, future in admin.list_offsets(asked, **options).items():
+            try:
+                ends[place.partition] = int(future.result().offset)
+            except KafkaException as error:
+                log.debug("%s[%d]: no end of the log: %s", self._topic, place.partition, error)
+        return ends
+
+    def uncommitted_times(self, offsets: Mapping[int, int], seconds: float) -> dict[int, int | None]:
+        """Return Kafka's time of the message at an offset of each partition, committed or not; else as `times`."""
+        committed = self._consumer
+        self._consumer = Consumer({**self._properties, "isolation.level": "read_uncommitted"}, logger=log)
+        try:
+            return {p: ms for (p, _), ms in self.times(offsets.items(), seconds).items()}
+        finally:
+            self._consumer.close()
+            self._consumer = committed
 
     def times(self, wanted: Iterable[tuple[int, int]], seconds: float) -> dict[tuple[int, int], int | None]:
         """Return Kafka's time (ms since 1970) of the first committed message at or after each (partition, offset).
@@ -108,6 +142,10 @@ class TopicReader:
             elif m.error().code() == ConfluentError._PARTITION_EOF:
                 found[at] = None
             del asked[m.partition()]
+
+    def marks(self, places: Collection[Place]) -> dict[Place, Mark | None]:
+        """Return the message at each (partition, offset); None if Kafka has none there. Raises KafkaError."""
+        return read_marks(self._consumer, self._topic, places)
 
     def first_since(self, partition: int, ms: int) -> int | None:
         """Return the first offset whose message's time is `ms` (since 1970) or later, or None. Raises KafkaError."""
@@ -149,7 +187,14 @@ class TopicReader:
             for m in got:
                 last_received = time.monotonic()
                 if m.error() is not None:
-                    return bool(m.error().code() == ConfluentError._PARTITION_EOF)
+                    if m.error().code() == ConfluentError._PARTITION_EOF:
+                        return True
+                    if kafka_verdict(m.error().code()) is Verdict.DAMAGED:
+                        result.damage = f"offset {at} cannot be read ({m.error().str()})"
+                    return False
+                if m.offset() < at:
+                    result.damage = f"a message with offset {m.offset()} follows offset {at - 1}"
+                    return False
                 at = m.offset() + 1
                 i = int(np.searchsorted(firsts, m.offset(), "right")) - 1
                 if i >= 0 and m.offset() < ends[i]:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from confluent_kafka import Producer
 from pyiceberg.catalog import Catalog
 from pyiceberg.io import FileIO
 from pyiceberg.manifest import DataFile, ManifestEntry, ManifestFile
@@ -98,6 +99,38 @@ def test_status_from_no_tables_to_a_dead_broker(new_lake: NewLake, monkeypatch: 
     assert gone["kafka_problem"].startswith(f"no Kafka broker answers at {NOWHERE} (")
     silver_row = gone["layers"]["silver"]
     assert (silver_row["level"], silver_row["lag"], silver_row["rows"]) == ("unknown", None, silver.rows)
+
+
+def test_open_transaction_is_lag_until_it_ends(new_lake: NewLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No reader sees its messages; the log's end is shown beside the stable end."""
+    lake = new_lake(partitions=1)
+    fill(lake, count=500, seed=3)
+    config = {"bootstrap.servers": lake.bootstrap, "transactional.id": lake.topic, "linger.ms": 20}
+    producer = Producer(config)
+    producer.init_transactions(30)
+    producer.begin_transaction()
+    long_ago = time.time_ns() // 1_000_000 - 600_000
+    for number in range(1_000):
+        producer.produce(lake.topic, b"%d" % number, partition=0, timestamp=long_ago)
+    assert producer.flush(30) == 0
+    lake.catch_up()
+    collector = new_collector(lake.catalog(), lake.topic, lake.bootstrap, monkeypatch)
+    hung = collector.collect().exchanges["binance"]
+    for layer in LAYERS:
+        each = hung.layers[layer]
+        assert each is not None
+        (partition,) = each.partitions
+        assert (each.level, each.lag, partition.high, partition.log_end) == (Level.STALE, 1_000, 500, 1_500)
+        assert each.lag_seconds == pytest.approx(600, abs=60)
+    (problem,) = hung.problems
+    assert f"{lake.topic}[0]: a transaction has been open for" in problem
+    shown = status_output(lake)
+    assert "an open transaction hides 1,000 messages: the log ends at 1,500, readable up to 500" in shown
+    producer.abort_transaction(30)
+    ended = collector.collect().exchanges["binance"]
+    bronze = ended.layers["bronze"]
+    assert bronze is not None
+    assert (bronze.level, bronze.lag, ended.problems, ended.open_transactions) == (Level.OK, 0, (), ())
 
 
 def test_watch_beside_a_flow(new_lake: NewLake) -> None:
