@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from k2flow.audit.context import AuditContext
 from k2flow.audit.file_checks import read_checked
 from k2flow.audit.ledgers import LedgerFilter
+from k2flow.audit.offsets import report_damage
 from k2flow.audit.report import SAMPLES, Severity
 from k2flow.audit.schemas import CheckedBatch, SchemaCheck
 from k2flow.exchange import Exchange
@@ -151,7 +152,8 @@ def _store_messages(
     if first >= end:
         return
     found = reader.read(partition.partition, [(first, end)], *watermarks)
-    if found.unread:
+    report_damage(context, partition, found)
+    if found.unread and not found.damage:
         text = f"{partition}: Kafka did not return all messages from {first} to {end - 1}: their rows are not compared"
         context.add("bronze_not_compared", Severity.NOTE, text, end - first, partition.pinned, BRONZE)
     if n := len(found.offset):

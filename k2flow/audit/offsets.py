@@ -12,6 +12,7 @@ Each check proves:
   retention may have removed the rows, or they may be lost. Rows before the first one that is kept count as removed by
   retention if the table's oldest day is the first that it keeps, and Kafka has no younger ones among them.
 - `ledger_rows` (Bronze): the ledger counts as many messages as the table has rows.
+- `kafka_damaged` (audit incomplete): Kafka's log has a batch that cannot be read, so it proves nothing there.
 - `ledger_beyond_kafka`: no table's ledger claims offsets that Kafka has not assigned yet.
 - `kafka_log_replaced`: Kafka still has the last messages read, of each partition and table, at their offsets. So it has
   all messages before them too. It proves nothing if retention or compaction has removed them.
@@ -62,6 +63,13 @@ class OffsetsFound:
     high: int = 0
     covered: bool = True
     kafka: tuple[int, int] | None = None
+
+
+def report_damage(context: AuditContext, partition: TopicPartition, read: MessagesRead) -> None:
+    """Report `kafka_damaged` (audit incomplete) if Kafka's log was found damaged: it cannot prove anything."""
+    if read.damage:
+        text = f"{partition}: audit incomplete: Kafka's log is damaged: {read.damage}; have Kafka restore the partition"
+        context.add("kafka_damaged", Severity.UNKNOWN, text, 1, partition.pinned, BRONZE)
 
 
 class OffsetCheck:
@@ -182,7 +190,9 @@ class OffsetCheck:
 
     def _read(self, found: OffsetsFound, gaps: Gaps) -> MessagesRead:
         if self._reader and found.kafka and gaps:
-            return self._reader.read(found.partition.partition, gaps, *found.kafka)
+            read = self._reader.read(found.partition.partition, gaps, *found.kafka)
+            report_damage(self._context, found.partition, read)
+            return read
         return MessagesRead(unread=list(gaps))
 
     def _not_expired(self, found: OffsetsFound, before: tuple[int, int]) -> Gaps:
