@@ -1,5 +1,6 @@
 """One audit, from start to end."""
 
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,8 +23,9 @@ from k2flow.audit.report import AuditReport, Severity
 from k2flow.audit.schemas import SchemaCheck
 from k2flow.audit.trades import TradesCheck
 from k2flow.config.settings import Settings
-from k2flow.errors import AuditError, KafkaError
+from k2flow.errors import AuditError, CatalogError, CommitError, DataFileError, KafkaError, SettingsError, one_line
 from k2flow.exchange import Exchange
+from k2flow.iceberg.catalog import find_table
 from k2flow.inspection.broker import MessagesRead, TopicReader
 from k2flow.inspection.files import Progress, ReadPlan, plan
 from k2flow.inspection.partitions import TopicPartition, TopicPartitions
@@ -32,7 +34,10 @@ from k2flow.inspection.row_hashes import open_row_hashes
 from k2flow.layers import BRONZE, DLQ, GOLD, GOLD_TABLE, Layer
 from k2flow.trades.stored_schemas import StoredSchemas
 
+log = logging.getLogger(__name__)
 DAY_MS = 86_400_000
+OUTAGES = (CatalogError, CommitError, SettingsError)
+"""Errors that say nothing about a table: the audit ends with them."""
 
 
 def audit(
@@ -57,7 +62,9 @@ def audit(
     """
     began = time.monotonic()
     report = AuditReport(datetime.now(UTC).isoformat(), since.isoformat() if since else None)
-    pinned, absent = pin(catalog, exchanges)
+    pinned, absent = pin(catalog, _readable(catalog, exchanges, report))
+    if not pinned and report.findings:
+        raise AuditError("; ".join(finding.text for finding in report.findings))
     if not pinned:
         names = ", ".join(exchange.name for exchange in exchanges)
         raise AuditError(f"{names}: no tables to audit; run `k2flow tables create`, or a flow")
@@ -73,17 +80,36 @@ def audit(
             numbered += len(partitions)
             try:
                 offsets[partitions] = ExchangeAudit(context, settings, partitions).run()
-            except AuditError as error:  # the other exchanges are audited
-                report.add("unreadable", Severity.UNKNOWN, str(error), 1, each.exchange.name)
+            except OUTAGES:
+                raise
+            except Exception as error:  # whatever its tables hold, the other exchanges are audited
+                log.debug("%s", each.exchange.name, exc_info=True)
+                report.add("unreadable", Severity.UNKNOWN, one_line(error), 1, each.exchange.name)
         if offsets:
             try:
                 _audit_gold(context, list(offsets))
-            except AuditError as error:
-                report.add("unreadable", Severity.UNKNOWN, str(error), table=GOLD_TABLE)
+            except OUTAGES:
+                raise
+            except Exception as error:
+                log.debug("%s", GOLD_TABLE, exc_info=True)
+                report.add("unreadable", Severity.UNKNOWN, one_line(error), table=GOLD_TABLE)
     for partitions, found in offsets.items():
         _describe(report, partitions.pinned, found)
     report.seconds = round(time.monotonic() - began, 3)
     return report
+
+
+def _readable(catalog: Catalog, exchanges: Sequence[Exchange], report: AuditReport) -> list[Exchange]:
+    """Return the exchanges whose tables can all be loaded, and report the others."""
+    readable = []
+    for exchange in exchanges:
+        try:
+            for name in exchange.tables:
+                find_table(catalog, name)
+            readable.append(exchange)
+        except DataFileError as error:
+            report.add("unreadable", Severity.UNKNOWN, str(error), 1, exchange.name)
+    return readable
 
 
 def _audit_gold(context: AuditContext, exchanges: Sequence[TopicPartitions]) -> None:

@@ -32,6 +32,7 @@ WAIT_SECONDS = 3.0
 DAY_MS = 86_400_000
 UNIX_EPOCH = date(1970, 1, 1)
 FIRST_DAY = (date.min - UNIX_EPOCH).days  # 0001-01-01 in days since 1970: the earliest day of any row
+LAST_DAY = (date.max - UNIX_EPOCH).days
 _FIRST_METADATA = re.compile(r"/0+-[^/]*$")
 
 

@@ -19,7 +19,7 @@ from k2flow.failpoints import Point, reach
 from k2flow.iceberg.staging import Staging, publish
 from k2flow.iceberg.tables import create, definitions
 from k2flow.inspection.files import Advance, Progress
-from k2flow.inspection.pinned import UNIX_EPOCH, PinnedTables, pin
+from k2flow.inspection.pinned import LAST_DAY, UNIX_EPOCH, PinnedTables, pin
 from k2flow.inspection.row_hashes import open_row_hashes
 from k2flow.layers import BRONZE, SILVER
 from k2flow.reprocess.context import (
@@ -165,7 +165,10 @@ class _Reprocessing:
             moved = revalidate(context, scope, replaceable, self._advance("revalidate", scope))
             outcome.messages, outcome.ambiguous = moved.messages_in_scope(), moved.ambiguous_keys()
             day = scope.plan.first_day
-            outcome.skipped, outcome.since = scope.skipped, None if day is None else UNIX_EPOCH + timedelta(day)
+            outcome.skipped, outcome.since = (
+                scope.skipped,
+                None if day is None else UNIX_EPOCH + timedelta(min(day, LAST_DAY)),
+            )
             outcome.moved = moved.counts()
             if schemas.unanswered is not None and not outcome.moved and not scope.whole:
                 raise schemas.unanswered

@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import psutil
 import pytest
 from confluent_kafka import Producer
+from confluent_kafka.admin import AclOperation
 
 from k2flow.config.secret_files import VARIABLE as SECRETS_DIR
 from k2flow.config.settings import load_settings
@@ -25,11 +27,13 @@ from k2flow.kafka.admin import Admin
 from k2flow.layers import GOLD_TABLE
 from k2flow.sandbox.producer import ProduceOptions, produce
 from k2flow.trades.schema import trade_schema
-from tests.integration.harness import ROOT, Lake
+from tests.integration.conftest import fill
+from tests.integration.harness import ROOT, Lake, assert_tables, ledger_offsets, read_topic
 from tests.integration.test_run import rows_of, running
 from tests.messages import TRADE, evolved, written
+from tests.oracle import expect
 from tests.surroundings.apicurio import Apicurio
-from tests.surroundings.secure_kafka import PASSWORD, SecureKafka, create_user, secure_kafka
+from tests.surroundings.secure_kafka import PASSWORD, SecureKafka, create_user, denied, secure_kafka
 from torture.catalogs import Postgres, postgres_programs, variables
 from torture.store import SECRET, Seaweed, open_store
 
@@ -68,11 +72,12 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
 
 @pytest.fixture
 def database(store: Seaweed) -> Iterator[dict[str, str]]:
-    """The environment variables of a catalog in PostgreSQL, with its warehouse in the store."""
+    """The environment variables of a catalog in PostgreSQL, with a warehouse of its own in the store."""
     programs = postgres_programs()
     if programs is None:
         pytest.skip("PostgreSQL is not installed (Debian: postgresql)")
-    made = Postgres(store.properties(), programs)
+    properties = store.properties()
+    made = Postgres({**properties, "warehouse": f"{properties['warehouse']}/{uuid.uuid4().hex}"}, programs)
     yield made.environment()
     made.stop()
 
@@ -256,6 +261,33 @@ def insecure(kafka: SecureKafka, tmp_path: Path) -> Callable[..., str]:
             return flow.wait(30)
 
     return run_flow
+
+
+def test_flow_waits_for_rights_that_are_taken_away(kafka: SecureKafka, tmp_path: Path) -> None:
+    """At the start it may not describe its topic, then not read it: it warns, continues, and ends by SIGTERM only."""
+    topic = f"binance.{uuid.uuid4().hex}"
+    Admin(kafka.local.bootstrap).create({topic: 2})
+    lake = Lake("binance", topic, tmp_path / "home", kafka.local.bootstrap)
+    fill(lake, count=200, seed=1)
+    settings = {**kafka.client(), "K2FLOW_KAFKA_SASL_PASSWORD": PASSWORD, "K2FLOW_BINANCE_TRIGGER_SECONDS": "0.5"}
+    with ExitStack() as running:
+        with denied(kafka, topic, AclOperation.DESCRIBE):
+            flow = running.enter_context(lake.start(**settings))
+            flow.wait_for_log("Topic authorization failed; waiting")
+        flow.wait_for_log(" rows in ", count=4)
+        with denied(kafka, topic, AclOperation.READ):
+            fill(lake, count=300, seed=2)
+            flow.wait_for_log("failed: Broker: Topic authorization failed; librdkafka keeps trying")
+            time.sleep(3)
+            assert flow.codes() == [None], flow.log()
+        deadline = time.monotonic() + 60
+        while sum(ledger_offsets(lake)["gold"].values()) < 500:
+            assert time.monotonic() < deadline, flow.log()
+            time.sleep(0.2)
+        flow.signal(signal.SIGTERM)
+        log = flow.wait(30)
+        assert flow.codes() == [0], log
+    assert_tables(lake, expect(read_topic(lake.bootstrap, topic), "BINANCE"))
 
 
 def test_wrong_password_is_reported_without_showing_it(insecure: Callable[..., str]) -> None:
