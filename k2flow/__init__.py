@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from k2flow.query.connection import connect
 
 __all__ = [
-    "AlreadyRunningError", "AuditError", "CatalogError", "CatalogSettingsError", "CommitConflictError", "CommitError",
-    "DataFileError", "DedupError", "Exchange", "FencedError", "HeadMovedError", "K2flowError", "KafkaError",
-    "KafkaRefusedError", "LogReplacedError", "LostOffsetsError", "LostTableError", "MaintenanceError", "NoBrokerError",
-    "NoTopicError", "OffsetGapError", "ProduceError", "QueryError", "RegistryError", "ReportError", "ReprocessError", "Rule",
-    "RunError", "SchemaError", "SettingsError", "TableDiffersError", "UnknownExchangeError",
-    "UnsupportedVersionError", "build", "connect",
+    "AlreadyRunningError", "AuditError", "CatalogError", "CatalogRefusedError", "CatalogSettingsError",
+    "CommitConflictError", "CommitError", "DataFileError", "DedupError", "Exchange", "FencedError", "HeadMovedError",
+    "K2flowError", "KafkaError", "KafkaRefusedError", "LogReplacedError", "LostOffsetsError", "LostTableError",
+    "MaintenanceError", "NoBrokerError", "NoTopicError", "OffsetGapError", "ProduceError", "QueryError",
+    "RegistryError", "ReportError", "ReprocessError", "Rule", "RunError", "SchemaError", "SettingsError",
+    "TableDiffersError", "UnknownExchangeError", "UnsupportedVersionError", "build", "connect",
 ]  # fmt: skip
 
 _MODULES = {  # of the names that load on first use

@@ -42,6 +42,10 @@ class CatalogError(K2flowError):
     retryable = True
 
 
+class CatalogRefusedError(CatalogError):
+    """The catalog or its storage answers, and refuses: rights, space or a quota are missing, or it is overloaded."""
+
+
 class CatalogSettingsError(CatalogError):
     """The Iceberg catalog cannot be used as it is configured."""
 

@@ -114,6 +114,23 @@ ERRNO_FATAL = frozenset(
 """Numbers of OSErrors that no change around the flow removes. All others are retried: ENOSPC, EROFS, EMFILE, ..."""
 
 
+ANSWERED = {
+    "pyiceberg.exceptions.RESTError",
+    "sqlalchemy.exc.ProgrammingError",
+    "sqlalchemy.exc.IntegrityError",
+    "sqlalchemy.exc.InternalError",
+}
+"""Classes of errors that a server gave as its answer, so that its address is right."""
+ERRNO_ANSWERED = frozenset(
+    (
+        errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM,
+        errno.EIO, errno.EBUSY, errno.EAGAIN, errno.ESTALE,
+    )
+)  # fmt: skip
+S3_ANSWER, S3_SILENT = "AWS Error ", "AWS Error NETWORK_CONNECTION"
+"""In PyArrow's errors of an object store, which have no number: it has answered, or it cannot be reached."""
+
+
 def kafka_verdict(code: int) -> Verdict:
     """Return what follows from librdkafka's error `code`. One that this version does not know is retried."""
     return _kafka_by_code().get(code, Verdict.RETRIED)
@@ -125,6 +142,14 @@ def verdict(error: BaseException) -> Verdict:
         return Verdict.FATAL
     names = (f"{each.__module__}.{each.__qualname__}" for each in type(error).__mro__)
     return next((ERRORS[name] for name in names if name in ERRORS), Verdict.FATAL)
+
+
+def answered(error: BaseException) -> bool:
+    """Whether the catalog or storage itself has refused, so that its address is right and the cause can pass."""
+    text = str(error)
+    if isinstance(error, OSError) and (error.errno in ERRNO_ANSWERED or (S3_ANSWER in text and S3_SILENT not in text)):
+        return True
+    return any(f"{each.__module__}.{each.__qualname__}" in ANSWERED for each in type(error).__mro__)
 
 
 @cache

@@ -20,8 +20,8 @@ from k2flow.compat.pyiceberg.commit_times import install_commit_times
 from k2flow.compat.pyiceberg.compressed_metadata import install_compressed_metadata
 from k2flow.compat.pyiceberg.requests import install_requests
 from k2flow.config.settings import Settings
-from k2flow.errors import CatalogError, CatalogSettingsError, DataFileError, one_line
-from k2flow.retryable import Verdict, verdict
+from k2flow.errors import CatalogError, CatalogRefusedError, CatalogSettingsError, DataFileError, one_line
+from k2flow.retryable import Verdict, answered, verdict
 
 CATALOG = "k2flow"
 NAMESPACE = "market_data"
@@ -129,5 +129,7 @@ def catalog_errors() -> Iterator[None]:
     except OUTAGES as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         where = "PYICEBERG_CATALOG__K2FLOW__*" if os.environ.get("PYICEBERG_CATALOG__K2FLOW__URI") else "K2FLOW_HOME"
-        kind = CatalogError if verdict(error) is Verdict.RETRIED else CatalogSettingsError
+        kind: type[CatalogError] = CatalogSettingsError
+        if verdict(error) is Verdict.RETRIED:
+            kind = CatalogRefusedError if answered(error) else CatalogError
         raise kind(f"the catalog or its storage cannot be used: {reason}; check {where}") from error

@@ -3,7 +3,7 @@
 import logging
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import wait
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,22 +16,21 @@ from confluent_kafka.admin import AdminClient
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exponential_jitter
 
 from k2flow.config.settings import KAFKA_PREFIX
-from k2flow.errors import KafkaError, SettingsError
-from k2flow.iceberg.ledger import Ledger
+from k2flow.errors import KafkaError, KafkaRefusedError, NoTopicError, SettingsError
+from k2flow.iceberg.ledger import NO_TOPIC_IDS, Ledger
+from k2flow.retryable import Verdict, kafka_verdict
 
 log = logging.getLogger(__name__)
 TIMEOUT_SECONDS = 10.0
 TLS_TIMEOUT_SECONDS = 5.0
 _DEFAULT_PORT = 9092  # librdkafka's
 POLL_SECONDS = 0.1
-_FATAL = {
-    ConfluentError._AUTHENTICATION,
-    ConfluentError.TOPIC_AUTHORIZATION_FAILED,
-    ConfluentError.CLUSTER_AUTHORIZATION_FAILED,
-    ConfluentError.SASL_AUTHENTICATION_FAILED,
-    ConfluentError.TOPIC_EXCEPTION,
+_UNANSWERED = {
+    ConfluentError._TIMED_OUT,
+    ConfluentError._TRANSPORT,
+    ConfluentError._RESOLVE,
+    ConfluentError._ALL_BROKERS_DOWN,
 }
-_UNANSWERED = {ConfluentError._TIMED_OUT, ConfluentError._TRANSPORT, ConfluentError._ALL_BROKERS_DOWN}
 _REFUSED = {ConfluentError._AUTHENTICATION, ConfluentError._SSL}
 TOKEN = "OAUTHBEARER token"
 """In librdkafka's error if it got no token: an outage of the token's issuer, not a refusal by the broker."""
@@ -39,7 +38,10 @@ TOKEN = "OAUTHBEARER token"
 
 @dataclass(frozen=True)
 class Topic:
-    """A topic as it is now. `id` is Kafka's own: a topic that was deleted and created again has another one."""
+    """A topic as it is now. `id` is Kafka's own: a topic that was deleted and created again has another one.
+
+    It is empty if the broker knows no topic ids (Kafka before 2.8, some compatible brokers).
+    """
 
     name: str
     id: str
@@ -50,24 +52,38 @@ class Topic:
         return not (self.id and topic_id) or self.id == topic_id
 
     def held(self, ledger: Ledger) -> Ledger:
-        """Return the ledger, or an empty one if it is of an earlier topic."""
-        return ledger if self.same_as(ledger.topic_id) else Ledger(self.name)
+        """Return the ledger, or one without offsets if it is of an earlier topic (see `Ledger.of_topic`)."""
+        return ledger.of_topic(self.id)
 
 
 class BrokerDownError(Exception):
     """No broker answers; one may later."""
 
 
-def wait_for_topic(config: Mapping[str, str], name: str) -> Topic:
-    """Return the topic as soon as a broker answers. Log that it waits.
+def wait_for_topic(config: Mapping[str, str], name: str, was_read: Callable[[], bool] = lambda: False) -> Topic:
+    """Return the topic as soon as a broker answers and may be asked for it. Log that it waits.
 
-    Raises KafkaError if the topic is missing or cannot be read, SettingsError if librdkafka does not know a property.
+    A topic that `was_read` may come back. Any other missing one is misspelt: KafkaError. Also raises KafkaError for an
+    error that cannot pass, SettingsError if librdkafka does not know a property.
     """
-    return _retrying()(_TopicClient(config).describe, name)
+    client = _TopicClient(config)
+
+    def describe() -> Topic:
+        try:
+            return client.describe(name)
+        except NoTopicError as error:
+            if not was_read():
+                raise
+            raise KafkaRefusedError(str(error)) from error
+
+    return _retrying()(describe)
 
 
 def find_topic(config: Mapping[str, str], name: str) -> Topic:
-    """Return the topic as it is now. Raises as `wait_for_topic`, and BrokerDownError if no broker answers."""
+    """Return the topic as it is now. Raises as `wait_for_topic`, and what that waits for.
+
+    That is BrokerDownError if no broker answers, KafkaRefusedError if one refuses.
+    """
     return _TopicClient(config).describe(name)
 
 
@@ -99,7 +115,8 @@ class _TopicClient:
             found = future.result()
         except KafkaException as error:
             raise self._explained(name, error.args[0]) from error
-        return Topic(name, str(found.topic_id), tuple(sorted(p.id for p in found.partitions)))
+        topic_id = str(found.topic_id)
+        return Topic(name, "" if topic_id in NO_TOPIC_IDS else topic_id, tuple(sorted(p.id for p in found.partitions)))
 
     def _explained(self, name: str, error: ConfluentError) -> KafkaError | BrokerDownError:
         """Return the error to raise. The request only times out if a broker refuses the connection."""
@@ -114,11 +131,13 @@ class _TopicClient:
         if error.code() == ConfluentError._SSL and (problem := _certificate_problem(self._config)):
             return BrokerDownError(f"a Kafka broker's certificate is not trusted: {problem} (ssl.ca.location)")
         if error.code() == ConfluentError.UNKNOWN_TOPIC_OR_PART:
-            return KafkaError(
+            return NoTopicError(
                 f"topic {name} does not exist on {self._servers}: create it, or set K2FLOW_<EXCHANGE>_TOPIC"
             )
-        if error.code() in _FATAL:
-            return KafkaError(f"topic {name} on {self._servers} cannot be used: {error.str()}")
+        if error.code() not in _UNANSWERED:
+            refused_for_now = kafka_verdict(error.code()) is Verdict.RETRIED
+            text = f"topic {name} on {self._servers} cannot be used: {error.str()}"
+            return (KafkaRefusedError if refused_for_now else KafkaError)(text)
         return BrokerDownError(f"no Kafka broker answers at {self._servers} ({error.str()})")
 
 
@@ -147,7 +166,7 @@ def _certificate_problem(config: Mapping[str, str]) -> str | None:
 
 def _retrying() -> Retrying:
     return Retrying(
-        retry=retry_if_exception_type(BrokerDownError),
+        retry=retry_if_exception_type((BrokerDownError, KafkaRefusedError)),
         wait=wait_exponential_jitter(initial=0.5, max=10),
         before_sleep=_log_waiting,
     )
@@ -155,9 +174,12 @@ def _retrying() -> Retrying:
 
 def _log_waiting(state: RetryCallState) -> None:
     error = state.outcome.exception() if state.outcome else None
-    log.warning(
-        "%s; waiting for it (start one with `k2flow kafka start`, or set K2FLOW_KAFKA_BOOTSTRAP_SERVERS)", error
-    )
+    if isinstance(error, KafkaRefusedError):
+        log.warning("%s; waiting, nothing is skipped meanwhile", error)
+    else:
+        log.warning(
+            "%s; waiting for it (start one with `k2flow kafka start`, or set K2FLOW_KAFKA_BOOTSTRAP_SERVERS)", error
+        )
 
 
 def watermarks(consumer: Consumer, topic: str, partition: int) -> tuple[int, int]:
@@ -174,10 +196,10 @@ def watermarks_now(consumer: Consumer, topic: str, partition: int) -> tuple[int,
         low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=TIMEOUT_SECONDS)
     except KafkaException as error:
         reason = f"{topic}[{partition}]: no offsets from Kafka ({error.args[0].str()})"
-        # That the client itself knows no such partition passes: it has not heard of a new one, or of its leader, yet.
-        if error.args[0].code() in {*_FATAL, ConfluentError.UNKNOWN_TOPIC_OR_PART}:
-            raise KafkaError(reason) from error
-        raise BrokerDownError(reason) from error
+        # That a client or broker knows no such partition passes: it has not heard of a new one, or of its leader, yet.
+        if kafka_verdict(error.args[0].code()) is Verdict.RETRIED:
+            raise BrokerDownError(reason) from error
+        raise KafkaError(reason) from error
     return low, high
 
 

@@ -1,11 +1,24 @@
 """A broker that requires a password over TLS, with a second listener whose certificate has expired."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import trustme
-from confluent_kafka.admin import AdminClient, ScramCredentialInfo, ScramMechanism, UserScramCredentialUpsertion
+from confluent_kafka.admin import (
+    AclBinding,
+    AclBindingFilter,
+    AclOperation,
+    AclPermissionType,
+    AdminClient,
+    ResourcePatternType,
+    ResourceType,
+    ScramCredentialInfo,
+    ScramMechanism,
+    UserScramCredentialUpsertion,
+)
 from cryptography.hazmat.primitives import serialization
 
 from k2flow.sandbox.kafka.local import LocalKafka, free_port
@@ -57,6 +70,9 @@ def secure_kafka(folder: Path) -> SecureKafka:
         "advertised.listeners": listeners,
         "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SECURE:SASL_SSL,EXPIRED:SASL_SSL",
         "sasl.enabled.mechanisms": "SCRAM-SHA-512",
+        "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+        "super.users": "User:ANONYMOUS",
+        "allow.everyone.if.no.acl.found": "true",
     }
     for name, certificate in certificates.items():
         path = folder / f"{name}.pem"
@@ -79,6 +95,18 @@ def create_user(kafka: SecureKafka) -> None:
     how = ScramCredentialInfo(ScramMechanism.SCRAM_SHA_512, ITERATIONS)
     wanted = UserScramCredentialUpsertion(USER, how, PASSWORD.encode())
     for done in admin.alter_user_scram_credentials([wanted]).values():
+        done.result(30)
+
+
+@contextmanager
+def denied(kafka: SecureKafka, topic: str, operation: AclOperation) -> Iterator[None]:
+    """Deny the user of the flows an operation on a topic."""
+    admin = AdminClient({"bootstrap.servers": kafka.local.bootstrap})
+    place = (ResourceType.TOPIC, topic, ResourcePatternType.LITERAL, f"User:{USER}", "*", operation)
+    for done in admin.create_acls([AclBinding(*place, AclPermissionType.DENY)]).values():
+        done.result(30)
+    yield
+    for done in admin.delete_acls([AclBindingFilter(*place, AclPermissionType.DENY)]).values():
         done.result(30)
 
 

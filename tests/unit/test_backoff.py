@@ -4,7 +4,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from k2flow.flow.schedule import MAX_WAIT, EpochBackoff
+from k2flow.flow.batch_buffer import BatchBuffer
+from k2flow.flow.schedule import MAX_WAIT, CommitSchedule, EpochBackoff
+from k2flow.flow.source import KafkaSourcePartition
 
 START = datetime(2026, 11, 24, tzinfo=UTC)
 
@@ -58,3 +60,16 @@ def test_wake_without_a_batch_changes_nothing() -> None:
     epoch(backoff, 1.0)
     backoff.on_wake(START + timedelta(seconds=50))
     assert backoff.on_emit(START) == timedelta(seconds=0.95)
+
+
+def test_idle_source_does_not_wait_for_an_epoch() -> None:
+    """It emits nothing at a trigger, so no epoch ends, and a stop must not wait for one."""
+    source = KafkaSourcePartition.__new__(KafkaSourcePartition)
+    source._buffer = BatchBuffer(100, 1 << 20)
+    source._buffer.begin({0: 5}, {})
+    source._schedule = CommitSchedule(10, 10, START.timestamp())
+    source._backoff = EpochBackoff()
+    epoch(source._backoff, 4.0)
+    source._awake_at = START
+    assert source._emit(ends_checkpoint=True) == []
+    assert source._awake_at == START
