@@ -27,12 +27,13 @@ ASK_AGAIN_SECONDS = 30.0
 """How long an id counts as bad before the registry is asked again, without a wait."""
 AFTER_OUTAGE_SECONDS = 300.0
 """The same, if the registry did not answer that time."""
-MAX_ASKED = 1_000
+MAX_ASKED = 200
 """The most unknown ids of a batch that are asked for."""
-MAX_ASKED_AGAIN = 100
+MAX_ASKED_AGAIN = 20
 """The most ids of a batch that are asked for more than once; the smallest: registries count upwards."""
 MAX_BAD_IDS = 10_000  # that are remembered
-WAIT_SHARE = 0.1  # of the time: what waits for bad ids may take
+MAX_WAITS = 3  # for new bad ids, one after the other
+WAIT_SHARE = 0.1  # of the time: what waits for bad ids may take beyond these
 MAX_STORED_BYTES = 256 << 10
 """The most text of schemas that the tables of an exchange keep: about 150 versions of TradeV2."""
 _FIRST_DELAY, _MAX_DELAY, _MAX_OUTAGE_DELAY = 0.5, 2.0, 15.0
@@ -129,8 +130,8 @@ class RegistrySchemas(Schemas):
 
     A registry that answers for no id is an outage: `decoders` waits until it does, and logs that it waits. An id that
     alone has no schema is bad once this lasts for `wait_seconds`: a replica may lag. All ids of a batch wait together.
-    Over time, bad ids cost at most WAIT_SHARE of it beyond one such wait, however many there are. A bad id is asked
-    for again every ASK_AGAIN_SECONDS, without a wait.
+    Over time, bad ids cost at most WAIT_SHARE of it beyond MAX_WAITS such waits, however many there are. A bad id is
+    asked for again every ASK_AGAIN_SECONDS, without a wait.
 
     Once `stop` is set, nothing waits any longer: RegistryError is raised.
     """
@@ -147,6 +148,7 @@ class RegistrySchemas(Schemas):
         self._stop = stop
         self._stored = stored or {}
         self._new_texts: dict[int, str] = {}
+        self._unanswered = False  # when asked for a stored schema; not asked for others then, each may take a timeout
         self._decoders: dict[int, RecordDecoder] = {}
         self._bad: OrderedDict[int, _BadId] = OrderedDict()
         self._allowance = _Allowance(wait_seconds)
@@ -236,12 +238,15 @@ class RegistrySchemas(Schemas):
     def _fetch(self, schema_id: int) -> RecordDecoder:
         """Return the decoder of the registry's schema. If the registry does not have it, the tables' text will do."""
         stored = self._stored.get(schema_id)
+        if stored is not None and self._unanswered:
+            return trade_decoder(schema_id, stored)
         try:
             schema = self._client.fetch(schema_id)
         except (NoSchemaError, RegistryError) as error:
             if stored is None:
                 raise
             log.warning("%s; the tables have its text, which is used", error)
+            self._unanswered = isinstance(error, RegistryError)
             return trade_decoder(schema_id, stored)
         except UnknownSchemaError as error:
             if stored is None:
@@ -295,17 +300,19 @@ class RegistrySchemas(Schemas):
 
 
 class _Allowance:
-    """The seconds that waits for bad ids may still take: at first `limit`, and WAIT_SHARE of the time since."""
+    """The seconds that waits for bad ids may still take: at first MAX_WAITS waits, and WAIT_SHARE of the time since."""
 
-    def __init__(self, limit: float) -> None:
-        self._limit = self._left = limit
+    def __init__(self, wait: float) -> None:
+        self._wait = wait
+        self._left = MAX_WAITS * wait
         self._at = time.monotonic()
 
     def left(self) -> float:
+        """Return how long the next wait may take."""
         now = time.monotonic()
-        self._left = min(self._limit, self._left + (now - self._at) * WAIT_SHARE)
+        self._left = min(MAX_WAITS * self._wait, self._left + (now - self._at) * WAIT_SHARE)
         self._at = now
-        return self._left
+        return min(self._wait, self._left)
 
     def spend(self, seconds: float) -> None:
         self._left = max(0, self._left - seconds)

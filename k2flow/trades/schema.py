@@ -6,6 +6,7 @@ from importlib.resources import files
 from typing import Any
 
 Json = Any
+_FOR_READERS = ("doc", "default", "aliases", "order")  # attributes of a schema that do not matter in a writer's
 
 
 @cache
@@ -16,17 +17,18 @@ def trade_schema() -> dict[str, Any]:
 
 
 def canonical(schema: Json) -> str:
-    """Return the one text of a schema, JSON text or parsed JSON: without spaces and documentation, keys in order.
+    """Return the one text of a writer's schema, JSON text or parsed JSON: without spaces, keys in order.
 
-    Two schemas of one text decode alike. Raises ValueError or RecursionError if it is not JSON.
+    It lacks what does not matter for decoding, so schemas of one text decode alike. Raises ValueError or RecursionError
+    if it is not JSON.
     """
     parsed = json.loads(schema) if isinstance(schema, str) else schema
-    return json.dumps(_without_doc(parsed), separators=(",", ":"), sort_keys=True)
+    return json.dumps(_essence(parsed), separators=(",", ":"), sort_keys=True)
 
 
-def _without_doc(schema: Json) -> Json:
+def _essence(schema: Json) -> Json:
     if isinstance(schema, list):
-        return [_without_doc(each) for each in schema]
+        return [_essence(each) for each in schema]
     if isinstance(schema, dict):
-        return {key: _without_doc(value) for key, value in schema.items() if key != "doc"}
+        return {key: _essence(value) for key, value in schema.items() if key not in _FOR_READERS}
     return schema

@@ -153,3 +153,29 @@ def test_tables_evolve_beside_a_flow_and_keep_unknown_fields(new_lake: Callable[
     assert_rows(lake)
     assert audited(lake, **extra)["verdict"] == "holds"
     assert audited(lake, code=1, **extra, K2FLOW_BINANCE_UNKNOWN_FIELDS="ignore")["verdict"] == "broken"
+
+
+def test_bad_schema_id_stops_no_other_message(new_lake: Callable[..., Lake], registry: Registry) -> None:
+    """Nor does a schema that is deleted later: tables and audit keep what was used, and need no registry any more."""
+    lake = new_lake(partitions=1)
+    extra = {"K2FLOW_SCHEMA_REGISTRY_URL": registry.url, "K2FLOW_SCHEMA_WAIT_SECONDS": "1"}
+    send(lake, 2, range(2), **MORE)
+    send(lake, 2**32 - 1, range(2, 3), **MORE)
+    send(lake, 2, range(3, 5), **MORE)
+    log = lake.catch_up(**extra)
+    assert f"its messages are dead letters, first {lake.topic}[0] offset 3" in log
+    letters = lake.table("dlq").scan(row_filter="reason = 'unknown_schema'").to_arrow().to_pylist()
+    assert [(row["offset"], row["schema_id"]) for row in letters] == [(3, -1)]
+    assert "HTTP 404 Not Found" in letters[0]["detail"]
+    assert [row[2] for row in by_pyiceberg(lake, "silver")] == [0, 1, 3, 4]
+    del registry.answers[1], registry.answers[2]
+    assert audited(lake, **extra)["findings"] == []
+    send(lake, 2, range(5, 6), **MORE)
+    assert "the tables have its text, which is used" in lake.catch_up(**extra)
+    registry.register(2, OLDER)
+    send(lake, 2, range(6, 7), **MORE)
+    failed = lake.command("run", "binance", "--processes", "1", "--until-caught-up", **extra)
+    assert failed.returncode == 1
+    assert "schema id 2 has another schema than the one that the tables' rows were written with" in failed.stderr
+    assert audited(lake, K2FLOW_SCHEMA_REGISTRY_URL="http://127.0.0.1:1")["verdict"] == "holds"
+    assert [row[2] for row in by_pyiceberg(lake, "silver")] == [0, 1, 3, 4, 5]
