@@ -62,6 +62,7 @@ c = _declare(
         "rd_kafka_topic_partition_list_add": (_P, _P, _S, ctypes.c_int32),
         "rd_kafka_topic_partition_list_set_offset": (_INT, _P, _S, ctypes.c_int32, ctypes.c_int64),
         "rd_kafka_topic_partition_list_destroy": (None, _P),
+        "rd_kafka_get_watermark_offsets": (_INT, _P, _S, ctypes.c_int32, _P, _P),
         "rd_kafka_incremental_assign": (_P, _P, _P),
         "rd_kafka_incremental_unassign": (_P, _P, _P),
         "rd_kafka_error_string": (_S, _P),
@@ -74,7 +75,13 @@ c = _declare(
 """librdkafka. Calls release the interpreter's lock."""
 py = _declare(
     ctypes.PyDLL(cimpl.__file__),
-    {"rd_kafka_message_timestamp": (ctypes.c_int64, _P, _P), "rd_kafka_message_destroy": (None, _P)},
+    {
+        "rd_kafka_message_timestamp": (ctypes.c_int64, _P, _P),
+        "rd_kafka_message_leader_epoch": (ctypes.c_int32, _P),
+        "rd_kafka_message_headers": (_INT, _P, _P),
+        "rd_kafka_header_get_last": (_INT, _P, _S, _P, _P),
+        "rd_kafka_message_destroy": (None, _P),
+    },
 )
 """librdkafka, for calls so short that releasing the lock would be most of their cost."""
 

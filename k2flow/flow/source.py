@@ -9,7 +9,7 @@ epoch Bytewax has no back-pressure. `CommitSchedule` decides after which batches
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 
 from bytewax.inputs import DynamicSource, StatelessSourcePartition
@@ -17,17 +17,22 @@ from confluent_kafka import Consumer
 from confluent_kafka import KafkaError as ConfluentError
 from typing_extensions import override
 
+from k2flow.errors import KafkaError
 from k2flow.failpoints import Point, reach
 from k2flow.flow.batch_buffer import BatchBuffer
 from k2flow.flow.consumer_group import ConsumerGroup
 from k2flow.flow.first_error import record_first_error
-from k2flow.flow.process import FlowProcess
+from k2flow.flow.log_check import LogCheck
+from k2flow.flow.process import FlowProcess, consumer_of
 from k2flow.flow.schedule import CommitSchedule, EpochBackoff
+from k2flow.flow.stalls import StallWatch
 from k2flow.flow.watermarks import WatermarkAlignment
-from k2flow.kafka.consumer import BatchConsumer, check_event
-from k2flow.kafka.properties import consumer_properties
+from k2flow.kafka.consumer import BatchConsumer, FetchedMessages, check_event
+from k2flow.kafka.damage import damage_error, split_damage
+from k2flow.kafka.marks import marks_of, newest_marks
 from k2flow.kafka.start_offsets import begin_offsets, first_offset
 from k2flow.kafka.topic import BrokerDownError, wait_for_watermarks, watermarks_now
+from k2flow.observability.clocks import KafkaClock
 from k2flow.observability.metrics import STAGE, Stage
 from k2flow.observability.tracing import begin_batch, end_batch
 from k2flow.trades.messages import MessageBatch, empty_batch
@@ -35,6 +40,8 @@ from k2flow.trades.messages import MessageBatch, empty_batch
 log = logging.getLogger(__name__)
 CONSUME_MESSAGES = 10_000  # at once, so that librdkafka's buffers are freed while a batch is gathered
 POLL_SECONDS = 0.05
+AT_ONCE = datetime(1970, 1, 1, tzinfo=UTC)
+"""Bytewax compares with the host's clock: with the current time, a clock set back would stop the source for as long."""
 
 
 class KafkaSource(DynamicSource[MessageBatch]):
@@ -63,22 +70,26 @@ class KafkaSourcePartition(StatelessSourcePartition[MessageBatch]):
         self._settings = process.exchange.settings
         self._topic = self._settings.topic
         self._until_caught_up = process.settings.until_caught_up
-        properties = consumer_properties(process.settings.kafka, f"k2flow-{process.exchange.name}")
+        properties = consumer_of(process.exchange, process.settings)
         self._messages = BatchConsumer(properties)
         self._group = ConsumerGroup(properties, self._topic)
         self._buffer = BatchBuffer(self._settings.batch_rows, self._settings.batch_mb << 20)
         self._alignment = WatermarkAlignment()
+        self._clock = KafkaClock(process.exchange.name)
+        self._stalls = StallWatch()
+        self._log_check = LogCheck(properties, self._topic, process.exchange.setting("accept_lost_offsets"))
         self._schedule = CommitSchedule(process.trigger_seconds, self._settings.commit_batches, time.time())
         self._backoff = EpochBackoff()
-        self._awake_at = datetime.now(UTC)
+        self._awake_at = AT_ONCE
         self._begun = self._finished = False
+        self._damage: KafkaError | None = None  # raised once the rows before it are committed
         self._assign(process.session.topic.partitions, wait_for_watermarks)
 
     @override
     @record_first_error
     def next_batch(self) -> list[MessageBatch]:
-        self._awake_at = datetime.now(UTC)  # at once: `consume` does the waiting, without the interpreter's lock
-        self._backoff.on_wake(self._awake_at)
+        self._awake_at = AT_ONCE  # `consume` does the waiting, without the interpreter's lock
+        self._backoff.on_wake(datetime.now(UTC))
         end_batch()
         if not self._schedule.uncommitted:
             self._group.report_committed(final=self._finished)
@@ -86,6 +97,8 @@ class KafkaSourcePartition(StatelessSourcePartition[MessageBatch]):
             self._begun = True
             # Bytewax builds the committers for the first item: they fence other writers at once.
             return [empty_batch([], ends_checkpoint=False)]
+        if self._damage and self._finished:
+            raise self._damage
         if self._finished:
             reach(Point.SHUTDOWN)
             self._process.finished_reading = True
@@ -93,11 +106,12 @@ class KafkaSourcePartition(StatelessSourcePartition[MessageBatch]):
         stopping = self._process.stop.is_set()
         if not stopping:
             self._add_new_partitions()
+            self._log_check.check_when_due(self._buffer.marks)
             self._fetch()
-        if stopping or self._caught_up():
+        if stopping or self._damage or self._caught_up():
             self._finished = True
             return self._emit(ends_checkpoint=True)
-        if time.time() >= self._schedule.due:
+        if self._schedule.seconds_left(time.time()) <= 0:
             return self._emit(ends_checkpoint=True)
         if self._buffer.full:
             return self._emit(ends_checkpoint=self._schedule.full_batch_ends_checkpoint)
@@ -124,9 +138,11 @@ class KafkaSourcePartition(StatelessSourcePartition[MessageBatch]):
         awaits_commit = ends_checkpoint and self._schedule.uncommitted
         batch = self._buffer.take(ends_checkpoint)
         self._schedule.on_emit(ends_checkpoint, time.time())
-        self._awake_at += self._backoff.on_emit(datetime.now(UTC))
         if not batch.offsets and not awaits_commit:
             return []
+        now = datetime.now(UTC)
+        if wait := self._backoff.on_emit(now):
+            self._awake_at = now + wait
         self._group.on_emit(batch.offsets)
         reach(Point.SOURCE_EMITTED)
         return [batch]
@@ -144,8 +160,9 @@ class KafkaSourcePartition(StatelessSourcePartition[MessageBatch]):
             low, high = watermarks(self._group.client, self._topic, p)
             offsets[p] = first_offset(session.topic, p, starts.get(p), low, high, accept, setting)
             ends[p] = high
-        self._messages.assign(self._topic, offsets)
-        self._buffer.begin(offsets, ends if self._until_caught_up else {})
+        self._start_reading(offsets)
+        marks = newest_marks(marks_of(session.topic, session.ledgers.values()))
+        self._buffer.begin(offsets, ends if self._until_caught_up else {}, {p: marks[p] for p in mine if p in marks})
         log.info("worker %d reads %s from %s", self._worker, self._topic, offsets)
 
     def _add_new_partitions(self) -> None:
@@ -159,32 +176,82 @@ class KafkaSourcePartition(StatelessSourcePartition[MessageBatch]):
     def _fetch(self) -> None:
         """Fetch messages until the cap, the trigger, or a moment without any."""
         while not self._buffer.full and not self._process.stop.is_set():
-            left = self._schedule.due - time.time()
+            left = self._schedule.seconds_left(time.time())
             limit = min(CONSUME_MESSAGES, self._buffer.free_rows)
-            fetched = self._messages.consume(limit, min(max(left, 0), POLL_SECONDS))
-            if len(fetched):
+            fetched = self._stop_at_damage(self._messages.consume(limit, min(max(left, 0), POLL_SECONDS)))
+            for event in fetched.events:
+                if event.code != ConfluentError._PARTITION_EOF:
+                    check_event(event, self._topic, self._buffer.position.get(event.partition))
+                    if event.offset >= 0:  # of the partition, not of the client
+                        self._stalls.on_error(event.partition, event.text, time.monotonic())
+                    self._log_check.on_error(self._buffer.marks())
+            fetched_again = self._drop_doubted(fetched)
+            if len(fetched) and not fetched_again:
                 for p, time_ms in self._buffer.add(fetched).items():
+                    if self._alignment.is_at_end(p):
+                        self._clock.on_fresh_message(time_ms, time.monotonic())
                     self._alignment.on_message(p, time_ms, time.monotonic())
+                    self._stalls.on_read(p, time.monotonic())
                     if self._buffer.at_end(p):
                         self._alignment.on_end(p)
             for event in fetched.events:
-                if event.code == ConfluentError._PARTITION_EOF:
+                if event.code == ConfluentError._PARTITION_EOF and event.partition not in fetched_again:
                     self._buffer.skip_to(event.partition, event.offset)
                     self._alignment.on_end(event.partition)
-                else:
-                    check_event(event, self._topic, self._buffer.position.get(event.partition))
+                    self._stalls.on_pause(event.partition)
             self._align()
-            if len(fetched) + len(fetched.events) < limit or left <= 0 or self._caught_up():
+            self._warn_of_stalls()
+            if self._damage or len(fetched) + len(fetched.events) < limit or left <= 0 or self._caught_up():
                 return
+
+    def _drop_doubted(self, fetched: FetchedMessages) -> set[int]:
+        """If what was fetched is in doubt, check the log that it comes from, and fetch it again from the positions.
+
+        The messages are of the log from before and after the doubt. Return the partitions that are fetched again.
+        """
+        partitions = set(fetched.leader_epoch)
+        if not self._log_check.doubted(partitions):
+            return set()
+        self._log_check.verify(partitions, self._buffer.marks())
+        self._messages.unassign(self._topic, partitions)
+        self._start_reading({p: self._buffer.position[p] for p in partitions})
+        return partitions
 
     def _align(self) -> None:
         """Pause partitions that are far ahead of the others in time, and resume them later."""
         pause, resume = self._alignment.decide(time.monotonic())
         if pause:
-            self._messages.unassign(self._topic, pause)
+            self._stop_reading(pause)
             log.debug("worker %d pauses partitions %s", self._worker, sorted(pause))
         if resume:
-            self._messages.assign(self._topic, {p: self._buffer.position[p] for p in resume})
+            self._start_reading({p: self._buffer.position[p] for p in resume})
+
+    def _start_reading(self, offsets: Mapping[int, int]) -> None:
+        self._messages.assign(self._topic, offsets)
+        for p in offsets:
+            self._stalls.on_read(p, time.monotonic())
+
+    def _stop_reading(self, partitions: Iterable[int]) -> None:
+        self._messages.unassign(self._topic, partitions)
+        for p in partitions:
+            self._stalls.on_pause(p)
+
+    def _stop_at_damage(self, fetched: FetchedMessages) -> FetchedMessages:
+        """Return what comes before the first damage of each partition; nothing behind it is ever read."""
+        fetched, damages = split_damage(
+            fetched, self._buffer.position, lambda p: self._messages.log_end(self._topic, p)
+        )
+        if damages:
+            self._damage = damage_error(self._topic, damages, self._process.exchange.setting("accept_lost_offsets"))
+            self._stop_reading([each.partition for each in damages])
+            for each in damages:
+                self._buffer.drop_from(each.partition, each.offset)
+        return fetched
+
+    def _warn_of_stalls(self) -> None:
+        for p, seconds, refusal in self._stalls.overdue(time.monotonic()):
+            text = "%s[%d]: Kafka has not given the message at offset %d for %.0f s (%s); nothing is skipped"
+            log.warning(text, self._topic, p, self._buffer.position[p], seconds, refusal or "it gives no reason")
 
     def _caught_up(self) -> bool:
         return self._until_caught_up and self._buffer.all_at_end

@@ -9,7 +9,7 @@ import ctypes
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import repeat
 from typing import Any
 
@@ -19,26 +19,38 @@ import pyarrow as pa
 from confluent_kafka import KafkaError as ConfluentError
 
 from k2flow.compat.librdkafka import CONSUMER, EVENT_LOG, MESSAGE, OFFSET_INVALID, TEXT_BYTES, c, py
-from k2flow.errors import KafkaError, LostOffsetsError, SettingsError
+from k2flow.errors import KafkaError, KafkaRefusedError, LostOffsetsError, SettingsError
+from k2flow.kafka.schema_headers import read_schema_headers
+from k2flow.retryable import Verdict, kafka_verdict
 
 log = logging.getLogger(__name__)
 Int64s = npt.NDArray[np.int64]
 _MAX_TIMEOUT_MS = 2**31 - 1
 _LEVELS = [logging.CRITICAL] * 3 + [logging.ERROR, logging.WARNING, logging.INFO, logging.INFO, logging.DEBUG]
 """Python's level for each of syslog's, 0 to 7."""
-_LOST = {ConfluentError._AUTO_OFFSET_RESET, ConfluentError.OFFSET_OUT_OF_RANGE}
-_MISSING = {ConfluentError.UNKNOWN_TOPIC_OR_PART, ConfluentError._UNKNOWN_PARTITION}
-_FATAL = {ConfluentError._FATAL, ConfluentError.TOPIC_AUTHORIZATION_FAILED, ConfluentError.GROUP_AUTHORIZATION_FAILED}
+_NEEDS_RESTART = {
+    ConfluentError.UNKNOWN_TOPIC_OR_PART,
+    ConfluentError.UNKNOWN_TOPIC_ID,
+    ConfluentError.INCONSISTENT_TOPIC_ID,
+    ConfluentError._UNKNOWN_TOPIC,
+    ConfluentError._UNKNOWN_PARTITION,
+    ConfluentError._FATAL,
+}
+"""Retried by a new client, after the checks of a start: the topic may be another one, or the client is dead."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PartitionEvent:
-    """An event that librdkafka reports in place of a message; `code` is one of confluent_kafka.KafkaError's."""
+    """An event that librdkafka reports in place of a message; `code` is one of confluent_kafka.KafkaError's.
+
+    `after` is the number of messages that came before it in the same fetch.
+    """
 
     code: int
     text: str
     partition: int
     offset: int
+    after: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +58,7 @@ class FetchedMessages:
     """n messages, in the order of each partition, and the events that came with them.
 
     Keys and values (binary, n) keep null and empty apart; `timestamp_ms` is -1 for a message without one.
+    `leader_epoch` has, by partition, the epoch in which its last message was written (-1: unknown).
     """
 
     partition: npt.NDArray[np.int32]
@@ -54,6 +67,8 @@ class FetchedMessages:
     key: pa.BinaryArray
     value: pa.BinaryArray
     events: list[PartitionEvent]
+    leader_epoch: Mapping[int, int] = field(default_factory=dict)
+    schema_headers: Mapping[int, tuple[str, bytes]] = field(default_factory=dict)  # by number: see read_schema_headers
 
     def __len__(self) -> int:
         return len(self.offset)
@@ -107,6 +122,13 @@ class BatchConsumer:
         finally:
             deque(map(py.rd_kafka_message_destroy, addresses), 0)
 
+    def log_end(self, topic: str, partition: int) -> int | None:
+        """Return the offset after the last one of a partition, as of its newest fetch; None if it is not known yet."""
+        self._refuse_if_closed()
+        low, high = ctypes.c_int64(), ctypes.c_int64(OFFSET_INVALID)
+        c.rd_kafka_get_watermark_offsets(self._handle, topic.encode(), partition, ctypes.byref(low), ctypes.byref(high))
+        return high.value if high.value >= 0 else None
+
     def close(self) -> None:
         """End the client's threads. After it every other call raises KafkaError."""
         if self._handle:
@@ -148,18 +170,20 @@ class BatchConsumer:
 def check_event(event: PartitionEvent, topic: str, position: int | None) -> None:
     """Log an event from which librdkafka recovers by itself; `position` is the next offset of its partition.
 
-    Raises LostOffsetsError if Kafka no longer has the next offset, KafkaError if librdkafka cannot recover.
+    Raises LostOffsetsError if Kafka no longer has the next offset, KafkaRefusedError if a new client may recover, and
+    KafkaError if none can.
     """
     where = f"{topic}[{event.partition}]"
-    if event.code in _LOST:
+    verdict = kafka_verdict(event.code)
+    if verdict is Verdict.LOST:
         raise LostOffsetsError(
             f"{where}: Kafka no longer has offset {position}, which is the next to read ({event.text}); start again to "
             "see what is lost"
         )
-    if event.code in _MISSING:
-        raise KafkaError(f"{where}: the partition no longer exists ({event.text}); start again to see what is lost")
-    if event.code in _FATAL:
-        raise KafkaError(f"{topic}: {event.text}")
+    if event.code in _NEEDS_RESTART:
+        raise KafkaRefusedError(f"{where}: the partition cannot be read ({event.text}): start again to look for it")
+    if verdict is not Verdict.RETRIED:
+        raise KafkaError(f"{where}: offset {position} cannot be read: {event.text}")
     log.warning("%s: %s; librdkafka keeps trying", topic, event.text)
 
 
@@ -172,19 +196,35 @@ def _copy_messages(where: Int64s, addresses: list[int]) -> FetchedMessages:
         for i in np.flatnonzero(failed).tolist():
             code, partition, offset = messages[["err", "partition", "offset"]][i].tolist()
             text = _text(c.rd_kafka_message_errstr(addresses[i]))
-            events.append(PartitionEvent(code=code, text=text, partition=partition, offset=offset))
+            after = int((~failed[:i]).sum())
+            events.append(PartitionEvent(code=code, text=text, partition=partition, offset=offset, after=after))
         messages, addresses = messages[~failed], where[~failed].tolist()
     n = len(messages)
     if n and min(int(messages[name].min()) for name in ("partition", "offset", "len", "key_len")) < 0:
         raise KafkaError("a message has a negative partition, offset or size: librdkafka's memory was read wrongly")
+    value = _gather(messages["payload"], messages["len"])
     return FetchedMessages(
         partition=messages["partition"].copy(),
         offset=messages["offset"].copy(),
         timestamp_ms=np.fromiter(map(py.rd_kafka_message_timestamp, addresses, repeat(None)), np.int64, n),
         key=_gather(messages["key"], messages["key_len"]),
-        value=_gather(messages["payload"], messages["len"]),
+        value=value,
         events=events,
+        schema_headers=read_schema_headers(value, addresses),
+        leader_epoch={
+            p: py.rd_kafka_message_leader_epoch(addresses[i]) for p, i in last_of_each(messages["partition"])
+        },
     )
+
+
+def last_of_each(partition: npt.NDArray[np.int32]) -> list[tuple[int, int]]:
+    """Return each partition among n messages, with the index of its last one."""
+    if len(partition) == 0:
+        return []
+    last = np.full(int(partition.max()) + 1, -1)
+    last[partition] = np.arange(len(partition))  # of repeated indices, the last value stays
+    found = np.flatnonzero(last >= 0)
+    return list(zip(found.tolist(), last[found].tolist(), strict=True))
 
 
 def _structures(where: Int64s) -> npt.NDArray[Any]:

@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 
 from k2flow.failpoints import Point
+from k2flow.process_exit import ERROR_PREFIX, EXIT_FAILED
 from k2flow.sandbox.kafka.local import LocalKafka, free_port
 from tests.integration.conftest import fill
-from tests.integration.harness import Lake, assert_tables, batches, ledger_offsets, read_topic
+from tests.integration.harness import Lake, assert_consistent, assert_tables, batches, ledger_offsets, read_topic
 from tests.integration.test_failpoints import await_stop
 from tests.oracle import expect
+from torture.segments import batches as batches_of
+from torture.segments import flipped_bit
 
 pytestmark = pytest.mark.xdist_group("outages")
 
@@ -94,6 +97,44 @@ def test_flow_that_starts_while_the_broker_is_down_waits_for_it(broker: LocalKaf
         log = flow.wait(60)
         assert flow.codes() == [0], log
     assert_tables(lake, expect(read_topic(lake.bootstrap, lake.topic), "BINANCE"))
+
+
+def test_flipped_bit_stops_the_flow_before_its_batch(broker: LocalKafka, lake: Lake) -> None:
+    """The rows before the batch are committed, nothing behind it, and the error says where, at each start.
+
+    Once Kafka has the right bytes again, the flow continues, and no row is missing.
+    """
+    for seed in (6, 7):
+        fill(lake, count=2_000, bad=0.05, seed=seed)
+    expected = expect(read_topic(lake.bootstrap, lake.topic), "BINANCE")
+    broker.stop()
+    damaged = list(batches_of(broker.home / "data" / f"{lake.topic}-0"))[-2]
+    with flipped_bit(damaged, 0.5):
+        broker.start()
+        for _ in range(2):
+            with lake.start(K2FLOW_UNTIL_CAUGHT_UP="1") as flow:
+                log = flow.wait()
+                assert flow.codes() == [EXIT_FAILED], log
+            assert log.count(ERROR_PREFIX) == 1, log
+            error = log.partition(ERROR_PREFIX)[2]
+            assert f"{lake.topic}[0]: offset {damaged.first_offset} cannot be read" in error
+            assert "K2FLOW_BINANCE_ACCEPT_LOST_OFFSETS=1" in error
+            assert {layer[0] for layer in ledger_offsets(lake).values()} == {damaged.first_offset}
+        assert_consistent(lake)
+        done = lake.command("audit", "binance")
+        assert done.returncode == 0, done.stdout + done.stderr  # what was read is right
+        broker.stop()
+    broker.start()
+    lake.catch_up()
+    assert_tables(lake, expected)
+    broker.stop()
+    with flipped_bit(damaged, 0.7):
+        broker.start()
+        done = lake.command("audit", "binance")
+        assert done.returncode == 2, done.stdout + done.stderr
+        assert "Kafka's log is damaged: offset" in done.stdout
+        broker.stop()
+    broker.start()
 
 
 def wait_until(holds: Callable[[], bool], seconds: float = 60) -> None:
