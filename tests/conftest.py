@@ -29,6 +29,7 @@ SLOW_FILES = (
     "integration/test_local_kafka.py",
     "integration/test_outages.py",
     "integration/test_readers.py",
+    "integration/test_replaced_log.py",
     "integration/test_run.py",
     "integration/test_surroundings.py",
     "integration/test_torture.py",

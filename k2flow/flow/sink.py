@@ -24,7 +24,7 @@ from k2flow.iceberg.ledger import OffsetRange
 from k2flow.iceberg.staging import abort_replacements
 from k2flow.observability import metrics, tracing
 from k2flow.observability.metrics import BatchStats
-from k2flow.timeouts import DeadlinePassedError, run_with_timeout
+from k2flow.timeouts import SENT, DeadlinePassedError, run_with_timeout
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,15 @@ class TableSinkPartition(StatefulSinkPartition[Committable, None]):
         settings = exchange.settings
         self._exchange = exchange.name
         self._name = name
-        self._committer = Committer(process.catalog, name, exchange.name, settings.topic, settings.accept_lost_offsets)
+        self._committer = Committer(
+            process.catalog,
+            name,
+            exchange.name,
+            settings.topic,
+            settings.accept_lost_offsets,
+            settings.after_rollback,
+            process.session.of_log(name),
+        )
         self._committer.fence(process.session.topic.id, process.session.ledgers[name])
         if name == exchange.bronze:
             abort_replacements(process.catalog, exchange, self._committer.ledger.writer_epoch)
@@ -67,6 +75,7 @@ class TableSinkPartition(StatefulSinkPartition[Committable, None]):
         self._files: list[DataFile] = []
         self._ranges: list[OffsetRange] = []
         self._stats: list[BatchStats] = []
+        self._properties: dict[str, str] = {}
         self._ends_checkpoint = False
 
     @override
@@ -76,6 +85,7 @@ class TableSinkPartition(StatefulSinkPartition[Committable, None]):
             self._writing.append(committable.files)
             self._ranges += committable.ranges
             self._stats.append(committable.stats)
+            self._properties |= committable.properties
             self._ends_checkpoint |= committable.ends_checkpoint
 
     @override
@@ -94,7 +104,7 @@ class TableSinkPartition(StatefulSinkPartition[Committable, None]):
         reach(Point.EPOCH_COMPLETE)
         try:
             with tracing.span("commit", table=self._name, files=len(files)):
-                self._committer.commit(files, ranges)
+                self._committer.commit(files, ranges, self._properties)
         except CommitError:
             metrics.COMMIT_FAILURES.labels(self._exchange, metrics.layer_of(self._name)).inc()
             raise
@@ -109,7 +119,7 @@ class TableSinkPartition(StatefulSinkPartition[Committable, None]):
         waiting, self._writing = self._writing, []
         try:
             with tracing.span("await files", table=self._name):
-                return run_with_timeout(HUNG_SECONDS, lambda: [file for files in waiting for file in files()])
+                return run_with_timeout(HUNG_SECONDS, lambda: [file for files in waiting for file in files()], SENT)
         except DeadlinePassedError as error:
             raise CommitError(
                 f"{self._name}: the storage has not accepted a file for {HUNG_SECONDS} s; nothing is lost: start "

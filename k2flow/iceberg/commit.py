@@ -7,7 +7,8 @@ its ledger:
 2. Every attempt commits only if the table's head is the one it knows (`assert-ref-snapshot-id`). Every fence and every
    append moves the head, so no stale writer can commit in between. The first attempt knows the head that this writer's
    last commit left. Each further attempt reads the table again.
-3. An attempt that reads a ledger of another writer epoch stops: this writer is fenced.
+3. An attempt that reads a ledger of another writer epoch stops: this writer is fenced. One that finds a head without
+   the rows of the ledger (main was moved) stops too, see k2flow.iceberg.head.
 4. If the outcome of an attempt is unknown (a timeout, a dropped connection), the next attempt first looks for its
    ledger in the table, and repeats the commit only if it did not land (commit-state-unknown reconciliation). The same
    holds after a refusal, which may answer a request that a proxy repeated. Only then are the manifests deleted.
@@ -18,9 +19,10 @@ Their files stay until maintenance deletes them. So the 10,000th commit costs as
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from types import MappingProxyType
 
 from pyiceberg.catalog import Catalog
 from pyiceberg.exceptions import CommitFailedException
@@ -43,11 +45,12 @@ from k2flow.errors import AlreadyRunningError, CatalogError, CommitError, Fenced
 from k2flow.failpoints import Point, reach
 from k2flow.iceberg import ledger as ledgers
 from k2flow.iceberg.catalog import OUTAGES, load_table
+from k2flow.iceberg.head import AfterRollback, carried_copies, reconcile
 from k2flow.iceberg.ledger import Ledger, OffsetRange, Writer
 from k2flow.iceberg.retry import Changes, commit_once, retry_conflicts
 from k2flow.iceberg.snapshots import plan_expiration
 from k2flow.observability.metrics import COMMIT_RETRIES, layer_of
-from k2flow.timeouts import DeadlinePassedError, run_with_timeout
+from k2flow.timeouts import REQUESTS, DeadlinePassedError, run_with_timeout
 
 log = logging.getLogger(__name__)
 STAGED_BRANCH = "k2flow-staged-"
@@ -59,10 +62,11 @@ REPLACED_KEY = "k2flow.replaced."
 EXPIRE_AT = 110  # expiring ten snapshots at once costs a tenth of expiring one in each commit
 MANIFEST_BYTES = 1 << 17
 """Manifests are merged up to this size. A merge writes every entry again: with Iceberg's 8 MB it would take seconds."""
+NO_PROPERTIES: Mapping[str, str] = MappingProxyType({})
 RETRY_SECONDS = 120
 MAX_WAIT_SECONDS = 5
 HUNG_SECONDS = 180
-"""How long a commit may take with all its attempts. PyIceberg's clients wait forever for a frozen server."""
+"""How long a commit may take without another request. PyIceberg's clients wait forever for a frozen server."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,12 +87,27 @@ class Committer:
     committed from Kafka again.
     """
 
-    def __init__(self, catalog: Catalog, name: str, exchange: str, topic: str, accept_gaps: bool = False) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        name: str,
+        exchange: str,
+        topic: str,
+        accept_gaps: bool = False,
+        after_rollback: AfterRollback = "stop",
+        of_log: Callable[[Ledger], Ledger] = lambda ledger: ledger,
+    ) -> None:
+        """Read the table. Raises HeadMovedError (see k2flow.iceberg.head), CommitError, CatalogError.
+
+        Until the fence, `after_rollback` says what to do with a moved head, and `of_log` is applied to the ledger.
+        """
         self._catalog = catalog
         self._name = name
         self._exchange = exchange
         self._topic = topic
         self._accept_gaps = accept_gaps
+        self._after_rollback = after_rollback
+        self._of_log = of_log
         self._writer = Writer.this()
         self._table = load_table(catalog, name)
         self._fresh = True  # whether `_table` is as this writer's last commit left it
@@ -117,36 +136,45 @@ class Committer:
             raise self._fenced_by(before, began_with.writer_epoch)
         reach(Point.FENCE)
         self._commit(LedgerCommit(after=before.fenced(self._writer, topic_id), append=True, branch=branch))
+        self._after_rollback, self._of_log = "stop", lambda ledger: ledger
         if began_with is not None and began_with != before:
             raise CommitError(
                 f"{self._name}: {before.writer} has committed since this copy of the flow began, and cannot any more: "
                 "start again"
             )
 
-    def commit_property(self, key: str, text: str) -> None:
-        """Set a property, if nothing was committed since this writer's last commit.
+    def commit_properties(self, properties: Mapping[str, str]) -> None:
+        """Set properties, if nothing was committed since this writer's last commit.
 
         It is an empty append, for the same reason as `fence`: a fence that has read the table before cannot land after.
         Raises FencedError, CommitError.
         """
         after = replace(self.ledger, sequence=self.ledger.sequence + 1)
-        self._commit(LedgerCommit(after=after, append=True, properties={key: text}))
+        self._commit(LedgerCommit(after=after, append=True, properties=properties))
 
     def check_not_fenced(self) -> None:
         """Read the table again. Raises FencedError if others have committed since this writer's last commit."""
         self._refresh()
         self._check_fence(self._read())
 
-    def commit(self, files: Sequence[DataFile], ranges: Sequence[OffsetRange]) -> None:
+    def commit(
+        self, files: Sequence[DataFile], ranges: Sequence[OffsetRange], properties: Mapping[str, str] = NO_PROPERTIES
+    ) -> None:
         """Add `files`, which hold the rows of exactly `ranges`, and advance the ledger over them.
 
-        Without files only the ledger advances, and no snapshot is created. Raises OffsetGapError if a range is not
+        Without files only the ledger advances, and no snapshot is created. `properties` are set unless the table has
+        them: CommitError if one has another value. Raises OffsetGapError if a range is not
         contiguous with the ledger, FencedError if another writer epoch has begun, CommitError if the commit failed.
         """
         after = self.ledger.advanced(ranges, self._accept_gaps)
-        self._commit(LedgerCommit(after=after, append=bool(files), files=files))
+        new = {key: text for key, text in properties.items() if self._table.properties.get(key) != text}
+        for key in new.keys() & self._table.properties.keys():
+            raise CommitError(f"{self._name}: property {key} has another value than this process has used: start again")
+        self._commit(LedgerCommit(after=after, append=bool(files), files=files, properties=new))
 
     def _commit(self, request: LedgerCommit) -> None:
+        if request.append:
+            request = replace(request, after=request.after.in_snapshot())
         attempts = partial(
             retry_conflicts,
             lambda: self._attempt(request),
@@ -156,7 +184,7 @@ class Committer:
             on_retry=lambda: COMMIT_RETRIES.labels(self._exchange, layer_of(self._name)).inc(),
         )
         try:
-            run_with_timeout(HUNG_SECONDS, attempts)
+            run_with_timeout(HUNG_SECONDS, attempts, REQUESTS)
         except DeadlinePassedError as error:
             raise CommitError(
                 f"{self._name}: the catalog or its storage has not answered for {HUNG_SECONDS} s; nothing is lost: "
@@ -226,13 +254,14 @@ class Committer:
     def _build(self, request: LedgerCommit) -> tuple[Changes, MergeAppendFiles | None]:
         """Write the manifests of a request. Return its changes, and the snapshot to append, if any."""
         metadata = self._table.metadata
-        entry = {ledgers.KEY + self._exchange: request.after.to_json()}
-        properties = SetPropertiesUpdate(updates={**entry, **request.properties})
+        own = request.after.properties(self._exchange)
+        properties = SetPropertiesUpdate(updates={**own, **request.properties})
         same_table = AssertTableUUID(uuid=metadata.table_uuid)
         if not request.append:
             return ((properties,), (same_table, same_head(self._table))), None
+        copies = {**carried_copies(metadata), ledgers.KEY + self._exchange: request.after.to_json()}
         producer = MergeAppendFiles(
-            Operation.APPEND, EmptyTransaction(self._table), self._table.io, snapshot_properties=entry
+            Operation.APPEND, EmptyTransaction(self._table), self._table.io, snapshot_properties=copies
         )
         producer._target_size_bytes = MANIFEST_BYTES
         for file in request.files:
@@ -248,9 +277,17 @@ class Committer:
         return (tuple(updates), (same_table, *unchanged_head)), producer
 
     def _read(self) -> Ledger:
-        return ledgers.read(self._table.properties, self._exchange, self._topic)
+        """Return what the table holds. Raises HeadMovedError if its head was moved, CommitError."""
+        ledger = ledgers.read(self._table.properties, self._exchange, self._topic)
+        held = reconcile(self._name, self._table.metadata, self._exchange, ledger, self._after_rollback)
+        return self._of_log(held)
 
-    def _fenced_by(self, other: Ledger, epoch: int) -> FencedError:
+    def _fenced_by(self, other: Ledger, epoch: int) -> CommitError:
+        if other.sequence < self.ledger.sequence and other.writer_epoch <= epoch:
+            return CommitError(
+                f"{self._name}: its ledger is at commit {other.sequence}, before commit {self.ledger.sequence} of this "
+                "copy of the flow: the table was restored from an earlier metadata file. Start again to read from there"
+            )
         who = f"{other.writer} (writer epoch {other.writer_epoch})" if other.writer else "an unknown process"
         return FencedError(f"{self._name}: {who} has fenced writer epoch {epoch}; this copy of the flow stops")
 

@@ -8,7 +8,13 @@ carries a copy under the same key. JSON:
      "partitions": {"0": {"first": 0, "next": 1500, "rows": 1470}, ...}, "earlier": []}
 
 If a topic is deleted and created again, its ledger starts empty. `earlier` keeps the offsets of the deleted topics, so
-that the audit can separate their rows from those of the current one.
+that the audit can separate their rows from those of the current one. It also keeps those of a log that was replaced
+under the same topic id.
+
+A second property, `k2flow.evidence.<exchange>`, proves that the table and Kafka's log are those of the ledger. An
+earlier version ignores it, and leaves it as it was: then `sequence` differs from the ledger's.
+
+    {"sequence": 41, "appended": 40, "marks": {"0": [1499, 1764000000000, "8b1a9953c4611296", 3]}, "lost": {}}
 """
 
 import os
@@ -16,7 +22,7 @@ import socket
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import psutil
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
@@ -24,16 +30,45 @@ from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, Validation
 from k2flow.errors import CommitError, OffsetGapError
 
 KEY = "k2flow.ledger."  # prefix of the property; the name of the exchange follows
+EVIDENCE_KEY = "k2flow.evidence."  # prefix of the second property
+NO_TOPIC_IDS = ("", "AAAAAAAAAAAAAAAAAAAAAA", "None")
+"""Not Kafka's id of any topic: what a broker without topic ids gives."""
+Ranges = tuple[tuple[int, int], ...]
+
+
+class Mark(NamedTuple):
+    """A message that was read: its place in Kafka's log, and what it held.
+
+    `time_ms` is Kafka's (-1: none), `checksum` of key and value. `leader_epoch` is the one that it was written in (-1:
+    the broker knows none).
+    """
+
+    offset: int
+    time_ms: int
+    checksum: str
+    leader_epoch: int = -1
+
+    def same_message(self, other: "Mark") -> bool:
+        """Return whether both are the same message. A copied log may have other leader epochs."""
+        return self[:3] == other[:3]
+
+    def __str__(self) -> str:
+        epoch = f", leader epoch {self.leader_epoch}" if self.leader_epoch >= 0 else ""
+        return f"time {self.time_ms}, checksum {self.checksum}{epoch}"
 
 
 @dataclass(frozen=True)
 class OffsetRange:
-    """Offsets [first, next) of one partition, and the number of table rows from them (for Gold: before dedup)."""
+    """Offsets [first, next) of one partition, and the number of table rows from them (for Gold: before dedup).
+
+    `mark` is the last message before `next`, if the range has one.
+    """
 
     partition: int
     first: int
     next: int
     rows: int
+    mark: Mark | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +92,21 @@ class FormerTopic:
     topic_id: str
     until: int
     partitions: Mapping[int, CommittedRange]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What proves that the table and Kafka's log are those of a ledger.
+
+    `sequence` is the ledger's. `appended` is the sequence of the last commit that appended a snapshot, whose summary
+    has the copy; None if it is unknown. `marks` are the last messages read, by partition. `lost` are offset ranges
+    whose rows are missing, because main was moved and that was accepted.
+    """
+
+    sequence: int = 0
+    appended: int | None = None
+    marks: Mapping[int, Mark] = field(default_factory=dict)
+    lost: Mapping[int, Ranges] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -93,7 +143,7 @@ class Ledger:
     """The offsets of one exchange's topic that one table holds.
 
     `writer_epoch` is the fencing token: it counts the starts of the flow. `sequence` counts the commits of all writer
-    epochs. `topic_id` is Kafka's. `committed_at` is in ms since 1970.
+    epochs. `topic_id` is Kafka's. `committed_at` is in ms since 1970. `evidence` is in a property of its own.
     """
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
@@ -105,6 +155,7 @@ class Ledger:
     committed_at: int = 0
     partitions: Mapping[int, CommittedRange] = field(default_factory=dict)
     former_topics: Annotated[tuple[FormerTopic, ...], Field(alias="earlier")] = ()
+    evidence: Annotated[Evidence, Field(exclude=True)] = field(default=Evidence(), compare=False)
 
     def next_offset(self, partition: int) -> int | None:
         """Return the first offset of `partition` that is not in the table; None if the table has no offset of it."""
@@ -113,20 +164,51 @@ class Ledger:
 
     def fenced(self, writer: Writer, topic_id: str) -> "Ledger":
         """Return the ledger of the next writer epoch, with the same offsets unless the topic was created again."""
-        created_again = bool(self.topic_id and topic_id) and self.topic_id != topic_id
+        ledger = self.of_topic(topic_id)
+        return replace(
+            ledger, writer_epoch=self.writer_epoch + 1, sequence=self.sequence + 1, writer=writer, committed_at=_now()
+        )
+
+    def of_topic(self, topic_id: str) -> "Ledger":
+        """Return the ledger for the topic with this id: without offsets if it is another one.
+
+        A topic that is back (its id is that of a former one) continues where its offsets ended, so that none is read
+        twice. An unknown id counts as the same.
+        """
+        if not (self.topic_id and topic_id) or self.topic_id == topic_id:
+            return replace(self, topic_id=topic_id or self.topic_id)
         former = self.former_topics
-        if created_again and self.partitions:
+        if self.partitions:
             former = (*former, FormerTopic(self.topic_id, self.committed_at, self.partitions))
+        ends = {p: held.next for each in former if each.topic_id == topic_id for p, held in each.partitions.items()}
         return replace(
             self,
-            writer_epoch=self.writer_epoch + 1,
-            sequence=self.sequence + 1,
-            writer=writer,
-            topic_id=topic_id or self.topic_id,
-            committed_at=_now(),
-            partitions={} if created_again else self.partitions,
+            topic_id=topic_id,
+            partitions={p: CommittedRange(end, end, 0) for p, end in ends.items()},
             former_topics=former,
+            evidence=replace(self.evidence, marks={}, lost={}),
         )
+
+    def of_log(self, ends: Mapping[int, int]) -> "Ledger":
+        """Return the ledger after the log of some partitions was replaced under the same topic id.
+
+        `ends` has the offset at which each of them continues. Its offsets so far become those of a former topic.
+        """
+        if not ends:
+            return self
+        closed = {p: self.partitions.get(p, CommittedRange(end, end, 0)) for p, end in ends.items()}
+        marks = {p: mark for p, mark in self.evidence.marks.items() if p not in ends}
+        lost = {p: ranges for p, ranges in self.evidence.lost.items() if p not in ends}
+        return replace(
+            self,
+            partitions={**self.partitions, **{p: CommittedRange(end, end, 0) for p, end in ends.items()}},
+            former_topics=(*self.former_topics, FormerTopic(self.topic_id, self.committed_at, closed)),
+            evidence=replace(self.evidence, marks=marks, lost=lost),
+        )
+
+    def in_snapshot(self) -> "Ledger":
+        """Return the ledger for a commit that appends a snapshot."""
+        return replace(self, evidence=replace(self.evidence, appended=self.sequence))
 
     def advanced(self, ranges: Iterable[OffsetRange], accept_gaps: bool = False) -> "Ledger":
         """Return the ledger after `ranges`, which must be contiguous with it and with each other in each partition.
@@ -135,7 +217,7 @@ class Ledger:
         end of the last one (Kafka no longer has the messages between them), never before it. Any other
         range raises OffsetGapError.
         """
-        partitions = dict(self.partitions)
+        partitions, marks = dict(self.partitions), dict(self.evidence.marks)
         for r in sorted(ranges, key=lambda r: (r.partition, r.first)):
             old = partitions.get(r.partition, CommittedRange(r.first, r.first, 0))
             if r.first < old.next or (r.first > old.next and not accept_gaps):
@@ -144,7 +226,10 @@ class Ledger:
                     f"ends before {old.next}: another copy of the flow has written to it. Stop that one and start again"
                 )
             partitions[r.partition] = CommittedRange(old.first, r.next, old.rows + r.rows)
-        return replace(self, sequence=self.sequence + 1, partitions=partitions, committed_at=_now())
+            if r.mark is not None:
+                marks[r.partition] = r.mark
+        evidence = replace(self.evidence, marks=marks)
+        return replace(self, sequence=self.sequence + 1, partitions=partitions, committed_at=_now(), evidence=evidence)
 
     def corrected(self, more: Mapping[int, int]) -> "Ledger":
         """Return the ledger with `more` rows (negative: fewer) from the same offsets of each partition."""
@@ -152,8 +237,14 @@ class Ledger:
         return replace(self, sequence=self.sequence + 1, partitions=partitions, committed_at=_now())
 
     def to_json(self) -> str:
-        """Return the value of the property, one line of JSON."""
+        """Return the value of the first property, one line of JSON."""
         return _JSON.dump_json(self, by_alias=True, ensure_ascii=True).decode()
+
+    def properties(self, exchange: str) -> dict[str, str]:
+        """Return both table properties."""
+        evidence = replace(self.evidence, sequence=self.sequence)
+        text = _EVIDENCE_JSON.dump_json(evidence, ensure_ascii=True).decode()
+        return {KEY + exchange: self.to_json(), EVIDENCE_KEY + exchange: text}
 
 
 def _complete(raw: Any) -> Any:
@@ -171,6 +262,7 @@ def first_error(error: ValidationError) -> str:
 
 
 _JSON: TypeAdapter[Ledger] = TypeAdapter(Annotated[Ledger, BeforeValidator(_complete)])
+_EVIDENCE_JSON: TypeAdapter[Evidence] = TypeAdapter(Evidence)
 
 
 def _now() -> int:
@@ -180,23 +272,39 @@ def _now() -> int:
 def read(properties: Mapping[str, str], exchange: str, topic: str) -> Ledger:
     """Return the ledger of `exchange` in a table's properties, an empty one if there is none.
 
-    Raises CommitError if the property is damaged, or is the ledger of another topic.
+    Raises CommitError if a property is damaged, or the ledger is that of another topic.
     """
     text = properties.get(KEY + exchange)
     if text is None:
         return Ledger(topic)
-    try:
-        ledger = _JSON.validate_json(text)
-    except ValidationError as error:
-        raise CommitError(
-            f"table property {KEY}{exchange} is not a ledger ({first_error(error)}): restore it from a snapshot"
-        ) from error
+    ledger = parse(text, exchange)
     if ledger.topic != topic:
         raise CommitError(
             f"the tables hold offsets of topic {ledger.topic}, not {topic}: set K2FLOW_{exchange.upper()}_TOPIC back, "
             "or write to new tables"
         )
-    return ledger
+    if (text := properties.get(EVIDENCE_KEY + exchange)) is None:
+        return ledger
+    try:
+        evidence = _EVIDENCE_JSON.validate_json(text)
+    except ValidationError as error:
+        raise CommitError(
+            f"table property {EVIDENCE_KEY}{exchange} is damaged ({first_error(error)}): remove it, then start again"
+        ) from error
+    if evidence.sequence != ledger.sequence:  # an earlier version has committed since
+        evidence = replace(evidence, appended=None)
+    return replace(ledger, evidence=evidence)
+
+
+def parse(text: str, exchange: str) -> Ledger:
+    """Return the ledger in a property, or in the summary of a snapshot. Raises CommitError if it is damaged."""
+    try:
+        ledger = _JSON.validate_json(text)
+        return replace(ledger, topic_id="") if ledger.topic_id in NO_TOPIC_IDS else ledger
+    except ValidationError as error:
+        raise CommitError(
+            f"table property {KEY}{exchange} is not a ledger ({first_error(error)}): restore it from a snapshot"
+        ) from error
 
 
 def start_offsets(ledgers: Iterable[Ledger]) -> dict[int, int]:

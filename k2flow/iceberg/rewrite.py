@@ -26,6 +26,8 @@ from k2flow.compat.pyiceberg.private import SnapshotProducer
 from k2flow.errors import CommitConflictError
 from k2flow.iceberg.catalog import catalog_errors, load_table
 from k2flow.iceberg.commit import EmptyTransaction, staged_branch
+from k2flow.iceberg.deletes import applied_deletes, deletes_text
+from k2flow.iceberg.head import carried_copies
 from k2flow.iceberg.manifests import has_live_files, partition_values
 from k2flow.iceberg.retry import Changes, commit_once, retry_conflicts
 from k2flow.iceberg.snapshots import SnapshotExpiration, readers_tag
@@ -148,7 +150,9 @@ def rewrite_files(
             return (), ()
         if staged := staged_branch(table):
             raise CommitConflictError(f"rows are being replaced, branch {staged}")
-        attempts.append(RewriteFiles(table, operation, removed, added))
+        if added and (deletes := applied_deletes(table, table.current_snapshot(), removed)):
+            raise CommitConflictError(deletes_text(name, deletes))  # the new files would bring the rows back
+        attempts.append(RewriteFiles(table, operation, removed, added, carried_copies(table.metadata)))
         updates, requirements = attempts[-1]._commit()
         return (*updates, tag_for_readers(table, at_ms)), requirements
 

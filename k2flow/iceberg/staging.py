@@ -43,7 +43,8 @@ from k2flow.exchange import Exchange
 from k2flow.failpoints import Point, reach
 from k2flow.iceberg import ledger as ledgers
 from k2flow.iceberg.catalog import load_table
-from k2flow.iceberg.commit import REPLACED_KEY, STAGED_BRANCH, STAGED_KEY, Committer, same_head
+from k2flow.iceberg.commit import NO_PROPERTIES, REPLACED_KEY, STAGED_BRANCH, STAGED_KEY, Committer, same_head
+from k2flow.iceberg.head import carried_copies, reconcile
 from k2flow.iceberg.retry import Changes
 from k2flow.iceberg.rewrite import RewriteFiles, commit_change, tag_for_readers
 
@@ -111,9 +112,12 @@ class Staging:
         _commit_change(self._catalog, name, build)
         reach(Point.STAGED)
 
-    def commit_replacement(self, rows: Mapping[str, Mapping[int, int]], what: str) -> None:
+    def commit_replacement(
+        self, rows: Mapping[str, Mapping[int, int]], what: str, properties: Mapping[str, str] = NO_PROPERTIES
+    ) -> None:
         """Commit the replacement, described by `what`; `rows` has, by table and partition, the change of row counts.
 
+        The same commit sets `properties` of Bronze.
         After FencedError, the flow has started and nothing was committed. After CommitError or CatalogError the commit
         may have landed.
         """
@@ -124,7 +128,7 @@ class Staging:
                 raise FencedError(f"{name}: {FENCED.format(self._exchange.name)}")
             tables[name] = StagedTable(self._branch, ref.snapshot_id, rows.get(name, {}))
         text = _JSON.dump_json(CommittedReplacement(what, tables), ensure_ascii=True).decode()
-        self._bronze.commit_property(STAGED_KEY + self._exchange.name, text)
+        self._bronze.commit_properties({STAGED_KEY + self._exchange.name: text, **properties})
         reach(Point.COMMITTED)
 
 
@@ -194,12 +198,17 @@ def _publication(table: Table, exchange: Exchange, staged: StagedTable) -> Chang
     if ref.snapshot_id != staged.head:
         raise CommitError(f"{table.name()[-1]}: another program has moved branch {branch}: restore its head")
     removed, added = _files(table, staged.head)
-    ledger = ledgers.read(table.properties, exchange.name, exchange.settings.topic).corrected(staged.rows)
+    ledger = ledgers.read(table.properties, exchange.name, exchange.settings.topic)
+    ledger = reconcile(table.name()[-1], table.metadata, exchange.name, ledger).corrected(staged.rows)
+    if removed or added:
+        ledger = ledger.in_snapshot()
     entry = {ledgers.KEY + exchange.name: ledger.to_json()}
-    updates: tuple[TableUpdate, ...] = (SetPropertiesUpdate(updates=entry), *_drop_branch(table, branch))
+    properties = SetPropertiesUpdate(updates=ledger.properties(exchange.name))
+    updates: tuple[TableUpdate, ...] = (properties, *_drop_branch(table, branch))
     same_branch = AssertRefSnapshotId.model_validate({"ref": branch, "snapshot-id": staged.head})
     if removed or added:
-        rewritten, _ = RewriteFiles(table, Operation.OVERWRITE, removed, added, entry)._commit()
+        copies = {**carried_copies(table.metadata), **entry}
+        rewritten, _ = RewriteFiles(table, Operation.OVERWRITE, removed, added, copies)._commit()
         updates = (*rewritten, tag_for_readers(table, time.time_ns() // 1_000_000), *updates)
     return updates, (same_branch, same_head(table))
 

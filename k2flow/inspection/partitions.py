@@ -1,14 +1,17 @@
 """The partitions of the inspected topics, numbered, with the offsets that each table's ledger says it holds."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from k2flow.iceberg.ledger import CommittedRange, Ledger
+from k2flow.iceberg.ledger import CommittedRange, Ledger, Ranges
 from k2flow.inspection.pinned import PinnedTables
 from k2flow.layers import Layer
 
@@ -21,8 +24,9 @@ Ints = npt.NDArray[np.int64]
 class TopicPartition:
     """One partition of one topic: (topic_id, partition), because a topic that is created again starts at offset 0.
 
-    `extents` are the ledgers', by layer; a layer that holds nothing of the partition is absent. `current`: the topic is
-    the one that exists today.
+    If its log was replaced under the same topic id, each log is one. `extents` are the ledgers', by layer; a layer that
+    holds nothing of the partition is absent. `lost` are the offsets of an extent whose rows are lost, which was
+    accepted. `current`: the topic and the log are those that exist today.
     """
 
     number: int
@@ -31,6 +35,7 @@ class TopicPartition:
     partition: int
     current: bool
     extents: dict[Layer, CommittedRange] = field(default_factory=dict)
+    lost: dict[Layer, Ranges] = field(default_factory=dict)
 
     @property
     def topic(self) -> str:
@@ -40,6 +45,13 @@ class TopicPartition:
     def extent(self, layer: Layer) -> CommittedRange:
         """Return the extent of a layer's ledger, NO_EXTENT if it holds nothing."""
         return self.extents.get(layer, NO_EXTENT)
+
+    def pieces(self, layer: Layer) -> list[tuple[int, int, bool]]:
+        """Return all offsets as ranges [first, next), ascending, each with whether the layer holds its rows."""
+        extent, end = self.extent(layer), int(np.iinfo(np.int64).max)
+        edges = [(0, extent.first), *self.lost.get(layer, ()), (extent.next, end)]
+        held = [(gap[1], following[0], True) for gap, following in pairwise(edges)]
+        return sorted(held + [(first, next_, False) for first, next_ in edges])
 
     def at(self, offset: int) -> dict[str, object]:
         """Return a sample that names one message."""
@@ -58,22 +70,28 @@ class TopicPartitions:
 
     def __init__(self, pinned: PinnedTables, first_number: int = 0) -> None:
         self.pinned = pinned
-        self._partitions: dict[tuple[str, int], TopicPartition] = {}
+        self._partitions: dict[_Log, TopicPartition] = {}
         layers = pinned.exchange.layers
         current = next((pinned.ledgers[layer].topic_id for layer in layers if pinned.ledgers[layer].topic_id), "")
+        logs = {layer: _logs(pinned.ledgers[layer]) for layer in layers}
+        newest = {
+            (key.topic_id, key.partition): key
+            for layer in layers
+            for key, _, _ in sorted(logs[layer], key=lambda log: log[0])
+        }
         for layer in layers:
-            for topic_id, _, extents in _topics(pinned.ledgers[layer]):
-                for partition, extent in extents.items():
-                    key = (topic_id, partition)
-                    if key not in self._partitions:
-                        self._partitions[key] = TopicPartition(
-                            number=first_number + len(self._partitions),
-                            pinned=pinned,
-                            topic_id=topic_id,
-                            partition=partition,
-                            current=topic_id == current,
-                        )
-                    self._partitions[key].extents[layer] = extent
+            for key, _, extent in logs[layer]:
+                if key not in self._partitions:
+                    self._partitions[key] = TopicPartition(
+                        number=first_number + len(self._partitions),
+                        pinned=pinned,
+                        topic_id=key.topic_id,
+                        partition=key.partition,
+                        current=key.topic_id == current and key == newest[current, key.partition],
+                    )
+                self._partitions[key].extents[layer] = extent
+            for p, ranges in pinned.ledgers[layer].evidence.lost.items():
+                self._partitions[[key for key, _, _ in logs[layer] if key.partition == p][-1]].lost[layer] = ranges
 
     def __iter__(self) -> Iterator[TopicPartition]:
         return iter(self._partitions.values())
@@ -97,20 +115,34 @@ class TopicPartitions:
         written_us = batch.column(layer.event_time).cast(pa.int64()).fill_null(0).to_numpy()
         same_topic = pc.equal(batch.column("topic"), self.pinned.exchange.settings.topic).fill_null(False)
         result = np.full(len(partition), OUTSIDE, np.int64)
-        after = np.iinfo(np.int64).min
-        for topic_id, until, extents in _topics(self.pinned.ledgers[layer]):
-            own = (written_us > after) & (written_us <= until)
-            for p, extent in extents.items():
-                rows = own & (partition == p) & (offset >= extent.first) & (offset < extent.next)
-                result[rows] = self._partitions[topic_id, p].number
-            after = until
+        after = dict.fromkeys(np.unique(partition).tolist(), np.iinfo(np.int64).min)
+        for key, until, extent in _logs(self.pinned.ledgers[layer]):
+            if (p := key.partition) in after:
+                written = (written_us > after[p]) & (written_us <= until)
+                rows = (partition == p) & (offset >= extent.first) & (offset < extent.next) & written
+                result[rows] = self._partitions[key].number
+                after[p] = until
         if same_topic.false_count:
             result[~same_topic.to_numpy(zero_copy_only=False)] = OUTSIDE
         return result
 
 
-def _topics(ledger: Ledger) -> list[tuple[str, int, Mapping[int, CommittedRange]]]:
-    """Return the topics of a ledger, oldest first: id, when the last row was written (us since 1970), extents."""
+class _Log(NamedTuple):
+    """One log of one partition: `number` counts those of the same topic id."""
+
+    topic_id: str
+    partition: int
+    number: int
+
+
+def _logs(ledger: Ledger) -> list[tuple[_Log, int, CommittedRange]]:
+    """Return the logs of a ledger, oldest first: each with the time of the last row (us since 1970), and its extent."""
     end = int(np.iinfo(np.int64).max)
-    earlier = [(each.topic_id, each.until * 1000 + 999, each.partitions) for each in ledger.former_topics]
-    return [*earlier, (ledger.topic_id, end, ledger.partitions)]
+    former = [(each.topic_id, each.until * 1000 + 999, each.partitions) for each in ledger.former_topics]
+    count = Counter[tuple[str, int]]()
+    found = []
+    for topic_id, until, extents in [*former, (ledger.topic_id, end, ledger.partitions)]:
+        for partition, extent in extents.items():
+            found.append((_Log(topic_id, partition, count[topic_id, partition]), until, extent))
+            count[topic_id, partition] += 1
+    return found

@@ -28,15 +28,14 @@ Int64s = npt.NDArray[np.int64]
 _MAX_TIMEOUT_MS = 2**31 - 1
 _LEVELS = [logging.CRITICAL] * 3 + [logging.ERROR, logging.WARNING, logging.INFO, logging.INFO, logging.DEBUG]
 """Python's level for each of syslog's, 0 to 7."""
-_NEEDS_RESTART = {
+_MISSING = {
     ConfluentError.UNKNOWN_TOPIC_OR_PART,
     ConfluentError.UNKNOWN_TOPIC_ID,
     ConfluentError.INCONSISTENT_TOPIC_ID,
     ConfluentError._UNKNOWN_TOPIC,
     ConfluentError._UNKNOWN_PARTITION,
-    ConfluentError._FATAL,
 }
-"""Retried by a new client, after the checks of a start: the topic may be another one, or the client is dead."""
+"""Retried by a new start, which checks that the topic is still the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,8 +179,10 @@ def check_event(event: PartitionEvent, topic: str, position: int | None) -> None
             f"{where}: Kafka no longer has offset {position}, which is the next to read ({event.text}); start again to "
             "see what is lost"
         )
-    if event.code in _NEEDS_RESTART:
-        raise KafkaRefusedError(f"{where}: the partition cannot be read ({event.text}): start again to look for it")
+    if event.code in _MISSING:
+        raise KafkaRefusedError(f"{where}: the partition no longer exists ({event.text}); start again to look for it")
+    if event.code == ConfluentError._FATAL:
+        raise KafkaRefusedError(f"{topic}: {event.text}: the client has ended, start again")
     if verdict is not Verdict.RETRIED:
         raise KafkaError(f"{where}: offset {position} cannot be read: {event.text}")
     log.warning("%s: %s; librdkafka keeps trying", topic, event.text)

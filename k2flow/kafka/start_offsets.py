@@ -1,7 +1,7 @@
 """The offsets at which a flow begins: where its tables end, if Kafka still has those offsets."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from k2flow.errors import LostOffsetsError
 from k2flow.iceberg.ledger import Ledger, start_offsets
@@ -28,6 +28,31 @@ def check_same_topic(topic: Topic, ledgers: Mapping[str, Ledger], accept_lost: b
 def begin_offsets(topic: Topic, ledgers: Mapping[str, Ledger]) -> dict[int, int]:
     """Return the smallest next offset over all tables, by partition. Offsets of an earlier topic do not count."""
     return start_offsets(map(topic.held, ledgers.values()))
+
+
+def ends_in_replaced_log(
+    topic: Topic, ledgers: Mapping[str, Ledger], partitions: Collection[int]
+) -> dict[str, dict[int, int]]:
+    """Return where each table continues in the partitions whose log was replaced; only tables that must still begin it.
+
+    All tables continue where the furthest one ends: none has a row of an offset from there on, so no row is duplicated,
+    and all read the same messages. If a process died while the loss was accepted, some tables have begun with the new
+    log: they have one former log more than the others, which continue where those began.
+    """
+    held = {name: topic.held(ledger) for name, ledger in ledgers.items()}
+    ends: dict[str, dict[int, int]] = {name: {} for name in held}
+    for p in partitions:
+        logs = {name: _former_logs(ledger, p) for name, ledger in held.items()}
+        begun = [ledger.partitions[p].first for name, ledger in held.items() if logs[name] > min(logs.values())]
+        end = min(begun) if begun else max(ledger.next_offset(p) or 0 for ledger in held.values())
+        for name in held:
+            if logs[name] == min(logs.values()):
+                ends[name][p] = end
+    return ends
+
+
+def _former_logs(ledger: Ledger, partition: int) -> int:
+    return sum(each.topic_id == ledger.topic_id and partition in each.partitions for each in ledger.former_topics)
 
 
 def first_offset(

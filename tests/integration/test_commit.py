@@ -10,18 +10,20 @@ import pytest
 from pyiceberg.catalog import Catalog
 from pyiceberg.exceptions import CommitFailedException
 from pyiceberg.serializers import FromInputFile, ToOutputFile
-from pyiceberg.table.update import RemoveSnapshotsUpdate
+from pyiceberg.table.snapshots import Operation
+from pyiceberg.table.update import RemoveSnapshotRefUpdate, RemoveSnapshotsUpdate, SetSnapshotRefUpdate
 from sqlalchemy.exc import OperationalError
 
 from k2flow.compat.pyiceberg import metadata_cache
 from k2flow.compat.pyiceberg.metadata_cache import install_metadata_cache
-from k2flow.errors import AlreadyRunningError, CommitError, FencedError, OffsetGapError
+from k2flow.errors import AlreadyRunningError, CommitError, FencedError, HeadMovedError, OffsetGapError
 from k2flow.exchange import find_exchange
 from k2flow.failpoints import Point
 from k2flow.iceberg import commit as commits
-from k2flow.iceberg.catalog import load_table
+from k2flow.iceberg.catalog import NAMESPACE, load_table
 from k2flow.iceberg.commit import Committer
-from k2flow.iceberg.ledger import KEY, OffsetRange, Writer, read
+from k2flow.iceberg.ledger import EVIDENCE_KEY, KEY, CommittedRange, Ledger, OffsetRange, Writer, read
+from k2flow.iceberg.rewrite import rewrite_files
 from k2flow.iceberg.snapshots import KEEP_SNAPSHOTS
 from k2flow.iceberg.tables import create, definitions
 from k2flow.iceberg.writer import DataFileWriter
@@ -302,3 +304,165 @@ def test_manifests_stay_few_and_small(
     manifests = snapshot.manifests(table.io)
     assert len(manifests) < 20
     assert max(manifest.manifest_length for manifest in manifests) <= 40_000
+
+
+def ledger_of(catalog: Catalog, exchange: str = "binance") -> Ledger:
+    return read(load_table(catalog, TABLE).properties, exchange, TOPIC)
+
+
+def commits_of(catalog: Catalog, writer: DataFileWriter, count: int) -> tuple[Committer, list[int]]:
+    """Commit five offsets each time. Return the committer and the snapshot after each commit."""
+    committer, snapshots = open_committer(catalog), []
+    for i in range(count):
+        committer.commit(writer.write(rows(5 * i, 5 * i + 5)), [OffsetRange(0, 5 * i, 5 * i + 5, 5)])
+        snapshots.append(head_of(catalog))
+    return committer, snapshots
+
+
+def head_of(catalog: Catalog) -> int:
+    head = load_table(catalog, TABLE).metadata.current_snapshot_id
+    assert head is not None
+    return head
+
+
+def move_head(catalog: Catalog, snapshot: int) -> None:
+    """Move main as `rollback_to_snapshot`, `set_current_snapshot` and `replace_branch` of other engines do."""
+    update = {"ref-name": "main", "type": "branch", "snapshot-id": snapshot}
+    load_table(catalog, TABLE)._do_commit((SetSnapshotRefUpdate.model_validate(update),), ())
+
+
+BOTH_ENDS = r"topic\[0\]: the ledger ends before offset 15 \(15 rows\), the head's snapshot ends before offset 10 "
+
+
+def test_moved_head_stops_the_start_and_every_commit(catalog: Catalog, writer: DataFileWriter) -> None:
+    committer, snapshots = commits_of(catalog, writer, 3)
+    files = writer.write(rows(15, 20))
+    move_head(catalog, snapshots[1])
+    with pytest.raises(HeadMovedError, match=BOTH_ENDS) as stopped:
+        committer.commit(files, [OffsetRange(0, 15, 20, 5)])
+    assert "K2FLOW_BINANCE_AFTER_ROLLBACK=reread" in str(stopped.value)
+    assert "K2FLOW_BINANCE_AFTER_ROLLBACK=accept" in str(stopped.value)
+    with pytest.raises(HeadMovedError, match=BOTH_ENDS):
+        committer.commit([], [OffsetRange(0, 15, 20, 0)])
+    with pytest.raises(HeadMovedError, match=BOTH_ENDS):
+        Committer(catalog, TABLE, "binance", TOPIC)
+    assert offsets_in(catalog) == list(range(10))
+    move_head(catalog, snapshots[2])  # back again: nothing is lost
+    open_committer(catalog).commit(files, [OffsetRange(0, 15, 20, 5)])
+    assert offsets_in(catalog) == list(range(20))
+
+
+def test_moved_head_under_foreign_commits_stops_the_flow(catalog: Catalog, writer: DataFileWriter) -> None:
+    """Another exchange and another engine write on the moved head, and the moved snapshots expire."""
+    committer, snapshots = commits_of(catalog, writer, 3)
+    move_head(catalog, snapshots[1])
+    theirs = Committer(catalog, TABLE, "kraken", TOPIC)
+    theirs.fence("id")
+    for i in range(KEEP_SNAPSHOTS + 20):
+        theirs.commit(writer.write(rows(100 + i, 101 + i)), [OffsetRange(0, 100 + i, 101 + i, 1)])
+    assert load_table(catalog, TABLE).metadata.snapshot_by_id(snapshots[2]) is None
+    with pytest.raises(HeadMovedError, match=BOTH_ENDS):
+        committer.commit([], [OffsetRange(0, 15, 20, 0)])
+
+
+@pytest.mark.parametrize("foreign", ["expiry", "compaction", "delete", "append", "other exchange"])
+@pytest.mark.parametrize("evidence", [True, False])
+def test_what_others_may_do_is_no_moved_head(
+    catalog: Catalog, writer: DataFileWriter, foreign: str, evidence: bool
+) -> None:
+    """`evidence`: the table is of this version. Offsets without rows came last, so no snapshot has the ledger."""
+    committer, snapshots = commits_of(catalog, writer, 3)
+    committer.commit([], [OffsetRange(0, 15, 17, 0)])
+    if not evidence:
+        remove_property(catalog, EVIDENCE_KEY + "binance")
+    table = load_table(catalog, TABLE)
+    if foreign == "expiry":
+        ids = [each.snapshot_id for each in table.snapshots() if each.snapshot_id != head_of(catalog)]
+        table._do_commit((RemoveSnapshotsUpdate.model_validate({"snapshot-ids": ids}),), ())
+    elif foreign == "compaction":
+        files = [task.file.file_path for task in table.scan().plan_files()]
+        assert rewrite_files(catalog, TABLE, Operation.REPLACE, files, writer.write(rows(0, 15)), 0)
+    elif foreign == "delete":
+        table.delete("offset < 3")
+    elif foreign == "append":
+        table.append(pa.Table.from_batches([rows(70, 71)]).cast(table.schema().as_arrow()))
+    else:
+        theirs = Committer(catalog, TABLE, "kraken", TOPIC)
+        theirs.fence("id")
+        for i in range(KEEP_SNAPSHOTS + 20):
+            theirs.commit(writer.write(rows(100 + i, 101 + i)), [OffsetRange(0, 100 + i, 101 + i, 1)])
+        assert load_table(catalog, TABLE).metadata.snapshot_by_id(snapshots[2]) is None
+    again = open_committer(catalog)
+    again.commit(writer.write(rows(17, 20)), [OffsetRange(0, 17, 20, 3)])
+    assert ledger_of(catalog).partitions == {0: CommittedRange(0, 20, 18)}
+
+
+def remove_property(catalog: Catalog, key: str) -> None:
+    with load_table(catalog, TABLE).transaction() as transaction:
+        transaction.remove_properties(key)
+
+
+@pytest.mark.parametrize("evidence", [True, False])
+def test_moved_head_is_read_again_or_accepted(catalog: Catalog, writer: DataFileWriter, evidence: bool) -> None:
+    _, snapshots = commits_of(catalog, writer, 3)
+    move_head(catalog, snapshots[1])
+    if not evidence:  # an earlier version has written it
+        remove_property(catalog, EVIDENCE_KEY + "binance")
+    accepting = Committer(catalog, TABLE, "binance", TOPIC, after_rollback="accept")
+    assert accepting.ledger.partitions == {0: CommittedRange(0, 15, 10)}
+    assert accepting.ledger.evidence.lost == {0: ((10, 15),)}
+    rereading = Committer(catalog, TABLE, "binance", TOPIC, after_rollback="reread")
+    rereading.fence("id", rereading.ledger)
+    rereading.commit(writer.write(rows(10, 20)), [OffsetRange(0, 10, 20, 10)])
+    assert offsets_in(catalog) == list(range(20))
+    assert ledger_of(catalog).writer_epoch == 2
+    Committer(catalog, TABLE, "binance", TOPIC)
+
+
+def test_edited_ledger_stops_the_flow(catalog: Catalog, writer: DataFileWriter) -> None:
+    """Its property is put back, or removed: the flow would write rows again that the table has."""
+    committer = open_committer(catalog)
+    committer.commit(writer.write(rows(0, 5)), [OffsetRange(0, 0, 5, 5)])
+    old = load_table(catalog, TABLE).properties[KEY + "binance"]
+    committer.commit(writer.write(rows(5, 9)), [OffsetRange(0, 5, 9, 4)])
+    with load_table(catalog, TABLE).transaction() as transaction:
+        transaction.set_properties({KEY + "binance": old})
+    with pytest.raises(
+        HeadMovedError, match=r"ledger ends before offset 5 .*, the head's snapshot ends before offset 9"
+    ):
+        Committer(catalog, TABLE, "binance", TOPIC)
+    for choice in ("reread", "accept"):
+        held = Committer(catalog, TABLE, "binance", TOPIC, after_rollback=choice)  # type: ignore[arg-type]
+        assert held.ledger.partitions == {0: CommittedRange(0, 9, 9)}
+    remove_property(catalog, KEY + "binance")
+    with pytest.raises(HeadMovedError, match="ledger has no offsets, the head's snapshot ends before offset 9"):
+        Committer(catalog, TABLE, "binance", TOPIC)
+    for choice in ("reread", "accept"):
+        held = Committer(catalog, TABLE, "binance", TOPIC, after_rollback=choice)  # type: ignore[arg-type]
+        assert (held.ledger.topic_id, held.ledger.partitions) == ("id", {0: CommittedRange(0, 9, 9)})
+
+
+def test_restored_metadata_ends_the_running_flow_and_is_read_again(catalog: Catalog, writer: DataFileWriter) -> None:
+    committer = open_committer(catalog)
+    committer.commit(writer.write(rows(0, 5)), [OffsetRange(0, 0, 5, 5)])
+    before = load_table(catalog, TABLE).metadata_location
+    committer.commit(writer.write(rows(5, 9)), [OffsetRange(0, 5, 9, 4)])
+    catalog.drop_table((NAMESPACE, TABLE))
+    catalog.register_table((NAMESPACE, TABLE), before)
+    with pytest.raises(CommitError, match="was restored from an earlier metadata file"):
+        committer.commit(writer.write(rows(9, 12)), [OffsetRange(0, 9, 12, 3)])
+    open_committer(catalog).commit(writer.write(rows(5, 12)), [OffsetRange(0, 5, 12, 7)])
+    assert offsets_in(catalog) == list(range(12))
+
+
+def test_replaced_table_has_no_rows_to_read_again(catalog: Catalog, writer: DataFileWriter) -> None:
+    """Another engine has begun a new history with rows of unknown offsets: only accepting can help."""
+    commits_of(catalog, writer, 2)
+    table = load_table(catalog, TABLE)
+    table.manage_snapshots().create_branch(head_of(catalog), "kept").commit()
+    table._do_commit((RemoveSnapshotRefUpdate.model_validate({"ref-name": "main"}),), ())
+    table = load_table(catalog, TABLE)
+    table.append(pa.Table.from_batches([rows(0, 10)]).cast(table.schema().as_arrow()))
+    for choice in ("stop", "reread"):
+        with pytest.raises(HeadMovedError, match=r"before offset 10 .*, the head's snapshot has no offsets"):
+            Committer(catalog, TABLE, "binance", TOPIC, after_rollback=choice)  # type: ignore[arg-type]

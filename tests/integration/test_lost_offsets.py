@@ -1,5 +1,6 @@
 """Messages that Kafka no longer has: the flow stops, names the lost offsets, and says how to accept the loss."""
 
+import json
 import time
 from collections.abc import Callable
 
@@ -13,6 +14,7 @@ from tests.oracle import expect
 
 NewLake = Callable[..., Lake]
 ACCEPT = "K2FLOW_BINANCE_ACCEPT_LOST_OFFSETS"
+AFTER_ROLLBACK = "K2FLOW_BINANCE_AFTER_ROLLBACK"
 
 
 def refused(lake: Lake, processes: int = 1) -> str:
@@ -79,3 +81,63 @@ def recreate_topic(lake: Lake) -> None:
     while lake.topic not in admin.list_topics(timeout=30).topics:  # a new topic is not visible to every request at once
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize("layer", ["silver", "bronze"])
+def test_moved_main_stops_the_flow_until_it_reads_again(new_lake: NewLake, layer: str) -> None:
+    """Twenty rows of sixty are gone after a rollback. The other tables still hold their offsets."""
+    lake = new_lake(partitions=1)
+    roll_back(lake, layer)
+    error = refused(lake)
+    assert f"{lake.topic}[0]: the ledger ends before offset 60" in error
+    assert "the head's snapshot ends before offset 40" in error
+    assert "does not hold the rows of its ledger" in lake.command("status", "--json").stdout
+    lake.catch_up(**{AFTER_ROLLBACK: "reread"})
+    assert_tables(lake, expect(read_topic(lake.bootstrap, lake.topic), "BINANCE"))
+    assert findings(lake) == (0, [])
+
+
+@pytest.mark.parametrize("layer", ["silver", "bronze", "gold", "dlq"])
+def test_moved_main_is_an_accepted_loss(new_lake: NewLake, layer: str) -> None:
+    lake = new_lake(partitions=1)
+    roll_back(lake, layer)
+    code, checks = findings(lake)
+    assert code == 1
+    assert "head_moved" in checks
+    lake.catch_up(**{AFTER_ROLLBACK: "accept"})
+    fill(lake, count=10, seed=3, bad=0.1)
+    lake.catch_up()
+    assert findings(lake) == (0, ["loss_accepted"])
+
+
+def test_moved_main_stops_the_running_flow(new_lake: NewLake) -> None:
+    lake = new_lake(partitions=1)
+    fill(lake, count=40, seed=1, bad=0.1)
+    with lake.start(K2FLOW_BINANCE_TRIGGER_SECONDS="1") as flow:
+        flow.wait_for_log("silver_binance_trades: 36 rows")
+        table = lake.table("silver")
+        fenced = table.metadata.current_snapshot()
+        assert fenced is not None
+        assert fenced.parent_snapshot_id is not None
+        table.manage_snapshots().rollback_to_snapshot(fenced.parent_snapshot_id).commit()
+        fill(lake, count=20, seed=2, bad=0.1)
+        assert "silver_binance_trades: the table does not hold the rows of its ledger" in flow.wait()
+        assert flow.codes() != [0]
+    lake.catch_up(**{AFTER_ROLLBACK: "reread"})
+    assert_tables(lake, expect(read_topic(lake.bootstrap, lake.topic), "BINANCE"))
+
+
+def roll_back(lake: Lake, layer: str) -> None:
+    """Commit 40 messages, then 20, and let the table of `layer` go back to the first 40."""
+    fill(lake, count=40, seed=1, bad=0.1)
+    lake.catch_up()
+    head = lake.table(layer).metadata.current_snapshot_id
+    assert head is not None
+    fill(lake, count=20, seed=2, bad=0.1)
+    lake.catch_up()
+    lake.table(layer).manage_snapshots().rollback_to_snapshot(head).commit()
+
+
+def findings(lake: Lake) -> tuple[int, list[str]]:
+    done = lake.command("audit", "binance", "--json")
+    return done.returncode, sorted(finding["check"] for finding in json.loads(done.stdout)["findings"])

@@ -1,9 +1,23 @@
 """The ledger: contiguous offsets, start offsets, its JSON."""
 
+from dataclasses import replace
+
 import pytest
 
 from k2flow.errors import CommitError, OffsetGapError
-from k2flow.iceberg.ledger import KEY, CommittedRange, FormerTopic, Ledger, OffsetRange, Writer, read, start_offsets
+from k2flow.iceberg.ledger import (
+    EVIDENCE_KEY,
+    KEY,
+    CommittedRange,
+    Evidence,
+    FormerTopic,
+    Ledger,
+    Mark,
+    OffsetRange,
+    Writer,
+    read,
+    start_offsets,
+)
 
 TOPIC = "t"
 
@@ -112,3 +126,62 @@ def test_offsets_of_a_deleted_topic_are_kept() -> None:
     assert (former.topic_id, former.until, former.partitions) == ("one", old.committed_at, old.partitions)
     assert read({KEY + "x": new.to_json()}, "x", "t") == new
     assert new.fenced(Writer.this(), "two").former_topics == new.former_topics
+
+
+MARK = Mark(11, 1764000000000, "8b1a9953c4611296", 3)
+
+
+def test_evidence_is_a_property_of_its_own() -> None:
+    """An earlier version ignores it, and refuses a ledger with unknown keys."""
+    ledger = Ledger(TOPIC, "id").fenced(Writer.this(), "id").advanced([OffsetRange(0, 0, 12, 9, MARK)]).in_snapshot()
+    properties = ledger.properties("x")
+    assert properties == {
+        KEY + "x": ledger.to_json(),
+        EVIDENCE_KEY
+        + "x": '{"sequence":2,"appended":2,"marks":{"0":[11,1764000000000,"8b1a9953c4611296",3]},"lost":{}}',
+    }
+    assert "mark" not in ledger.to_json()
+    again = read(properties, "x", TOPIC)
+    assert again.evidence == Evidence(2, 2, {0: MARK})
+    assert again == ledger
+
+
+def test_commit_of_an_earlier_version_leaves_the_marks_but_not_the_last_append() -> None:
+    ledger = Ledger(TOPIC).fenced(Writer.this(), "id").advanced([OffsetRange(0, 0, 12, 9, MARK)]).in_snapshot()
+    later = ledger.advanced([OffsetRange(0, 12, 15, 3)])
+    evidence = read({**ledger.properties("x"), KEY + "x": later.to_json()}, "x", TOPIC).evidence
+    assert (evidence.appended, evidence.marks) == (None, {0: MARK})
+    with pytest.raises(CommitError, match=r"is damaged .*: remove it"):
+        read({**ledger.properties("x"), EVIDENCE_KEY + "x": '{"marks":{"0":[]}}'}, "x", TOPIC)
+
+
+def test_range_without_a_message_keeps_the_mark() -> None:
+    ledger = Ledger(TOPIC).advanced([OffsetRange(0, 0, 12, 9, MARK)]).advanced([OffsetRange(0, 12, 15, 0)])
+    assert ledger.evidence.marks == {0: MARK}
+
+
+def test_topic_that_is_back_continues_where_it_ended() -> None:
+    """A process died between the fences of the new topic, and the old one was restored."""
+    one = Ledger(TOPIC).fenced(Writer.this(), "one").advanced([OffsetRange(0, 0, 5, 4, MARK)])
+    back = one.fenced(Writer.this(), "two").fenced(Writer.this(), "one")
+    assert back.partitions == {0: CommittedRange(5, 5, 0)}
+    assert [former.topic_id for former in back.former_topics] == ["one"]
+    assert back.evidence.marks == {}
+
+
+@pytest.mark.parametrize("no_id", ["", "AAAAAAAAAAAAAAAAAAAAAA", "None"])
+def test_topic_id_of_a_broker_without_ids_is_unknown(no_id: str) -> None:
+    text = Ledger(TOPIC, no_id, partitions={0: CommittedRange(0, 5, 4)}).to_json()
+    ledger = read({KEY + "x": text}, "x", TOPIC)
+    assert ledger.topic_id == ""
+    assert ledger.fenced(Writer.this(), "now known").partitions == ledger.partitions
+
+
+def test_replaced_log_becomes_a_former_topic() -> None:
+    ledger = Ledger(TOPIC, "id", partitions={0: CommittedRange(0, 5, 4), 1: CommittedRange(0, 3, 3)})
+    ledger = replace(ledger, evidence=Evidence(marks={0: MARK, 1: MARK}))
+    begun = ledger.of_log({0: 9})
+    assert begun.partitions == {0: CommittedRange(9, 9, 0), 1: CommittedRange(0, 3, 3)}
+    assert begun.former_topics == (FormerTopic("id", 0, {0: CommittedRange(0, 5, 4)}),)
+    assert begun.evidence.marks == {1: MARK}
+    assert ledger.of_log({}) is ledger

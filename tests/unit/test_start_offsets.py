@@ -5,10 +5,10 @@ import logging
 import pytest
 from confluent_kafka import KafkaError as ConfluentError
 
-from k2flow.errors import KafkaError, LostOffsetsError
-from k2flow.iceberg.ledger import CommittedRange, Ledger
+from k2flow.errors import KafkaError, KafkaRefusedError, LostOffsetsError
+from k2flow.iceberg.ledger import CommittedRange, FormerTopic, Ledger
 from k2flow.kafka.consumer import PartitionEvent, check_event
-from k2flow.kafka.start_offsets import begin_offsets, check_same_topic, first_offset
+from k2flow.kafka.start_offsets import begin_offsets, check_same_topic, ends_in_replaced_log, first_offset
 from k2flow.kafka.topic import Topic
 
 TOPIC = Topic("t", "new", (0,))
@@ -51,9 +51,7 @@ def test_tables_that_end_after_the_topic() -> None:
     [
         (ConfluentError.OFFSET_OUT_OF_RANGE, LostOffsetsError, r"t\[2\]: Kafka no longer has offset 7, .*\(why\)"),
         (ConfluentError._AUTO_OFFSET_RESET, LostOffsetsError, "start again to see what is lost"),
-        (ConfluentError._UNKNOWN_PARTITION, KafkaError, r"t\[2\]: the partition no longer exists \(why\)"),
-        (ConfluentError.TOPIC_AUTHORIZATION_FAILED, KafkaError, "t: why"),
-        (ConfluentError._FATAL, KafkaError, "t: why"),
+        (ConfluentError._UNKNOWN_PARTITION, KafkaRefusedError, r"t\[2\]: the partition no longer exists \(why\)"),
     ],
 )
 def test_fatal_event_is_an_error(code: int, error: type[KafkaError], message: str) -> None:
@@ -65,3 +63,39 @@ def test_other_event_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         check_event(PartitionEvent(code=ConfluentError._TRANSPORT, text="why", partition=2, offset=-1), "t", None)
     assert "t: why; librdkafka keeps trying" in caplog.text
+
+
+def log_of(*ranges: CommittedRange, former: int = 0) -> Ledger:
+    """Return a ledger of TOPIC, after `former` replaced logs."""
+    closed = tuple(FormerTopic("new", i, {0: CommittedRange(0, 5, 5)}) for i in range(former))
+    return Ledger("t", "new", partitions=dict(enumerate(ranges)), former_topics=closed)
+
+
+def test_all_tables_continue_in_a_replaced_log_where_the_furthest_ends() -> None:
+    ledgers = {
+        "bronze": log_of(CommittedRange(0, 40, 40)),
+        "silver": log_of(CommittedRange(0, 30, 30)),
+        "dlq": log_of(),
+    }
+    assert ends_in_replaced_log(TOPIC, ledgers, {0}) == {name: {0: 40} for name in ledgers}
+    assert ends_in_replaced_log(TOPIC, ledgers, ()) == {name: {} for name in ledgers}
+
+
+def test_after_a_kill_between_fences_the_others_continue_where_the_first_began() -> None:
+    """Bronze has begun the new log at offset 40, and has read on."""
+    ledgers = {
+        "bronze": log_of(CommittedRange(40, 70, 30), former=1),
+        "silver": log_of(CommittedRange(0, 30, 30)),
+        "gold": log_of(CommittedRange(0, 40, 40)),
+    }
+    assert ends_in_replaced_log(TOPIC, ledgers, {0}) == {"bronze": {}, "silver": {0: 40}, "gold": {0: 40}}
+
+
+def test_log_that_is_replaced_twice() -> None:
+    once = {
+        "bronze": log_of(CommittedRange(40, 70, 30), former=1),
+        "silver": log_of(CommittedRange(40, 60, 20), former=1),
+    }
+    assert ends_in_replaced_log(TOPIC, once, {0}) == {"bronze": {0: 70}, "silver": {0: 70}}
+    once["bronze"] = log_of(CommittedRange(70, 70, 0), former=2)
+    assert ends_in_replaced_log(TOPIC, once, {0}) == {"bronze": {}, "silver": {0: 70}}
