@@ -3,6 +3,7 @@
 Each batch mixes valid and damaged trades: bit flips, cuts at every byte, splices of two records, inserted and removed
 bytes, length and count bombs. For every payload, the verdict, the first defect, its position and all values must equal
 those of decoding one record at a time. So the fuzzer also finds damaged records that affect their neighbours.
+Between the batches it draws writer types for prices, quantities and times, and checks what is refused and each value.
 Then `tests.fuzz_pipeline` sends hostile messages through the whole path.
 """
 
@@ -22,6 +23,7 @@ from k2flow.records import Defect
 from k2flow.trades.schema import trade_schema
 from tests.fuzz_pipeline import fuzz
 from tests.property.test_avro_decoder import check, damage, trade
+from tests.property.test_writer_types import check_types
 
 BATCH = 400
 HEADER = 5
@@ -51,11 +53,13 @@ def main(
     rng = random.Random(seed)
     schema, decoder = trade_schema(), AvroDecoder(trade_schema())
     defects: Counter[str] = Counter()
+    accepted = 0
     slowest, began = 0.0, time.monotonic()
     batches = range(-(-payloads // BATCH))
     for number in track(batches, "fuzzing", console=Console(stderr=True)):
         batch = make_batch(rng, number)
         check(schema, batch, HEADER, rng)
+        accepted += check_types({"fields": []}, rng)
         started = time.perf_counter()
         decoded = decoder.decode(pa.array(batch, pa.binary()), HEADER)
         slowest = max(slowest, time.perf_counter() - started)
@@ -63,6 +67,7 @@ def main(
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"seed {seed}: {defects.total():,} payloads in {time.monotonic() - began:.0f} s, all verdicts correct")
     print(", ".join(f"{name} {count:,}" for name, count in defects.most_common()))
+    print(f"{len(batches):,} writer schemas, {accepted:,} of them accepted")
     print(f"slowest batch of {BATCH}: {slowest * 1000:.1f} ms; {peak:.0f} MB peak resident", flush=True)
     fuzz(seed, minutes)
 

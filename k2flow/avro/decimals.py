@@ -152,7 +152,7 @@ class _TextDecimals(VarBinary):
 
 
 def _usual_text(before: int, after: int) -> str:
-    """Return the regular expression of numbers with at most so many digits before and after the point."""
+    """Return the regular expression of numbers with at most `before` and `after` digits around the point."""
     whole = rf"[0-9]{{1,{before}}}" if before else "0"
     return f"^-?{whole}$" if not after else rf"^-?{whole}(\.[0-9]{{1,{after}}})?$"
 

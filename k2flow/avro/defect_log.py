@@ -41,7 +41,8 @@ class DefectLog:
         order = np.argsort(position, kind="stable")
         unique, first = np.unique(rows[order], return_index=True)
         chosen = order[first]
-        is_first = (self.defect[unique] == Defect.NONE) | (position[chosen] < self.position[unique])
+        # Texts are checked last. An empty text begins at the byte of the next field, and comes before it.
+        is_first = (self.defect[unique] == Defect.NONE) | (position[chosen] <= self.position[unique])
         unique, chosen = unique[is_first], chosen[is_first]
         self.defect[unique] = defect
         self.position[unique] = position[chosen]
