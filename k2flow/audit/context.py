@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
@@ -10,11 +10,12 @@ import pyarrow as pa
 from k2flow.audit.database import TradeHashes
 from k2flow.audit.report import AuditReport, Samples, Severity
 from k2flow.inspection.files import Advance, Progress, ReadPlan, plan, read
-from k2flow.inspection.pinned import UNIX_EPOCH, PinnedTables
+from k2flow.inspection.pinned import PinnedTables
 from k2flow.inspection.row_hashes import RowHashStore, hashable
 from k2flow.layers import Layer
 
 MAX_ROWS = 10_000
+DAY_SECONDS = 86_400
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,7 @@ class AuditContext:
     @property
     def first_day(self) -> int | None:
         """The day (UTC, since 1970) of `since`."""
-        return None if self.since is None else (self.since.astimezone(UTC).date() - UNIX_EPOCH).days
+        return None if self.since is None else int(self.since.timestamp() // DAY_SECONDS)
 
     @property
     def whole(self) -> bool:

@@ -6,6 +6,7 @@ warehouse. They are read as plain JSON, since other engines write other versions
 
 import gzip
 import json
+import logging
 import os
 import posixpath
 import re
@@ -27,6 +28,7 @@ METADATA_NAME = re.compile(r"\.metadata\.json(\.gz)?$")
 READ_THREADS = 16
 _VERSION = re.compile(r"v?(\d+)")
 _SCHEMES = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "abfss": "abfs", "wasbs": "wasb"}
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -108,15 +110,22 @@ def metadata_above(filesystem: fs.FileSystem, folder: str) -> list[MetadataFile]
     found: list[MetadataFile] = []
     while (parent := posixpath.dirname(folder)) not in (folder, ""):
         folder = parent
-        selector = fs.FileSelector(posixpath.join(folder, "metadata"), allow_not_found=True)
-        try:
-            found += metadata_files(filesystem.get_file_info(selector))
-        except (PermissionError, NotADirectoryError):
-            continue
-        except OSError as error:
-            if "ACCESS_DENIED" not in str(error).upper().replace(" ", "_"):
-                raise
+        found += metadata_files(list_allowed(filesystem, posixpath.join(folder, "metadata")))
     return found
+
+
+def list_allowed(filesystem: fs.FileSystem, folder: str) -> list[fs.FileInfo]:
+    """Return what is in a folder; nothing if it is no folder, or may not be read. Raises OSError for an outage."""
+    try:
+        found: list[fs.FileInfo] = filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True))
+        return found
+    except (PermissionError, NotADirectoryError):
+        return []
+    except OSError as error:
+        if "ACCESS_DENIED" not in str(error).upper().replace(" ", "_"):
+            raise
+        log.debug("%s may not be listed: %s", folder, error)
+        return []
 
 
 def read_metadata(filesystem: fs.FileSystem, path: str) -> dict[str, Any]:

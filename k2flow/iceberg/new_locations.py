@@ -5,6 +5,7 @@ share a folder, whichever catalogs name them. A table is lost if the storage has
 a snapshot, that no table of the catalog owns: above all if the catalog itself was lost.
 """
 
+import logging
 import re
 import uuid
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import NamedTuple
 
 import pyarrow.fs as fs
 from pyiceberg.catalog import Catalog
+from pyiceberg.exceptions import BadRequestError
 from pyiceberg.io import FileIO
 from pyiceberg.schema import Schema
 from pyiceberg.table import CreateTableTransaction
@@ -23,11 +25,13 @@ from k2flow.iceberg.metadata_files import (
     canonical_folder,
     file_system,
     has_rows_to_lose,
+    list_allowed,
     metadata_above,
     metadata_files,
     read_metadata,
 )
 
+log = logging.getLogger(__name__)
 _SUFFIX = r"(-[0-9a-f]{8}(-?[0-9a-f]{4}){3}-?[0-9a-f]{12})?"
 
 
@@ -38,29 +42,35 @@ class DefaultLocation(NamedTuple):
     io: FileIO
 
 
-def default_location(catalog: Catalog, name: str, schema: Schema) -> DefaultLocation:
-    """Ask the catalog, which creates nothing."""
-    staged: CreateTableTransaction = catalog.create_table_transaction((NAMESPACE, name), schema)
+def default_location(catalog: Catalog, name: str, schema: Schema) -> DefaultLocation | None:
+    """Ask the catalog, which creates nothing. Return None if it does not say before it creates a table."""
+    try:
+        staged: CreateTableTransaction = catalog.create_table_transaction((NAMESPACE, name), schema)
+    except (BadRequestError, NotImplementedError) as error:
+        log.warning("%s: the catalog chooses its location, and lost tables are not looked for: %s", name, error)
+        return None
     return DefaultLocation(staged.table_metadata.location.rstrip("/"), staged._table.io)
 
 
-def unique_location(default: DefaultLocation) -> str:
-    """Return a location that no other table has ever had."""
-    return f"{default.location}-{uuid.uuid4().hex}"
+def unique_location(default: DefaultLocation | None) -> str | None:
+    """Return a location that no other table has ever had; None leaves the choice to the catalog."""
+    return None if default is None else f"{default.location}-{uuid.uuid4().hex}"
 
 
-def lost_metadata(catalog: Catalog, name: str, default: DefaultLocation) -> str | None:
+def lost_metadata(catalog: Catalog, name: str, default: DefaultLocation | None) -> str | None:
     """Return the location of the newest metadata file with rows of a lost table of this name; None if there is none.
 
     Raises CatalogError. A metadata file that cannot be read counts as one with rows.
     """
+    if default is None:
+        return None
     with catalog_errors():
         filesystem, scheme, path = file_system(default.io, default.location)
         parent, base = path.rsplit("/", 1)
         of_this_name = re.compile(f"({re.escape(base)}|{re.escape(name)}){_SUFFIX}")
         folders = [
             info.path
-            for info in filesystem.get_file_info(fs.FileSelector(parent, allow_not_found=True))
+            for info in list_allowed(filesystem, parent)
             if info.type == fs.FileType.Directory and of_this_name.fullmatch(info.base_name)
         ]
         known: set[str] | None = None
@@ -77,8 +87,7 @@ def lost_metadata(catalog: Catalog, name: str, default: DefaultLocation) -> str 
 
 def _newest_in(filesystem: fs.FileSystem, folders: list[str]) -> Iterator[MetadataFile]:
     for folder in folders:
-        infos = filesystem.get_file_info(fs.FileSelector(f"{folder}/metadata", allow_not_found=True))
-        yield from _newest(metadata_files(infos))
+        yield from _newest(metadata_files(list_allowed(filesystem, f"{folder}/metadata")))
 
 
 def _newest(files: Iterator[MetadataFile] | list[MetadataFile]) -> list[MetadataFile]:

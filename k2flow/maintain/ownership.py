@@ -71,7 +71,8 @@ class OtherTables:
             log.debug("namespace %s: %s", namespace, one_line(error))
             return
         for each in inner:
-            yield from self._names(each)
+            if len(each) > len(namespace):  # a catalog without nested namespaces may ignore the outer one
+                yield from self._names(each)
 
     def _folders_of(self, name: Identifier) -> tuple[str, str, str] | None:
         try:

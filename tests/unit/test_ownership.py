@@ -123,6 +123,23 @@ class TestLostCatalog:
         create(after, definitions(BINANCE).values())
         assert rows_of(load_table(after, GOLD_TABLE)) == 3
 
+    def test_documented_recovery_registers_each_table(self, catalog: Catalog, home: Path) -> None:
+        """Of Gold the newest state, although a loss was accepted before, and a former version's folder is older."""
+        for location, rows in (f"file://{home}/warehouse/{NAMESPACE}/{GOLD_TABLE}", 1), (None, 2), (None, 3):
+            if location:
+                table_at(catalog, location)
+            else:
+                create(catalog, definitions(BINANCE).values(), accept_lost=True)
+            append(catalog, rows)
+            (home / "catalog.db").unlink()
+            catalog = open_catalog(load_settings(exchange_names()))
+        text = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+        (code,) = [block for block in text.split("```python\n")[1:] if "register_table" in block.split("```")[0]]
+        for _ in range(2):
+            exec(code.split("```")[0], {})
+        assert rows_of(load_table(catalog, GOLD_TABLE)) == 3
+        create(catalog, definitions(BINANCE).values())
+
     def test_accepted_loss_leaves_the_old_files(
         self, catalog: Catalog, home: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
