@@ -110,17 +110,6 @@ def test_manifest_is_read_once_and_only_if_it_covers_the_hour(gold: Gold, monkey
     assert len(read) == len(set(read)) == 2
 
 
-def test_deletes_of_another_engine_are_applied(gold: Gold) -> None:
-    """Then PyIceberg plans the files and their deletes. Hours without deletes are unchanged."""
-    gold.add("binance", np.array([NOW, NOW - 1, NOW - 24, NOW]))
-    gold.add("kraken", np.array([NOW]))
-    ids = gold.ids("binance")
-    expected = {hour: loaded(ids, hour) for hour in (NOW, NOW - 1, NOW - 2, NOW - 24)}
-    assert len(expected[NOW]) == 2
-    ids._has_deletes = True
-    assert {hour: loaded(ids, hour) for hour in expected} == expected
-
-
 def test_cached_file_entries_are_small(gold: Gold) -> None:
     gold.add("binance", np.array([NOW]))
     ids = gold.ids("binance")
