@@ -5,9 +5,7 @@ import logging
 import random
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
@@ -16,6 +14,7 @@ from typing_extensions import override
 from k2flow.avro.decoder import AvroDecoder
 from k2flow.config.settings import Settings
 from k2flow.errors import RegistryError, SchemaError
+from k2flow.trades.bad_ids import BadIds, WaitAllowance
 from k2flow.trades.record_decoder import RecordDecoder
 from k2flow.trades.schema import Json, canonical, trade_schema
 
@@ -23,17 +22,10 @@ if TYPE_CHECKING:
     from k2flow.trades.registry_client import RegistryClient
 
 log = logging.getLogger(__name__)
-ASK_AGAIN_SECONDS = 30.0
-"""How long an id counts as bad before the registry is asked again, without a wait."""
-AFTER_OUTAGE_SECONDS = 300.0
-"""The same, if the registry did not answer that time."""
 MAX_ASKED = 200
 """The most unknown ids of a batch that are asked for."""
 MAX_ASKED_AGAIN = 20
 """The most ids of a batch that are asked for more than once; the smallest: registries count upwards."""
-MAX_BAD_IDS = 10_000  # that are remembered
-MAX_WAITS = 3  # for new bad ids, one after the other
-WAIT_SHARE = 0.1  # of the time: what waits for bad ids may take beyond these
 MAX_STORED_BYTES = 256 << 10
 """The most text of schemas that the tables of an exchange keep: about 150 versions of TradeV2."""
 _FIRST_DELAY, _MAX_DELAY, _MAX_OUTAGE_DELAY = 0.5, 2.0, 15.0
@@ -58,12 +50,6 @@ class NoSchemaError(Exception):
         self.answer = answer
         self.not_found = not_found
         self.server_error = server_error
-
-
-@dataclass(frozen=True)
-class _BadId:
-    error: UnknownSchemaError
-    until: float  # by the monotonic clock: then the registry is asked again
 
 
 Place = Callable[[Collection[int]], str]
@@ -150,8 +136,9 @@ class RegistrySchemas(Schemas):
         self._new_texts: dict[int, str] = {}
         self._unanswered = False  # when asked for a stored schema; not asked for others then, each may take a timeout
         self._decoders: dict[int, RecordDecoder] = {}
-        self._bad: OrderedDict[int, _BadId] = OrderedDict()
-        self._allowance = _Allowance(wait_seconds)
+        self._bad = BadIds()
+        self._allowance = WaitAllowance(wait_seconds)
+        self._lock = threading.Lock()  # the workers of a process wait together
 
     @override
     def decoder(self, schema_id: int) -> RecordDecoder:
@@ -163,20 +150,26 @@ class RegistrySchemas(Schemas):
     @override
     def decoders(self, schema_ids: Sequence[int], place: Place) -> Mapping[int, RecordDecoder | UnknownSchemaError]:
         found: Found = {}
-        unknown, now = [], time.monotonic()
+        if unknown := self._recall(schema_ids, found):
+            with self._lock:
+                unknown = self._recall(unknown, found)  # another worker may have asked meanwhile
+                for schema_id in unknown[MAX_ASKED:]:
+                    text = f"schema id {schema_id} was not asked for: its batch has more than {MAX_ASKED:,} unknown ids"
+                    found[schema_id] = NoTextError(text)
+                self._settle(unknown[:MAX_ASKED], place, found)
+        return found
+
+    def _recall(self, schema_ids: Sequence[int], found: Found) -> list[int]:
+        """Add what is known to `found`, and return the other ids."""
+        unknown = []
         for schema_id in schema_ids:
             if (decoder := self._decoders.get(schema_id)) is not None:
                 found[schema_id] = decoder
-            elif (bad := self._bad.get(schema_id)) is not None and now < bad.until:
-                found[schema_id] = bad.error
+            elif (error := self._bad.current(schema_id)) is not None:
+                found[schema_id] = error
             else:
                 unknown.append(schema_id)
-        for schema_id in unknown[MAX_ASKED:]:
-            text = f"schema id {schema_id} was not asked for: its batch has more than {MAX_ASKED:,} unknown ids"
-            found[schema_id] = NoTextError(text)
-        if unknown:
-            self._settle(unknown[:MAX_ASKED], place, found)
-        return found
+        return unknown
 
     @override
     def new_texts(self) -> Mapping[int, str]:
@@ -191,14 +184,13 @@ class RegistrySchemas(Schemas):
     def _settle(self, pending: Sequence[int], place: Place, found: Found) -> None:
         """Ask for ids until each has a decoder in `found`, or is bad."""
         ends: float | None = None
-        for attempt in itertools.count():
+        for attempt in itertools.count() if pending else ():
             refused, outage = self._ask(pending, found)
             outage = outage or self._outage(refused)
             if outage is not None:
                 ends = None
-                found |= {
-                    i: self._remember(i, self._bad[i].error) for i in pending if i in self._bad and i not in found
-                }
+                bad = {i: self._bad[i] for i in pending if i in self._bad and i not in found}
+                found |= {i: self._bad.remember(i, error, answered=False) for i, error in bad.items()}
             else:
                 now = time.monotonic()
                 ends = now + self._allowance.left() if ends is None else ends
@@ -206,7 +198,7 @@ class RegistrySchemas(Schemas):
                 again = new[:MAX_ASKED_AGAIN] if now < ends else []
                 if new and not again:
                     log.warning("%s; its messages are dead letters, first %s", refused[new[0]], place(new))
-                found |= {i: self._remember(i, _bad_id(i, refused[i])) for i in refused if i not in again}
+                found |= {i: self._bad.remember(i, _bad_id(i, refused[i])) for i in refused if i not in again}
             pending = [i for i in pending if i not in found]
             if not pending:
                 return
@@ -218,9 +210,9 @@ class RegistrySchemas(Schemas):
         for schema_id in schema_ids:
             try:
                 found[schema_id] = self._decoders[schema_id] = self._fetch(schema_id)
-                self._bad.pop(schema_id, None)
+                self._bad.forget(schema_id)
             except UnknownSchemaError as error:
-                found[schema_id] = self._remember(schema_id, error)
+                found[schema_id] = self._bad.remember(schema_id, error)
             except NoSchemaError as error:
                 refused[schema_id] = error
             except RegistryError as error:
@@ -271,16 +263,6 @@ class RegistrySchemas(Schemas):
                 *(schema_id, MAX_STORED_BYTES >> 10),
             )
 
-    def _remember(
-        self, schema_id: int, error: UnknownSchemaError, seconds: float = ASK_AGAIN_SECONDS
-    ) -> UnknownSchemaError:
-        """Remember that an id is bad, until it is asked for again."""
-        self._bad[schema_id] = _BadId(error, time.monotonic() + seconds)
-        self._bad.move_to_end(schema_id)
-        while len(self._bad) > MAX_BAD_IDS:
-            self._bad.popitem(last=False)
-        return error
-
     def _wait(self, attempt: int, error: Exception, ends: float | None, first: str) -> None:
         """Wait before the next attempt, for a lagging replica or, without `ends`, for the end of an outage."""
         delay = _FIRST_DELAY * 2 ** min(attempt, 10) * random.uniform(0.7, 1)
@@ -297,25 +279,6 @@ class RegistrySchemas(Schemas):
             self._allowance.spend(delay)
         if self._stop.wait(delay):
             raise RegistryError(str(error)) from error
-
-
-class _Allowance:
-    """The seconds that waits for bad ids may still take: at first MAX_WAITS waits, and WAIT_SHARE of the time since."""
-
-    def __init__(self, wait: float) -> None:
-        self._wait = wait
-        self._left = MAX_WAITS * wait
-        self._at = time.monotonic()
-
-    def left(self) -> float:
-        """Return how long the next wait may take."""
-        now = time.monotonic()
-        self._left = min(MAX_WAITS * self._wait, self._left + (now - self._at) * WAIT_SHARE)
-        self._at = now
-        return min(self._wait, self._left)
-
-    def spend(self, seconds: float) -> None:
-        self._left = max(0, self._left - seconds)
 
 
 def trade_decoder(schema_id: int, schema: Json) -> RecordDecoder:

@@ -16,9 +16,10 @@ from typing_extensions import override
 
 from k2flow.config.settings import Settings
 from k2flow.errors import RegistryError
+from k2flow.trades.bad_ids import MAX_BAD_IDS
 from k2flow.trades.reasons import Reason
 from k2flow.trades.record_decoder import RecordDecoder
-from k2flow.trades.registry import MAX_BAD_IDS, NoTextError, Schemas, UnknownSchemaError, open_schemas, trade_decoder
+from k2flow.trades.registry import NoTextError, Schemas, UnknownSchemaError, open_schemas, trade_decoder
 from k2flow.trades.schema import canonical
 
 log = logging.getLogger(__name__)

@@ -26,11 +26,12 @@ from k2flow.iceberg.catalog import open_catalog
 from k2flow.kafka.admin import Admin
 from k2flow.layers import GOLD_TABLE
 from k2flow.sandbox.producer import ProduceOptions, produce
+from k2flow.trades.registry import RegistrySchemas
 from k2flow.trades.schema import trade_schema
 from tests.integration.conftest import fill
 from tests.integration.harness import ROOT, Lake, assert_tables, ledger_offsets, read_topic
 from tests.integration.test_run import rows_of, running
-from tests.messages import TRADE, evolved, written
+from tests.messages import TRADE, decode, details, evolved, reasons, written
 from tests.oracle import expect
 from tests.surroundings.apicurio import Apicurio
 from tests.surroundings.secure_kafka import PASSWORD, SecureKafka, create_user, denied, secure_kafka
@@ -177,6 +178,27 @@ def test_flows_maintenance_queries_and_audit_work_with_a_rest_catalog(
     rows = site.command("query", "SELECT count(*) AS rows FROM bronze_binance_trades", "--format", "csv")
     assert rows.split() == ["rows", "2000"]
     assert_holds(site, "binance")
+
+
+def test_real_registry_resolves_references_and_tells_bad_ids(registry: Apicurio) -> None:
+    """Types of other subjects, one of them used twice. Messages of an id that it does not have stop no others."""
+    subjects = {name: f"{name}-{uuid.uuid4().hex}" for name in ("side", "leg", "trades")}
+    side = {"type": "enum", "name": "TradeSide", "namespace": "market", "symbols": ["BUY", "SELL", "UNKNOWN"]}
+    leg = {"type": "record", "name": "Leg", "namespace": "market", "fields": [{"name": "side", "type": "TradeSide"}]}
+    schema = evolved(side={"type": "market.TradeSide"})
+    schema["fields"].append({"name": "leg", "type": "market.Leg"})
+    registry.register(subjects["side"], side)
+    registry.register(subjects["leg"], leg, {"market.TradeSide": subjects["side"]})
+    references = {"market.TradeSide": subjects["side"], "market.Leg": subjects["leg"]}
+    schema_id = registry.register(subjects["trades"], schema, references)
+    whole = {**schema, "fields": [{**f, "type": side} if f["name"] == "side" else f for f in schema["fields"]]}
+    whole["fields"][-1] = {"name": "leg", "type": leg}
+    values = [written(whole, each, leg={"side": "SELL"}) for each in (schema_id, 0, 2**31, 2**32 - 1, schema_id)]
+    decoded = decode(values, RegistrySchemas({"url": registry.url}, threading.Event(), 0))
+    assert reasons(decoded) == dict.fromkeys((1, 2, 3), "unknown_schema")
+    assert all("not found" in text for text in details(decoded))
+    rows = decoded.trades.rows.to_pylist()
+    assert [(row["side"], dict(row["vendor_data"])["leg"]) for row in rows] == [("BUY", '{"side":"SELL"}')] * 2
 
 
 def assert_holds(site: Site, *exchanges: str) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import tarfile
 import time
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -54,10 +55,14 @@ class Apicurio:
         self._process.terminate()
         self._process.wait(START_SECONDS)
 
-    def register(self, subject: str, schema: dict[str, Any]) -> int:
-        """Register a writer's schema and return its id. Raise HTTPError 409 if it is not compatible."""
-        answer = self._ask("POST", f"subjects/{subject}/versions", {"schema": json.dumps(schema)})
-        return int(answer["id"])
+    def register(self, subject: str, schema: dict[str, Any], references: Mapping[str, str] | None = None) -> int:
+        """Register a writer's schema and return its id. Raise HTTPError 409 if it is not compatible.
+
+        `references` has the names of types, and the subjects whose first version defines them.
+        """
+        refers = [{"name": name, "subject": other, "version": 1} for name, other in (references or {}).items()]
+        body = {"schema": json.dumps(schema), "references": refers}
+        return int(self._ask("POST", f"subjects/{subject}/versions", body)["id"])
 
     def __enter__(self) -> Self:
         self.start()

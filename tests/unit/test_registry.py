@@ -21,6 +21,7 @@ import trustme
 from k2flow.config.settings import REGISTRY_PROPERTIES, load_settings, property_origins
 from k2flow.errors import RegistryError, SchemaError, SettingsError
 from k2flow.exchange import Exchange, Rule
+from k2flow.trades import bad_ids
 from k2flow.trades import registry as registry_module
 from k2flow.trades.decode import DecodedBatch, TradeDecoder
 from k2flow.trades.registry import (
@@ -349,15 +350,15 @@ def test_bad_id_that_appears_heals_without_a_restart(registry: Registry, monkeyp
     assert reasons(decoder.decode(batch)) == {1: "unknown_schema"}
     registry.register(9, trade_schema())
     assert reasons(decoder.decode(batch)) == {1: "unknown_schema"}
-    later = time.monotonic() + registry_module.ASK_AGAIN_SECONDS
-    monkeypatch.setattr(registry_module, "time", SimpleNamespace(monotonic=lambda: later))
+    later = time.monotonic() + bad_ids.ASK_AGAIN_SECONDS
+    monkeypatch.setattr(bad_ids, "time", SimpleNamespace(monotonic=lambda: later))
     assert reasons(decoder.decode(batch)) == {}
 
 
 def test_bad_id_stays_bad_while_the_registry_is_down(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     """The registry has said so. Messages of other ids do not wait for it."""
     registry.register(1, trade_schema())
-    monkeypatch.setattr(registry_module, "ASK_AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr(bad_ids, "ASK_AGAIN_SECONDS", 0.0)
     decoder = TradeDecoder(BINANCE, at_once(registry))
     batch = messages([value(), value(9)])
     assert reasons(decoder.decode(batch)) == {1: "unknown_schema"}
@@ -372,7 +373,7 @@ def test_flood_of_bad_ids_costs_few_waits(registry: Registry, monkeypatch: pytes
     """Every message has another id. Requests, waits and memory are bounded; good messages are trades."""
     monkeypatch.setattr(registry_module, "MAX_ASKED", 30)
     monkeypatch.setattr(registry_module, "MAX_ASKED_AGAIN", 3)
-    monkeypatch.setattr(registry_module, "MAX_BAD_IDS", 20)
+    monkeypatch.setattr(bad_ids, "MAX_BAD_IDS", 20)
     registry.register(1, trade_schema())
     schemas = at_once(registry, 0.1)
     decoder = TradeDecoder(BINANCE, schemas)
@@ -385,7 +386,22 @@ def test_flood_of_bad_ids_costs_few_waits(registry: Registry, monkeypatch: pytes
     again = Counter(registry.asked)
     assert len(again) == len(starts) * 30
     assert sum(count > 1 for count in again.values()) <= len(starts) * 3
-    assert schemas._allowance.left() < 0.05
+
+
+def test_waits_for_bad_ids_take_a_bounded_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three whole waits, then a tenth of the time."""
+    now = 0.0
+    monkeypatch.setattr(bad_ids, "time", SimpleNamespace(monotonic=lambda: now))
+    allowance = bad_ids.WaitAllowance(10)
+    waited = 0.0
+    while now < 1000:
+        wait = allowance.left()
+        allowance.spend(wait)
+        waited += wait
+        now += wait + 1
+    assert 30 + 90 < waited < 30 + 110
+    now += 10_000
+    assert [allowance.left(), allowance.spend(10), allowance.left()] == [10, None, 10]
 
 
 def test_password_in_the_address_is_used_and_not_logged(caplog: pytest.LogCaptureFixture, registry: Registry) -> None:
