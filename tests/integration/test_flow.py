@@ -32,7 +32,7 @@ def test_every_kind_of_record_lands_in_the_right_table(new_lake: NewLake) -> Non
     expected = expect(read_topic(lake.bootstrap, lake.topic), "BINANCE")
     assert_tables(lake, expected)
     assert Counter(reason for _, reason in expected.dlq.values()) == Counter(manifest.bad)
-    assert len(set(manifest.bad)) == 20
+    assert len(set(manifest.bad)) == 22
     assert manifest.silver == expected.silver.total()
     assert manifest.gold == len(expected.gold_ids)
     assert_readers_agree(lake)
@@ -201,14 +201,18 @@ def test_unusual_keys_and_headers_are_kept_exactly(new_lake: NewLake) -> None:
         good + b"\0",
     ):
         producer.produce(lake.topic, value)
+    producer.produce(lake.topic, good[5:], headers={"__value_schema_id": b"\1" + bytes(16)})
     assert producer.flush(30) == 0
     lake.catch_up()
     expected = expect(read_topic(lake.bootstrap, lake.topic), "BINANCE")
     assert_tables(lake, expected)
     reasons = Counter(reason for _, reason in expected.dlq.values())
-    assert reasons == {"bad_magic": 4, "truncated": 1, "null_payload": 1, "unknown_schema": 1, "trailing_bytes": 1}
+    assert reasons == {"bad_magic": 5, "truncated": 1, "null_payload": 1, "unknown_schema": 1, "trailing_bytes": 1}
     negative = lake.table("dlq").scan(row_filter="reason = 'unknown_schema'").to_arrow()["schema_id"].to_pylist()
     assert negative == [-1]
+    details = lake.table("dlq").scan(row_filter="reason = 'bad_magic'").to_arrow()["detail"].to_pylist()
+    (named,) = [text for text in details if "__value_schema_id" in text]
+    assert "the schema GUID 00000000-0000-0000-0000-000000000000" in named
 
 
 def new_good_value(lake: Lake) -> bytes:
