@@ -25,7 +25,8 @@ from k2flow.iceberg.tables import TableDefinition
 from k2flow.timeouts import SENT
 
 FIELD_ID = b"PARQUET:field_id"
-WRITING_BYTES = 128 << 20
+WRITING_BYTES = 192 << 20
+STREAM_BYTES = 12 << 20  # of a file that is being sent to an object store, in Arrow's client, however small it is
 SEND_BYTES = 8 << 20
 
 
@@ -57,6 +58,8 @@ class DataFileWriter:
         self._sorted_by = definition.layer.sorted_by
         self._columns = [by.column for by in definition.layer.partitioned_by]
         self._bytes = definition.file_size_mb << 20
+        local = metadata.location.startswith(("file:", "/"))
+        self.stream_bytes = 0 if local else STREAM_BYTES
         self._locations = load_location_provider(metadata.location, metadata.properties)
         self.arrow_schema = with_field_ids(definition.arrow_schema, table)
         self._options: dict[str, Any] = {
@@ -155,9 +158,9 @@ class TableWriters:
     """The writers of several tables, each opened at its first rows. They write in threads.
 
     Arrow and zstd release the interpreter's lock, so the next steps continue while files are written. Up to THREADS
-    files are sent at once, of rows of WRITING_BYTES together, or of one larger file: a slow storage takes its time for
-    each of them, thus many small files wait together. They are encoded by as many threads as there are cores. Memory: the
-    encoded files of these rows, which are smaller.
+    files are sent at once, if their rows and the client's buffers take at most WRITING_BYTES together: a slow storage
+    takes its time for each of them, thus many small files wait together. They are encoded by as many threads as there
+    are cores. Memory: WRITING_BYTES, or the encoded file of one larger batch.
     """
 
     def __init__(
@@ -187,7 +190,7 @@ class TableWriters:
 
     def _begin(self, writer: DataFileWriter, piece: pa.RecordBatch) -> Future[DataFile]:
         """Encode a file and begin to send it, once its rows fit into the budget."""
-        size = piece.nbytes
+        size = piece.nbytes + writer.stream_bytes
         self._budget.take(size)
         try:
             sending = self._sending.submit(writer.send, writer.encode(piece))

@@ -1,8 +1,5 @@
-"""PyIceberg's requests to the storage: each counts as progress, and a small file takes one request instead of three."""
+"""PyIceberg's requests to the storage count as progress: a slow storage is told from a hung one."""
 
-from typing import Any
-
-import pyarrow.fs
 from pyiceberg.io.pyarrow import PyArrowFile, PyArrowFileIO
 
 from k2flow.timeouts import REQUESTS
@@ -10,18 +7,10 @@ from k2flow.timeouts import REQUESTS
 _new_input, _new_output = PyArrowFileIO.new_input, PyArrowFileIO.new_output
 
 
-class OneRequestS3(pyarrow.fs.S3FileSystem):  # type: ignore[misc]
-    """Sends a file of up to 5 MB at its end, in one request. By default every file is a multipart upload."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**{"allow_delayed_open": True, **options})
-
-
 def install_requests() -> None:
-    """Install both for this whole process. PyIceberg looks up the class of the file system when it opens one."""
+    """Install the count for this whole process. Arrow's FileIO is counted, the others are not."""
     PyArrowFileIO.new_input = _counted_input  # type: ignore[method-assign]
     PyArrowFileIO.new_output = _counted_output  # type: ignore[method-assign]
-    pyarrow.fs.S3FileSystem = OneRequestS3
 
 
 def _counted_input(self: PyArrowFileIO, location: str) -> PyArrowFile:
