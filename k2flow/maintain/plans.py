@@ -14,6 +14,7 @@ from k2flow.iceberg.manifests import data_manifests, partition_values, without_s
 
 UNIX_EPOCH = date(1970, 1, 1)
 HOUR_SECONDS = 3600
+CLOCK_SECONDS = 60.0  # between this host's clock and the storage's, beyond which the storage's counts
 HOT_FILES = 32  # from this number of small files, a partition is compacted although rows still arrive in it
 OPEN_HOURS = 1  # how long after its end an hour or a day still counts as open: rows and commits may be late
 
@@ -135,6 +136,10 @@ def orphan_files(
 ) -> list[tuple[str, int]]:
     """Return the path and bytes of each orphan file among the files `listed` (path, bytes, time written).
 
-    A file written less than `orphan_seconds` ago may belong to a commit that is about to land.
+    A file written less than `orphan_seconds` ago may belong to a commit that is about to land. The times written are by
+    the storage's clock. If this host's clock, `now`, is far ahead of it, the newest file shows that: the lease of each
+    run is one. So no file is deleted too early, and on a table where nothing was written some are deleted later.
     """
-    return [(path, size) for path, size, written in listed if path not in reachable and now - written > orphan_seconds]
+    newest = max((written for _, _, written in listed), default=now)
+    by_storage = min(now, newest + CLOCK_SECONDS)
+    return [(path, size) for path, size, at in listed if path not in reachable and by_storage - at > orphan_seconds]

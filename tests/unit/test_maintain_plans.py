@@ -111,3 +111,11 @@ def test_newest_snapshots_and_heads_of_refs_stay() -> None:
 def test_orphan_files_are_old_and_unreachable() -> None:
     listed = [("reachable", 1, 0.0), ("young", 2, 950.0), ("old", 3, 10.0)]
     assert orphan_files(listed, {"reachable"}, now=1_000, orphan_seconds=100) == [("old", 3)]
+
+
+@pytest.mark.parametrize("ahead", [0, 59, 600, 1e9])
+def test_clock_ahead_of_the_storage_deletes_no_file_too_early(ahead: float) -> None:
+    listed = [("metadata of the lease", 1, 10_000.0), ("young", 2, 9_900.0), ("old", 3, 9_800.0)]
+    assert orphan_files(listed, {"metadata of the lease"}, now=10_000 + ahead, orphan_seconds=165) == [("old", 3)]
+    assert orphan_files(listed, set(), now=9_000, orphan_seconds=165) == []
+    assert orphan_files([], set(), now=9_000, orphan_seconds=165) == []
