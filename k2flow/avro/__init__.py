@@ -4,6 +4,7 @@
     schemas    logical types; the Arrow type of each Avro type
     resolve    resolves the writer's and the reader's schema into a plan
     accepted   which types of a writer become a decimal or a time
+    defaults   the default values of the reader's fields
     plan       the nodes of a plan, one per type
     unions     the node of unions
     decimals   the nodes of decimals: from bytes, integers and text

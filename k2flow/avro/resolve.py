@@ -2,11 +2,9 @@
 
 Avro 1.12 specification, "Schema resolution", with two differences. Names of types matter only in unions, as in Java.
 `accepted.py` decides about decimals and times. Without a reader's schema, the writer's schema serves as both. A field
-that only the reader's schema has takes its default value, converted from JSON to Arrow: "Complex types", records, the
-table of field default values.
+that only the reader's schema has takes its default value.
 """
 
-import decimal
 from enum import IntEnum
 from typing import Any
 
@@ -15,6 +13,7 @@ import pyarrow as pa
 
 from k2flow.avro import accepted
 from k2flow.avro.decimals import Decimal, WideDecimal
+from k2flow.avro.defaults import default_array
 from k2flow.avro.parse import MAX_TYPES, Json, ParsedSchema, check_texts, count_types, label_of
 from k2flow.avro.plan import Array, Binary, Boolean, Enum, Fixed, Integer, Node, Null, Record
 from k2flow.avro.schemas import MAX_DECIMAL_DIGITS, arrow_type, describe, is_named, is_null, logical_type
@@ -31,18 +30,6 @@ _PROMOTIONS = {
 }
 _NUMBERS = {name: np.dtype(code) for name, code in (("int", "i4"), ("long", "i8"), ("float", "<f4"), ("double", "<f8"))}
 _MAX_OVERREAD = 1 << 22
-_DEFAULT_ERRORS = (pa.ArrowException, ValueError, TypeError, KeyError, AttributeError, OverflowError)
-_JSON_TYPES = {
-    "null": (type(None),),
-    "boolean": (bool,),
-    "int": (int,),
-    "long": (int,),
-    "float": (int, float),
-    "double": (int, float),
-    "string": (str,),
-    "array": (list,),
-}
-"""The types of a default value in parsed JSON, where the Avro type restricts them."""
 
 
 def resolve(writer: ParsedSchema, reader: ParsedSchema) -> Node:
@@ -144,7 +131,7 @@ class _Resolver:
                 if "default" not in field:
                     raise SchemaError(f"{label}: missing in the writer's schema, and without a default in the reader's")
                 own_kind = kind.field(place).type
-                added.append((place, _default_array(field["type"], self._reader, own_kind, field["default"], label)))
+                added.append((place, default_array(field["type"], self._reader, own_kind, field["default"], label)))
         return Record(kind, label_of(path), fields, places, added)
 
     def _field(self, field: Json, wanted: Json, path: str) -> Node:
@@ -287,69 +274,3 @@ def _places(writer: Json, reader: Json) -> list[int | None]:
         place = names.index(name) if name in names else aliases.get(name)
         places.append(None if place in places else place)  # a second alias of a field that already has a source
     return places
-
-
-def _default_array(schema: Json, reader: ParsedSchema, kind: pa.DataType, default: Any, label: str) -> pa.Array:
-    """Return an array of the one default value. Raises SchemaError."""
-    try:
-        return pa.array([_default_value(schema, reader, kind, default)], kind)
-    except _DEFAULT_ERRORS as error:
-        raise SchemaError(f"{label}: default {default!r} is not a value of its type") from error
-
-
-def _default_value(schema: Json, reader: ParsedSchema, kind: pa.DataType, default: Any) -> Any:
-    schema = reader.expand(schema)
-    if isinstance(schema, list):
-        return _union_value(schema, reader, kind, default)
-    kind_name = schema["type"]
-    if type(default) not in _JSON_TYPES.get(kind_name, (type(default),)):
-        raise ValueError("not of this type")
-    match kind_name:
-        case "float" | "double":
-            return float(default)
-        case "enum" if default not in schema["symbols"]:
-            raise ValueError("not a symbol")
-        case "bytes" | "fixed":
-            return _bytes_value(schema, kind, default)
-        case "array":
-            return [_default_value(schema["items"], reader, kind.value_type, item) for item in default]
-        case "map":
-            items = default.items()
-            return [(key, _default_value(schema["values"], reader, kind.item_type, value)) for key, value in items]
-        case "record" | "error":
-            values = {}
-            for field in schema["fields"]:
-                name = field["name"]
-                value = default[name] if name in default else field["default"]
-                values[name] = _default_value(field["type"], reader, kind.field(name).type, value)
-            return values
-    return default
-
-
-def _bytes_value(schema: Json, kind: pa.DataType, default: Any) -> Any:
-    raw = default.encode("latin-1")  # each character encodes the byte of its code point
-    if schema["type"] == "fixed" and len(raw) != schema["size"]:
-        raise ValueError("not of this size")
-    logical = logical_type(schema)
-    if logical is None:
-        return raw
-    _, precision, scale = logical
-    unscaled = int.from_bytes(raw, "big", signed=True)
-    if abs(unscaled) >= 10**precision:
-        raise ValueError("too many digits")
-    return decimal.Decimal(f"{unscaled}E-{scale}")
-
-
-def _union_value(schema: Json, reader: ParsedSchema, kind: pa.DataType, default: Any) -> Any:
-    branches = [branch for branch in schema if reader.expand(branch) != {"type": "null"}]
-    if default is None and len(branches) < len(schema):
-        return None
-    for number, branch in enumerate(branches):
-        own = kind if len(branches) == 1 else kind.field(number).type
-        try:
-            value = _default_value(branch, reader, own, default)
-            pa.scalar(value, own)
-        except _DEFAULT_ERRORS:
-            continue
-        return value if len(branches) == 1 else {kind.field(number).name: value}
-    raise ValueError("no branch accepts the default")
