@@ -27,6 +27,8 @@ from k2flow.observability.metrics import BatchStats
 from k2flow.timeouts import SENT, DeadlinePassedError, run_with_timeout
 
 log = logging.getLogger(__name__)
+MAX_FILE_SECONDS = 1800.0
+"""From the first file to the commit: half of what `k2flow maintain --orphan-older-than` leaves alone by default."""
 
 
 class TableSink(FixedPartitionedSink[Committable, None]):
@@ -72,6 +74,7 @@ class TableSinkPartition(StatefulSinkPartition[Committable, None]):
             abort_replacements(process.catalog, exchange, self._committer.ledger.writer_epoch)
         self._writing: list[Callable[[], Sequence[DataFile]]] = []  # in this epoch
         # Since the last commit:
+        self._began: float | None = None  # the time of the first item, monotonic
         self._files: list[DataFile] = []
         self._ranges: list[OffsetRange] = []
         self._stats: list[BatchStats] = []
@@ -81,6 +84,7 @@ class TableSinkPartition(StatefulSinkPartition[Committable, None]):
     @override
     @record_first_error
     def write_batch(self, values: list[Committable]) -> None:
+        self._began = self._began or time.monotonic()
         for committable in values:
             self._writing.append(committable.files)
             self._ranges += committable.ranges
@@ -96,10 +100,12 @@ class TableSinkPartition(StatefulSinkPartition[Committable, None]):
             return
         files, ranges, stats = self._files, self._ranges, self._stats
         self._files, self._ranges, self._stats, self._ends_checkpoint = [], [], [], False
+        began_at, self._began = self._began, None
         if not ranges:
             if files:
                 raise CommitError(f"{self._name}: {len(files)} files came without their offsets: start again")
             return
+        self._check_age(began_at)
         began = time.monotonic()
         reach(Point.EPOCH_COMPLETE)
         try:
@@ -114,6 +120,15 @@ class TableSinkPartition(StatefulSinkPartition[Committable, None]):
         rows, offsets = sum(file.record_count for file in files), sum(r.next - r.first for r in ranges)
         text = "%s: %d rows in %d files from %d offsets, commit %d in %.0f ms"
         log.info(text, self._name, rows, len(files), offsets, self._committer.ledger.sequence, seconds * 1000)
+
+    def _check_age(self, began_at: float | None) -> None:
+        """Refuse files so old that maintenance may be about to delete them as orphans."""
+        seconds = 0.0 if began_at is None else time.monotonic() - began_at
+        if seconds > MAX_FILE_SECONDS:
+            raise CommitError(
+                f"{self._name}: writing the files of one commit took {seconds:.0f} s, and maintenance may delete such "
+                "old ones; nothing is lost: set BATCH_ROWS and COMMIT_BATCHES of the exchange lower, and start again"
+            )
 
     def _finished_files(self) -> list[DataFile]:
         waiting, self._writing = self._writing, []

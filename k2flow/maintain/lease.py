@@ -50,9 +50,8 @@ class MaintenanceLeases:
         if holder == own and until - now > LEASE_SECONDS / 2:
             return None
         # A holder on the same host is known to have ended; one on another host only after the lease ends.
-        # An end that no right clock gives counts as passed.
-        ended = holder is None or until <= now or until - now > 2 * LEASE_SECONDS
-        ended = ended or (holder.host == own.host and not holder.running_here())
+        ended = holder is None or until <= now or (holder.host == own.host and not holder.running_here())
+        ended |= until - now > 2 * LEASE_SECONDS  # an end that no right clock gives
         if holder != own and not ended:
             return holder
         lease = _Lease(own.host, own.pid, own.started, now + LEASE_SECONDS)

@@ -10,10 +10,13 @@ from pyiceberg.catalog import Catalog, load_catalog
 from pyiceberg.io import InputFile, OutputFile
 from pyiceberg.io.pyarrow import PyArrowFile, PyArrowFileIO
 
+from k2flow.errors import CommitError
 from k2flow.exchange import find_exchange
+from k2flow.flow.sink import MAX_FILE_SECONDS, TableSinkPartition
 from k2flow.iceberg.catalog import load_table
 from k2flow.iceberg.concurrent import THREADS, ByteBudget, read_ahead
 from k2flow.layers import GOLD_TABLE
+from k2flow.maintain.actions import Timing
 from k2flow.timeouts import DeadlinePassedError, Progress, run_with_timeout
 from k2flow.trades import gold_ids
 from k2flow.trades.messages import MessageBatch
@@ -76,6 +79,16 @@ def test_many_hours_in_one_batch(slow_catalog: Catalog, monkeypatch: pytest.Monk
         assert time.monotonic() - began < one_by_one
         assert loads == [GOLD_TABLE] * 2
     assert load_table(slow_catalog, GOLD_TABLE).scan().count() == HOURS
+
+
+def test_files_that_maintenance_may_delete_are_not_committed() -> None:
+    part = TableSinkPartition.__new__(TableSinkPartition)
+    part._name = "gold"
+    for age in (None, 0.0, MAX_FILE_SECONDS - 60):
+        part._check_age(None if age is None else time.monotonic() - age)
+    with pytest.raises(CommitError, match=r"took 18\d\d s, .* nothing is lost"):
+        part._check_age(time.monotonic() - MAX_FILE_SECONDS - 1)
+    assert MAX_FILE_SECONDS < Timing().orphan_seconds
 
 
 def test_deadline_counts_from_the_last_progress() -> None:
