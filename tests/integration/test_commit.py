@@ -20,6 +20,8 @@ from k2flow.errors import AlreadyRunningError, CommitError, FencedError, HeadMov
 from k2flow.exchange import find_exchange
 from k2flow.failpoints import Point
 from k2flow.iceberg import commit as commits
+from k2flow.iceberg import head
+from k2flow.iceberg import snapshots as snapshots_kept
 from k2flow.iceberg.catalog import NAMESPACE, load_table
 from k2flow.iceberg.commit import Committer
 from k2flow.iceberg.ledger import EVIDENCE_KEY, KEY, CommittedRange, Ledger, OffsetRange, Writer, read
@@ -352,19 +354,29 @@ def test_moved_head_stops_the_start_and_every_commit(catalog: Catalog, writer: D
     assert offsets_in(catalog) == list(range(20))
 
 
+@pytest.fixture
+def few_snapshots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Expire snapshots as early as twenty commits show it."""
+    monkeypatch.setattr(snapshots_kept, "KEEP_SNAPSHOTS", 10)
+    monkeypatch.setattr(commits, "EXPIRE_AT", 12)
+    monkeypatch.setattr(head, "CARRY_AFTER", 5)
+
+
+@pytest.mark.usefixtures("few_snapshots")
 def test_moved_head_under_foreign_commits_stops_the_flow(catalog: Catalog, writer: DataFileWriter) -> None:
-    """Another exchange and another engine write on the moved head, and the moved snapshots expire."""
+    """Another exchange writes on the moved head, and the moved snapshots expire."""
     committer, snapshots = commits_of(catalog, writer, 3)
     move_head(catalog, snapshots[1])
     theirs = Committer(catalog, TABLE, "kraken", TOPIC)
     theirs.fence("id")
-    for i in range(KEEP_SNAPSHOTS + 20):
+    for i in range(25):
         theirs.commit(writer.write(rows(100 + i, 101 + i)), [OffsetRange(0, 100 + i, 101 + i, 1)])
     assert load_table(catalog, TABLE).metadata.snapshot_by_id(snapshots[2]) is None
     with pytest.raises(HeadMovedError, match=BOTH_ENDS):
         committer.commit([], [OffsetRange(0, 15, 20, 0)])
 
 
+@pytest.mark.usefixtures("few_snapshots")
 @pytest.mark.parametrize("foreign", ["expiry", "compaction", "delete", "append", "other exchange"])
 @pytest.mark.parametrize("evidence", [True, False])
 def test_what_others_may_do_is_no_moved_head(
@@ -389,7 +401,7 @@ def test_what_others_may_do_is_no_moved_head(
     else:
         theirs = Committer(catalog, TABLE, "kraken", TOPIC)
         theirs.fence("id")
-        for i in range(KEEP_SNAPSHOTS + 20):
+        for i in range(25):
             theirs.commit(writer.write(rows(100 + i, 101 + i)), [OffsetRange(0, 100 + i, 101 + i, 1)])
         assert load_table(catalog, TABLE).metadata.snapshot_by_id(snapshots[2]) is None
     again = open_committer(catalog)
@@ -466,3 +478,15 @@ def test_replaced_table_has_no_rows_to_read_again(catalog: Catalog, writer: Data
     for choice in ("stop", "reread"):
         with pytest.raises(HeadMovedError, match=r"before offset 10 .*, the head's snapshot has no offsets"):
             Committer(catalog, TABLE, "binance", TOPIC, after_rollback=choice)  # type: ignore[arg-type]
+
+
+def test_picked_snapshot_is_not_read_again(catalog: Catalog, writer: DataFileWriter) -> None:
+    """Another engine has picked some of the rows back: to read from the head's copy on would duplicate them."""
+    _, snapshots = commits_of(catalog, writer, 3)
+    move_head(catalog, snapshots[0])
+    table = load_table(catalog, TABLE)
+    picked = pa.Table.from_batches([rows(10, 15)]).cast(table.schema().as_arrow())
+    table.append(picked, snapshot_properties={"source-snapshot-id": str(snapshots[2])})
+    with pytest.raises(HeadMovedError, match="set main to the snapshot that it had"):
+        Committer(catalog, TABLE, "binance", TOPIC, after_rollback="reread")
+    assert offsets_in(catalog) == [*range(5), *range(10, 15)]

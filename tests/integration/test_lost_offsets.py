@@ -58,6 +58,8 @@ def test_recreated_topic_stops_the_flow_until_the_loss_is_accepted(new_lake: New
     error = refused(lake)
     assert "was deleted and created again" in error
     assert all(f"[{p}] before {end}" in error for p, end in before.items())
+    with lake.start(K2FLOW_UNTIL_CAUGHT_UP="1", K2FLOW_FAILPOINTS="fence=die@3", **{ACCEPT: "1"}) as flow:
+        flow.wait()  # two tables have begun with the new topic, two have not
     lake.catch_up(**{ACCEPT: "1"})
     offsets = ledger_offsets(lake)
     assert all(sum(layer.values()) == 500 for layer in offsets.values()), offsets
@@ -83,11 +85,10 @@ def recreate_topic(lake: Lake) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("layer", ["silver", "bronze"])
-def test_moved_main_stops_the_flow_until_it_reads_again(new_lake: NewLake, layer: str) -> None:
+def test_moved_main_stops_the_flow_until_it_reads_again(new_lake: NewLake) -> None:
     """Twenty rows of sixty are gone after a rollback. The other tables still hold their offsets."""
     lake = new_lake(partitions=1)
-    roll_back(lake, layer)
+    roll_back(lake, "silver")
     error = refused(lake)
     assert f"{lake.topic}[0]: the ledger ends before offset 60" in error
     assert "the head's snapshot ends before offset 40" in error
@@ -97,7 +98,7 @@ def test_moved_main_stops_the_flow_until_it_reads_again(new_lake: NewLake, layer
     assert findings(lake) == (0, [])
 
 
-@pytest.mark.parametrize("layer", ["silver", "bronze", "gold", "dlq"])
+@pytest.mark.parametrize("layer", ["bronze", "gold"])
 def test_moved_main_is_an_accepted_loss(new_lake: NewLake, layer: str) -> None:
     lake = new_lake(partitions=1)
     roll_back(lake, layer)
