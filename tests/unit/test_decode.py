@@ -173,7 +173,8 @@ def test_rule_of_an_exchange_gives_its_own_reason() -> None:
 )
 def test_exchange_date_is_right_far_from_now(time_us: int, day: date) -> None:
     """It is the day in UTC, also before 1970."""
-    (row,) = decode([value(timestamp=time_us)], kafka_us=[None]).trades.rows.to_pylist()
+    whole = value(timestamp=time_us, ingestion_timestamp=time_us)
+    (row,) = decode([whole], kafka_us=[time_us]).trades.rows.to_pylist()
     assert row["exchange_date"] == day
     assert row["timestamp"] == datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=time_us)
 
