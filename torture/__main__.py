@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from torture.mutations import MUTATIONS
+from torture.plan import FaultKind
 from torture.prove import tests_fail_without
 from torture.report import console
 from torture.run import Torture
@@ -30,6 +31,10 @@ def main(
         bool,
         typer.Option("--local", help="Keep files in a folder whose disk fills up, even if SeaweedFS is installed."),
     ] = False,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help=f"Only faults of this kind; may be repeated: {', '.join(FaultKind.__members__).lower()}."),
+    ] = None,
     mutate: Annotated[
         str, typer.Option(help=f"Switch off a safeguard and show which tests fail: {', '.join(MUTATIONS)}.")
     ] = "",
@@ -37,6 +42,10 @@ def main(
     """Run both flows under faults, then compare every row with an oracle."""
     if mutate:
         raise SystemExit(0 if tests_fail_without(mutate) else 1)
+    unknown = {name.upper() for name in only or ()} - FaultKind.__members__.keys()
+    if unknown:
+        raise typer.BadParameter(f"no fault is called {', '.join(sorted(unknown)).lower()}")
+    kinds = [FaultKind[name.upper()] for name in only or FaultKind.__members__]
     if seed is None:
         seed = random.SystemRandom().randrange(2**32)
     logging.getLogger("k2flow").setLevel(logging.CRITICAL)  # producers log every outage of the broker, as planned
@@ -44,7 +53,7 @@ def main(
     folder = Path(tempfile.mkdtemp(prefix="k2flow-torture-"))
     passed = False
     try:
-        passed = Torture(minutes, seed, sqlite, local, folder).run()
+        passed = Torture(minutes, seed, sqlite, local, kinds, folder).run()
     finally:
         if passed:
             shutil.rmtree(folder, ignore_errors=True)

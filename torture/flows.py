@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from tests.integration.harness import ROOT, free_addresses
@@ -18,6 +18,9 @@ from tests.integration.harness import ROOT, free_addresses
 PEERS_SECONDS = 5.0
 DRAIN_SECONDS = 30.0
 REPLACED_SECONDS = 15.0
+CLOCK_SECONDS = 6.0  # for a flow to start and commit
+FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
+"""The library that gives a process another clock (Debian: faketime); None if it is not installed."""
 ERROR = "k2flow: error: "
 
 
@@ -90,13 +93,18 @@ class Restarter(threading.Thread):
         self._ending = threading.Event()
         self._lock = threading.Lock()
         self._instances: list[FlowInstance] = []
+        self._paused = threading.Event()
+        self._clock: Mapping[str, str] = {}
         self._instance: FlowInstance | None = None
 
     def run(self) -> None:
         while not self._ending.is_set():
-            instance = self.launch(self.processes)
             with self._lock:
+                instance = None if self._paused.is_set() else self.launch(self.processes, **self._clock)
                 self._instance = instance
+            if instance is None:
+                time.sleep(0.05)
+                continue
             while self._instance is instance and not instance.broken() and not self._ending.is_set():
                 time.sleep(0.05)
             with self._lock:
@@ -141,6 +149,28 @@ class Restarter(threading.Thread):
         for instance in self._instances:
             instance.wait(0)
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Run no instance: the current one drains and ends before."""
+        with self._lock:
+            self._paused.set()
+        try:
+            if instance := self._instance:
+                instance.signal(signal.SIGCONT)
+                instance.signal(signal.SIGTERM)
+            deadline = time.monotonic() + DRAIN_SECONDS + PEERS_SECONDS
+            while self._instance is not None and time.monotonic() < deadline:
+                time.sleep(0.05)
+            yield
+        finally:
+            self._paused.clear()
+
+    def run_once(self, seconds: float, **extra: str) -> FlowInstance:
+        """Run an instance of one process until it has caught up or ended with an error."""
+        instance = self.launch(1, K2FLOW_UNTIL_CAUGHT_UP="1", **extra)
+        self.end(instance, seconds)
+        return instance
+
     # The faults. Each returns whether a flow was running that it could hit.
 
     def kill(self, pick: float) -> bool:
@@ -182,6 +212,18 @@ class Restarter(threading.Thread):
         if instance := self._instance:
             instance.signal(signal.SIGTERM)
         return instance is not None
+
+    def run_with_clock(self, minutes: float, seconds: float) -> bool:
+        """Run the flow for a while with a clock that is `minutes` ahead of the right one; negative: behind."""
+        self._clock = {
+            "LD_PRELOAD": str(FAKETIME),
+            "FAKETIME": f"{minutes * 60:+.0f}",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        }
+        self.rescale(self.processes)
+        time.sleep(seconds + CLOCK_SECONDS)
+        self._clock = {}
+        return self.rescale(self.processes)
 
     def run_second_copy(self, seconds: float, host: str | None) -> bool:
         """Run a second instance beside the first for a while, on this host or under another host name."""

@@ -35,6 +35,14 @@ class FaultKind(StrEnum):
     STORE_HANGS = "store does not answer"
     STORE_CUTS = "connections cut after the store served the request"
     STORE_RESTART = "store stopped or killed, and restarted"
+    STORE_SLOW = "each request to the store takes longer"
+    READ_REFUSED = "read permission revoked for a while"
+    REGISTRY_LAGS = "a new schema id that the registry does not know yet"
+    HOSTILE_VALUES = "hostile texts, numbers, times and keys"
+    CLOCK_JUMP = "a flow whose clock is minutes off"
+    ROLLBACK = "a table rolled back to an older snapshot"
+    OTHER_LOG = "an older copy of the broker's disk with other messages"
+    BIT_FLIP = "a bit flipped in a log segment"
 
 
 OFTEN = {
@@ -44,7 +52,10 @@ OFTEN = {
     FaultKind.REPLACE_FROZEN: 2,
     FaultKind.SECOND_COPY_ELSEWHERE: 2,
     FaultKind.ANSWER_LOST: 2,
+    FaultKind.HOSTILE_VALUES: 2,
 }
+ALONE = {FaultKind.ROLLBACK, FaultKind.OTHER_LOG, FaultKind.BIT_FLIP}
+"""The kinds that a flow must detect. No other fault may be the reason why it ends, so they happen one at a time."""
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ class Proxy:
         self._refusing = False
         self._open = threading.Event()
         self._open.set()
+        self._delay = 0.0  # seconds before data of a client is forwarded
         self._cut = ""  # "before" or "after" the next commit is forwarded
         self._unanswered: tuple[bytes, ...] = ()
         self._answer_dropped: set[tuple[socket.socket, socket.socket]] = set()
@@ -42,6 +43,13 @@ class Proxy:
         self._open.clear()
         yield
         self._open.set()
+
+    @contextlib.contextmanager
+    def slow(self, seconds: float) -> Iterator[None]:
+        """Forward each piece of a request `seconds` later. Connections do not wait for each other."""
+        self._delay = seconds
+        yield
+        self._delay = 0.0
 
     def cut_at_commit(self, after: bool) -> None:
         """Forward the next commit, or not, and cut its connection: the client does not learn the outcome."""
@@ -90,6 +98,8 @@ class Proxy:
         try:
             while data := source.recv(BUFFER_BYTES):
                 self._open.wait()
+                if source is pair[0] and self._delay:
+                    time.sleep(self._delay)
                 if source is pair[0] and self._unanswered and data.startswith(self._unanswered):
                     self._answer_dropped.add(pair)
                 if source is pair[1] and pair in self._answer_dropped and not data.startswith(CONTINUE):

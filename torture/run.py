@@ -8,19 +8,23 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from k2flow.exchange import find_exchange
 from k2flow.sandbox.kafka.local import LocalKafka, free_port
-from torture.broker import Broker, BurstProducer
+from k2flow.trades.schema import trade_schema
+from tests.registry import Registry
+from torture.broker import PROPERTIES, Broker, BurstProducer, send
 from torture.catalogs import Postgres, Sqlite, postgres_programs
+from torture.detection import Detection
 from torture.disk import Disk
-from torture.flows import FlowInstance, Restarter, flow_environment
-from torture.plan import Fault, FaultKind, plan
+from torture.flows import FAKETIME, FlowInstance, Restarter, flow_environment
+from torture.hostile import hostile_messages
+from torture.plan import ALONE, Fault, FaultKind, plan
 from torture.report import console, print_differences, print_faults, print_heading
 from torture.store import Seaweed, open_store
-from torture.verdict import TableDifference, compare_tables
+from torture.verdict import TableDifference, compare_tables, times_that_go_back
 
 RATES = {"binance": 300, "kraken": 60}  # messages per second; the oracle reads each of them, one at a time
 PARTITIONS = {"binance": 4, "kraken": 2}
@@ -43,7 +47,17 @@ FLOW_KINDS = (
     FaultKind.BROKER_STOP,
     FaultKind.BROKER_KILL,
     FaultKind.PARTITION,
+    FaultKind.READ_REFUSED,
+    FaultKind.REGISTRY_LAGS,
+    FaultKind.HOSTILE_VALUES,
+    FaultKind.ROLLBACK,
+    FaultKind.OTHER_LOG,
+    FaultKind.BIT_FLIP,
 )
+SCHEMA_ID = 1
+SOME = 50  # messages of one fault
+REGISTRY_LAG_SECONDS = 1.0
+CLOCK_MINUTES = (-5, 5)
 LANDED = "an attempt with an unknown outcome had landed"
 CATCH_UP_SECONDS = 180
 CATCH_UP_STARTS = 3
@@ -52,11 +66,14 @@ CATCH_UP_STARTS = 3
 class Torture:
     """A broker, a catalog, a store, two flows, two producers and a plan of faults; all files are under one folder."""
 
-    def __init__(self, minutes: float, seed: int, sqlite: bool, local: bool, folder: Path) -> None:
+    def __init__(
+        self, minutes: float, seed: int, sqlite: bool, local: bool, kinds: Collection[FaultKind], folder: Path
+    ) -> None:
         self._seconds = minutes * 60
         self._seed = seed
         self._sqlite = sqlite
         self._local = local
+        self._kinds = kinds
         self._folder = folder
         self._done: Counter[str] = Counter()
         self._problems: list[str] = []
@@ -70,11 +87,17 @@ class Torture:
         with contextlib.ExitStack() as cleanup:
             self._disk = Disk(home, self._seconds)
             cleanup.callback(self._disk.close)
-            kafka = cleanup.enter_context(LocalKafka(self._folder / "kafka", free_port()))
+            kafka = cleanup.enter_context(LocalKafka(self._folder / "kafka", free_port(), properties=PROPERTIES))
             kafka.start({find_exchange(name).settings.topic: PARTITIONS[name] for name in RATES})
             self._broker = Broker(kafka)
+            self._broker.keep_copy()
             self._open_tables(home, cleanup)
+            self._registry = Registry()
+            self._registry.register(SCHEMA_ID, trade_schema())
+            self._schema_ids = [SCHEMA_ID]
+            cleanup.enter_context(self._registry.running())
             settings = {
+                "K2FLOW_SCHEMA_REGISTRY_URL": self._registry.url,
                 "K2FLOW_HOME": str(home),
                 "K2FLOW_KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap,
                 **self._catalog.environment(),
@@ -88,6 +111,7 @@ class Torture:
             }
             for restarter in self._restarters.values():
                 cleanup.callback(restarter.kill_everything)
+            self._detection = Detection(self._broker, self._catalog.open, self._restarters, SCHEMA_ID)
             producers = [
                 BurstProducer(name, kafka.bootstrap, rate, random.Random(chance.random()))
                 for name, rate in RATES.items()
@@ -95,14 +119,18 @@ class Torture:
             self._run_faults(self._plan(), [*producers, *self._restarters.values()])
             print_heading("no more faults: both flows catch up")
             caught_up = [self._catch_up(name, flow_environment(settings), logs) for name in RATES]
-            tables = [table for name in RATES for table in compare_tables(name, kafka.bootstrap, self._catalog.open())]
+            catalog, ids = self._catalog.open(), tuple(self._schema_ids)
+            tables = [table for name in RATES for table in compare_tables(name, kafka.bootstrap, catalog, ids)]
+            self._problems += times_that_go_back(catalog)
             correct = self._report(tables, sum(producer.failures for producer in producers), logs)
             return correct and all(caught_up) and self._audit() and not self._problems
 
     def _plan(self) -> list[Fault]:
         """Plan the faults that this machine's catalog and store allow."""
         store_kinds = self._store.kinds if self._store else (FaultKind.DISK_FULL,)
-        faults = plan(self._seed, self._seconds, (*FLOW_KINDS, *store_kinds, *self._catalog.kinds))
+        clock_kinds = (FaultKind.CLOCK_JUMP,) if FAKETIME else ()
+        possible = (*FLOW_KINDS, *clock_kinds, *store_kinds, *self._catalog.kinds)
+        faults = plan(self._seed, self._seconds, [kind for kind in possible if kind in self._kinds])
         where = f"catalog in {self._catalog.name}, files in {'SeaweedFS' if self._store else 'a folder'}"
         print_heading(f"{len(faults)} faults in {self._seconds:.0f} s, seed {self._seed}, {where}")
         return faults
@@ -137,13 +165,22 @@ class Torture:
 
     def _run_faults(self, faults: list[Fault], threads: list[BurstProducer | Restarter]) -> None:
         """Start all threads, apply each fault at its time, then stop all threads."""
-        began = time.monotonic()
+        began, ends = time.monotonic(), time.monotonic() + self._seconds
         for thread in threads:
             thread.start()
-        applied = []
+        applied: list[threading.Thread] = []
         for fault in faults:
             time.sleep(max(0.0, began + fault.at - time.monotonic()))
+            if time.monotonic() > ends:
+                break
             print(fault, flush=True)
+            if fault.kind in ALONE:
+                waited = time.monotonic()
+                for each in applied:
+                    each.join()
+                self._apply(fault)
+                began += time.monotonic() - waited  # the next fault comes as long after this one as planned
+                continue
             thread = threading.Thread(target=self._apply, args=(fault,), daemon=True)
             thread.start()
             applied.append(thread)
@@ -181,12 +218,41 @@ class Torture:
                 return lambda: self._broker.interrupt(fault.kind is FaultKind.BROKER_STOP, fault.seconds / 2)
             case FaultKind.PARTITION:
                 return lambda: self._broker.add_partition(find_exchange(fault.exchange).settings.topic)
+            case FaultKind.READ_REFUSED:
+                return lambda: self._broker.refuse_reads(find_exchange(fault.exchange).settings.topic, fault.seconds)
+            case FaultKind.REGISTRY_LAGS:
+                return lambda: self._use_new_schema_id(fault)
+            case FaultKind.HOSTILE_VALUES:
+                return lambda: self._send_hostile(fault, SCHEMA_ID)
+            case FaultKind.CLOCK_JUMP:
+                minutes = CLOCK_MINUTES[fault.pick < 0.5]
+                return lambda: restarter.run_with_clock(minutes, fault.seconds)
+            case FaultKind.ROLLBACK:
+                return lambda: self._detection.rollback(fault)
+            case FaultKind.OTHER_LOG:
+                return lambda: self._detection.other_log(fault)
+            case FaultKind.BIT_FLIP:
+                return lambda: self._detection.bit_flip(fault)
             case FaultKind.DISK_FULL:
                 return lambda: self._fill_disk(fault.seconds)
-            case FaultKind.STORE_REFUSES | FaultKind.STORE_HANGS | FaultKind.STORE_CUTS | FaultKind.STORE_RESTART:
+            case kind if self._store and kind in self._store.kinds:
                 return lambda: self._break_store(fault)
             case _:
                 return lambda: self._break_catalog(fault)
+
+    def _send_hostile(self, fault: Fault, schema_id: int) -> None:
+        exchange = find_exchange(fault.exchange)
+        messages = hostile_messages(exchange.code, SOME, schema_id, random.Random(fault.pick))
+        fields = ({"key": each.key, "value": each.value, "timestamp": each.timestamp_ms} for each in messages)
+        send(self._broker.kafka.bootstrap, exchange.settings.topic, fields)
+
+    def _use_new_schema_id(self, fault: Fault) -> None:
+        """Send messages with a schema id that the registry knows a little later, as a lagging replica does."""
+        schema_id = SCHEMA_ID + len(self._schema_ids)
+        self._schema_ids.append(schema_id)
+        self._send_hostile(fault, schema_id)
+        time.sleep(REGISTRY_LAG_SECONDS)
+        self._registry.register(schema_id, trade_schema())
 
     def _fill_disk(self, seconds: float) -> None:
         with self._disk.full([pid for restarter in self._restarters.values() for pid in restarter.pids()]):

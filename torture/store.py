@@ -21,13 +21,20 @@ GRPC = 10_000  # each server also listens on the port that is higher by this
 PORTS = range(11_000, 19_000, len(SERVERS))
 START_SECONDS = 40.0
 STOP_SECONDS = 5.0
+SLOW_SECONDS = 0.06
 WRITES = (b"PUT ", b"POST ")  # the first bytes of S3 requests that change something
 
 
 class Seaweed:
     """One SeaweedFS process with its own folder and bucket."""
 
-    kinds = (FaultKind.STORE_REFUSES, FaultKind.STORE_HANGS, FaultKind.STORE_CUTS, FaultKind.STORE_RESTART)
+    kinds = (
+        FaultKind.STORE_REFUSES,
+        FaultKind.STORE_HANGS,
+        FaultKind.STORE_CUTS,
+        FaultKind.STORE_RESTART,
+        FaultKind.STORE_SLOW,
+    )
 
     def __init__(self, folder: Path, program: Path) -> None:
         self._folder = folder
@@ -76,6 +83,9 @@ class Seaweed:
                     time.sleep(fault.seconds)
             case FaultKind.STORE_CUTS:
                 with self._proxy.losing_answers(WRITES):
+                    time.sleep(fault.seconds)
+            case FaultKind.STORE_SLOW:
+                with self._proxy.slow(SLOW_SECONDS):
                     time.sleep(fault.seconds)
             case _:
                 self._end(gently=fault.pick < 0.5)
