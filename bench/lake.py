@@ -95,8 +95,7 @@ def _message_batch(gathered: list[Messages], reached: np.ndarray) -> MessageBatc
     starts = np.cumsum(counts) - counts
     offset = np.arange(len(partition)) - np.repeat(starts, counts) + np.repeat(reached, counts)
     rows = pa.RecordBatch.from_arrays(
-        [pa.array(keys, pa.binary()), pa.array(values, pa.binary()), timestamps(times // 1000)],
-        schema=MESSAGE_SCHEMA,
+        [pa.array(keys, pa.binary()), pa.array(values, pa.binary()), timestamps(times // 1000)], schema=MESSAGE_SCHEMA
     )
     ranges = [(p, int(reached[p]), int(reached[p] + n)) for p, n in enumerate(counts) if n]
     reached += counts

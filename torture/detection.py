@@ -40,7 +40,7 @@ class Detection:
         self._schema_id = schema_id
 
     def rollback(self, fault: Fault) -> bool:
-        """Roll a table back. The flow must stop; told to read again from there, it loses and duplicates nothing."""
+        """Roll a table back. The flow must stop; set to read again from there, it loses and duplicates nothing."""
         with self._paused(self._restarters):
             names = [*find_exchange(fault.exchange).layer_by_table]
             name = names[int(fault.pick * len(names))]

@@ -41,7 +41,7 @@ class TradeHashes:
         CREATE TABLE valid (number INTEGER, "offset" BIGINT, day INTEGER, id UBIGINT, {columns});  -- decoded messages
         CREATE TABLE bad (
             number INTEGER, "offset" BIGINT, day INTEGER, reason VARCHAR, content UBIGINT, detail UBIGINT);
-        CREATE TABLE unresolved (number INTEGER, "offset" BIGINT, day INTEGER, schema_id INTEGER);  -- nobody knows it
+        CREATE TABLE unresolved (number INTEGER, "offset" BIGINT, day INTEGER, schema_id INTEGER);  -- no known schema
         CREATE TABLE dlq (number INTEGER, "offset" BIGINT, reason VARCHAR, content UBIGINT, detail UBIGINT);
         CREATE TABLE trades (layer VARCHAR, exchange TINYINT, id UBIGINT, {columns});  -- Silver, and layers like it
         CREATE TABLE gold (exchange TINYINT, hour INTEGER, id UBIGINT, row UBIGINT);

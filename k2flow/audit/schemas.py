@@ -35,7 +35,7 @@ UNKNOWN = Reason.UNKNOWN_SCHEMA.code
 
 @dataclass(frozen=True)
 class CheckedBatch:
-    """Messages as they are to be in the tables; `unresolved` has those (n rows of the dead letters) that nobody knows.
+    """Messages as they are to be in the tables; `unresolved` has those (n rows of the dead letters) of no known schema.
 
     Their `partition` is the number of the TopicPartition.
     """

@@ -51,7 +51,7 @@ class ParsedSchema:
 def parse(schema: Json) -> ParsedSchema:
     """Parse a schema: JSON text, the name of a primitive type, or parsed JSON.
 
-    Raises SchemaError if its values cannot be told apart: no JSON, a type without a definition, or with two.
+    Raises SchemaError if its values cannot be separated: no JSON, a type without a definition, or with two.
     """
     try:
         if isinstance(schema, str) and schema not in PRIMITIVES:

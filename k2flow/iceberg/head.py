@@ -1,13 +1,13 @@
 """Compares the ledger of a table with its head: a moved main branch must not lose or duplicate rows.
 
-The ledger is a table property, so it stays as it is when somebody moves main to another snapshot (rollback,
+The ledger is a table property, so it stays as it is when another process moves main to another snapshot (rollback,
 cherry-pick, a replaced branch), and rows disappear. The summary of each snapshot that a ledger's commit appends has a
 copy. So the newest copy in main's own history is that of the last such commit, which the evidence names by its
 sequence. If it is another one, the table does not hold what the ledger says.
 
 Snapshots of others (other exchanges, maintenance, other engines) have no copy. The search passes them. k2flow's own
-carry the copy on before it could expire, see `carried_copies`. If other engines append so many snapshots that the
-copies of k2flow expire, nothing can be compared, and nothing is refused.
+carry the copy on before it could expire, see `carried_copies`. If the copies expire because other engines append many
+snapshots, nothing can be compared, and nothing is refused.
 """
 
 import logging
@@ -35,7 +35,7 @@ CHERRY_PICKED = ("source-snapshot-id", "published-wap-id")
 class HeadCopy:
     """The newest copy of a ledger in main's history.
 
-    `ledger` is None if there is none: `complete` tells whether all of the history was there to look at. `age` counts
+    `ledger` is None if there is none: `complete`: whether all of the history was there to look at. `age` counts
     the snapshots since the copy. `mixed`: one of these was picked from elsewhere, or the history without a copy has
     rows, so what the table holds is not known.
     """

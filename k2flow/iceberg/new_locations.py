@@ -1,4 +1,4 @@
-"""Where a new table goes: to a location of its own, and not beside a lost table unless told to (ADR 20).
+"""Where a new table goes: to a location of its own, and not beside a lost table unless a setting allows it (ADR 20).
 
 The location is the catalog's default with a unique suffix, as with Iceberg's `unique-table-location`. So no two tables
 share a folder, whichever catalogs name them. A table is lost if the storage has metadata of a table of this name, with

@@ -10,7 +10,7 @@ from pyiceberg.table.update import TableRequirement, TableUpdate
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, stop_all, wait_random_exponential
 from tenacity.stop import stop_base
 
-from k2flow.compat.pyiceberg.commit_times import in_order
+from k2flow.compat.pyiceberg.commit_times import in_order, last_time_ms
 from k2flow.iceberg.ledger import first_error
 from k2flow.observability import clocks
 
@@ -52,7 +52,7 @@ def commit_once(table: Table, changes: Changes) -> None:
     CommitFailedException if another commit came first, CommitStateUnknownException if the answer cannot be read.
     """
     updates, requirements = changes
-    clocks.compare_with_table(table)
+    clocks.compare_with_table(table.name()[-1], last_time_ms(table.metadata))
     try:
         table._do_commit(in_order(updates, table.metadata), requirements)
     except OSError:  # requests' JSONDecodeError is one, and a ValueError too

@@ -2,7 +2,7 @@
 
 librdkafka checks the checksum of each batch (`check.crcs`). It reports a batch that fails, skips it and reads on. So
 nothing behind such an event may be used. The checksum does not cover a batch's first offset. If that has changed, the
-batch's offsets go back, or lie behind the end of the log. If they do neither, the damage cannot be told from offsets
+batch's offsets go back, or lie behind the end of the log. If they do neither, the damage looks the same as offsets
 that have no message: transaction markers, aborted messages, and messages that compaction has removed.
 """
 

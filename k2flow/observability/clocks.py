@@ -1,15 +1,12 @@
 """Warns if the host's clock is off: against the tables that it commits to, and against Kafka's time.
 
-A wrong clock loses and doubles nothing, but retention, time travel and the ages on dashboards are wrong with it.
+A wrong clock loses and duplicates nothing, but retention, time travel and the ages on dashboards are wrong with it.
 """
 
 import logging
 import time
 from collections.abc import Callable
 
-from pyiceberg.table import Table
-
-from k2flow.compat.pyiceberg.commit_times import last_time_ms
 from k2flow.observability.metrics import KAFKA_CLOCK_OFFSET, TABLE_CLOCK_OFFSET
 
 log = logging.getLogger(__name__)
@@ -19,14 +16,13 @@ INTERVAL_SECONDS = 60.0
 _warned: dict[str, float] = {}  # the monotonic time of the last warning, by what was compared
 
 
-def compare_with_table(table: Table) -> None:
-    """Compare the clock with a table that is about to be committed to: its last commit may not be in the future."""
-    name = table.name()[-1]
-    ahead = last_time_ms(table.metadata) / 1000 - time.time()
-    TABLE_CLOCK_OFFSET.labels(name).set(max(0.0, ahead))
+def compare_with_table(table: str, last_commit_ms: int) -> None:
+    """Compare the clock with the last commit of a table, in ms since 1970: it may not be in the future."""
+    ahead = last_commit_ms / 1000 - time.time()
+    TABLE_CLOCK_OFFSET.labels(table).set(max(0.0, ahead))
     if ahead > LIMIT_SECONDS:
         text = "%s: its last commit is %.0f s ahead of this host's clock: set the clocks of all hosts; commits continue"
-        _warn(name, text, name, ahead)
+        _warn(table, text, table, ahead)
 
 
 class KafkaClock:

@@ -180,7 +180,7 @@ def test_flows_maintenance_queries_and_audit_work_with_a_rest_catalog(
     assert_holds(site, "binance")
 
 
-def test_real_registry_resolves_references_and_tells_bad_ids(registry: Apicurio) -> None:
+def test_real_registry_resolves_references_and_knows_bad_ids(registry: Apicurio) -> None:
     """Types of other subjects, one of them used twice. Messages of an id that it does not have stop no others."""
     subjects = {name: f"{name}-{uuid.uuid4().hex}" for name in ("side", "leg", "trades")}
     side = {"type": "enum", "name": "TradeSide", "namespace": "market", "symbols": ["BUY", "SELL", "UNKNOWN"]}

@@ -1,4 +1,4 @@
-"""PyIceberg's requests to the storage count as progress: a slow storage is told from a hung one."""
+"""PyIceberg's requests to the storage count as progress: so a slow storage is not taken for a hung one."""
 
 from pyiceberg.io.pyarrow import PyArrowFile, PyArrowFileIO
 
