@@ -22,6 +22,7 @@ from k2flow.avro.blocks import MAX_EMPTY_ITEMS
 from k2flow.avro.decoder import AvroDecoder
 from k2flow.records import Defect
 from k2flow.trades.schema import trade_schema
+from tests.property import examples
 
 PROFILE = settings(deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -476,7 +477,7 @@ def fastavro_reads(schema: Any, data: bytes) -> tuple[bool, Any]:
     return stream.tell() == len(data), value
 
 
-@settings(PROFILE, max_examples=500)
+@settings(PROFILE, max_examples=examples(500))
 @given(schemas(), st.integers(0, 2**32))
 def test_random_schemas_and_damaged_records(schema: Any, seed: int) -> None:
     rng = random.Random(seed)
@@ -515,7 +516,7 @@ def trade(rng: random.Random) -> bytes:
 TRADE = fastavro.parse_schema(json.loads(json.dumps(trade_schema())))
 
 
-@settings(PROFILE, max_examples=60)
+@settings(PROFILE, max_examples=examples(60))
 @given(st.integers(0, 2**32))
 def test_random_and_damaged_trades(seed: int) -> None:
     rng = random.Random(seed)
@@ -524,7 +525,7 @@ def test_random_and_damaged_trades(seed: int) -> None:
     check(trade_schema(), payloads, 5, rng)
 
 
-@settings(PROFILE, max_examples=20)
+@settings(PROFILE, max_examples=examples(20))
 @given(st.integers(0, 2**32))
 def test_trades_equal_those_of_fastavro_with_logical_types(seed: int) -> None:
     rng = random.Random(seed)
@@ -533,7 +534,7 @@ def test_trades_equal_those_of_fastavro_with_logical_types(seed: int) -> None:
     assert rows == [fastavro.schemaless_reader(io.BytesIO(one[5:]), TRADE) for one in payloads]
 
 
-@settings(PROFILE, max_examples=10)
+@settings(PROFILE, max_examples=examples(10))
 @given(st.integers(0, 2**32))
 def test_trade_cut_at_any_byte_does_not_affect_its_neighbours(seed: int) -> None:
     rng = random.Random(seed)
@@ -557,7 +558,7 @@ PROMOTED = {
 }
 
 
-@settings(PROFILE, max_examples=150)
+@settings(PROFILE, max_examples=examples(150))
 @given(schemas(), st.integers(0, 2**32))
 def test_resolution_changes_no_defect_and_no_value(schema: Any, seed: int) -> None:
     """Drop, add, move, promote and rename fields: the remaining values equal those of the writer's schema alone."""
@@ -585,7 +586,7 @@ def test_resolution_changes_no_defect_and_no_value(schema: Any, seed: int) -> No
             assert_equal(found, wanted.cast(found.type, safe=False) if isinstance(part["type"], str) else wanted)
 
 
-@settings(PROFILE, max_examples=200)
+@settings(PROFILE, max_examples=examples(200))
 @given(st.lists(st.one_of(st.binary(max_size=8), st.text(max_size=5).map(str.encode)), min_size=1, max_size=20))
 def test_utf8_verdicts_equal_those_of_python(texts: list[bytes]) -> None:
     check(named(record_of(["string"])), [zigzag(len(text)) + text for text in texts], 0, random.Random(0))

@@ -21,6 +21,7 @@ from k2flow.trades.record_decoder import RecordDecoder
 from k2flow.trades.registry import Schemas
 from k2flow.trades.schema import trade_schema
 from tests.messages import messages
+from tests.property import examples
 from tests.property.test_avro_decoder import (
     PROFILE,
     as_fastavro,
@@ -146,7 +147,7 @@ def fields_of(schema: Any, payload: bytes) -> dict[str, Any]:
     return value
 
 
-@settings(PROFILE, max_examples=60)
+@settings(PROFILE, max_examples=examples(60))
 @given(schemas(), st.integers(0, 2**32))
 def test_unknown_fields_are_kept_as_text(extra: Any, seed: int) -> None:
     rng = random.Random(seed)
@@ -174,7 +175,7 @@ def test_unknown_fields_are_kept_as_text(extra: Any, seed: int) -> None:
         assert (found is None) == (own is None and not wanted)
 
 
-@settings(PROFILE, max_examples=50)
+@settings(PROFILE, max_examples=examples(50))
 @given(schemas(), st.integers(0, 2**32))
 def test_keeping_unknown_fields_changes_no_verdict(extra: Any, seed: int) -> None:
     """Every record, damaged or not, has the same defect at the same byte, and the same values of known fields."""

@@ -19,6 +19,7 @@ from k2flow.records import Defect
 from k2flow.trades.registry import UnknownSchemaError, trade_decoder
 from k2flow.trades.schema import trade_schema
 from tests.messages import TRADE
+from tests.property import examples
 from tests.property.test_avro_decoder import PROFILE, as_payloads, schemas, write_random, zigzag
 
 AMOUNTS, TIMES = ("price", "quantity"), ("timestamp", "ingestion_timestamp")
@@ -207,7 +208,7 @@ def encoded(kind: Any, value: Any) -> bytes:
     return stream.getvalue()
 
 
-@settings(PROFILE, max_examples=300)
+@settings(PROFILE, max_examples=examples(300))
 @given(schemas(), st.integers(0, 2**32))
 def test_random_writer_types(extra: Any, seed: int) -> None:
     check_types(extra, random.Random(seed))
