@@ -1,9 +1,9 @@
 """Tables of one exchange that a pipeline filled, with a broker in memory: an audit of all columns without Kafka."""
 
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +47,14 @@ class StoredMessages(MessagesRead):
     """Messages as rows, instead of librdkafka's objects."""
 
     stored: pa.RecordBatch | None = None
+    headers: Mapping[int, tuple[str, bytes]] = field(default_factory=dict)
 
     def rows(self) -> pa.RecordBatch:
         assert self.stored is not None
         return self.stored
+
+    def schema_headers(self) -> dict[int, tuple[str, bytes]]:
+        return {offset: header for offset, header in self.headers.items() if offset in self.offset}
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,8 @@ class StoredTopicReader:
         for first, end in ranges:
             wanted |= (self._messages.offset >= first) & (self._messages.offset < end)
         found = self._messages.filter(wanted & (self._messages.partition == partition))
-        return StoredMessages(offset=found.offset.tolist(), stored=found.rows)
+        headers = {offset: header for (p, offset), header in found.schema_headers.items() if p == partition}
+        return StoredMessages(offset=found.offset.tolist(), stored=found.rows, headers=headers)
 
     def close(self) -> None:
         pass

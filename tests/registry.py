@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from uuid import UUID
 
 from k2flow.sandbox.kafka.local import free_port
 
@@ -39,6 +40,12 @@ class Registry:
 
     def register(self, schema_id: int, schema: Any, **more: object) -> None:
         self.answers[schema_id] = (200, json.dumps({"schema": json.dumps(schema), **more}).encode())
+
+    def register_guid(self, guid: UUID, schema: Any, *ids: tuple[str, int], **more: object) -> None:
+        """Give a schema a GUID, and ids by context. The ids are not registered."""
+        self.answers[f"/schemas/guids/{guid}"] = (200, json.dumps({"schema": json.dumps(schema), **more}).encode())
+        listed = [{"context": context, "id": schema_id} for context, schema_id in ids]
+        self.answers[f"/schemas/guids/{guid}/ids"] = (200, json.dumps(listed).encode())
 
     def register_version(self, subject: str, version: int, schema: Any, **more: object) -> None:
         body = {"subject": subject, "version": version, "id": 1000, "schema": json.dumps(schema), **more}

@@ -1,6 +1,7 @@
 """Bronze's rows: read, decoded again, and the newest ones compared with Kafka's messages."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from uuid import UUID
 
 import numpy as np
 import numpy.typing as npt
@@ -12,17 +13,29 @@ from k2flow.audit.file_checks import read_checked
 from k2flow.audit.ledgers import LedgerFilter
 from k2flow.audit.offsets import report_damage
 from k2flow.audit.report import SAMPLES, Severity
-from k2flow.audit.schemas import CheckedBatch, SchemaCheck
+from k2flow.audit.schemas import CheckedBatch, NoSchemas, SchemaCheck
 from k2flow.exchange import Exchange
 from k2flow.inspection.broker import TopicReader
 from k2flow.inspection.files import ReadPlan, prefetch
 from k2flow.inspection.partitions import OUTSIDE, TopicPartition, TopicPartitions
 from k2flow.inspection.row_hashes import content_hash, hashable, id_hash
 from k2flow.layers import BRONZE, DLQ, SILVER
-from k2flow.trades.messages import MESSAGE_SCHEMA, MessageBatch, bronze_rows
+from k2flow.trades.messages import HEADER_BYTES, MESSAGE_SCHEMA, MessageBatch, bronze_rows
+from k2flow.trades.schema_headers import put_ids_in_front, schema_key
 
 COMPARED_MESSAGES = 20_000
 """The newest rows of an exchange's Bronze that are compared with Kafka, over all its partitions."""
+_BARE = content_hash(BRONZE).replace('"avro_payload"', '"bare_payload"')
+_KAFKA = """
+CREATE OR REPLACE TEMP TABLE kafka (
+    number INTEGER, "offset" BIGINT, content UBIGINT, bare BOOLEAN)  -- whether it is to be a row's `bare`
+"""
+_CHANGED = """
+FROM newest n WHERE EXISTS (SELECT 1 FROM kafka k WHERE k.number = n.number AND k."offset" = n."offset")
+AND NOT EXISTS (
+    SELECT 1 FROM kafka k WHERE k.number = n.number AND k."offset" = n."offset"
+    AND k.content = CASE WHEN k.bare THEN n.bare ELSE n.content END)
+"""
 Ints = npt.NDArray[np.int64]
 
 
@@ -45,9 +58,9 @@ class MessageHasher:
         self._exchange = exchange
         self._schemas = schemas
 
-    def decode(self, number: Ints, offset: Ints, rows: pa.RecordBatch) -> list[CheckedBatch]:
-        """Decode n messages (MESSAGE_SCHEMA). In the result, `partition` is the number of the TopicPartition."""
-        return self._schemas.decode(MessageBatch(rows, number.astype(np.int32), offset, []))
+    def decode(self, messages: MessageBatch) -> list[CheckedBatch]:
+        """Decode n messages (MESSAGE_SCHEMA), whose `partition` is the number of the TopicPartition."""
+        return self._schemas.decode(messages)
 
     def store(self, decoded: Iterable[CheckedBatch], day: int) -> None:
         """Store the results of messages that were ingested on `day` (since 1970)."""
@@ -85,7 +98,7 @@ class BronzeReader:
         for decoded, found, newest, day in prefetch(self._decoded(prefetch(read_checked(self._context, plan)))):
             store.insert("runs", found)
             if newest.num_rows:
-                store.insert("newest", hashable(newest), f'number, "offset", {content_hash(BRONZE)}')
+                store.insert("newest", hashable(newest), f'number, "offset", {content_hash(BRONZE)}, {_BARE}')
             self._hasher.store(decoded, day)
         self._ledger.report(self._context)
 
@@ -104,7 +117,7 @@ class BronzeReader:
             offset = batch.column("offset").to_numpy()
             columns = [pa.nulls(batch.num_rows, pa.binary()), batch["avro_payload"], batch["kafka_timestamp"]]
             messages = pa.RecordBatch.from_arrays(columns, schema=MESSAGE_SCHEMA)
-            decoded = self._hasher.decode(number, offset, messages)
+            decoded = self._hasher.decode(MessageBatch(messages, number.astype(np.int32), offset, []))
             day = batch.column("ingestion_date").cast(pa.int32())[0].as_py() or 0
             yield decoded, runs(number, offset), self._newest_of(batch, number, offset), day
 
@@ -112,7 +125,8 @@ class BronzeReader:
         newest = np.zeros(len(number), np.bool_)
         for each, first in self._newest.items():
             newest |= (number == each) & (offset >= first)
-        return batch.append_column("number", pa.array(number.astype(np.int32))).filter(pa.array(newest))
+        rows = batch.append_column("number", pa.array(number.astype(np.int32))).filter(pa.array(newest))
+        return _with_bare(rows)
 
 
 def compare_with_kafka(
@@ -124,16 +138,16 @@ def compare_with_kafka(
     """Check `bronze_changed`: the newest rows are what Kafka's messages give, from its first offset to its end.
 
     It proves, for COMPARED_MESSAGES rows that Kafka still has the messages of, that the columns that a message decides
-    (key, payload, Kafka timestamp) are the message's. Older rows are not compared with Kafka.
+    (key, payload, Kafka timestamp) are the message's. Older rows are not compared with Kafka. A payload may have in
+    front what the message has in a record header: this schema id, or for a GUID any schema id.
     """
     store, newest = context.store, newest_offsets(partitions)
-    store.run("CREATE OR REPLACE TEMP TABLE kafka AS SELECT * FROM newest LIMIT 0")
+    store.run(_KAFKA)
     for partition, watermarks in kafka.items():
         first, end = newest[partition]
         _store_messages(context, partition, reader, max(first, watermarks[0]), end, watermarks)
-    changed = 'FROM newest n JOIN kafka k USING (number, "offset") WHERE n.content <> k.content'
     for partition in kafka:
-        of_partition = f"{changed} AND number = {partition.number}"
+        of_partition = f"{_CHANGED} AND number = {partition.number}"
         if count := store.count(of_partition):
             offsets = store.column(f'SELECT "offset" {of_partition} ORDER BY ALL LIMIT {SAMPLES}')
             text = f"{partition}: {count:,} rows differ from Kafka's messages: key, payload or Kafka timestamp"
@@ -156,11 +170,27 @@ def _store_messages(
     if found.unread and not found.damage:
         text = f"{partition}: Kafka did not return all messages from {first} to {end - 1}: their rows are not compared"
         context.add("bronze_not_compared", Severity.NOTE, text, end - first, partition.pinned, BRONZE)
-    if n := len(found.offset):
-        numbers = np.full(n, partition.number, np.int32)
-        messages = MessageBatch(found.rows(), numbers, np.array(found.offset, np.int64), [])
-        rows = BRONZE.rows(bronze_rows(messages, partition.topic))
-        context.store.insert("kafka", hashable(rows), f'partition, "offset", {content_hash(BRONZE)}')
+    messages = found.batch(partition.number)
+    _insert(context, messages, partition.topic, content_hash(BRONZE), bare=False)
+    if headers := messages.schema_headers:
+        at = {offset: isinstance(schema_key(header), UUID) for (_, offset), header in headers.items()}
+        with_guid = messages.filter(np.isin(messages.offset, [offset for offset, guid in at.items() if guid]))
+        with_id = messages.filter(np.isin(messages.offset, [offset for offset, guid in at.items() if not guid]))
+        framed = put_ids_in_front(with_id, NoSchemas(), partition.topic)
+        _insert(context, framed, partition.topic, content_hash(BRONZE), bare=False)
+        _insert(context, with_guid, partition.topic, content_hash(BRONZE), bare=True)
+
+
+def _insert(context: AuditContext, messages: MessageBatch, topic: str, content: str, bare: bool) -> None:
+    rows = BRONZE.rows(bronze_rows(messages, topic))
+    context.store.insert("kafka", hashable(rows), f'partition, "offset", {content}, {bare}')
+
+
+def _with_bare(rows: pa.RecordBatch) -> pa.RecordBatch:
+    """Add the payloads without their 5-byte header to rows of Bronze."""
+    return rows.append_column(
+        "bare_payload", pc.binary_replace_slice(rows.column("avro_payload"), 0, HEADER_BYTES, b"")
+    )
 
 
 def runs(number: Ints, offset: Ints) -> pa.RecordBatch:

@@ -37,7 +37,8 @@ class TradeHashes:
         columns = ", ".join(f"row_{number} UBIGINT" for number in self._numbers.values())
         return f"""
         CREATE TABLE runs (number INTEGER, first BIGINT, next BIGINT);  -- of Bronze's offsets, without a gap each
-        CREATE TABLE newest (number INTEGER, "offset" BIGINT, content UBIGINT);  -- rows of Bronze
+        CREATE TABLE newest (
+            number INTEGER, "offset" BIGINT, content UBIGINT, bare UBIGINT);  -- rows of Bronze, without its header too
         CREATE TABLE valid (number INTEGER, "offset" BIGINT, day INTEGER, id UBIGINT, {columns});  -- decoded messages
         CREATE TABLE bad (
             number INTEGER, "offset" BIGINT, day INTEGER, reason VARCHAR, content UBIGINT, detail UBIGINT);

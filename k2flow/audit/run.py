@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 
-import numpy as np
 from pyiceberg.catalog import Catalog
 
 from k2flow.audit.bronze import BronzeReader, MessageHasher, compare_with_kafka
@@ -214,8 +213,7 @@ class ExchangeAudit:
         return offsets
 
     def _take(self, partition: TopicPartition, found: MessagesRead) -> None:
-        offsets = np.array(found.offset, np.int64)
-        decoded = self._hasher.decode(np.full(len(offsets), partition.number), offsets, found.rows())
+        decoded = self._hasher.decode(found.batch(partition.number))
         self._hasher.store(decoded, (self._pinned.today - UNIX_EPOCH).days)
 
     @contextmanager

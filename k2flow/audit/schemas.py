@@ -2,13 +2,16 @@
 
 - A message whose dead letter says `unknown_schema` was refused. The audit expects this dead letter, whatever is known
   of the schema today. `refused_too_early` notes those that `k2flow dlq replay` can decode today.
+- A message with a schema id in a record header whose dead letter says `bad_magic` stays as Kafka has it: its GUID was
+  unknown, or an older version of k2flow took it.
 - Any other message whose schema neither the tables nor the registry have is unresolved: `schema_unknown` (audit
   incomplete). It may be a trade or a dead letter, and explains as many rows of the tables.
 """
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from uuid import UUID
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +29,9 @@ from k2flow.trades.decode import DecodedBatch, TradeDecoder
 from k2flow.trades.messages import MessageBatch
 from k2flow.trades.reasons import Reason
 from k2flow.trades.record_decoder import RecordDecoder
-from k2flow.trades.registry import Schemas, UnknownSchemaError
+from k2flow.trades.registry import Schemas
+from k2flow.trades.registry_lookup import UnknownSchemaError
+from k2flow.trades.schema_headers import put_ids_in_front, schema_key
 from k2flow.trades.stored_schemas import StoredSchemas
 
 MAX_IDS = 100  # of refused messages that are looked up, and of unresolved ones that are named
@@ -45,7 +50,9 @@ class CheckedBatch:
     unresolved: pa.RecordBatch
 
 
-class _NoSchemas(Schemas):
+class NoSchemas(Schemas):
+    """No schema is known."""
+
     @override
     def decoder(self, schema_id: int) -> RecordDecoder:
         raise UnknownSchemaError(f"schema id {schema_id} was unknown")
@@ -57,8 +64,9 @@ class SchemaCheck:
     def __init__(self, context: AuditContext, exchange: Exchange, schemas: StoredSchemas) -> None:
         self._context = context
         self._schemas = schemas
+        self._topic = exchange.settings.topic
         self._decoder = TradeDecoder(exchange, schemas)
-        self._refuser = TradeDecoder(exchange, _NoSchemas())
+        self._refuser = TradeDecoder(exchange, NoSchemas())
         self._any_refused = False
         self._refused: Counter[int] = Counter()  # by schema id
 
@@ -73,8 +81,9 @@ class SchemaCheck:
 
     def decode(self, messages: MessageBatch) -> list[CheckedBatch]:
         """Decode n messages. In another thread than the database's is allowed."""
+        messages, unknown = self._framed(messages)
         refused = self._is_refused(messages)
-        checked = [self._resolved(self._decoder.decode(messages.filter(~refused)))]
+        checked = [self._resolved(self._decoder.decode(messages.filter(~refused)), unknown)]
         if refused.any():
             decoded = self._refuser.decode(messages.filter(refused))
             letters = decoded.dead_letters.rows
@@ -112,9 +121,26 @@ class SchemaCheck:
         found = self._context.store.arrays_beside(sql, span)
         return np.isin(_keys(messages.partition, messages.offset), _keys(found["number"], found["offset"]))
 
-    def _resolved(self, decoded: DecodedBatch) -> CheckedBatch:
+    def _framed(self, messages: MessageBatch) -> tuple[MessageBatch, Collection[tuple[int, int]]]:
+        """Put schema ids from record headers in front, and return the places of the messages whose GUID is unknown."""
+        headers = messages.schema_headers
+        if not headers:
+            return messages, ()
+        sql = 'SELECT number, "offset" FROM dlq WHERE reason = ?'
+        found = self._context.store.arrays_beside(sql, [Reason.BAD_MAGIC.code])
+        kept = set(zip(found["number"].tolist(), found["offset"].tolist(), strict=True))
+        headers = {place: header for place, header in headers.items() if place not in kept}
+        framed = put_ids_in_front(replace(messages, schema_headers=headers), self._schemas, self._topic)
+        with_guid = {place for place, header in headers.items() if isinstance(schema_key(header), UUID)}
+        return framed, with_guid & framed.header_details.keys()
+
+    def _resolved(self, decoded: DecodedBatch, unknown: Collection[tuple[int, int]]) -> CheckedBatch:
         letters = decoded.dead_letters.rows
-        mask = pa.array(self._schemas.are_unresolved(letters))
+        unresolved = self._schemas.are_unresolved(letters)
+        if unknown:
+            places = zip(letters["partition"].to_pylist(), letters["offset"].to_pylist(), strict=True)
+            unresolved |= np.array([place in unknown for place in places], np.bool_)
+        mask = pa.array(unresolved)
         return CheckedBatch(decoded.trades, letters.filter(pc.invert(mask)), letters.filter(mask))
 
     def _count(self, schema_ids: pa.Int32Array) -> None:
@@ -129,22 +155,33 @@ class SchemaCheck:
             f"FROM unresolved v {within(DLQ)} WHERE e_dlq.exchange = {pinned.number} "
             f"AND v.day > {pinned.cutoff_day(DLQ)}"
         )
-        counts: Sequence[tuple[int, int]] = store.run(
+        counts: Sequence[tuple[int | None, int]] = store.run(
             f"SELECT schema_id, count(*) {unresolved} GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT {MAX_IDS}"
         )
-        for schema_id, count in ((signed % 2**32, n) for signed, n in counts):
-            why = self._schemas.unresolved.get(schema_id, "it was not asked for")
-            text = (
-                f"audit incomplete: {count:,} messages of schema id {schema_id} cannot be checked: the tables do not "
-                f"have its schema ({why}). Let the registry have it, and repeat"
-            )
+        for schema_id, count in counts:
+            text = f"audit incomplete: {count:,} messages {self._why_unresolved(schema_id)}"
+            where = "AND v.schema_id IS NOT DISTINCT FROM ?"
             samples = store.run(
-                f'SELECT v.number, v."offset" {unresolved} AND v.schema_id = ? ORDER BY ALL LIMIT {SAMPLES}',
-                [schema_id - 2**32 if schema_id >= 2**31 else schema_id],
+                f'SELECT v.number, v."offset" {unresolved} {where} ORDER BY ALL LIMIT {SAMPLES}', [schema_id]
             )
             self._context.add(
                 "schema_unknown", Severity.UNKNOWN, text, count, pinned, samples=partitions.samples(samples)
             )
+
+    def _why_unresolved(self, signed: int | None) -> str:
+        """Return why messages of a schema id (int32; None: of a GUID) cannot be checked."""
+        if signed is None:
+            why = self._schemas.unanswered or "none is set, or it has none for this GUID"
+            return (
+                f"with a schema GUID in a record header cannot be checked: the registry did not give its id ({why}). "
+                "Let the registry have it, and repeat"
+            )
+        schema_id = signed % 2**32
+        why = self._schemas.unresolved.get(schema_id, "it was not asked for")
+        return (
+            f"of schema id {schema_id} cannot be checked: the tables do not have its schema ({why}). "
+            "Let the registry have it, and repeat"
+        )
 
 
 def _keys(number: npt.NDArray[np.int32], offset: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

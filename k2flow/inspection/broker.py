@@ -18,10 +18,11 @@ from k2flow.errors import KafkaError, NoBrokerError
 from k2flow.iceberg.ledger import Mark
 from k2flow.kafka.marks import Place, read_marks
 from k2flow.kafka.properties import DEFAULTS, FORCED
+from k2flow.kafka.schema_headers import schema_header
 from k2flow.kafka.topic import TIMEOUT_SECONDS, BrokerDownError, check_properties, find_topic, watermarks
 from k2flow.observability.logs import ClientLog
 from k2flow.retryable import Verdict, kafka_verdict
-from k2flow.trades.messages import MESSAGE_SCHEMA, timestamps
+from k2flow.trades.messages import MESSAGE_SCHEMA, MessageBatch, timestamps
 
 log = logging.getLogger(__name__)
 MERGE_DISTANCE = 1_000  # ranges with at most this many offsets between them are read together
@@ -48,6 +49,17 @@ class MessagesRead:
         keys, values = ([read(m) for m in self.messages] for read in (Message.key, Message.value))
         columns = [pa.array(keys, pa.binary()), pa.array(values, pa.binary()), timestamps(milliseconds)]
         return pa.RecordBatch.from_arrays(columns, schema=MESSAGE_SCHEMA)
+
+    def schema_headers(self) -> dict[int, tuple[str, bytes]]:
+        """Return name and bytes of the record header with a schema id, by offset, of values that begin with none."""
+        found = ((m.offset(), schema_header(m)) for m in self.messages)
+        return {offset: header for offset, header in found if header}
+
+    def batch(self, partition: int) -> MessageBatch:
+        """Return the messages as a batch of one partition, with no ranges of offsets."""
+        numbers, offsets = np.full(len(self.offset), partition, np.int32), np.array(self.offset, np.int64)
+        headers = {(partition, offset): header for offset, header in self.schema_headers().items()}
+        return MessageBatch(self.rows(), numbers, offsets, [], schema_headers=headers)
 
 
 class TopicReader:

@@ -4,6 +4,7 @@ import ctypes
 
 import numpy as np
 import pyarrow as pa
+from confluent_kafka import Message
 
 from k2flow.compat.librdkafka import py
 
@@ -28,6 +29,18 @@ def read_schema_headers(value: pa.BinaryArray, addresses: list[int]) -> dict[int
         if header:
             found[i] = header
     return found
+
+
+def schema_header(message: Message) -> tuple[str, bytes] | None:
+    """Return name and bytes of a message's header with the schema id, as `read_schema_headers` does."""
+    value = message.value()
+    if not value or value[0] == 0:
+        return None
+    try:
+        headers = dict(message.headers() or ())  # the last header of a name counts
+    except UnicodeDecodeError:  # another header's name
+        return None
+    return next(((name, headers[name] or b"") for name in NAMES if name in headers), None)
 
 
 def _read(address: int) -> tuple[str, bytes] | None:

@@ -20,7 +20,8 @@ from k2flow.exchange import Exchange
 from k2flow.query.connection import query_errors
 from k2flow.trades.decode import TradeDecoder
 from k2flow.trades.messages import HEADER_BYTES, MESSAGE_SCHEMA, MessageBatch
-from k2flow.trades.registry import Schemas, UnknownSchemaError
+from k2flow.trades.registry import Schemas
+from k2flow.trades.registry_lookup import UnknownSchemaError
 
 _UNREADABLE = (
     *(ValueError, EOFError, IndexError, OverflowError, TypeError, KeyError, AttributeError),

@@ -17,7 +17,8 @@ from k2flow.layers import DLQ, SILVER
 from k2flow.trades.messages import HEADER_BYTES, MessageBatch, header_detail, read_headers
 from k2flow.trades.reasons import Reason
 from k2flow.trades.record_decoder import DecodedRecords, Defect, RecordDecoder
-from k2flow.trades.registry import Schemas, UnknownSchemaError
+from k2flow.trades.registry import Schemas
+from k2flow.trades.registry_lookup import UnknownSchemaError
 from k2flow.trades.unknown_fields import UnknownFields
 from k2flow.trades.validate import KAFKA_TIME, Validator, int64_times
 
@@ -223,7 +224,7 @@ def _kafka_times(times: pa.TimestampArray) -> list[str]:
 
 def _header_detail(messages: MessageBatch, i: int) -> str:
     at = int(messages.partition[i]), int(messages.offset[i])
-    return header_detail(messages.rows.column("value")[i], messages.schema_headers.get(at))
+    return header_detail(messages.rows.column("value")[i], messages.header_details.get(at))
 
 
 def _detail(text: str) -> str:

@@ -12,7 +12,6 @@ import pyarrow as pa
 from k2flow.iceberg.ledger import Mark, OffsetRange
 from k2flow.layers import BRONZE, FIRST_TRADE_US, MAX_TIME_US
 from k2flow.trades.reasons import Reason
-from k2flow.trades.schema_headers import describe_schema_header
 
 MESSAGE_SCHEMA = pa.schema([("key", pa.binary()), ("value", pa.binary()), ("timestamp", pa.timestamp("us", "UTC"))])
 """Kafka messages: key and value unchanged (null and empty apart), and Kafka's time, null without a usable one."""
@@ -38,6 +37,8 @@ class MessageBatch:
     marks: Mapping[int, Mark] = field(default_factory=dict)
     schema_headers: Mapping[tuple[int, int], tuple[str, bytes]] = field(default_factory=dict)
     """By partition and offset: name and bytes of the record header with a schema id, of values that begin with none."""
+    header_details: Mapping[tuple[int, int], str] = field(default_factory=dict)
+    """By partition and offset: why such a header gives no schema id."""
 
     def ranges(self) -> list[OffsetRange]:
         """Return `offsets`, each with the number of its rows."""
@@ -100,8 +101,8 @@ def read_headers(payloads: pa.BinaryArray) -> tuple[npt.NDArray[np.uint8], npt.N
     return reasons, ids
 
 
-def header_detail(payload: pa.BinaryScalar, schema_header: tuple[str, bytes] | None = None) -> str:
-    """Return why the header of a payload cannot be read; `schema_header` is the record header with its schema id."""
+def header_detail(payload: pa.BinaryScalar, record_header: str | None = None) -> str:
+    """Return why the header of a payload cannot be read; `record_header` says why a record header does not help."""
     if not payload.is_valid:
         return "the message has no value"
     value = payload.as_py()
@@ -109,7 +110,7 @@ def header_detail(payload: pa.BinaryScalar, schema_header: tuple[str, bytes] | N
         detail = f"{len(value)} bytes, fewer than the {HEADER_BYTES} of the header"
     else:
         detail = f"first byte 0x{value[0]:02x}, not 0x00"
-    return detail + (f"; {describe_schema_header(*schema_header)}" if schema_header else "")
+    return detail + (f"; {record_header}" if record_header else "")
 
 
 def bronze_rows(messages: MessageBatch, topic: str) -> pa.RecordBatch:

@@ -5,7 +5,8 @@
                           │           └─► by owner ─► deduplicate ─► Gold
                           └─► dead letters ─► DLQ
 
-Every step but the deduplication is a pure function of its batch and of the offsets that the tables held at the start.
+Before, schema ids in record headers are put in front of the values. Every step but the deduplication is a pure function
+of its batch and of the offsets that the tables held at the start.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,6 +29,7 @@ from k2flow.trades.deduplicate import Deduplicator, OwnedTrades, kafka_hours, sp
 from k2flow.trades.gold_ids import GoldIds
 from k2flow.trades.messages import MessageBatch, bronze_rows
 from k2flow.trades.registry import Schemas
+from k2flow.trades.schema_headers import put_ids_in_front
 from k2flow.trades.stored_schemas import schema_properties
 
 
@@ -59,6 +61,8 @@ class Pipeline:
         """
         metrics.BATCH_MESSAGES.labels(self.exchange.name).observe(batch.rows.num_rows)
         stats = BatchStats(oldest_us=pc.min(batch.rows.column("timestamp")).value)
+        if batch.schema_headers:
+            batch = put_ids_in_front(batch, self._schemas, self.exchange.settings.topic)
         committables = self._write_layers(Stream.MESSAGES, batch, stats)  # files are written while the batch is decoded
         with tracing.span("decode", messages=batch.rows.num_rows):
             decoded = self._decoder.decode(batch)

@@ -6,21 +6,26 @@ Only flows with a registry import this module: the client takes about a second o
 import json
 import random
 from collections.abc import Callable, Mapping
-from typing import Any
+from http import HTTPStatus
+from typing import Any, TypeVar
+from uuid import UUID
 
 import httpx2
 from confluent_kafka.schema_registry import Schema, SchemaRegistryClient, SchemaRegistryError
 from confluent_kafka.schema_registry.error import OAuthTokenError
 
+from k2flow.compat.schema_registry import schema_ids_of_guid
 from k2flow.config.settings import REGISTRY_PREFIX, mask
 from k2flow.errors import RegistryError, SettingsError
 from k2flow.trades.references import inline
-from k2flow.trades.registry import NoSchemaError, UnknownSchemaError
+from k2flow.trades.registry_lookup import NoSchemaError, UnknownSchemaError
 
 TIMEOUTS_SECONDS = (5.0, 20.0, 20.0, 5.0)  # to connect, to read, to write, and to wait for a connection
 SCHEMA_NOT_FOUND = 40403
 """The error code of a registry for an unknown id. Anything else at the address answers 404 without it."""
 MAX_REFERENCES = 256
+MAX_IDS_OF_GUID = 20  # that are tried
+DEFAULT_CONTEXT = "."
 _DENIED = (401, 403, 407)
 _BUSY = (408, 425, 429)
 _SERVER_ERROR = 500
@@ -29,6 +34,7 @@ _FAILURES = (SchemaRegistryError, OAuthTokenError, httpx2.HTTPError, httpx2.Inva
 _NO_ANSWERS = (ValueError, TypeError, AttributeError, KeyError, RecursionError)
 """Raised by the client for a body that is no answer of a registry."""
 Json = Any
+Answer = TypeVar("Answer")
 
 
 class RegistryClient:
@@ -48,15 +54,42 @@ class RegistryClient:
         Raises UnknownSchemaError if it is not Avro, NoSchemaError if the registry answers with anything but a schema,
         RegistryError if it does not answer, is busy or denies access.
         """
+        return self._ask(schema_id, lambda: self._resolved(self._client.get_schema(schema_id), schema_id))
+
+    def id_of_guid(self, guid: UUID) -> int:
+        """Return the id of the schema with this GUID. Raises as `fetch`.
+
+        A schema may have an id in each context of a registry, and an id may name another schema in each. So only an id
+        counts that gives the schema of the GUID by `fetch`, first of the default context.
+        """
+        return self._ask(guid, lambda: self._match(guid))
+
+    def _match(self, guid: UUID) -> int:
+        ids = _ids_in(schema_ids_of_guid(self._client, guid))
+        if not ids:
+            raise self._no_schema(guid, "it has no id with this GUID", not_found=True)
+        wanted = self._resolved(self._client.get_schema_by_guid(str(guid)), guid)
+        for schema_id in ids[:MAX_IDS_OF_GUID]:
+            try:
+                if self._resolved(self._client.get_schema(schema_id), schema_id) == wanted:
+                    return schema_id
+            except UnknownSchemaError:
+                continue
+            except SchemaRegistryError as error:
+                if error.http_status_code != HTTPStatus.NOT_FOUND:
+                    raise
+        raise self._no_schema(guid, f"its ids {ids[:MAX_IDS_OF_GUID]} name other schemas at this address")
+
+    def _ask(self, key: int | UUID, ask: Callable[[], Answer]) -> Answer:
         self._client.clear_caches()  # the client keeps every answer, also one without a schema
         try:
-            return self._resolved(self._client.get_schema(schema_id), schema_id)
+            return ask()
         except SchemaRegistryError as error:
-            raise self._refusal(schema_id, error) from error
+            raise self._refusal(key, error) from error
         except _FAILURES as error:
-            raise self._unanswered(schema_id, _text_of(error)) from error
+            raise self._unanswered(key, _text_of(error)) from error
         except _NO_ANSWERS as error:
-            raise self._no_schema(schema_id, f"not a registry's answer: {_text_of(error)}") from error
+            raise self._no_schema(key, f"not a registry's answer: {_text_of(error)}") from error
 
     def answers_others(self, known: int, after_server_error: bool) -> bool:
         """Return whether the registry answers now, so that only the one id that it refused can be wrong.
@@ -84,7 +117,7 @@ class RegistryClient:
             return False
         return True
 
-    def _refusal(self, schema_id: int, error: SchemaRegistryError) -> Exception:
+    def _refusal(self, key: int | UUID, error: SchemaRegistryError) -> Exception:
         status, text = error.http_status_code, _text_of(error)
         if 300 <= status < 400:
             hint = f"it redirects: set {REGISTRY_PREFIX}URL to the address that it leads to"
@@ -94,21 +127,21 @@ class RegistryClient:
             hint = "it is busy"
         else:
             not_found = error.error_code == SCHEMA_NOT_FOUND
-            return self._no_schema(schema_id, text, not_found, status >= _SERVER_ERROR)
-        return self._unanswered(schema_id, f"{hint}: {text}")
+            return self._no_schema(key, text, not_found, status >= _SERVER_ERROR)
+        return self._unanswered(key, f"{hint}: {text}")
 
     def _no_schema(
-        self, schema_id: int, answer: str, not_found: bool = False, server_error: bool = False
+        self, key: int | UUID, answer: str, not_found: bool = False, server_error: bool = False
     ) -> NoSchemaError:
-        return NoSchemaError(str(self._unanswered(schema_id, answer)), answer, not_found, server_error)
+        return NoSchemaError(str(self._unanswered(key, answer)), answer, not_found, server_error)
 
-    def _unanswered(self, schema_id: int, reason: str) -> RegistryError:
-        return RegistryError(f"schema registry {self._url}: no schema {schema_id} yet ({reason})")
+    def _unanswered(self, key: int | UUID, reason: str) -> RegistryError:
+        return RegistryError(f"schema registry {self._url}: no schema {key} yet ({reason})")
 
-    def _resolved(self, schema: Schema, schema_id: int) -> Json:
+    def _resolved(self, schema: Schema, key: int | UUID) -> Json:
         text = _schema_text(schema)
         if (kind := schema.schema_type or "AVRO") != "AVRO":
-            raise UnknownSchemaError(f"schema id {schema_id} is {kind}, not Avro")
+            raise UnknownSchemaError(f"schema {'id' if isinstance(key, int) else 'GUID'} {key} is {kind}, not Avro")
         if not schema.references:
             return text
         found: dict[tuple[str, int], Json] = {}
@@ -125,6 +158,16 @@ class RegistryClient:
                 referenced = self._client.get_version(*key, deleted=True).schema
                 found[key] = json.loads(_schema_text(referenced))
                 self._add_references(referenced, found)
+
+
+def _ids_in(answer: Any) -> list[int]:
+    """Return the ids of a registry's contexts, of the default context first."""
+    if not isinstance(answer, list):
+        raise TypeError("no list of ids")
+    ids = [each["id"] for each in sorted(answer, key=lambda each: each["context"] != DEFAULT_CONTEXT)]
+    if not all(type(each) is int and 0 <= each < 1 << 32 for each in ids):
+        raise ValueError(f"ids {ids}")
+    return list(dict.fromkeys(ids))
 
 
 def _has_names(ask: Callable[[], Any]) -> bool:

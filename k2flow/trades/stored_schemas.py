@@ -6,7 +6,8 @@ of Bronze can be decoded again without a registry, as they were.
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from uuid import UUID
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,8 @@ from k2flow.errors import RegistryError
 from k2flow.trades.bad_ids import MAX_BAD_IDS
 from k2flow.trades.reasons import Reason
 from k2flow.trades.record_decoder import RecordDecoder
-from k2flow.trades.registry import NoTextError, Schemas, UnknownSchemaError, open_schemas, trade_decoder
+from k2flow.trades.registry import Schemas, open_schemas, trade_decoder
+from k2flow.trades.registry_lookup import Found, NoTextError, Place, UnknownSchemaError
 from k2flow.trades.schema import canonical
 
 log = logging.getLogger(__name__)
@@ -71,6 +73,17 @@ class StoredSchemas(Schemas):
             if schema_id not in self._decoders:
                 self._decoders[schema_id] = self._find(schema_id)
             return self._decoders[schema_id]
+
+    @override
+    def ids_of_guids(self, guids: Sequence[UUID], place: Place[UUID]) -> Found[UUID, int]:
+        with self._lock:
+            if self.unanswered is None:
+                try:
+                    return self._others.ids_of_guids(guids, lambda _: "a message with a schema GUID")
+                except RegistryError as error:
+                    self.unanswered = error
+                    log.warning("%s: messages with a schema GUID in a record header are not checked", error)
+            return {guid: NoTextError(str(self.unanswered)) for guid in guids}
 
     @override
     def new_texts(self) -> Mapping[int, str]:

@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from k2flow.records import Defect
-from k2flow.trades.registry import UnknownSchemaError, trade_decoder
+from k2flow.trades.registry import trade_decoder
+from k2flow.trades.registry_lookup import UnknownSchemaError
 from k2flow.trades.schema import trade_schema
 from tests.messages import TRADE
 from tests.property import examples

@@ -36,19 +36,20 @@ def test_range_of_versions(found: str, supported: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "version_of", "wrong"),
+    ("module", "library", "version_of", "wrong"),
     [
-        ("bytewax", "importlib.metadata.version", "0.22.0"),
-        ("pyiceberg", "pyiceberg.__version__", "0.13.0"),
-        ("pyarrow", "pyarrow.__version__", "27.0.0"),
+        ("bytewax", "bytewax", "importlib.metadata.version", "0.22.0"),
+        ("pyiceberg", "pyiceberg", "pyiceberg.__version__", "0.13.0"),
+        ("pyarrow", "pyarrow", "pyarrow.__version__", "27.0.0"),
+        ("schema_registry", "confluent-kafka", "importlib.metadata.version", "2.17.0"),
     ],
 )
 def test_import_refuses_another_version(
-    monkeypatch: pytest.MonkeyPatch, module: str, version_of: str, wrong: str
+    monkeypatch: pytest.MonkeyPatch, module: str, library: str, version_of: str, wrong: str
 ) -> None:
     monkeypatch.setattr(version_of, wrong if version_of.endswith("__") else lambda name: wrong)
     monkeypatch.delitem(sys.modules, f"k2flow.compat.{module}", raising=False)
-    with pytest.raises(UnsupportedVersionError, match=f"^{module} {wrong} is installed"):
+    with pytest.raises(UnsupportedVersionError, match=f"^{library} {wrong} is installed"):
         importlib.import_module(f"k2flow.compat.{module}")
 
 
@@ -83,7 +84,7 @@ def test_32_bits_are_refused() -> None:
         librdkafka.check_message_layout(pointer_bytes=4)
 
 
-@pytest.mark.parametrize("library", ["bytewax", "pyiceberg", "pyarrow", "librdkafka"])
+@pytest.mark.parametrize("library", ["bytewax", "pyiceberg", "pyarrow", "librdkafka", "confluent-kafka"])
 def test_checked_ranges_are_those_of_pyproject(library: str) -> None:
     """Pip must not install a version that the check refuses, and constraints.txt pins one that it accepts."""
     package = {"librdkafka": "confluent-kafka"}.get(library, library)

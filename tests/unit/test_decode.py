@@ -1,6 +1,5 @@
 """Messages become trades or dead letters: headers, schema ids, every message in exactly one of the two."""
 
-from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -46,30 +45,6 @@ def test_defect_in_header_or_bytes_affects_no_other_row(
     assert ids(decoded) == [schema_id]
     assert decoded.trades.rows["trade_id"].to_pylist() == ["one", "two"]
     assert decoded.dead_letters.rows["kafka_timestamp"].to_pylist() == [datetime.fromtimestamp(NOW_US / 1e6, UTC)]
-
-
-@pytest.mark.parametrize(
-    ("name", "raw", "found", "remedy"),
-    [
-        ("__value_schema_id", b"\1" + bytes(range(16)), "the schema GUID 00010203-0405-0607-0809-0a0b0c0d0e0f",
-         "PrefixSchemaIdSerializer"),
-        ("__value_schema_id", b"\0\0\0\0\7", "the schema id 7", "PrefixSchemaIdSerializer"),
-        ("apicurio.value.globalId", b"\0" * 7 + b"\x2a", "the globalId 42", "apicurio.registry.headers.enabled=false"),
-        ("apicurio.value.contentId", b"\xff" * 40, f"the bytes {'ff' * 32}...", "apicurio.registry.headers.enabled"),
-        ("__value_schema_id", b"", "the bytes ", "PrefixSchemaIdSerializer"),
-    ],
-)  # fmt: skip
-def test_schema_id_in_a_record_header_is_named(name: str, raw: bytes, found: str, remedy: str) -> None:
-    """It is the header of this message alone. The reason stays that of the value."""
-    whole = messages([value(), value()[5:], b"", b"\x01234567"])
-    given_ = replace(whole, schema_headers={(1, 101): (name, raw), (0, 100): (name, raw), (2, 102): (name, raw)})
-    letters = TradeDecoder(BINANCE, FixedSchemas((1,))).decode(given_).dead_letters.rows
-    assert letters["reason"].to_pylist() == ["bad_magic"] * 3
-    first, second, third = letters["detail"].to_pylist()
-    assert first.startswith(f"first byte 0x48, not 0x00; the record header {name} has {found}, but k2flow reads")
-    assert remedy in first
-    assert second.startswith("0 bytes, fewer than the 5 of the header; the record header")
-    assert third == "first byte 0x01, not 0x00"
 
 
 def test_trade_has_every_column_as_written() -> None:

@@ -21,17 +21,11 @@ import trustme
 from k2flow.config.settings import REGISTRY_PROPERTIES, load_settings, property_origins
 from k2flow.errors import RegistryError, SchemaError, SettingsError
 from k2flow.exchange import Exchange, Rule
-from k2flow.trades import bad_ids
+from k2flow.trades import bad_ids, registry_lookup
 from k2flow.trades import registry as registry_module
 from k2flow.trades.decode import DecodedBatch, TradeDecoder
-from k2flow.trades.registry import (
-    FixedSchemas,
-    NoSchemaError,
-    RegistrySchemas,
-    Schemas,
-    UnknownSchemaError,
-    open_schemas,
-)
+from k2flow.trades.registry import FixedSchemas, RegistrySchemas, Schemas, open_schemas
+from k2flow.trades.registry_lookup import NoSchemaError, UnknownSchemaError
 from k2flow.trades.schema import canonical, trade_schema
 from tests.messages import BINANCE, decode, details, evolved, ids, messages, reasons, value, written
 from tests.registry import NO_SUCH_PATH, Registry
@@ -72,9 +66,9 @@ def registry() -> Iterator[Registry]:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make all pauses short: what a test waits for comes as soon as it can."""
-    monkeypatch.setattr(registry_module, "_FIRST_DELAY", 0.001)
-    monkeypatch.setattr(registry_module, "_MAX_OUTAGE_DELAY", 0.01)
-    monkeypatch.setattr(registry_module, "_MAX_DELAY", 0.01)
+    monkeypatch.setattr(registry_lookup, "_FIRST_DELAY", 0.001)
+    monkeypatch.setattr(registry_lookup, "_MAX_OUTAGE_DELAY", 0.01)
+    monkeypatch.setattr(registry_lookup, "_MAX_DELAY", 0.01)
 
 
 def at_once(registry: Registry, wait_seconds: float = 0, stored: Mapping[int, str] | None = None) -> RegistrySchemas:
@@ -371,8 +365,8 @@ def test_bad_id_stays_bad_while_the_registry_is_down(registry: Registry, monkeyp
 
 def test_flood_of_bad_ids_costs_few_waits(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every message has another id. Requests, waits and memory are bounded; good messages are trades."""
-    monkeypatch.setattr(registry_module, "MAX_ASKED", 30)
-    monkeypatch.setattr(registry_module, "MAX_ASKED_AGAIN", 3)
+    monkeypatch.setattr(registry_lookup, "MAX_ASKED", 30)
+    monkeypatch.setattr(registry_lookup, "MAX_ASKED_AGAIN", 3)
     monkeypatch.setattr(bad_ids, "MAX_BAD_IDS", 20)
     registry.register(1, trade_schema())
     schemas = at_once(registry, 0.1)
@@ -382,7 +376,7 @@ def test_flood_of_bad_ids_costs_few_waits(registry: Registry, monkeypatch: pytes
         decoded = decoder.decode(messages([value(), *(value(i) for i in range(first, first + 200))]))
         assert reasons(decoded) == dict.fromkeys(range(1, 201), "unknown_schema")
         assert all(text.startswith("schema id ") for text in details(decoded))
-        assert len(schemas._bad) <= 20
+        assert len(schemas._ids._bad) <= 20
     again = Counter(registry.asked)
     assert len(again) == len(starts) * 30
     assert sum(count > 1 for count in again.values()) <= len(starts) * 3
