@@ -30,7 +30,7 @@ from k2flow.trades.messages import MessageBatch
 from k2flow.trades.reasons import Reason
 from k2flow.trades.record_decoder import RecordDecoder
 from k2flow.trades.registry import Schemas
-from k2flow.trades.registry_lookup import UnknownSchemaError
+from k2flow.trades.registry_lookup import NoTextError, UnknownSchemaError
 from k2flow.trades.schema_headers import put_ids_in_front, schema_key
 from k2flow.trades.stored_schemas import StoredSchemas
 
@@ -55,7 +55,7 @@ class NoSchemas(Schemas):
 
     @override
     def decoder(self, schema_id: int) -> RecordDecoder:
-        raise UnknownSchemaError(f"schema id {schema_id} was unknown")
+        raise NoTextError(f"schema id {schema_id} was unknown")
 
 
 class SchemaCheck:
@@ -126,8 +126,9 @@ class SchemaCheck:
         headers = messages.schema_headers
         if not headers:
             return messages, ()
-        sql = 'SELECT number, "offset" FROM dlq WHERE reason = ?'
-        found = self._context.store.arrays_beside(sql, [Reason.BAD_MAGIC.code])
+        sql = 'SELECT number, "offset" FROM dlq WHERE reason = ? AND "offset" BETWEEN ? AND ?'
+        span = [int(messages.offset.min()), int(messages.offset.max())]
+        found = self._context.store.arrays_beside(sql, [Reason.BAD_MAGIC.code, *span])
         kept = set(zip(found["number"].tolist(), found["offset"].tolist(), strict=True))
         headers = {place: header for place, header in headers.items() if place not in kept}
         framed = put_ids_in_front(replace(messages, schema_headers=headers), self._schemas, self._topic)

@@ -51,7 +51,7 @@ class MessagesRead:
         return pa.RecordBatch.from_arrays(columns, schema=MESSAGE_SCHEMA)
 
     def schema_headers(self) -> dict[int, tuple[str, bytes]]:
-        """Return name and bytes of the record header with a schema id, by offset, of values that begin with none."""
+        """Return name and bytes of the record header with a schema id, by offset."""
         found = ((m.offset(), schema_header(m)) for m in self.messages)
         return {offset: header for offset, header in found if header}
 

@@ -36,7 +36,7 @@ class MessageBatch:
     ends_checkpoint: bool = True
     marks: Mapping[int, Mark] = field(default_factory=dict)
     schema_headers: Mapping[tuple[int, int], tuple[str, bytes]] = field(default_factory=dict)
-    """By partition and offset: name and bytes of the record header with a schema id, of values that begin with none."""
+    """By partition and offset: name and bytes of the record header with a schema id."""
     header_details: Mapping[tuple[int, int], str] = field(default_factory=dict)
     """By partition and offset: why such a header gives no schema id."""
 
