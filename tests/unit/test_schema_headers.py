@@ -15,6 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from confluent_kafka import Message
+from hypothesis import given
+from hypothesis import strategies as st
 from pyiceberg.catalog import Catalog
 
 from k2flow.audit.report import AuditReport, Severity
@@ -27,7 +29,7 @@ from k2flow.trades.decode import TradeDecoder
 from k2flow.trades.messages import MessageBatch
 from k2flow.trades.registry import FixedSchemas, RegistrySchemas, Schemas
 from k2flow.trades.schema import trade_schema
-from k2flow.trades.schema_headers import put_ids_in_front
+from k2flow.trades.schema_headers import put_ids_in_front, schema_key
 from tests.audited_lake import AuditedLake
 from tests.messages import BINANCE, evolved, messages, value, written
 from tests.pipeline import PipelineRun
@@ -182,6 +184,37 @@ def test_guid_without_a_registry_cannot_be_known() -> None:
         f"first byte 0x48, not 0x00; the record header {OURS} has a schema GUID, and schema GUID {GUID} cannot be "
         "looked up without a schema registry: set K2FLOW_SCHEMA_REGISTRY_URL",
     )
+
+
+HEADERS = st.tuples(
+    st.sampled_from([OURS, "apicurio.value.globalId", "apicurio.value.contentId"]),
+    st.one_of(
+        st.binary(max_size=33),
+        st.sampled_from([by_id(1)[1], by_id(7)[1], by_guid(GUID)[1]]),
+        st.binary(min_size=4, max_size=4).map(lambda raw: b"\0" + raw),
+    ),
+)
+VALUES = st.one_of(
+    st.none(),
+    st.binary(max_size=9),
+    st.sampled_from([value(), value()[FRONT:], value(message_id="")[FRONT:], value(7)]),
+)
+
+
+@given(st.lists(st.tuples(VALUES, st.none() | HEADERS), max_size=9))
+def test_any_values_and_headers_are_stored(rows: list[tuple[bytes | None, Header | None]]) -> None:
+    """Each value is as it came, or has its header's id in front. Each message is a trade or a dead letter."""
+    rows = [(raw, header if raw else None) for raw, header in rows]  # headers of no others are read
+    batch, schemas = with_headers(*rows), FixedSchemas((1,))
+    framed = put_ids_in_front(batch, schemas, TOPIC).rows["value"].to_pylist()
+    for (raw, header), stored in zip(rows, framed, strict=True):
+        key = schema_key(header) if header else None
+        in_front = raw is not None and raw[:FRONT] in (value()[:FRONT], (header or by_id(1))[1])
+        if isinstance(key, int) and raw and not (in_front and len(raw) >= FRONT):
+            assert stored == b"\0" + key.to_bytes(4, "big") + raw
+        else:
+            assert stored == raw
+    letters(batch, schemas)
 
 
 @pytest.mark.parametrize(
