@@ -171,19 +171,19 @@ def _store_messages(
         text = f"{partition}: Kafka did not return all messages from {first} to {end - 1}: their rows are not compared"
         context.add("bronze_not_compared", Severity.NOTE, text, end - first, partition.pinned, BRONZE)
     messages = found.batch(partition.number)
-    _insert(context, messages, partition.topic, content_hash(BRONZE), bare=False)
+    _insert(context, messages, partition.topic, bare=False)
     if headers := messages.schema_headers:
         at = {offset: isinstance(schema_key(header), UUID) for (_, offset), header in headers.items()}
         with_guid = messages.filter(np.isin(messages.offset, [offset for offset, guid in at.items() if guid]))
         with_id = messages.filter(np.isin(messages.offset, [offset for offset, guid in at.items() if not guid]))
         framed = put_ids_in_front(with_id, NoSchemas(), partition.topic)
-        _insert(context, framed, partition.topic, content_hash(BRONZE), bare=False)
-        _insert(context, with_guid, partition.topic, content_hash(BRONZE), bare=True)
+        _insert(context, framed, partition.topic, bare=False)
+        _insert(context, with_guid, partition.topic, bare=True)
 
 
-def _insert(context: AuditContext, messages: MessageBatch, topic: str, content: str, bare: bool) -> None:
+def _insert(context: AuditContext, messages: MessageBatch, topic: str, bare: bool) -> None:
     rows = BRONZE.rows(bronze_rows(messages, topic))
-    context.store.insert("kafka", hashable(rows), f'partition, "offset", {content}, {bare}')
+    context.store.insert("kafka", hashable(rows), f'partition, "offset", {content_hash(BRONZE)}, {bare}')
 
 
 def _with_bare(rows: pa.RecordBatch) -> pa.RecordBatch:
