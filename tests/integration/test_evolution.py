@@ -11,6 +11,7 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 import pytest
 from confluent_kafka import Producer
@@ -30,6 +31,7 @@ NEWER["fields"][2:2] = [
     {"name": "venue", "type": "string"},
     {"name": "levels", "type": {"type": "array", "items": "int"}},
 ]
+GUID = UUID("00010203-0405-0607-0809-0a0b0c0d0e0f")
 MORE = {"fee": 0.25, "venue": "spot", "levels": [1, 2]}
 
 
@@ -64,6 +66,18 @@ def send(lake: Lake, schema_id: int, numbers: range, **more: Any) -> None:
         schema = OLDER if schema_id == 1 else NEWER
         producer.produce(lake.topic, written(schema, schema_id, **trade(number), **more), partition=0)
     producer.produce(lake.topic, b"\0\0\0\0\x01", partition=0)
+    assert producer.flush(30) == 0
+
+
+def sent(number: int) -> bytes:
+    return written(NEWER, 2, **trade(number), **MORE)
+
+
+def send_with_headers(lake: Lake, numbers: range, *headers: bytes) -> None:
+    """Send trades of schema 2 with these record headers instead of the schema id in front."""
+    producer = Producer({"bootstrap.servers": lake.bootstrap})
+    for number, header in zip(numbers, headers, strict=True):
+        producer.produce(lake.topic, sent(number)[5:], partition=0, headers={"__value_schema_id": header})
     assert producer.flush(30) == 0
 
 
@@ -156,20 +170,25 @@ def test_tables_evolve_beside_a_flow_and_keep_unknown_fields(new_lake: Callable[
 
 
 def test_bad_schema_id_stops_no_other_message(new_lake: Callable[..., Lake], registry: Registry) -> None:
-    """Nor does a schema that is deleted later: tables and audit keep what was used, and need no registry any more."""
+    """In front, or in a header. Nor does a schema that is deleted later: tables and audit keep what was used."""
     lake = new_lake(partitions=1)
     extra = {"K2FLOW_SCHEMA_REGISTRY_URL": registry.url, "K2FLOW_SCHEMA_WAIT_SECONDS": "1"}
     send(lake, 2, range(2), **MORE)
     send(lake, 2**32 - 1, range(2, 3), **MORE)
     send(lake, 2, range(3, 5), **MORE)
+    send_with_headers(lake, range(20, 24), b"\0\0\0\0\2", b"\1" + GUID.bytes, b"\1" + bytes(16), b"\2")
+    registry.register_guid(GUID, NEWER, (".", 2))
     log = lake.catch_up(**extra)
     assert f"its messages are dead letters, first {lake.topic}[0] offset 3" in log
+    assert f"its messages are dead letters, first {lake.topic}[0] offset 10" in log
     letters = lake.table("dlq").scan(row_filter="reason = 'unknown_schema'").to_arrow().to_pylist()
     assert [(row["offset"], row["schema_id"]) for row in letters] == [(3, -1)]
     assert "HTTP 404 Not Found" in letters[0]["detail"]
-    assert [row[2] for row in by_pyiceberg(lake, "silver")] == [0, 1, 3, 4]
+    assert [row[2] for row in by_pyiceberg(lake, "silver")] == [0, 1, 3, 4, 20, 21]
+    payloads = lake.table("bronze").scan().to_arrow().sort_by("offset")["avro_payload"].to_pylist()[8:]
+    assert payloads == [sent(20), sent(21), sent(22)[5:], sent(23)[5:]]
     del registry.answers[1], registry.answers[2]
-    assert audited(lake, **extra)["findings"] == []
+    assert audited(lake, **extra)["verdict"] == "holds"
     send(lake, 2, range(5, 6), **MORE)
     assert "the tables have its text, which is used" in lake.catch_up(**extra)
     registry.register(2, OLDER)
@@ -178,4 +197,4 @@ def test_bad_schema_id_stops_no_other_message(new_lake: Callable[..., Lake], reg
     assert failed.returncode == 1
     assert "schema id 2 has another schema than the one that the tables' rows were written with" in failed.stderr
     assert audited(lake, K2FLOW_SCHEMA_REGISTRY_URL="http://127.0.0.1:1")["verdict"] == "holds"
-    assert [row[2] for row in by_pyiceberg(lake, "silver")] == [0, 1, 3, 4, 5]
+    assert [row[2] for row in by_pyiceberg(lake, "silver")] == [0, 1, 3, 4, 5, 20, 21]

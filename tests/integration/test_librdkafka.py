@@ -70,7 +70,7 @@ def test_null_messages_and_an_empty_batch(kafka: LocalKafka, topic: str) -> None
 
 
 def test_schema_ids_in_headers_are_read(kafka: LocalKafka, topic: str) -> None:
-    """Only those of values that begin with no id; the last header of a name counts, whatever else there is."""
+    """Also if the value begins with a 0 byte; the last header of a name counts, whatever else there is."""
     ours, other = "__value_schema_id", ("apicurio.value.globalId", b"\0" * 7 + b"\5")
     producer = Producer({"bootstrap.servers": kafka.bootstrap})
     produced: list[tuple[bytes | None, list[tuple[str, bytes | None]]]] = [
@@ -82,6 +82,10 @@ def test_schema_ids_in_headers_are_read(kafka: LocalKafka, topic: str) -> None:
         (b"", [other]),
         (None, [other]),
         (b"H", [(ours, b"old"), (ours, None)]),
+        (b"H", [(ours, b"x" * 10_000)]),
+        (b"\0*BIN-1", [other]),
+        (b"\0\0\0\0\2a", []),
+        (b"\0\0\0\0", [other]),
     ]
     for value, headers in produced:
         producer.produce(topic, value, partition=1, headers=headers)
@@ -95,7 +99,12 @@ def test_schema_ids_in_headers_are_read(kafka: LocalKafka, topic: str) -> None:
         found |= {int(got.offset[i]): header for i, header in got.schema_headers.items()}
         seen += len(got)
     consumer.close()
-    assert found == {0: (ours, b"\1" + b"g" * 16), 4: other, 7: (ours, b"")}
+    assert found == {
+        **dict.fromkeys((0, 1), (ours, b"\1" + b"g" * 16)),
+        **dict.fromkeys((4, 9), other),
+        7: (ours, b""),
+        8: (ours, b"x" * 33),
+    }
 
 
 def test_partitions_can_be_added_while_reading(kafka: LocalKafka, topic: str) -> None:
