@@ -34,8 +34,8 @@ BATCH = batches(60)
 HITS = {
     Point.OPENED: (1,),
     Point.FENCE: (1, 3),
-    Point.GOLD_LOAD: (1, 10),
-    Point.GOLD_READ: (1, 5),
+    Point.GOLD_LOAD: (1, 2),  # of a batch: the windows, then the ids
+    Point.GOLD_READ: (1, 2),
     Point.COMMIT_BEGUN: (2, FENCED_TABLES + 1, FENCED_TABLES + 7),
     Point.MANIFEST_WRITTEN: (2, FENCED_TABLES + 1, FENCED_TABLES + 6),
     Point.COMMIT_LANDED: (2, FENCED_TABLES + 1, FENCED_TABLES + 7),

@@ -111,8 +111,8 @@ class Window:
     def sql(self) -> str:
         return f""" WHERE "{self.column}" >= '{self.start}' AND "{self.column}" < '{self.end}'"""
 
-    def holds(self, moment: datetime) -> bool:
-        return self.start <= moment < self.end
+    def holds(self, moment: datetime | None) -> bool:
+        return moment is not None and self.start <= moment < self.end
 
 
 class Readers:
@@ -179,7 +179,7 @@ def agreed(what: str, tables: Mapping[str, pa.Table]) -> Contents:
 def middle(whole: Contents, column: str) -> Window:
     """Return the window that holds the middle half of a table's rows."""
     place = list(whole.columns).index(column)
-    times = sorted(row[place] for row in whole.rows.elements())
+    times = sorted(row[place] for row in whole.rows.elements() if row[place] is not None)
     return Window(column, times[len(times) // 4], times[len(times) * 3 // 4])
 
 
