@@ -2,7 +2,8 @@
 
 Each check proves, for the messages that Bronze still has and offsets that the ledgers of both tables hold:
 
-- `in_neither`: a bad message's offset is in the dead-letter table.
+- `in_neither`: a bad message's offset is in the dead-letter table. A message whose schema is not known is there too, or
+  is one of the messages that Silver's ledger counts and no other one gives.
 - `dlq_duplicated`, `dlq_unexpected`: no offset is in the table twice, and none that no message has.
 - `dlq_changed`: payload, schema id, Kafka timestamp and reason are those that the message gives.
 - `dlq_reworded` (a note): rows whose `detail` today's k2flow words differently.
@@ -26,7 +27,7 @@ from k2flow.audit.schemas import UNKNOWN
 from k2flow.inspection.files import ReadPlan, prefetch
 from k2flow.inspection.partitions import TopicPartition, TopicPartitions
 from k2flow.inspection.row_hashes import content_hash, hashable
-from k2flow.layers import DLQ
+from k2flow.layers import DLQ, SILVER
 
 _SAME = 'd.number = e.number AND d."offset" = e."offset"'
 
@@ -89,6 +90,22 @@ class DeadLetterCheck:
             f"AND NOT EXISTS (SELECT 1 FROM unresolved d WHERE {_SAME})",
             "rows have an offset that no message has",
         )
+        for partition in offsets:
+            self._check_unresolved(partition)
+
+    def _check_unresolved(self, partition: TopicPartition) -> None:
+        """Compare the messages without a known schema and without a dead letter with those that Silver has room for."""
+        decoded = self._store.count(f"FROM valid v {within(SILVER)} WHERE v.number = {partition.number}")
+        rows = (
+            f"FROM unresolved v {within(DLQ)} {within(SILVER)} WHERE v.number = {partition.number} "
+            f"AND v.day > {self._pinned.cutoff_day(DLQ)} "
+            'AND NOT EXISTS (SELECT 1 FROM dlq d WHERE d.number = v.number AND d."offset" = v."offset")'
+        )
+        count = self._store.count(rows) - max(0, partition.extent(SILVER).rows - decoded)
+        if count > 0:
+            samples = self._store.run(f'SELECT v.number, v."offset" {rows} ORDER BY ALL LIMIT {SAMPLES}')
+            text = f"{partition}: {count:,} messages whose schema is not known are neither in Silver nor dead letters"
+            self._context.broken("in_neither", text, count, self._pinned, DLQ, self._partitions.samples(samples))
 
     def _check(self, check: str, rows: str, text: str, severity: Severity = Severity.BROKEN) -> None:
         if count := self._store.count(rows):

@@ -95,6 +95,11 @@ def silver_and_dead_letters(lake: Lake) -> None:
     d.append(lake, "dlq", d.dead_letter(lake, d.message_of(lake, valid=True)))
 
 
+def dead_letter_of_unknown_schema_dropped(lake: Lake) -> None:
+    letters = d.rows(lake, "dlq")
+    d.delete(lake, "dlq", d.place(letters.filter(pc.equal(letters["reason"], "unknown_schema")).slice(0, 1)))
+
+
 def dead_letter_dropped(lake: Lake) -> None:
     d.delete(lake, "dlq", d.place(d.message_of(lake, valid=False)))
 
@@ -186,6 +191,7 @@ DAMAGE: list[tuple[Callable[[Lake], None], set[str]]] = [
     (bronze_key_changed, {"bronze_changed"}),
     (silver_and_dead_letters, {"in_both"}),
     (dead_letter_dropped, {"in_neither"}),
+    (dead_letter_of_unknown_schema_dropped, {"in_neither"}),
     (dead_letter_duplicated, {"dlq_duplicated"}),
     (dead_letter_changed, {"dlq_changed"}),
     (dead_letter_after_the_ledger, {"dlq_outside_ledger"}),
@@ -210,10 +216,11 @@ DAMAGE: list[tuple[Callable[[Lake], None], set[str]]] = [
 ]
 
 
-ALLOWED_TOO = {"ledger_rows", "ledgers_disagree", "silver_duplicated", "head_moved"}
+ALLOWED_TOO = {"ledger_rows", "ledgers_disagree", "silver_duplicated", "head_moved", "schema_unknown"}
 """Damage to rows or to a ledger may also violate a count. Rows after the end of a forged ledger may be copies.
 
-A forged ledger is not the one in the head's snapshot, if that had rows.
+A forged ledger is not the one in the head's snapshot, if that had rows. A dead letter that is gone may have shown that its
+schema was unknown.
 """
 
 
