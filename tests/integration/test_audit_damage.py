@@ -219,7 +219,7 @@ DAMAGE: list[tuple[Callable[[Lake], None], set[str]]] = [
 ALLOWED_TOO = {"ledger_rows", "ledgers_disagree", "silver_duplicated", "head_moved", "schema_unknown"}
 """Damage to rows or to a ledger may also violate a count. Rows after the end of a forged ledger may be copies.
 
-A forged ledger is not the one in the head's snapshot, if that had rows. A dead letter that is gone may have shown that its
+A forged ledger is not the one in the head's snapshot, if that had rows. A lost dead letter may have shown that a
 schema was unknown.
 """
 
