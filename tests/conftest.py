@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 from pyiceberg.catalog import Catalog
+from pyiceberg.serializers import FromInputFile, ToOutputFile
 
+from k2flow.compat.pyiceberg import metadata_cache
 from k2flow.config.settings import load_settings
 from k2flow.exchange import exchange_names
 from k2flow.iceberg.catalog import open_catalog
@@ -120,13 +122,19 @@ def no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture(autouse=True)
-def log_levels() -> Iterator[None]:
-    """Restore the log levels: a command that a test runs in this process would hide the records of later tests."""
+def process_state() -> Iterator[None]:
+    """Undo what a command that a test runs in this process leaves behind: log levels, its log, the metadata cache."""
     names = [name for name in logging.root.manager.loggerDict if name.startswith(("k2flow", "pyiceberg"))]
     levels = {logger: logger.level for logger in (logging.root, *map(logging.getLogger, names))}
     yield
     for logger, level in levels.items():
         logger.setLevel(level)
+    for handler in logging.root.handlers[:]:
+        if type(handler) is logging.StreamHandler:  # not one of pytest's
+            logging.root.removeHandler(handler)
+    metadata_cache._cache.clear()
+    FromInputFile.table_metadata = staticmethod(metadata_cache._read)  # type: ignore[method-assign]
+    ToOutputFile.table_metadata = staticmethod(metadata_cache._write)  # type: ignore[method-assign]
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ from pyiceberg.table import Table
 from typer.testing import CliRunner
 
 from k2flow.cli.commands import app
-from k2flow.compat.pyiceberg import metadata_cache
 from k2flow.config.settings import load_settings
 from k2flow.errors import LostTableError, MaintenanceError
 from k2flow.exchange import exchange_names, find_exchange
@@ -508,4 +507,3 @@ def _move(catalog: Catalog, home: Path, table: Table, location: str) -> None:
     metadata["location"] = location
     text = json.dumps(metadata).encode()
     path.write_bytes(gzip.compress(text) if compressed else text)
-    metadata_cache._cache.clear()  # another test may have installed it, and the file has changed
