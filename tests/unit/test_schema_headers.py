@@ -443,7 +443,7 @@ def test_messages_that_bronze_lacks_are_read_with_their_headers(lake: AuditedLak
 
 
 def test_messages_whose_guid_is_no_longer_known_cannot_be_checked(lake: AuditedLake, registry: Registry) -> None:
-    """Nobody knows whether they are trades. The ids of other headers need no registry."""
+    """No process knows whether they are trades. The ids of other headers need no registry."""
     lake.table(BRONZE).delete("offset >= 2")
     del registry.answers[f"/schemas/guids/{GUID}/ids"]
     report = lake.audit()
