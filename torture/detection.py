@@ -41,7 +41,7 @@ class Detection:
 
     def rollback(self, fault: Fault) -> bool:
         """Roll a table back. The flow must stop; set to read again from there, it loses and duplicates nothing."""
-        with self._paused(self._restarters):
+        with self._paused():
             names = [*find_exchange(fault.exchange).layer_by_table]
             name = names[int(fault.pick * len(names))]
             table = load_table(self._catalog(), name)
@@ -63,7 +63,7 @@ class Detection:
         exchange = find_exchange(fault.exchange)
         topic = exchange.settings.topic
         chance = random.Random(fault.pick)
-        with self._paused(self._restarters):
+        with self._paused():
             before = self._ledger(exchange.name, exchange.bronze)
             if not before.partitions:
                 return False
@@ -85,7 +85,7 @@ class Detection:
         exchange = find_exchange(fault.exchange)
         topic = exchange.settings.topic
         restarter = self._restarters[exchange.name]
-        with self._paused(self._restarters):
+        with self._paused():
             more = hostile_messages(exchange.code, UNREAD, self._schema_id, random.Random(fault.pick))
             send(self._broker.kafka.bootstrap, topic, ({"value": each.value, "partition": 0} for each in more))
             committed = self._ledger(exchange.name, exchange.bronze).next_offset(0) or 0
@@ -96,9 +96,9 @@ class Detection:
         return True
 
     @contextlib.contextmanager
-    def _paused(self, restarters: Mapping[str, Restarter]) -> Iterator[None]:
+    def _paused(self) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
-            for each in restarters.values():
+            for each in self._restarters.values():
                 stack.enter_context(each.paused())
             yield
 

@@ -43,6 +43,14 @@ def gold(catalog: Catalog) -> Gold:
     return made
 
 
+def delete_first(gold: Gold, file: DataFile, equality: bool) -> None:
+    """Delete the first row of a data file as another engine does: by its key, or by its position."""
+    if equality:
+        delete_equal(table(gold), "message_id", ["binance-0"], file)
+    else:
+        delete_positions(table(gold), file, [0])
+
+
 def table(gold: Gold) -> Table:
     return load_table(gold.catalog, GOLD_TABLE)
 
@@ -108,10 +116,7 @@ def test_table_with_damaged_metadata_leaves_the_others_readable(gold: Gold, capl
 def test_deleted_trade_does_not_come_again(gold: Gold, positions: bool) -> None:
     """The flow knows its key while the data file is in the table."""
     largest = files(gold)[0]
-    if positions:
-        delete_positions(table(gold), largest, [0])
-    else:
-        delete_equal(table(gold), "message_id", ["binance-0"], largest)
+    delete_first(gold, largest, equality=not positions)
     assert known(gold) == set(EVERY)
     gold.add("binance", np.array([OLD]))
     assert known(gold) == {*EVERY, "binance-5"}
@@ -144,10 +149,7 @@ def test_audit_and_reprocessing_refuse_only_the_table(gold: Gold, equality: bool
 def test_deletes_that_apply_to_no_file_are_no_problem(gold: Gold, equality: bool) -> None:
     """An engine that has rewritten the data files leaves them behind."""
     largest = files(gold)[0]
-    if equality:
-        delete_equal(table(gold), "message_id", ["binance-0"], largest)
-    else:
-        delete_positions(table(gold), largest, [0])
+    delete_first(gold, largest, equality)
     removed = [file.file_path for file in files(gold) if file.partition == largest.partition]
     assert rewrite_files(gold.catalog, GOLD_TABLE, Operation.DELETE, removed, [], 0)
     gold.add("binance", np.array([OLD]))
@@ -176,10 +178,7 @@ def test_maintenance_does_not_compact_rows_that_another_engine_deletes(gold: Gol
 def test_commits_and_maintenance_never_bring_a_row_back(gold: Gold, equality: bool) -> None:
     """Flows merge manifests, and maintenance rewrites them: both keep the delete files."""
     largest = files(gold)[0]
-    if equality:
-        delete_equal(table(gold), "message_id", ["binance-0"], largest)
-    else:
-        delete_positions(table(gold), largest, [0])
+    delete_first(gold, largest, equality)
     for _ in range(8):
         gold.add("binance", np.array([OLD]))
     assert list(MaintenanceRun(gold.catalog, gold_definition(), Timing(orphan_seconds=0, reader_seconds=0)).run())
