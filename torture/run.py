@@ -176,16 +176,16 @@ class Torture:
             print(fault, flush=True)
             if fault.kind in ALONE:
                 waited = time.monotonic()
-                for each in applied:
-                    each.join()
+                for running in applied:
+                    running.join()
                 self._apply(fault)
                 began += time.monotonic() - waited  # the next fault comes as long after this one as planned
                 continue
             thread = threading.Thread(target=self._apply, args=(fault,), daemon=True)
             thread.start()
             applied.append(thread)
-        for each in applied:
-            each.join()
+        for running in applied:
+            running.join()
         for thread in threads:
             thread.stop()
 

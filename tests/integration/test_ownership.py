@@ -86,6 +86,16 @@ def maintain(catalog: Catalog) -> None:
     list(MaintenanceRun(catalog, GOLD, NOW).run())
 
 
+def shared_folder(catalog: Catalog, home: Path) -> Catalog:
+    """Give two catalogs a table with rows each, both in one folder. Return the other catalog."""
+    other, location = another_catalog(home), f"file://{home}/warehouse/shared"
+    table_at(catalog, location)
+    table_at(other, location)
+    append(catalog)
+    append(other)
+    return other
+
+
 def orphan(table: Table, folder: str = "data") -> Path:
     """Leave a file of the table that no snapshot names."""
     path = Path(canonical_folder(table.location()).removeprefix("file:")) / folder / f"{uuid.uuid4()}.parquet"
@@ -328,11 +338,7 @@ class TestTwoCatalogs:
         assert rows_of(another_catalog(home).register_table((NAMESPACE, GOLD_TABLE), newest)) == 5
 
     def test_staged_rows_of_the_other_are_spared(self, catalog: Catalog, home: Path) -> None:
-        location = f"file://{home}/warehouse/shared"
-        table_at(catalog, location)
-        table_at(other := another_catalog(home), location)
-        append(catalog)
-        append(other)
+        other = shared_folder(catalog, home)
         table = load_table(other, GOLD_TABLE)
         table.manage_snapshots().create_branch(table.current_snapshot().snapshot_id, f"{STAGED_BRANCH}x-1").commit()
         lost = orphan(load_table(catalog, GOLD_TABLE))
@@ -401,11 +407,7 @@ def test_unreadable_metadata_is_refused(catalog: Catalog, content: bytes) -> Non
 
 
 def test_unreadable_manifest_of_another_table_is_refused(catalog: Catalog, home: Path) -> None:
-    location = f"file://{home}/warehouse/shared"
-    table_at(catalog, location)
-    table_at(other := another_catalog(home), location)
-    append(catalog)
-    append(other)
+    other = shared_folder(catalog, home)
     theirs = load_table(other, GOLD_TABLE)
     (manifest,) = theirs.current_snapshot().manifests(theirs.io)
     path = Path(manifest.manifest_path.removeprefix("file://"))
