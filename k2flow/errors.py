@@ -8,7 +8,9 @@
 Each message is one line: the cause, then what to do next.
 """
 
-from typing import ClassVar
+from typing import ClassVar, TypeVar
+
+E = TypeVar("E", bound=Exception)
 
 
 class K2flowError(Exception):
@@ -22,6 +24,15 @@ def one_line(error: Exception) -> str:
     """Return an error on one line: the text of an own error, else its type and text."""
     text = " ".join(str(error).split())
     return text if isinstance(error, K2flowError) else f"{type(error).__name__}: {text}"
+
+
+def without_traceback(error: E) -> E:
+    """Return an error that is kept as a value, without its traceback and causes.
+
+    Their frames would keep all values of all callers in memory: a batch for each error. Raise a copy of it, not itself.
+    """
+    error.__traceback__ = error.__cause__ = error.__context__ = None
+    return error
 
 
 class SettingsError(K2flowError):

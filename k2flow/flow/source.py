@@ -80,7 +80,7 @@ class KafkaSourcePartition(StatelessSourcePartition[MessageBatch]):
         self._log_check = LogCheck(properties, self._topic, process.exchange.setting("accept_lost_offsets"))
         self._schedule = CommitSchedule(process.trigger_seconds, self._settings.commit_batches, time.time())
         self._backoff = EpochBackoff()
-        self._awake_at = AT_ONCE
+        self._awake_at = self._woken_at = AT_ONCE
         self._begun = self._finished = False
         self._damage: KafkaError | None = None  # raised once the rows before it are committed
         self._assign(process.session.topic.partitions, wait_for_watermarks)
@@ -89,7 +89,8 @@ class KafkaSourcePartition(StatelessSourcePartition[MessageBatch]):
     @record_first_error
     def next_batch(self) -> list[MessageBatch]:
         self._awake_at = AT_ONCE  # `consume` does the waiting, without the interpreter's lock
-        self._backoff.on_wake(datetime.now(UTC))
+        self._woken_at = datetime.now(UTC)
+        self._backoff.on_wake(self._woken_at)
         end_batch()
         if not self._schedule.uncommitted:
             self._group.report_committed(final=self._finished)
@@ -140,9 +141,8 @@ class KafkaSourcePartition(StatelessSourcePartition[MessageBatch]):
         self._schedule.on_emit(ends_checkpoint, time.time())
         if not batch.offsets and not awaits_commit:
             return []
-        now = datetime.now(UTC)
-        if wait := self._backoff.on_emit(now):
-            self._awake_at = now + wait
+        if wait := self._backoff.on_emit(datetime.now(UTC)):
+            self._awake_at = self._woken_at + wait  # sooner than after the emit: an epoch that is overslept costs time
         self._group.on_emit(batch.offsets)
         reach(Point.SOURCE_EMITTED)
         return [batch]

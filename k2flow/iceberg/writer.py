@@ -3,7 +3,7 @@
 import itertools
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -58,8 +58,7 @@ class DataFileWriter:
         self._sorted_by = definition.layer.sorted_by
         self._columns = [by.column for by in definition.layer.partitioned_by]
         self._bytes = definition.file_size_mb << 20
-        local = metadata.location.startswith(("file:", "/"))
-        self.stream_bytes = 0 if local else STREAM_BYTES
+        self.is_local = metadata.location.startswith(("file:", "/"))
         self._locations = load_location_provider(metadata.location, metadata.properties)
         self.arrow_schema = with_field_ids(definition.arrow_schema, table)
         self._options: dict[str, Any] = {
@@ -72,7 +71,7 @@ class DataFileWriter:
 
     def write(self, rows: pa.RecordBatch) -> list[DataFile]:
         """Write `rows` into data files. No rows give no file."""
-        return [self.write_file(piece) for piece in self.pieces(rows)]
+        return [self.write_stream(iter((piece,))) for piece in self.pieces(rows)]
 
     def pieces(self, rows: pa.RecordBatch) -> list[pa.RecordBatch]:
         """Return `rows`, sorted as the table is and split into one batch for each file."""
@@ -81,10 +80,6 @@ class DataFileWriter:
         if self._sorted_by:
             rows = sort_rows(rows, self._sorted_by)
         return [piece for part in _by_partition(rows, self._columns) for piece in _pieces(part, self._bytes)]
-
-    def write_file(self, piece: pa.RecordBatch) -> DataFile:
-        """Write one of the `pieces` into one file. Several threads may call it at once."""
-        return self.send(self.encode(piece))
 
     def encode(self, piece: pa.RecordBatch) -> "EncodedFile":
         """Return one of the `pieces` as a file in memory. Several threads may call it at once."""
@@ -116,6 +111,7 @@ class DataFileWriter:
             with self._io.new_output(path).create(overwrite=True) as stream:
                 footer = self._encode(stream, itertools.chain((first,), batches))
                 size = stream.tell()
+            SENT.made()
             reach(Point.FILE_WRITTEN)
         return self._data_file(path, key, footer, size)
 
@@ -157,10 +153,10 @@ class DataFileWriter:
 class TableWriters:
     """The writers of several tables, each opened at its first rows. They write in threads.
 
-    Arrow and zstd release the interpreter's lock, so the next steps continue while files are written. Up to THREADS
-    files are sent at once, if their rows and the client's buffers take at most WRITING_BYTES together: a slow storage
-    takes its time for each of them, thus many small files wait together. They are encoded by as many threads as there
-    are cores. Memory: WRITING_BYTES, or the encoded file of one larger batch.
+    Arrow and zstd release the interpreter's lock, so the next steps continue while files are written. As many threads
+    encode as there are cores; to a local folder they write as they encode. Up to THREADS files are sent to an object
+    store at once: it takes its time for each of them, thus many small files wait together. Memory: WRITING_BYTES for
+    their rows and the client's buffers, or the encoded file of one larger batch.
     """
 
     def __init__(
@@ -182,15 +178,18 @@ class TableWriters:
         writing = [self._encoding.submit(self._begin, writer, piece) for piece in writer.pieces(rows)]
 
         def files() -> list[DataFile]:
-            return [each.result().result() for each in writing]
+            return [each.result()() for each in writing]
 
         if self._wait:
             files()
         return files
 
-    def _begin(self, writer: DataFileWriter, piece: pa.RecordBatch) -> Future[DataFile]:
-        """Encode a file and begin to send it, once its rows fit into the budget."""
-        size = piece.nbytes + writer.stream_bytes
+    def _begin(self, writer: DataFileWriter, piece: pa.RecordBatch) -> Callable[[], DataFile]:
+        """Write a local file; or encode one and begin to send it, once it fits into the budget. Return its result."""
+        if writer.is_local:
+            file = writer.write_stream(iter((piece,)))
+            return lambda: file
+        size = piece.nbytes + STREAM_BYTES
         self._budget.take(size)
         try:
             sending = self._sending.submit(writer.send, writer.encode(piece))
@@ -198,7 +197,7 @@ class TableWriters:
             self._budget.give_back(size)
             raise
         sending.add_done_callback(lambda _: self._budget.give_back(size))
-        return sending
+        return sending.result
 
 
 def sort_rows(rows: pa.RecordBatch, time_column: str) -> pa.RecordBatch:

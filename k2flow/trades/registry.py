@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from k2flow.avro.decoder import AvroDecoder
 from k2flow.config.settings import Settings
-from k2flow.errors import RegistryError, SchemaError
+from k2flow.errors import RegistryError, SchemaError, without_traceback
 from k2flow.trades.bad_ids import WaitAllowance
 from k2flow.trades.record_decoder import RecordDecoder
 from k2flow.trades.registry_lookup import (
@@ -46,7 +46,7 @@ class Schemas(Protocol):
             try:
                 found[schema_id] = self.decoder(schema_id)
             except UnknownSchemaError as error:
-                found[schema_id] = error
+                found[schema_id] = without_traceback(error)
         return found
 
     def ids_of_guids(self, guids: Sequence[UUID], place: Place[UUID]) -> Found[UUID, int]:
@@ -119,7 +119,7 @@ class RegistrySchemas(Schemas):
     def decoder(self, schema_id: int) -> RecordDecoder:
         found = self.decoders([schema_id], lambda _: f"a message of schema id {schema_id}")[schema_id]
         if isinstance(found, UnknownSchemaError):
-            raise found
+            raise type(found)(str(found))
         return found
 
     @override

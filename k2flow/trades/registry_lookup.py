@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from k2flow.errors import RegistryError
+from k2flow.errors import RegistryError, without_traceback
 from k2flow.trades.bad_ids import BadIds, WaitAllowance
 
 log = logging.getLogger(__name__)
@@ -134,11 +134,11 @@ class RegistryLookup(Generic[Key, Value]):
                 found[key] = self.known[key] = self.fetch(key)
                 self._bad.forget(key)
             except UnknownSchemaError as error:
-                found[key] = self._bad.remember(key, error)
+                found[key] = self._bad.remember(key, without_traceback(error))
             except NoSchemaError as error:
-                refused[key] = error
+                refused[key] = without_traceback(error)
             except RegistryError as error:
-                return refused, error
+                return refused, without_traceback(error)
         return refused, None
 
     def _outage(self, refused: Mapping[Key, NoSchemaError]) -> RegistryError | None:

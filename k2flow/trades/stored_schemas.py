@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from typing_extensions import override
 
 from k2flow.config.settings import Settings
-from k2flow.errors import RegistryError
+from k2flow.errors import RegistryError, without_traceback
 from k2flow.trades.bad_ids import MAX_BAD_IDS
 from k2flow.trades.reasons import Reason
 from k2flow.trades.record_decoder import RecordDecoder
@@ -61,7 +61,7 @@ class StoredSchemas(Schemas):
         self._others = open_schemas(settings)
         self._decoders: dict[int, RecordDecoder] = {}
         self._lock = threading.Lock()
-        self.refused: dict[int, UnknownSchemaError] = {}
+        self.refused: dict[int, str] = {}
         self.unresolved: dict[int, str] = {}
         self.unanswered: RegistryError | None = None
 
@@ -69,7 +69,7 @@ class StoredSchemas(Schemas):
     def decoder(self, schema_id: int) -> RecordDecoder:
         with self._lock:
             if schema_id in self.refused:
-                raise self.refused[schema_id]
+                raise UnknownSchemaError(self.refused[schema_id])
             if schema_id not in self._decoders:
                 self._decoders[schema_id] = self._find(schema_id)
             return self._decoders[schema_id]
@@ -81,7 +81,7 @@ class StoredSchemas(Schemas):
                 try:
                     return self._others.ids_of_guids(guids, lambda _: "a message with a schema GUID")
                 except RegistryError as error:
-                    self.unanswered = error
+                    self.unanswered = without_traceback(error)
                     log.warning("%s: messages with a schema GUID in a record header are not checked", error)
             return {guid: NoTextError(str(self.unanswered)) for guid in guids}
 
@@ -110,10 +110,10 @@ class StoredSchemas(Schemas):
         except NoTextError as error:
             text = str(error)
         except UnknownSchemaError as error:
-            self.refused[schema_id] = error
+            self.refused[schema_id] = str(error)
             raise
         except RegistryError as error:
-            self.unanswered, text = error, str(error)
+            self.unanswered, text = without_traceback(error), str(error)
             log.warning("%s: messages whose schema the tables do not have stay as they are", error)
         self.unresolved[schema_id] = text
         raise NoTextError(text)

@@ -1,5 +1,6 @@
 """Writer schemas from a registry: resolved to TradeV2, waited for, and never a reason to reject a message."""
 
+import gc
 import json
 import logging
 import ssl
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +29,7 @@ from k2flow.trades.decode import DecodedBatch, TradeDecoder
 from k2flow.trades.registry import FixedSchemas, RegistrySchemas, Schemas, open_schemas
 from k2flow.trades.registry_lookup import NoSchemaError, UnknownSchemaError
 from k2flow.trades.schema import canonical, trade_schema
+from k2flow.trades.stored_schemas import StoredSchemas
 from tests.messages import BINANCE, decode, details, evolved, ids, messages, reasons, value, written
 from tests.registry import NO_SUCH_PATH, Registry
 
@@ -628,3 +631,29 @@ def test_client_is_imported_only_for_a_registry() -> None:
     code = "import sys, k2flow.trades.registry, k2flow.flow; print('confluent_kafka.schema_registry' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("source", ["fixed ids", "registry", "stored texts"])
+def test_batch_is_freed_after_decoding(source: str, registry: Registry) -> None:
+    """An error that is kept keeps no frame: each of a batch's bad ids would keep the batch in memory."""
+    refused, id_of = evolved(price={"type": "double"}), {"refused": 2, "unknown": 3}
+    registry.register(1, trade_schema())
+    registry.register(id_of["refused"], refused)
+    stored = {f"k2flow.schema.binance.{id_of['refused']}": canonical(refused)}
+    schemas = {
+        "fixed ids": FixedSchemas((1,)),
+        "registry": at_once(registry),
+        "stored texts": StoredSchemas(load_settings(), stored, "binance"),
+    }[source]
+    decoder = TradeDecoder(BINANCE, schemas)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(2):
+            batch = messages([value(), value(schema_id=id_of["refused"]), value(schema_id=id_of["unknown"])])
+            alive = weakref.ref(batch)
+            assert set(reasons(decoder.decode(batch)).values()) == {"unknown_schema"}
+            del batch
+            assert alive() is None
+    finally:
+        gc.enable()
