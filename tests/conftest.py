@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from pyiceberg.catalog import Catalog
 from pyiceberg.serializers import FromInputFile, ToOutputFile
 
@@ -18,6 +19,8 @@ from k2flow.exchange import exchange_names
 from k2flow.iceberg.catalog import open_catalog
 from k2flow.sandbox.kafka.local import LocalKafka, free_port
 
+settings.register_profile("k2flow", deadline=None)  # no test depends on the speed of the machine
+settings.load_profile("k2flow")
 TESTS = Path(__file__).parent
 SAMPLE_TRADES = TESTS / "data" / "kraken_btcusd_trades.csv"
 SEED = "TEST_SEED"

@@ -59,9 +59,9 @@ class Broker:
 
     def add_partition(self, topic: str) -> None:
         with self._lock:
-            admin = AdminClient({"bootstrap.servers": self.kafka.bootstrap})
-            count = len(admin.list_topics(topic, timeout=60).topics[topic].partitions)
+            count = len(self.partitions(topic))
             if count < MOST_PARTITIONS:
+                admin = AdminClient({"bootstrap.servers": self.kafka.bootstrap})
                 admin.create_partitions([NewPartitions(topic, count + 1)])[topic].result(60)
 
     def keep_copy(self) -> None:
@@ -87,6 +87,11 @@ class Broker:
                 shutil.rmtree(self._disk)
                 right.rename(self._disk)
                 self.kafka.start()
+
+    def partitions(self, topic: str) -> list[int]:
+        """Return the partitions that a topic has now."""
+        admin = AdminClient({"bootstrap.servers": self.kafka.bootstrap})
+        return sorted(admin.list_topics(topic, timeout=60).topics[topic].partitions)
 
     def partition_folder(self, topic: str, partition: int) -> Path:
         """Return the folder of a partition's segments."""

@@ -3,11 +3,14 @@
 import contextlib
 import json
 import random
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from pyiceberg.catalog import Catalog
 from pyiceberg.table import Table
+from sqlalchemy.exc import OperationalError
 
+from k2flow.errors import CatalogError
 from k2flow.exchange import find_exchange
 from k2flow.iceberg import ledger as ledgers
 from k2flow.iceberg.catalog import load_table
@@ -18,7 +21,8 @@ from torture.hostile import hostile_messages
 from torture.plan import Fault
 from torture.segments import batches, flipped_bit
 
-DETECT_SECONDS = 90.0
+DETECT_SECONDS = 120.0
+RECOVERY_SECONDS = 60.0
 OTHER_MESSAGES = 40
 UNREAD = 500  # messages that no flow has read, so that one of their batches is damaged
 ANCESTORS = 6  # snapshots, at most
@@ -44,7 +48,7 @@ class Detection:
         with self._paused():
             names = [*find_exchange(fault.exchange).layer_by_table]
             name = names[int(fault.pick * len(names))]
-            table = load_table(self._catalog(), name)
+            table = self._load(name)
             exchanges = list(self._restarters) if name == GOLD_TABLE else [fault.exchange]
             chosen = _older_snapshot(table, exchanges, fault.pick)
             if chosen is None:
@@ -68,13 +72,14 @@ class Detection:
             if not before.partitions:
                 return False
             with self._broker.older_disk():
-                for partition, committed in before.partitions.items():
+                for partition in self._broker.partitions(topic):  # some may have been added after the copy
+                    if (committed := before.partitions.get(partition)) is None:
+                        continue
                     more = hostile_messages(exchange.code, OTHER_MESSAGES, self._schema_id, chance)
                     values = [each.value for each in more]
                     count = committed.next + OTHER_MESSAGES
                     messages = ({"partition": partition, "value": values[i % len(values)]} for i in range(count))
-                    with contextlib.suppress(ValueError):  # the partition was added after the copy
-                        send(self._broker.kafka.bootstrap, topic, messages)
+                    send(self._broker.kafka.bootstrap, topic, messages)
                 _refuses(self._restarters[exchange.name].run_once(DETECT_SECONDS), OTHER_LOG)
             if (after := self._ledger(exchange.name, exchange.bronze)).partitions != before.partitions:
                 raise RuntimeError(f"messages of the other log are committed: {before} to {after}")
@@ -102,8 +107,19 @@ class Detection:
                 stack.enter_context(each.paused())
             yield
 
+    def _load(self, name: str) -> Table:
+        """Load a table, once the catalog has recovered from its own faults."""
+        deadline = time.monotonic() + RECOVERY_SECONDS
+        while True:
+            try:
+                return load_table(self._catalog(), name)
+            except (CatalogError, OperationalError):
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.5)
+
     def _ledger(self, exchange: str, table: str) -> ledgers.Ledger:
-        properties = load_table(self._catalog(), table).properties
+        properties = self._load(table).properties
         return ledgers.read(properties, exchange, find_exchange(exchange).settings.topic)
 
 

@@ -13,11 +13,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from k2flow.exchange import find_exchange
 from tests.integration.harness import ROOT, free_addresses
 
 PEERS_SECONDS = 5.0
 DRAIN_SECONDS = 30.0
 REPLACED_SECONDS = 15.0
+CATCH_UP_ROWS = 20_000
 CLOCK_SECONDS = 6.0  # for a flow to start and commit
 FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
 """The library that gives a process another clock (Debian: faketime); None if it is not installed."""
@@ -166,8 +168,9 @@ class Restarter(threading.Thread):
             self._paused.clear()
 
     def run_once(self, seconds: float, **extra: str) -> FlowInstance:
-        """Run an instance of one process until it has caught up or ended with an error."""
-        instance = self.launch(1, K2FLOW_UNTIL_CAUGHT_UP="1", **extra)
+        """Run an instance of one process until it has caught up, in batches of many rows, or ended with an error."""
+        many_rows = {find_exchange(self.exchange).setting("batch_rows"): str(CATCH_UP_ROWS)}
+        instance = self.launch(1, K2FLOW_UNTIL_CAUGHT_UP="1", **many_rows, **extra)
         self.end(instance, seconds)
         return instance
 

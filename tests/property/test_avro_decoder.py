@@ -24,7 +24,7 @@ from k2flow.records import Defect
 from k2flow.trades.schema import trade_schema
 from tests.property import examples
 
-PROFILE = settings(deadline=None, suppress_health_check=list(HealthCheck))
+PROFILE = settings(suppress_health_check=list(HealthCheck))
 
 
 # One record at a time: a plain implementation of the specification

@@ -136,9 +136,7 @@ def small_thresholds(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
 
 # The fixture patches the same constants for every example, so one call serves all examples.
 QUICK = settings(
-    max_examples=examples(80),
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    max_examples=examples(80), suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 
 
@@ -193,7 +191,7 @@ def test_three_workers_accept_the_same_rows_as_one(batches: list[list[tuple[str,
     ),
     start=st.integers(0, 5),
 )
-@settings(max_examples=examples(100), deadline=None)
+@settings(max_examples=examples(100))
 def test_keys_are_equal_only_for_equal_strings(ids: list[str], start: int) -> None:
     ids = [text.encode("utf-8", "replace").decode() for text in ids]
     found: dict[int, tuple[int, ...]] = {}
@@ -209,7 +207,7 @@ def test_keys_are_equal_only_for_equal_strings(ids: list[str], start: int) -> No
 
 
 @given(rows=st.lists(st.lists(st.text("a1:é\0", max_size=12), min_size=3, max_size=3), min_size=1, max_size=40))
-@settings(max_examples=examples(100), deadline=None)
+@settings(max_examples=examples(100))
 def test_key_columns_are_equal_only_for_equal_rows(rows: list[list[str]]) -> None:
     names = ("x", "y", "z")
     batch = pa.RecordBatch.from_arrays([pa.array(column, pa.string()) for column in zip(*rows, strict=True)], names)

@@ -289,7 +289,7 @@ TIMES = st.lists(
 
 
 @given(times=TIMES)
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_times_are_split_by_hour_and_sorted(
     tables: dict[str, Table], wanted: dict[str, TableDefinition], times: list[datetime]
 ) -> None:
