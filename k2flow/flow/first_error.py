@@ -1,7 +1,8 @@
 """The first error that stopped this process's dataflow.
 
-Bytewax loses tracebacks in a process that is one of several, and wraps exceptions in others. So every callback that it
-calls is decorated with `record_first_error`. The recorded error gives the line that the process ends with.
+Bytewax loses tracebacks in a process that is one of several, and wraps exceptions in others. While it unwinds it may
+even abort, without a word. So every callback that it calls is decorated with `record_first_error`: the process ends in
+the callback that fails, with a line for its error.
 """
 
 import functools
@@ -15,10 +16,14 @@ P = ParamSpec("P")
 R = TypeVar("R")
 _lock = threading.Lock()
 _first: BaseException | None = None
+_end: Callable[[], None] | None = None
 
 
 def record_first_error(callback: Callable[P, R]) -> Callable[P, R]:
-    """Decorate a callback: its exceptions are recorded, logged at DEBUG with their traceback, and raised again."""
+    """Decorate a callback: its exception is recorded, logged at DEBUG with its traceback, and ends the process.
+
+    If `end_at_first_error` was not called, or another exception came first, it is raised.
+    """
 
     @functools.wraps(callback)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -31,9 +36,17 @@ def record_first_error(callback: Callable[P, R]) -> Callable[P, R]:
             with _lock:
                 _first = _first or error
             log.debug("callback failed", exc_info=error)
+            if _end is not None and _first is error:
+                _end()
             raise
 
     return call
+
+
+def end_at_first_error(end: Callable[[], None]) -> None:
+    """Call `end` in the callback that fails first, once its error is recorded. It ends the process."""
+    global _end
+    _end = end
 
 
 def first_error() -> BaseException | None:

@@ -22,7 +22,7 @@ from prometheus_client import REGISTRY
 from k2flow.compat.bytewax import PANIC, WEB_SERVER, CliMain, replace_cli_main
 from k2flow.compat.pyarrow import keep_freed_memory
 from k2flow.errors import K2flowError, RunError
-from k2flow.flow.first_error import first_error
+from k2flow.flow.first_error import end_at_first_error, first_error
 from k2flow.flow.peers import watch_peers
 from k2flow.flow.process import FlowProcess
 from k2flow.iceberg.catalog import open_catalog
@@ -36,6 +36,8 @@ from k2flow.process_exit import ERROR_PREFIX, EXIT_FAILED, EXIT_TRY_AGAIN, PEER_
 log = logging.getLogger(__name__)
 EPOCH_INTERVAL = timedelta(milliseconds=1)
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_ending = threading.Lock()
+"""Taken by the thread that ends this process, and never released: others wait, so there is one line."""
 STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 
 
@@ -60,6 +62,19 @@ def _run(process: FlowProcess, cli_main: CliMain, kwargs: dict[str, Any]) -> Non
     keep_freed_memory()
     workers = int(kwargs.get("workers_per_process") or 1) * max(1, len(kwargs.get("addresses") or []))
     debug, native = False, None
+
+    def end(error: BaseException | None) -> None:
+        """End the process, unless `error` is neither k2flow's own nor from a callback."""
+        known = _known_cause(error, workers > 1)
+        if known is None:
+            _end_with_first_error(native)
+        else:
+            if debug:
+                with suppress(OSError):
+                    traceback.print_exception(error or known)
+            _end(str(known), exit_code(known, process.reading))
+
+    end_at_first_error(lambda: end(None))
     try:
         debug = process.settings.debug
         native = None if debug else NativeStderr()
@@ -69,13 +84,8 @@ def _run(process: FlowProcess, cli_main: CliMain, kwargs: dict[str, Any]) -> Non
             tracing.shut_down()
             log.info("%s: stopped, everything read is committed", process.exchange.name)
     except BaseException as error:
-        known = _known_cause(error, workers > 1)
-        if known is None:
-            _end_with_first_error(native)
-            raise
-        if debug:
-            traceback.print_exception(error)
-        _end(str(known), exit_code(known, process.reading))
+        end(error)
+        raise
 
 
 def _start(process: FlowProcess, workers: int, kwargs: Mapping[str, Any]) -> None:
@@ -163,7 +173,7 @@ def _watch_peers(process: FlowProcess, addresses: Sequence[str], number: int) ->
     watch_peers(addresses, number, settings.peer_seconds, lambda: process.reading, on_lost)
 
 
-def _known_cause(error: BaseException, cluster: bool) -> K2flowError | None:
+def _known_cause(error: BaseException | None, cluster: bool) -> K2flowError | None:
     """Return the error of k2flow's own that stopped the dataflow, if one did."""
     first = first_error()
     cause: BaseException | None = first or error
@@ -177,16 +187,23 @@ def _known_cause(error: BaseException, cluster: bool) -> K2flowError | None:
 
 
 def _end_with_first_error(native: NativeStderr | None) -> None:
-    """Print what native code wrote. Exit with the traceback of the first error if one was recorded."""
-    sys.stderr.write(native.text() if native else "")
-    if (first := first_error()) is not None:  # Bytewax's own error may hide it
-        traceback.print_exception(first)
-        _exit(EXIT_FAILED)
-    tracing.shut_down()
+    """Print what native code wrote. End the process with the traceback of the first error if one was recorded."""
+    written = native.text() if native else ""
+    first = first_error()
+    if first is None:
+        sys.stderr.write(written)
+        tracing.shut_down()
+        return
+    _ending.acquire()
+    with suppress(OSError):
+        sys.stderr.write(written)
+        traceback.print_exception(first)  # Bytewax's own error may hide it
+    _exit(EXIT_FAILED)
 
 
 def _end(message: str, code: int = EXIT_FAILED) -> NoReturn:
     """End the process at once: threads of a failed dataflow may still run, and Python would wait for them or abort."""
+    _ending.acquire()
     with suppress(OSError):  # standard error may be on a full disk
         print(f"{ERROR_PREFIX}{printable(message)}", file=sys.stderr, flush=True)
     _exit(code)

@@ -230,6 +230,17 @@ def test_unexpected_error_is_shown_by_the_process_that_had_it(new_lake: NewLake)
     assert "InjectedError" in log
 
 
+def test_flow_ends_before_bytewax_unwinds(new_lake: NewLake) -> None:
+    """Bytewax panics at an error, and may abort in its panic: the reason of the error would be lost."""
+    lake = new_lake()
+    fill(lake, count=100, seed=3)
+    with lake.start(1, K2FLOW_FAILPOINTS=f"{Point.SOURCE_EMITTED}=raise", K2FLOW_DEBUG="1", **BATCH) as flow:
+        log = flow.wait(60)
+        assert flow.codes() == [EXIT_FAILED], log
+    assert "InjectedError" in log
+    assert "panicked" not in log
+
+
 def test_error_ends_the_flow_even_if_it_cannot_be_printed(new_lake: NewLake) -> None:
     """Standard error is on a full disk."""
     lake = new_lake()
