@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from pyiceberg.table.metadata import TableMetadata
-from pyiceberg.table.snapshots import Snapshot
+from pyiceberg.table.snapshots import Operation, Snapshot
 
 from k2flow.errors import HeadMovedError
 from k2flow.iceberg.ledger import KEY, CommittedRange, Evidence, Ledger, parse
@@ -37,7 +37,7 @@ class HeadCopy:
 
     `ledger` is None if there is none: `complete`: whether all of the history was there to look at. `age` counts
     the snapshots since the copy. `mixed`: one of these was picked from elsewhere, or the history without a copy has
-    rows, so what the table holds is not known.
+    rows that no exchange committed, so what the table holds is not known.
     """
 
     ledger: Ledger | None
@@ -57,17 +57,18 @@ def history(metadata: TableMetadata) -> Iterator[Snapshot]:
 
 def newest_copy(metadata: TableMetadata, exchange: str) -> HeadCopy:
     """Return the newest copy of an exchange's ledger in main's history. Raises CommitError if it is damaged."""
-    mixed, age, oldest = False, 0, None
+    mixed, foreign, age, oldest = False, False, 0, None
     for oldest in history(metadata):
         summary = _summary(oldest)
         if (text := summary.get(KEY + exchange)) is not None:
             return HeadCopy(parse(text, exchange), complete=True, age=age, mixed=mixed)
         mixed |= any(key in summary for key in CHERRY_PICKED)
+        foreign |= _adds_rows(oldest) and not any(key.startswith(KEY) for key in summary)
         age += 1
     complete = oldest is None or oldest.parent_snapshot_id is None
     current = metadata.current_snapshot()
     rows = int(_summary(current).get("total-records", 0)) if current else 0
-    return HeadCopy(None, complete, age, mixed=rows > 0)
+    return HeadCopy(None, complete, age, mixed=rows > 0 and (foreign or not complete))
 
 
 def carried_copies(metadata: TableMetadata) -> dict[str, str]:
@@ -214,6 +215,10 @@ def _end(held: CommittedRange | None) -> str:
 def _same_topic(one: Ledger, other: Ledger) -> bool:
     """Return whether both ledgers are of the same topic. An unknown id counts as the same."""
     return not (one.topic_id and other.topic_id) or one.topic_id == other.topic_id
+
+
+def _adds_rows(snapshot: Snapshot) -> bool:
+    return snapshot.summary is None or snapshot.summary.operation in (Operation.APPEND, Operation.OVERWRITE)
 
 
 def _summary(snapshot: Snapshot) -> Mapping[str, str]:

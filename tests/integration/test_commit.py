@@ -480,6 +480,19 @@ def test_replaced_table_has_no_rows_to_read_again(catalog: Catalog, writer: Data
             Committer(catalog, TABLE, "binance", TOPIC, after_rollback=choice)  # type: ignore[arg-type]
 
 
+def test_rows_of_another_exchange_do_not_hinder_reading_again(catalog: Catalog, writer: DataFileWriter) -> None:
+    """Main is set back to before an exchange's first commit: what the table holds is known to be another one's."""
+    _, snapshots = commits_of(catalog, writer, 2)
+    theirs = Committer(catalog, TABLE, "kraken", TOPIC)
+    theirs.fence("id")
+    theirs.commit(writer.write(rows(50, 55)), [OffsetRange(0, 50, 55, 5)])
+    move_head(catalog, snapshots[-1])
+    with pytest.raises(HeadMovedError, match="the head's snapshot has no offsets"):
+        Committer(catalog, TABLE, "kraken", TOPIC)
+    assert Committer(catalog, TABLE, "kraken", TOPIC, after_rollback="reread").ledger.partitions == {}
+    assert Committer(catalog, TABLE, "binance", TOPIC).ledger.partitions == {0: CommittedRange(0, 10, 10)}
+
+
 def test_picked_snapshot_is_not_read_again(catalog: Catalog, writer: DataFileWriter) -> None:
     """Another engine has picked some of the rows back: to read from the head's copy on would duplicate them."""
     _, snapshots = commits_of(catalog, writer, 3)

@@ -10,7 +10,7 @@ import pytest
 from pyiceberg.catalog import Catalog
 
 from k2flow.config.settings import load_settings
-from k2flow.errors import CatalogError, TableDiffersError
+from k2flow.errors import CatalogError, CatalogSettingsError, TableDiffersError
 from k2flow.exchange import all_exchanges, exchange_names, find_exchange
 from k2flow.iceberg.catalog import load_table, open_catalog
 from k2flow.iceberg.rewrite import set_property
@@ -176,3 +176,18 @@ def test_metadata_files_are_compressed_as_the_property_says(catalog: Catalog) ->
         assert json.loads(text)["table-uuid"] == str(table.metadata.table_uuid)
     with connect_to(catalog) as db:
         assert db.sql(f"SELECT count(*) FROM {GOLD_TABLE}").fetchall() == [(0,)]
+
+
+@pytest.mark.parametrize("name", ["a#b", "a?b", "a%20b"])
+def test_folder_that_a_uri_would_change_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """The files of its tables would be written to a folder of another name."""
+    monkeypatch.setenv("K2FLOW_HOME", str(tmp_path / name))
+    with pytest.raises(CatalogSettingsError, match="means another one in a URI"):
+        open_catalog(load_settings())
+    monkeypatch.setenv("K2FLOW_HOME", str(tmp_path))
+    monkeypatch.setenv("PYICEBERG_CATALOG__K2FLOW__TYPE", "sql")
+    monkeypatch.setenv("PYICEBERG_CATALOG__K2FLOW__URI", f"sqlite:///{tmp_path}/catalog.db")
+    monkeypatch.setenv("PYICEBERG_CATALOG__K2FLOW__WAREHOUSE", f"file://{tmp_path}/{name}")
+    with pytest.raises(CatalogSettingsError, match="means another one in a URI"):
+        open_catalog(load_settings())
+    assert [*tmp_path.iterdir()] == []
