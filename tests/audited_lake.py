@@ -170,6 +170,7 @@ def other_value(value: Any, kind: pa.DataType) -> Any:
 
 def add_field(patch: pytest.MonkeyPatch, layer: Layer, field: Field) -> None:
     """Add a field to a layer, as one line in k2flow/layers.py does."""
+    cached = {name: getattr(layer, name) for name in ("columns", "row_hash", "derived", "arrow_schema")}
     patch.setitem(layer.__dict__, "fields", (*layer.fields, field))
-    for cached in ("columns", "row_hash", "derived", "arrow_schema"):
-        patch.delitem(layer.__dict__, cached, raising=False)
+    for name in cached:  # all are there now, so that `patch` puts them back
+        patch.delitem(layer.__dict__, name)
