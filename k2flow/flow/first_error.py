@@ -1,8 +1,8 @@
 """The first error that stopped this process's dataflow.
 
-Bytewax loses tracebacks in a process that is one of several, and wraps exceptions in others. While it unwinds it may
-even abort, without a word. So every callback that it calls is decorated with `record_first_error`: the process ends in
-the callback that fails, with a line for its error.
+Bytewax loses tracebacks in a process that is one of several, and wraps exceptions in others. While it unwinds, it
+panics, and an abort there would hide the reason. So every callback that it calls is decorated with
+`record_first_error`: the process ends in the callback that fails, with a line for its error.
 """
 
 import functools
@@ -16,7 +16,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 _lock = threading.Lock()
 _first: BaseException | None = None
-_end: Callable[[], None] | None = None
+_end: Callable[[BaseException], None] | None = None
 
 
 def record_first_error(callback: Callable[P, R]) -> Callable[P, R]:
@@ -37,14 +37,14 @@ def record_first_error(callback: Callable[P, R]) -> Callable[P, R]:
                 _first = _first or error
             log.debug("callback failed", exc_info=error)
             if _end is not None and _first is error:
-                _end()
+                _end(error)
             raise
 
     return call
 
 
-def end_at_first_error(end: Callable[[], None]) -> None:
-    """Call `end` in the callback that fails first, once its error is recorded. It ends the process."""
+def end_at_first_error(end: Callable[[BaseException], None]) -> None:
+    """Call `end` with the error of the callback that fails first, in that callback. It ends the process."""
     global _end
     _end = end
 

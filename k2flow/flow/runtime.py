@@ -63,7 +63,7 @@ def _run(process: FlowProcess, cli_main: CliMain, kwargs: dict[str, Any]) -> Non
     workers = int(kwargs.get("workers_per_process") or 1) * max(1, len(kwargs.get("addresses") or []))
     debug, native = False, None
 
-    def end(error: BaseException | None) -> None:
+    def end(error: BaseException) -> None:
         """End the process, unless `error` is neither k2flow's own nor from a callback."""
         known = _known_cause(error, workers > 1)
         if known is None:
@@ -71,10 +71,10 @@ def _run(process: FlowProcess, cli_main: CliMain, kwargs: dict[str, Any]) -> Non
         else:
             if debug:
                 with suppress(OSError):
-                    traceback.print_exception(error or known)
+                    traceback.print_exception(error)
             _end(str(known), exit_code(known, process.reading))
 
-    end_at_first_error(lambda: end(None))
+    end_at_first_error(end)
     try:
         debug = process.settings.debug
         native = None if debug else NativeStderr()
@@ -173,7 +173,7 @@ def _watch_peers(process: FlowProcess, addresses: Sequence[str], number: int) ->
     watch_peers(addresses, number, settings.peer_seconds, lambda: process.reading, on_lost)
 
 
-def _known_cause(error: BaseException | None, cluster: bool) -> K2flowError | None:
+def _known_cause(error: BaseException, cluster: bool) -> K2flowError | None:
     """Return the error of k2flow's own that stopped the dataflow, if one did."""
     first = first_error()
     cause: BaseException | None = first or error

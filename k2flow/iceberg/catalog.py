@@ -45,7 +45,7 @@ def open_catalog(settings: Settings) -> Catalog:
         try:
             given = _given()
             uri = str(given.get("uri", ""))
-            check_path(str(given.get("warehouse", "")))
+            _check_path(str(given.get("warehouse", "")))
             rest = str(given.get("type", "rest")).lower() == "rest" and "py-catalog-impl" not in given
             if rest and uri.startswith("http"):
                 # The others start sooner without an HTTP client.
@@ -84,7 +84,7 @@ def _given() -> dict[str, Any]:
 def default_properties(home: Path) -> dict[str, str]:
     """Return the properties of the SQLite catalog and warehouse folder under `home`. Create the folder."""
     root = home.resolve()
-    check_path(str(root))
+    _check_path(str(root))
     (root / "warehouse").mkdir(parents=True, exist_ok=True)
     return {
         "type": "sql",
@@ -93,11 +93,12 @@ def default_properties(home: Path) -> dict[str, str]:
     }
 
 
-def check_path(path: str) -> None:
+def _check_path(path: str) -> None:
     """Raise CatalogSettingsError if a URI of `path` would name another place: files of all tables would meet there."""
     if re.search("[#?]|%[0-9A-Fa-f]{2}", path):
         raise CatalogSettingsError(
-            f"{path}: a path with `#`, `?` or `%` and two digits means another one in a URI: choose another folder"
+            f"{path}: a path with `#`, `?`, or `%` and two hexadecimal digits means another one in a URI: "
+            "choose another folder"
         )
 
 

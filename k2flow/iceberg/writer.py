@@ -71,7 +71,7 @@ class DataFileWriter:
 
     def write(self, rows: pa.RecordBatch) -> list[DataFile]:
         """Write `rows` into data files. No rows give no file."""
-        return [self.write_stream(iter((piece,))) for piece in self.pieces(rows)]
+        return [self.write_file(piece) for piece in self.pieces(rows)]
 
     def pieces(self, rows: pa.RecordBatch) -> list[pa.RecordBatch]:
         """Return `rows`, sorted as the table is and split into one batch for each file."""
@@ -80,6 +80,10 @@ class DataFileWriter:
         if self._sorted_by:
             rows = sort_rows(rows, self._sorted_by)
         return [piece for part in _by_partition(rows, self._columns) for piece in _pieces(part, self._bytes)]
+
+    def write_file(self, piece: pa.RecordBatch) -> DataFile:
+        """Write one of the `pieces` into one file. Several threads may call it at once."""
+        return self.write_stream(iter((piece,)))
 
     def encode(self, piece: pa.RecordBatch) -> "EncodedFile":
         """Return one of the `pieces` as a file in memory. Several threads may call it at once."""
@@ -185,9 +189,12 @@ class TableWriters:
         return files
 
     def _begin(self, writer: DataFileWriter, piece: pa.RecordBatch) -> Callable[[], DataFile]:
-        """Write a local file; or encode one and begin to send it, once it fits into the budget. Return its result."""
+        """Write a local file; or encode one and begin to send it, once its rows fit into the budget.
+
+        Return a function that waits for the file.
+        """
         if writer.is_local:
-            file = writer.write_stream(iter((piece,)))
+            file = writer.write_file(piece)
             return lambda: file
         size = piece.nbytes + STREAM_BYTES
         self._budget.take(size)

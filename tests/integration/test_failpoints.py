@@ -231,7 +231,7 @@ def test_unexpected_error_is_shown_by_the_process_that_had_it(new_lake: NewLake)
 
 
 def test_flow_ends_before_bytewax_unwinds(new_lake: NewLake) -> None:
-    """Bytewax panics at an error, and may abort in its panic: the reason of the error would be lost."""
+    """Bytewax panics at an error, and its output is hidden: an abort there would hide the reason too."""
     lake = new_lake()
     fill(lake, count=100, seed=3)
     with lake.start(1, K2FLOW_FAILPOINTS=f"{Point.SOURCE_EMITTED}=raise", K2FLOW_DEBUG="1", **BATCH) as flow:

@@ -636,12 +636,13 @@ def test_client_is_imported_only_for_a_registry() -> None:
 @pytest.mark.parametrize("source", ["fixed ids", "registry", "stored texts"])
 def test_batch_is_freed_after_decoding(source: str, registry: Registry) -> None:
     """An error that is kept keeps no frame: each of a batch's bad ids would keep the batch in memory."""
-    refused, id_of = evolved(price={"type": "double"}), {"refused": 2, "unknown": 3}
-    registry.register(1, trade_schema())
-    registry.register(id_of["refused"], refused)
-    stored = {f"k2flow.schema.binance.{id_of['refused']}": canonical(refused)}
+    known, refused, unknown = 1, 2, 3
+    other = evolved(price={"type": "double"})
+    registry.register(known, trade_schema())
+    registry.register(refused, other)
+    stored = {f"k2flow.schema.binance.{refused}": canonical(other)}
     schemas = {
-        "fixed ids": FixedSchemas((1,)),
+        "fixed ids": FixedSchemas((known,)),
         "registry": at_once(registry),
         "stored texts": StoredSchemas(load_settings(), stored, "binance"),
     }[source]
@@ -650,7 +651,7 @@ def test_batch_is_freed_after_decoding(source: str, registry: Registry) -> None:
     gc.disable()
     try:
         for _ in range(2):
-            batch = messages([value(), value(schema_id=id_of["refused"]), value(schema_id=id_of["unknown"])])
+            batch = messages([value(schema_id=i) for i in (known, refused, unknown)])
             alive = weakref.ref(batch)
             assert set(reasons(decoder.decode(batch)).values()) == {"unknown_schema"}
             del batch
