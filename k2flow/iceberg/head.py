@@ -68,7 +68,7 @@ def newest_copy(metadata: TableMetadata, exchange: str) -> HeadCopy:
     complete = oldest is None or oldest.parent_snapshot_id is None
     current = metadata.current_snapshot()
     rows = int(_summary(current).get("total-records", 0)) if current else 0
-    return HeadCopy(None, complete, age, mixed=rows > 0 and (foreign or not complete))
+    return HeadCopy(None, complete, age, mixed=rows > 0 and (mixed or foreign or not complete))
 
 
 def carried_copies(metadata: TableMetadata) -> dict[str, str]:
