@@ -61,8 +61,7 @@ class Broker:
         with self._lock:
             count = len(self.partitions(topic))
             if count < MOST_PARTITIONS:
-                admin = AdminClient({"bootstrap.servers": self.kafka.bootstrap})
-                admin.create_partitions([NewPartitions(topic, count + 1)])[topic].result(60)
+                self._admin().create_partitions([NewPartitions(topic, count + 1)])[topic].result(60)
 
     def keep_copy(self) -> None:
         """Keep a copy of the disk as it is now, for `older_disk`."""
@@ -90,8 +89,7 @@ class Broker:
 
     def partitions(self, topic: str) -> list[int]:
         """Return the partitions that a topic has now."""
-        admin = AdminClient({"bootstrap.servers": self.kafka.bootstrap})
-        return sorted(admin.list_topics(topic, timeout=60).topics[topic].partitions)
+        return sorted(self._admin().list_topics(topic, timeout=60).topics[topic].partitions)
 
     def partition_folder(self, topic: str, partition: int) -> Path:
         """Return the folder of a partition's segments."""
@@ -99,7 +97,7 @@ class Broker:
 
     def refuse_reads(self, topic: str, seconds: float) -> None:
         """Refuse every client to read the topic for a while; all else stays allowed."""
-        admin = AdminClient({"bootstrap.servers": self.kafka.bootstrap})
+        admin = self._admin()
         for done in admin.create_acls([_acl(topic, *each) for each in _WRITE_ONLY]).values():
             done.result(60)
         time.sleep(seconds)
@@ -107,6 +105,9 @@ class Broker:
             ResourceType.TOPIC, topic, ResourcePatternType.LITERAL, None, None, AclOperation.ANY, AclPermissionType.ANY
         )
         admin.delete_acls([everything])[everything].result(60)
+
+    def _admin(self) -> AdminClient:
+        return AdminClient({"bootstrap.servers": self.kafka.bootstrap})
 
     @property
     def _disk(self) -> Path:

@@ -3,12 +3,12 @@
 import contextlib
 import json
 import random
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from pyiceberg.catalog import Catalog
 from pyiceberg.table import Table
 from sqlalchemy.exc import OperationalError
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from k2flow.errors import CatalogError
 from k2flow.exchange import find_exchange
@@ -72,12 +72,11 @@ class Detection:
             if not before.partitions:
                 return False
             with self._broker.older_disk():
-                for partition in self._broker.partitions(topic):  # some may have been added after the copy
-                    if (committed := before.partitions.get(partition)) is None:
-                        continue
+                present = self._broker.partitions(topic)  # without those that were added after the copy
+                for partition in sorted(before.partitions.keys() & present):
                     more = hostile_messages(exchange.code, OTHER_MESSAGES, self._schema_id, chance)
                     values = [each.value for each in more]
-                    count = committed.next + OTHER_MESSAGES
+                    count = before.partitions[partition].next + OTHER_MESSAGES
                     messages = ({"partition": partition, "value": values[i % len(values)]} for i in range(count))
                     send(self._broker.kafka.bootstrap, topic, messages)
                 _refuses(self._restarters[exchange.name].run_once(DETECT_SECONDS), OTHER_LOG)
@@ -109,14 +108,13 @@ class Detection:
 
     def _load(self, name: str) -> Table:
         """Load a table, once the catalog has recovered from its own faults."""
-        deadline = time.monotonic() + RECOVERY_SECONDS
-        while True:
-            try:
-                return load_table(self._catalog(), name)
-            except (CatalogError, OperationalError):
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.5)
+        retrying = Retrying(
+            retry=retry_if_exception_type((CatalogError, OperationalError)),
+            stop=stop_after_delay(RECOVERY_SECONDS),
+            wait=wait_fixed(0.5),
+            reraise=True,
+        )
+        return retrying(lambda: load_table(self._catalog(), name))
 
     def _ledger(self, exchange: str, table: str) -> ledgers.Ledger:
         properties = self._load(table).properties
