@@ -17,6 +17,7 @@ from pyiceberg.exceptions import BadRequestError
 from pyiceberg.io import FileIO
 from pyiceberg.schema import Schema
 from pyiceberg.table import CreateTableTransaction
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from k2flow.errors import DataFileError
 from k2flow.iceberg.catalog import NAMESPACE, catalog_errors, find_table, table_names
@@ -32,6 +33,9 @@ from k2flow.iceberg.metadata_files import (
 )
 
 log = logging.getLogger(__name__)
+_WHILE_WRITTEN = Retrying(
+    retry=retry_if_exception_type(ValueError), stop=stop_after_delay(2), wait=wait_fixed(0.1), reraise=True
+)
 _SUFFIX = r"(-[0-9a-f]{8}(-?[0-9a-f]{4}){3}-?[0-9a-f]{12})?"
 
 
@@ -96,9 +100,12 @@ def _newest(files: Iterator[MetadataFile] | list[MetadataFile]) -> list[Metadata
 
 
 def _has_rows(filesystem: fs.FileSystem, file: MetadataFile) -> bool:
-    """Return False for a table that was just created, by another process too, and never held a row."""
+    """Return False for a table that was just created, by another process too, and never held a row.
+
+    A file that cannot be read may still be in the other process's hands: it is read again for a while.
+    """
     try:
-        return has_rows_to_lose(read_metadata(filesystem, file.path))
+        return has_rows_to_lose(_WHILE_WRITTEN(read_metadata, filesystem, file.path))
     except FileNotFoundError:
         return False
     except ValueError:

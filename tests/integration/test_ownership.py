@@ -4,6 +4,7 @@ import gzip
 import itertools
 import json
 import shutil
+import threading
 import uuid
 from datetime import UTC, datetime
 from pathlib import Path
@@ -391,6 +392,21 @@ class TestOwnHistory:
         broken.write_bytes(content[: int(len(content) * part)])
         maintain(catalog)
         assert not broken.exists()
+
+
+def test_metadata_that_another_process_is_writing_is_no_lost_table(catalog: Catalog, home: Path) -> None:
+    """Two flows start at once on a new warehouse: one sees the other's file before it is whole."""
+    other = another_catalog(home)
+    create(other, [GOLD])
+    path = Path(load_table(other, GOLD_TABLE).metadata_location.removeprefix("file://"))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    written = threading.Timer(0.5, path.write_bytes, [whole])
+    written.start()
+    try:
+        assert create(catalog, [GOLD]) == {GOLD_TABLE: "created"}
+    finally:
+        written.join()
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"\x1f\x8b\x08", b"\xff" * 100])
