@@ -15,7 +15,7 @@ from pyiceberg.serializers import FromInputFile, ToOutputFile
 
 from k2flow.compat.pyiceberg import metadata_cache
 from k2flow.config.settings import load_settings
-from k2flow.exchange import exchange_names
+from k2flow.exchange import all_exchanges, exchange_names
 from k2flow.iceberg.catalog import open_catalog
 from k2flow.sandbox.kafka.local import LocalKafka, free_port
 
@@ -122,6 +122,13 @@ def no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         if name.startswith(("K2FLOW_", "PYICEBERG_", "BYTEWAX_")):
             monkeypatch.delenv(name)
     monkeypatch.setenv("K2FLOW_HOME", str(tmp_path / "home"))
+    forget_settings()
+
+
+def forget_settings() -> None:
+    """Let each exchange read its settings again: it keeps those that it read under another environment."""
+    for exchange in all_exchanges():
+        vars(exchange).pop("settings", None)
 
 
 @pytest.fixture(autouse=True)

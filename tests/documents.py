@@ -22,7 +22,8 @@ from typer.testing import CliRunner
 
 from k2flow.cli.commands import app
 from k2flow.config.settings import KAFKA_PREFIX, PREFIX, REGISTRY_VARIABLES, ExchangeSettings, Settings
-from k2flow.exchange import all_exchanges, exchange_names
+from k2flow.exchange import exchange_names
+from tests.conftest import forget_settings
 
 ROOT = Path(__file__).parents[1]
 FENCE = re.compile(r"^( *)```(\S*) ?([^\n]*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
@@ -163,11 +164,11 @@ def as_a_process() -> Iterator[None]:
     handlers, level, iceberg = root.handlers[:], root.level, logging.getLogger("pyiceberg").level
     handling = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     with warnings.catch_warnings():
-        _forget_settings()
+        forget_settings()
         try:
             yield
         finally:
-            _forget_settings()
+            forget_settings()
             os.environ.clear()
             os.environ.update(environment)
             for number, handler in handling.items():
@@ -175,8 +176,3 @@ def as_a_process() -> Iterator[None]:
             root.handlers[:] = handlers
             root.setLevel(level)
             logging.getLogger("pyiceberg").setLevel(iceberg)
-
-
-def _forget_settings() -> None:
-    for exchange in all_exchanges():
-        vars(exchange).pop("settings", None)

@@ -17,6 +17,7 @@ from k2flow.iceberg.rewrite import set_property
 from k2flow.iceberg.tables import COMMON_PROPERTIES, create, definitions
 from k2flow.layers import GOLD_TABLE
 from k2flow.query.connection import connect_to
+from tests.conftest import forget_settings
 
 MIB = 1 << 20
 BRONZE = [
@@ -128,13 +129,9 @@ def test_error_shows_how_a_table_differs(catalog: Catalog) -> None:
 def test_changed_setting_is_a_difference(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
     create_all(catalog)
     monkeypatch.setenv("K2FLOW_KRAKEN_DLQ_RETENTION_DAYS", "31")
-    kraken = find_exchange("kraken")
-    kraken.__dict__.pop("settings", None)
-    try:
-        with pytest.raises(TableDiffersError, match=r"dlq_kraken_trades.*retention-days is 30, not 31"):
-            create(catalog, definitions(kraken).values())
-    finally:
-        kraken.__dict__.pop("settings", None)
+    forget_settings()
+    with pytest.raises(TableDiffersError, match=r"dlq_kraken_trades.*retention-days is 30, not 31"):
+        create(catalog, definitions(find_exchange("kraken")).values())
 
 
 def test_arrow_schema_has_no_large_types() -> None:

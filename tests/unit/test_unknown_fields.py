@@ -181,12 +181,13 @@ def test_unknown_fields_are_logged_once_per_schema(caplog: pytest.LogCaptureFixt
 
 
 def test_setting_keeps_or_ignores_unknown_fields(monkeypatch: pytest.MonkeyPatch) -> None:
+    keep, ignore = (Exchange("binance", "BINANCE", BINANCE.declared) for _ in range(2))
+    assert keep.settings.unknown_fields == "keep"
     monkeypatch.setenv("K2FLOW_BINANCE_UNKNOWN_FIELDS", "ignore")
-    exchange = Exchange("binance", "BINANCE", BINANCE.declared)
     decoder = AvroDecoder(with_unknown_field("int"), KNOWN, keep_unknown=True)
     decoded = decoder.decode(pa.array([b"\x02\x02"] * 5))
-    assert UnknownFields(exchange).add(decoder, MAPS, decoded.unknown) is MAPS
-    assert UnknownFields(BINANCE).add(decoder, MAPS, decoded.unknown).to_pylist()[2] == [("extra", "1")]
+    assert UnknownFields(ignore).add(decoder, MAPS, decoded.unknown) is MAPS
+    assert UnknownFields(keep).add(decoder, MAPS, decoded.unknown).to_pylist()[2] == [("extra", "1")]
     monkeypatch.setenv("K2FLOW_BINANCE_UNKNOWN_FIELDS", "drop")
     with pytest.raises(SettingsError, match=r"K2FLOW_BINANCE_UNKNOWN_FIELDS='drop' is wrong: .*'keep' or 'ignore'"):
         _ = Exchange("binance", "BINANCE", BINANCE.declared).settings
