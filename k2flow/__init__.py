@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AlreadyRunningError", "AuditError", "CatalogError", "CatalogRefusedError", "CatalogSettingsError",
-    "CommitConflictError", "CommitError", "DataFileError", "DedupError", "Exchange", "FencedError", "HeadMovedError",
-    "K2flowError", "KafkaError", "KafkaRefusedError", "LogReplacedError", "LostOffsetsError", "LostTableError",
-    "MaintenanceError", "NoBrokerError", "NoTopicError", "OffsetGapError", "ProduceError", "QueryError",
-    "RegistryError", "ReportError", "ReprocessError", "Rule", "RunError", "SchemaError", "SettingsError",
-    "TableDiffersError", "UnknownExchangeError", "UnsupportedVersionError", "build", "connect",
+    "CommitConflictError", "CommitError", "DataFileError", "DedupError", "Exchange", "FencedError", "FlowFailedError",
+    "HeadMovedError", "K2flowError", "KafkaError", "KafkaRefusedError", "LogReplacedError", "LostOffsetsError",
+    "LostTableError", "MaintenanceError", "MissingExtraError", "NoBrokerError", "NoTopicError", "OffsetGapError",
+    "ProduceError", "QueryError", "RegistryError", "ReportError", "ReprocessError", "Rule", "RunError", "SchemaError",
+    "SettingsError", "TableDiffersError", "UnknownExchangeError", "UnsupportedVersionError", "build", "connect",
 ]  # fmt: skip
 
 _MODULES = {  # of the names that load on first use

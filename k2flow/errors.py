@@ -47,6 +47,10 @@ class UnsupportedVersionError(K2flowError):
     """A library's version is not one that k2flow was tested with; the message names both."""
 
 
+class MissingExtraError(K2flowError):
+    """An optional part of k2flow is not installed; the message has the command that installs it."""
+
+
 class CatalogError(K2flowError):
     """The Iceberg catalog or its storage cannot be reached or used."""
 
@@ -153,6 +157,12 @@ class RunError(K2flowError):
     """The processes of a flow could not be run."""
 
     retryable = True
+
+
+class FlowFailedError(RunError):
+    """A flow failed, and starting it again cannot help: an operator must fix the cause."""
+
+    retryable = False
 
 
 class ReprocessError(K2flowError):

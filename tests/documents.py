@@ -28,7 +28,24 @@ from tests.conftest import forget_settings
 ROOT = Path(__file__).parents[1]
 FENCE = re.compile(r"^( *)```(\S*) ?([^\n]*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 ASSIGNMENT = re.compile(r"([A-Z][A-Z0-9_]+)=(.*)", re.DOTALL)
-OTHER_TOOLS = {"cd", "cp", "curl", "docker", "git", "helm", "install", "kubectl", "mkdir", "pg_dump", "pip", "sudo"}
+OTHER_TOOLS = {
+    *(
+        "cd",
+        "cp",
+        "curl",
+        "docker",
+        "git",
+        "helm",
+        "install",
+        "kubectl",
+        "mkdir",
+        "pg_dump",
+        "pip",
+        "pipx",
+        "sudo",
+        "uvx",
+    )
+}
 """Commands that documents may show and no test runs."""
 OTHER_LANGUAGES = {"", "text", "yaml", "json", "ini", "toml", "dockerfile"}
 """Languages of blocks that no test runs."""
@@ -119,6 +136,8 @@ def kind(command: Sequence[str]) -> Kind:
         case ["python", "-m", "bytewax.run", flow]:
             assert flow.removeprefix("flows.") in {*exchange_names(), "coinbase"}, flow
             return Kind.PROCESS
+        case ["python", "-m", "build" | "pip", *_]:  # test_package.py runs them
+            return Kind.OTHER
         case [script, *_] if script.startswith("scripts/"):
             assert os.access(ROOT / script, os.X_OK), f"{script} does not exist"
             return Kind.OTHER

@@ -10,10 +10,13 @@ import typer
 
 from k2flow.cli.options import (
     AsJson,
+    Debug,
     Exchanges,
     Format,
     Port,
+    Since,
     StoppedExchange,
+    Version,
     argument,
     day,
     duration,
@@ -25,7 +28,6 @@ from k2flow.cli.process import DEBUG, any_output, exit_on_error
 from k2flow.config.pyiceberg_file import check_pyiceberg_file
 from k2flow.process_exit import EXIT_FAILED
 
-TIME = ["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S%z"]
 HOUR_SECONDS = 3600.0
 app = group("k2flow", "Write crypto trades from Kafka into Apache Iceberg tables, exactly once.")
 tables_app = group("tables", "Create or list the Iceberg tables.")
@@ -42,7 +44,7 @@ def main() -> None:
 
 
 @app.callback()
-def _options(debug: Annotated[bool, flag("--debug", "Show tracebacks of errors.")] = False) -> None:
+def _options(debug: Debug = False, version: Version = False) -> None:
     """Set the options of all commands, for the processes that a command starts too."""
     if debug:
         os.environ[DEBUG] = "1"
@@ -119,12 +121,7 @@ def query(
 def audit(
     exchange: Annotated[str | None, argument("EXCHANGE", "Exchange. Default: all that have tables.")] = None,
     as_json: AsJson = False,
-    since: Annotated[
-        datetime | None,
-        option(
-            "TIME", "Check only messages ingested since this time, and their rows. Default zone: UTC.", formats=TIME
-        ),
-    ] = None,
+    since: Since = None,
     every: Annotated[
         float | None, duration("Repeat the audit, for example every 1h or 1d. The log has each verdict.")
     ] = None,
@@ -326,7 +323,7 @@ def kafka_start(port: Port = None) -> None:
     """Start the local broker and create the exchanges' topics.
 
     A broker that runs already is kept. If K2FLOW_KAFKA_BOOTSTRAP_SERVERS names a broker that answers, only create the
-    topics there.
+    topics there. A start needs the extra `local`; without it the exit code is 2.
     """
     from k2flow.cli.sandbox import start_broker
 

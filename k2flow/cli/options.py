@@ -1,10 +1,14 @@
 """The form of arguments and options, those that several commands share, and the settings of every group of commands."""
 
 import re
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import typer
 
+import k2flow
+
+TIME = ["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S%z"]
 DURATION_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -57,11 +61,24 @@ def parse_duration(value: str | float) -> float:
     return float(found[1]) * DURATION_UNITS[found[2]]
 
 
+def show_version(asked: bool) -> None:
+    """Print the version and exit, if it is asked for."""
+    if asked:
+        print(f"k2flow {k2flow.__version__}")
+        raise typer.Exit
+
+
+Debug = Annotated[bool, flag("--debug", "Show tracebacks of errors.")]
+Version = Annotated[bool, typer.Option("--version", help="Show the version.", callback=show_version, is_eager=True)]
 Format = Literal["table", "csv", "json", "parquet", "arrow"]
 """A format of query results. `json` is one object per line, `arrow` an IPC stream."""
 Exchanges = Annotated[list[str] | None, argument("EXCHANGE", "Exchanges. Default: all.")]
 StoppedExchange = Annotated[str, argument("EXCHANGE", "Exchange. Its flow must be stopped.")]
 AsJson = Annotated[bool, flag("--json", "Print one JSON object.")]
+Since = Annotated[
+    datetime | None,
+    option("TIME", "Check only messages ingested since this time, and their rows. Default zone: UTC.", formats=TIME),
+]
 Port = Annotated[
     int | None, option("PORT", "Port on 127.0.0.1. Default: the port of K2FLOW_KAFKA_BOOTSTRAP_SERVERS, or 9092.")
 ]

@@ -19,18 +19,21 @@ TRUE = {"1", "true", "t", "yes", "y", "on"}
 
 
 @contextmanager
-def exit_on_error(code: int, context: str = "") -> Iterator[None]:
-    """Print a K2flowError as one line on standard error, after `context`, and exit with `code`.
+def exit_on_error(
+    code: int, context: str = "", kind: type[K2flowError] = K2flowError, retryable_code: int | None = None
+) -> Iterator[None]:
+    """Print an error of this kind as one line on standard error, after `context`, and exit with `code`.
 
-    With --debug the error passes, and Python prints its traceback.
+    Retryable errors exit with `retryable_code`, if it is given. With --debug the error passes, and Python prints its
+    traceback.
     """
     try:
         yield
-    except K2flowError as error:
+    except kind as error:
         if os.environ.get(DEBUG, "").lower() in TRUE:
             raise
         print(f"{ERROR_PREFIX}{context}{printable(str(error))}", file=sys.stderr)
-        raise SystemExit(code) from None
+        raise SystemExit(retryable_code if error.retryable and retryable_code is not None else code) from None
 
 
 @contextmanager

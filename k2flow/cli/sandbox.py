@@ -6,20 +6,25 @@ from pathlib import Path
 from humanize import naturalsize
 
 from k2flow.cli.output import progress_bars
+from k2flow.cli.process import exit_on_error
 from k2flow.config.settings import KAFKA_PREFIX, Settings, load_settings
-from k2flow.errors import KafkaError, ProduceError
+from k2flow.errors import KafkaError, MissingExtraError, ProduceError
 from k2flow.exchange import all_exchanges, exchange_names, find_exchange
 from k2flow.kafka.admin import Admin
 from k2flow.sandbox.kafka.local import BrokerStatus, LocalKafka
 from k2flow.sandbox.producer import Manifest, ProduceOptions, produce
 from k2flow.sandbox.producer.replay import Target, replay
 
+EXIT_NOT_INSTALLED = 2  # the extra `local` is missing
 LOOPBACK = ("127.0.0.1", "localhost")
 SERVERS = f"{KAFKA_PREFIX}BOOTSTRAP_SERVERS"
 
 
 def start_broker(port: int | None) -> None:
-    """Start the local broker, or use the broker that the settings name; create the exchanges' topics."""
+    """Start the local broker, or use the broker that the settings name; create the exchanges' topics.
+
+    Exits with 2 if the extra `local` is needed and is not installed.
+    """
     settings = load_settings(exchange_names())
     topics = {e.settings.topic: e.settings.partitions for e in all_exchanges()}
     local = _local(settings, port)
@@ -31,7 +36,9 @@ def start_broker(port: int | None) -> None:
         return
     if local is None:
         raise KafkaError(f"no broker answers at {named} from {SERVERS}: start it there, or unset {SERVERS}")
-    _show_broker(local.start(topics))
+    with exit_on_error(EXIT_NOT_INSTALLED, kind=MissingExtraError):
+        started = local.start(topics)
+    _show_broker(started)
 
 
 def stop_broker(port: int | None) -> None:

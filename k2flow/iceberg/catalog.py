@@ -11,7 +11,7 @@ from typing import Any
 
 import pyiceberg.catalog
 from pyiceberg.catalog import Catalog
-from pyiceberg.exceptions import NoSuchNamespaceError, NoSuchTableError, RESTError, ValidationError
+from pyiceberg.exceptions import NoSuchNamespaceError, NoSuchTableError, NotInstalledError, RESTError, ValidationError
 from pyiceberg.table import Table
 from pyiceberg.utils.config import Config
 from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
@@ -21,7 +21,14 @@ from k2flow.compat.pyiceberg.commit_times import install_commit_times
 from k2flow.compat.pyiceberg.compressed_metadata import install_compressed_metadata
 from k2flow.compat.pyiceberg.requests import install_requests
 from k2flow.config.settings import Settings
-from k2flow.errors import CatalogError, CatalogRefusedError, CatalogSettingsError, DataFileError, one_line
+from k2flow.errors import (
+    CatalogError,
+    CatalogRefusedError,
+    CatalogSettingsError,
+    DataFileError,
+    MissingExtraError,
+    one_line,
+)
 from k2flow.retryable import Verdict, answered, verdict
 
 CATALOG = "k2flow"
@@ -58,7 +65,11 @@ def open_catalog(settings: Settings) -> Catalog:
                 ping = {"pool_pre_ping": "true"} if uri.startswith("postgresql") else {}
                 return _load_catalog({**ping, **given}, (IntegrityError, ProgrammingError))
             return _load_catalog(default_properties(settings.home), (SQLAlchemyError,))
-        except (ValueError, ImportError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, ImportError, NotInstalledError, KeyError, TypeError, AttributeError) as error:
+            if getattr(error.__cause__, "name", "") == "psycopg2":
+                raise MissingExtraError(
+                    "the catalog in PostgreSQL needs the Python package psycopg2: pip install 'k2flow[postgres]'"
+                ) from error
             raise CatalogSettingsError(
                 f"the catalog is configured wrongly: {error}; see PYICEBERG_CATALOG__K2FLOW__*"
             ) from error

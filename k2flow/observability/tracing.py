@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 from k2flow.config.settings import PREFIX
-from k2flow.errors import SettingsError
+from k2flow.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import Span, TracerProvider
@@ -26,7 +26,7 @@ each call: neither thread-local values nor OpenTelemetry's context survive a cal
 
 
 def set_up(exchange: str) -> None:
-    """Send spans to the collector of the OTEL_* variables. Raises SettingsError without the extra `traces`."""
+    """Send spans to the collector of the OTEL_* variables. Raises MissingExtraError without the extra `traces`."""
     global _provider, _tracer
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -34,7 +34,9 @@ def set_up(exchange: str) -> None:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
-        raise SettingsError(f"{PREFIX}TRACES needs OpenTelemetry: pip install 'k2flow[traces]' ({error})") from error
+        raise MissingExtraError(
+            f"{PREFIX}TRACES needs OpenTelemetry ({error}): pip install 'k2flow[traces]', or unset {PREFIX}TRACES"
+        ) from error
     _provider = TracerProvider(resource=Resource.create({"service.name": "k2flow", "k2flow.exchange": exchange}))
     _provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     _tracer = _provider.get_tracer("k2flow")

