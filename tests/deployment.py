@@ -1,4 +1,4 @@
-"""Reads docker/ and kubernetes/: each container of k2flow, as Docker or Kubernetes would set it up."""
+"""Reads docker/, kubernetes/ and systemd/: each container or unit, as Docker, Kubernetes or systemd would set it up."""
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,9 +10,10 @@ from typing import Any
 import yaml
 
 from k2flow.cli.options import parse_duration
+from k2flow.exchange import exchange_names
 
 ROOT = Path(__file__).parents[1]
-DOCKER, KUBERNETES = ROOT / "docker", ROOT / "kubernetes"
+DOCKER, KUBERNETES, SYSTEMD = ROOT / "docker", ROOT / "kubernetes", ROOT / "systemd"
 DOCKERFILE, COMPOSE = DOCKER / "Dockerfile", DOCKER / "compose.yml"
 COMPOSE_SECRETS = "/run/secrets"
 IMAGE = "k2flow"
@@ -154,3 +155,70 @@ def kubernetes_containers() -> Iterator[Container]:
                     folder,
                     pod["terminationGracePeriodSeconds"],
                 )
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One service of systemd: `file` in systemd/, as the unit `name`, with %i replaced if it is a template."""
+
+    name: str
+    file: str
+    text: str
+    exchange: str | None
+
+    def __str__(self) -> str:
+        return self.name
+
+    def all(self, key: str) -> list[str]:
+        """Return all values of a key, in order."""
+        return assignments(self.text, key)
+
+    def one(self, key: str) -> str:
+        """Return the value of a key that the unit has once."""
+        (value,) = self.all(key)
+        return value
+
+    @property
+    def command(self) -> list[str]:
+        """The words of its command line."""
+        return shlex.split(self.one("ExecStart"))
+
+    @property
+    def environment_files(self) -> list[str]:
+        """The names of its environment files, which systemd/ has as examples."""
+        return [Path(value.removeprefix("-")).name for value in self.all("EnvironmentFile")]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Its variables, with those of its environment files, which count more."""
+        found = dict(word.split("=", 1) for value in self.all("Environment") for word in shlex.split(value))
+        for name in self.environment_files:
+            found |= environment_file(name)
+        return found
+
+
+def units() -> Iterator[Unit]:
+    """Yield the services of systemd/, the template once for each exchange."""
+    for path in sorted(SYSTEMD.glob("*.service")):
+        text = path.read_text("utf-8")
+        for name in exchange_names() if "@" in path.name else [None]:
+            instance = text.replace("%i", name or "%i")
+            yield Unit(path.name.replace("@", f"@{name}"), path.name, instance, name)
+
+
+def assignments(text: str, key: str) -> list[str]:
+    """Return all values of a key in a file of systemd."""
+    return [line.partition("=")[2] for line in text.splitlines() if line.partition("=")[0] == key]
+
+
+def environment_file(name: str) -> dict[str, str]:
+    """Return the variables of an example in systemd/."""
+    lines = (SYSTEMD / name).read_text("utf-8").splitlines()
+    return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+
+
+def secrets_drop_in() -> tuple[dict[str, str], dict[str, str]]:
+    """Return the variables that secrets.conf sets, and the file of each credential."""
+    text = (SYSTEMD / "secrets.conf").read_text("utf-8")
+    variables = dict(value.split("=", 1) for value in assignments(text, "Environment"))
+    return variables, dict(value.split(":", 1) for value in assignments(text, "LoadCredential"))

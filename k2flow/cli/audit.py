@@ -16,6 +16,7 @@ from k2flow.exchange import all_exchanges, exchange_names, find_exchange
 from k2flow.iceberg.catalog import open_catalog
 from k2flow.observability.endpoint import serve
 from k2flow.observability.logs import set_up_logging
+from k2flow.observability.systemd import report_to_systemd
 
 log = logging.getLogger(__name__)
 INCOMPLETE = "audit incomplete: "
@@ -45,18 +46,20 @@ def _repeat(run: Callable[[], AuditReport], settings: Settings, interval: float,
     registry.register(metrics)
     if settings.metrics_port is not None:
         serve(settings.metrics_host, settings.metrics_port, registry, lambda: None, lambda: None)
-    for _ in every(interval, stop_event()):
-        try:
-            report = run()
-        except K2flowError as error:
-            log.error("%s%s", INCOMPLETE, error)
-            metrics.record(Verdict.UNKNOWN, [])
-            continue
-        metrics.record(report.verdict, [finding.severity for finding in report.findings])
-        level = logging.INFO if report.verdict is Verdict.HOLDS else logging.ERROR
-        log.log(level, "audit verdict: %s, %d rows in %.1f s", report.verdict, report.rows, report.seconds)
-        if as_json or report.verdict is not Verdict.HOLDS:
-            _show(report, as_json)
+    stop = stop_event()
+    with report_to_systemd(lambda: None, lambda: None, stop):
+        for _ in every(interval, stop):
+            try:
+                report = run()
+            except K2flowError as error:
+                log.error("%s%s", INCOMPLETE, error)
+                metrics.record(Verdict.UNKNOWN, [])
+                continue
+            metrics.record(report.verdict, [finding.severity for finding in report.findings])
+            level = logging.INFO if report.verdict is Verdict.HOLDS else logging.ERROR
+            log.log(level, "audit verdict: %s, %d rows in %.1f s", report.verdict, report.rows, report.seconds)
+            if as_json or report.verdict is not Verdict.HOLDS:
+                _show(report, as_json)
 
 
 def _show(report: AuditReport, as_json: bool) -> None:

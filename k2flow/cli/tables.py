@@ -9,7 +9,7 @@ from humanize import naturalsize
 from pyiceberg.catalog import Catalog
 
 from k2flow.cli.output import console, new_table
-from k2flow.cli.process import every, stop_event
+from k2flow.cli.process import every, exit_on_error, stop_event
 from k2flow.compat.pyarrow import keep_freed_memory
 from k2flow.compat.pyiceberg.metadata_cache import install_metadata_cache
 from k2flow.config.settings import load_settings
@@ -24,6 +24,8 @@ from k2flow.maintain.lease import MaintenanceLeases
 from k2flow.maintain.ownership import OtherTables
 from k2flow.maintain.run import MaintenanceRun
 from k2flow.observability.logs import set_up_logging
+from k2flow.observability.systemd import report_to_systemd
+from k2flow.process_exit import EXIT_FAILED, EXIT_UNAVAILABLE
 from k2flow.status.model import moment
 from k2flow.status.tables import totals
 
@@ -68,11 +70,13 @@ def run_maintenance(
     if interval is not None and dry_run:
         raise typer.BadParameter("--dry-run shows one run: omit --every")
     settings = load_settings(exchange_names())
-    set_up_logging("WARNING" if interval is None else settings.log_level)
+    set_up_logging("WARNING" if interval is None else settings.log_level, settings.log_format)
     keep_freed_memory()
     install_metadata_cache()
-    catalog, timing, stop = open_catalog(settings), Timing(orphan_seconds, reader_seconds), stop_event()
-    chosen, leases = _chosen(catalog, tables), MaintenanceLeases(catalog)
+    timing, stop = Timing(orphan_seconds, reader_seconds), stop_event()
+    with exit_on_error(EXIT_FAILED, retryable_code=None if interval is None else EXIT_UNAVAILABLE):
+        catalog = open_catalog(settings)
+        chosen, leases = _chosen(catalog, tables), MaintenanceLeases(catalog)
     try:
         if interval is None:
             actions, errors = _maintain(catalog, chosen, timing, None if dry_run else leases, stop)
@@ -80,12 +84,13 @@ def run_maintenance(
             if errors:
                 raise MaintenanceError(f"not done: {'; '.join(errors)}")
             return
-        for _ in every(interval, stop):
-            try:
-                chosen = _chosen(catalog, tables)  # tables may be new
-            except CatalogError as error:
-                log.error("%s", error)
-            _maintain(catalog, chosen, timing, leases, stop)
+        with report_to_systemd(lambda: None, lambda: None, stop):
+            for _ in every(interval, stop):
+                try:
+                    chosen = _chosen(catalog, tables)  # tables may be new
+                except CatalogError as error:
+                    log.error("%s", error)
+                _maintain(catalog, chosen, timing, leases, stop)
     finally:
         leases.release()
 

@@ -12,10 +12,14 @@ from k2flow.process_exit import ERROR_PREFIX, EXIT_FAILED, EXIT_TRY_AGAIN, EXIT_
 
 @dataclass(frozen=True)
 class FlowFailure:
-    """Why a flow ended, in one line, and whether the supervisor restarts it."""
+    """Why a flow ended, in one line, and whether the supervisor restarts it.
+
+    A failure that it does not restart may still pass by itself: services that did not answer at the first start.
+    """
 
     reason: str
     retryable: bool
+    permanent: bool
 
 
 def find_failure(exchange: str, codes: Sequence[int | None], errors: Sequence[str], was_up: bool) -> FlowFailure | None:
@@ -30,15 +34,16 @@ def find_failure(exchange: str, codes: Sequence[int | None], errors: Sequence[st
     killed = [(i, f"was killed by signal {-code}") for i, code in enumerate(codes) if code is not None and code < 0]
     causes = [error for error in errors if error != PEER_LOST]
     if causes and not killed:
-        permanent = EXIT_FAILED in codes or (EXIT_UNAVAILABLE in codes and not was_up)
-        return FlowFailure(causes[0], not permanent)
+        permanent = EXIT_FAILED in codes
+        return FlowFailure(causes[0], not permanent and (EXIT_UNAVAILABLE not in codes or was_up), permanent)
     expected = (0, None, EXIT_TRY_AGAIN)
     if errors and not killed and all(code in expected for code in codes):
-        return FlowFailure(PEER_LOST, True)
+        return FlowFailure(PEER_LOST, True, False)
     crashed = [(i, f"ended with exit code {code}") for i, code in enumerate(codes) if code not in expected]
     i, how = next(iter(killed + crashed), (codes.index(None) if None in codes else 0, "hung"))
     reason = f"process {i} of {len(codes)} of {exchange} {how}; nothing is lost: a restart resumes where the tables end"
-    return FlowFailure(reason, bool(killed) or not crashed or was_up)
+    retryable = bool(killed) or not crashed or was_up
+    return FlowFailure(reason, retryable, not retryable)
 
 
 class StderrRelay:

@@ -41,17 +41,22 @@ class SupervisedFlow:
         self._environment = environment
         self._stopping = stopping
         self._processes: list[subprocess.Popen[bytes]] = []
-        self._failure: str | None = None
+        self._failure: FlowFailure | None = None
         self._ended = False
 
-    def failed(self) -> str | None:
-        """Return why the flow failed permanently, or None."""
+    @property
+    def failure(self) -> FlowFailure | None:
+        """Why the flow ended, if it failed and is not restarted."""
         return self._failure
+
+    def failed(self) -> str | None:
+        """Return in one line why the flow failed and is not restarted, or None."""
+        return self._failure.reason if self._failure else None
 
     def not_ready(self) -> str | None:
         """Return in one line why a process does not read now, or None if all do."""
         if self._failure:
-            return self._failure
+            return self._failure.reason
         stages = [self._stage(process) for process in self._processes if process.poll() is None]
         reading = stages.count(Stage.READING)
         if self._ended or reading == len(self.plan.numbers):
@@ -63,10 +68,10 @@ class SupervisedFlow:
         try:
             self._run_with_backoff()
             if self._failure and log_failure:
-                log.error("%s: %s", self.plan.exchange, self._failure)
+                log.error("%s: %s", self.plan.exchange, self._failure.reason)
         except Exception as error:  # an error of this thread would go unnoticed
             log.exception("%s: the supervisor failed", self.plan.exchange)
-            self._failure = f"{self.plan.exchange}: the supervisor failed: {error!r}"
+            self._failure = FlowFailure(f"{self.plan.exchange}: the supervisor failed: {error!r}", False, True)
         self._ended = True
 
     def _run_with_backoff(self) -> None:
@@ -77,7 +82,7 @@ class SupervisedFlow:
             if failure is None:
                 break
             if not failure.retryable or self._stopping.is_set():
-                self._failure = failure.reason
+                self._failure = failure
                 break
             failures = 1 if time.monotonic() - started > HEALTHY_SECONDS else failures + 1
             pause = min(2.0 ** (failures - 1), MAX_BACKOFF_SECONDS) * random.uniform(0.5, 1)
@@ -98,7 +103,8 @@ class SupervisedFlow:
             codes = [0 if code == -signal.SIGTERM else code for code in codes]
         elif not connected:
             seconds = self._settings.start_seconds
-            return FlowFailure(f"the processes of {exchange} did not connect to each other within {seconds:g} s", True)
+            text = f"the processes of {exchange} did not connect to each other within {seconds:g} s"
+            return FlowFailure(text, True, False)
         return find_failure(exchange, codes, stderr.errors, again or time.monotonic() - started > UP_SECONDS)
 
     def _start(self, stderr: int) -> None:

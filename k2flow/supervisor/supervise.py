@@ -3,17 +3,18 @@
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 
 from prometheus_client import CollectorRegistry
 
 from k2flow.config.settings import Settings
-from k2flow.errors import RunError
+from k2flow.errors import FlowFailedError, RunError
 from k2flow.exchange import find_exchange
 from k2flow.iceberg.catalog import open_catalog
-from k2flow.observability.endpoint import serve
+from k2flow.observability.endpoint import HealthCheck, serve
 from k2flow.observability.metrics import SUPERVISED, ProcessCounts
+from k2flow.observability.systemd import report_to_systemd
 from k2flow.supervisor.flow import SupervisedFlow
 from k2flow.supervisor.plan import ProcessPlan
 
@@ -24,15 +25,19 @@ def supervise(plans: Sequence[ProcessPlan], settings: Settings, extra: Mapping[s
     When one process crashes, the others of its exchange are ended, and all restart after a pause (SupervisedFlow).
     Nothing is lost: messages that were not committed are read again. SIGTERM and SIGINT go to all processes, which then
     drain and commit; those that have not ended after `stop_seconds` are killed. If this process itself is killed, they
-    get a SIGTERM. Once all have ended, errors that a restart cannot fix, or that kept a flow from its first start,
-    raise RunError.
+    get a SIGTERM. Once all have ended, errors that a restart cannot fix raise FlowFailedError. Errors that only kept
+    flows from their first start raise RunError. Under systemd it is told how the flows do.
     """
     stopping = threading.Event()
     with tempfile.TemporaryDirectory(prefix="k2flow-counts-") as counts:
         environment = {**extra, SUPERVISED: counts}
         flows = [SupervisedFlow(plan, settings, environment, stopping) for plan in plans]
+        health, readiness = _first([flow.failed for flow in flows]), _first([flow.not_ready for flow in flows])
         port = settings.metrics_port
-        with nullcontext() if port is None else _metrics_served(flows, settings, port, counts):
+        with (
+            report_to_systemd(health, readiness, stopping),
+            nullcontext() if port is None else _metrics_served(flows, settings, port, counts, health, readiness),
+        ):
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: stopping.set())
             log_failure = len(flows) > 1  # the error of a single flow ends the command, which reports it
@@ -41,12 +46,20 @@ def supervise(plans: Sequence[ProcessPlan], settings: Settings, extra: Mapping[s
                 thread.start()
             for thread in threads:
                 thread.join()
-    if reasons := [reason for flow in flows if (reason := flow.failed())]:
-        raise RunError("; ".join(reasons))
+    if failures := [flow.failure for flow in flows if flow.failure]:
+        error = FlowFailedError if any(each.permanent for each in failures) else RunError
+        raise error("; ".join(each.reason for each in failures))
 
 
 @contextmanager
-def _metrics_served(flows: Sequence[SupervisedFlow], settings: Settings, port: int, counts: str) -> Iterator[None]:
+def _metrics_served(
+    flows: Sequence[SupervisedFlow],
+    settings: Settings,
+    port: int,
+    counts: str,
+    health: HealthCheck,
+    readiness: HealthCheck,
+) -> Iterator[None]:
     """Serve the processes' metrics, those of the tables and topics, and the health of the flows."""
     from k2flow.status.collector import StatusCollector
     from k2flow.status.metrics import StatusMetrics
@@ -56,7 +69,6 @@ def _metrics_served(flows: Sequence[SupervisedFlow], settings: Settings, port: i
     exchanges = [find_exchange(flow.plan.exchange) for flow in flows]
     status = StatusMetrics(StatusCollector(open_catalog(settings), settings, exchanges).collect)
     registry.register(status)
-    health, readiness = _first([flow.failed for flow in flows]), _first([flow.not_ready for flow in flows])
     serve(settings.metrics_host, port, registry, health, readiness)
     status.start()
     try:
@@ -65,5 +77,5 @@ def _metrics_served(flows: Sequence[SupervisedFlow], settings: Settings, port: i
         status.stop()
 
 
-def _first(checks: Sequence[Callable[[], str | None]]) -> Callable[[], str | None]:
+def _first(checks: Sequence[HealthCheck]) -> HealthCheck:
     return lambda: next((problem for check in checks if (problem := check())), None)

@@ -19,6 +19,7 @@ from k2flow.sandbox.kafka.local import free_port
 from tests.integration.conftest import fill
 from tests.integration.harness import ROOT, Lake, assert_tables, read_topic
 from tests.integration.test_audit import audited
+from tests.notify import NotifySocket
 from tests.oracle import expect
 
 NewLake = Callable[..., Lake]
@@ -122,6 +123,23 @@ def test_exchange_that_keeps_crashing_does_not_stop_another(new_lake: NewLake, t
     for lake in (binance, kraken):
         assert_tables_of(lake)
         assert audited(lake)["verdict"] == "holds"
+
+
+def test_systemd_is_told_when_the_flow_reads_and_stops(new_lake: NewLake, tmp_path: Path) -> None:
+    lake = new_lake(partitions=1)
+    fill(lake, count=500, seed=1)
+    with (
+        NotifySocket(tmp_path) as systemd,
+        running(lake, tmp_path / "log", "binance", "--processes", "1", **systemd.variables(60)) as run,
+    ):
+        assert systemd.receive(30)["STATUS"] == "binance: 0 of 1 processes read"
+        assert systemd.wait_for("READY", seconds=60)["STATUS"] == "ready"
+        assert run.get("/readyz")[0] == 200
+        (process,) = run.children("binance")
+        assert not {"NOTIFY_SOCKET", "WATCHDOG_USEC"} & process.environ().keys()
+        assert run.stop() == 0
+        assert systemd.wait_for("STOPPING")
+    assert_tables_of(lake)
 
 
 def rows_of(run: Run, exchange: str) -> float | None:
