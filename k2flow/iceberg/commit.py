@@ -19,6 +19,8 @@ Their files stay until maintenance deletes them. So the 10,000th commit costs as
 """
 
 import logging
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -41,7 +43,7 @@ from pyiceberg.table.update import (
 from tenacity import stop_after_delay
 
 from k2flow.compat.pyiceberg.private import MergeAppendFiles
-from k2flow.errors import AlreadyRunningError, CatalogError, CommitError, FencedError
+from k2flow.errors import AlreadyRunningError, CatalogError, CommitError, FencedError, one_line
 from k2flow.failpoints import Point, reach
 from k2flow.iceberg import ledger as ledgers
 from k2flow.iceberg.catalog import OUTAGES, load_table
@@ -65,6 +67,7 @@ MANIFEST_BYTES = 1 << 17
 NO_PROPERTIES: Mapping[str, str] = MappingProxyType({})
 RETRY_SECONDS = 120
 MAX_WAIT_SECONDS = 5
+OUTAGE_LOG_SECONDS = 10
 HUNG_SECONDS = 180
 """How long a commit may take without another request. PyIceberg's clients wait forever for a frozen server."""
 
@@ -111,6 +114,7 @@ class Committer:
         self._writer = Writer.this()
         self._table = load_table(catalog, name)
         self._fresh = True  # whether `_table` is as this writer's last commit left it
+        self._outage_logged = -math.inf  # when, by the monotonic clock
         self._refused: MergeAppendFiles | None = None  # the last attempt's snapshot, if the catalog refused it
         self.ledger = self._read()
 
@@ -181,7 +185,7 @@ class Committer:
             stop_after_delay(RETRY_SECONDS),
             max_wait_seconds=MAX_WAIT_SECONDS,
             outages=OUTAGES,
-            on_retry=lambda: COMMIT_RETRIES.labels(self._exchange, layer_of(self._name)).inc(),
+            on_retry=self._note_retry,
         )
         try:
             run_with_timeout(HUNG_SECONDS, attempts, REQUESTS)
@@ -200,6 +204,14 @@ class Committer:
                 "start again when it is back"
             ) from error
         self.ledger = request.after
+
+    def _note_retry(self, error: BaseException | None) -> None:
+        """Count an attempt that failed. Log an outage, but no conflict: it passes within a moment."""
+        COMMIT_RETRIES.labels(self._exchange, layer_of(self._name)).inc()
+        if isinstance(error, OUTAGES) and time.monotonic() - self._outage_logged >= OUTAGE_LOG_SECONDS:
+            self._outage_logged = time.monotonic()
+            text = "%s: the catalog or its storage failed (%s); trying again for %d s at most"
+            log.warning(text, self._name, one_line(error), RETRY_SECONDS)
 
     def _attempt(self, request: LedgerCommit) -> None:
         reach(Point.COMMIT_BEGUN)

@@ -27,18 +27,19 @@ def retry_conflicts(
     *,
     max_wait_seconds: float = 1,
     outages: tuple[type[Exception], ...] = (),
-    on_retry: Callable[[], None] = lambda: None,
+    on_retry: Callable[[BaseException | None], None] = lambda _: None,
 ) -> T:
     """Run `attempt`, which reads the table and commits, until it raises no CommitFailedException and no outage.
 
-    The waits are random and grow exponentially; `on_retry` is called before each. Once `stop` says so (by attempts or
-    by delay), the last error is raised, but not before MIN_ATTEMPTS: one attempt on a slow storage may outlast a delay.
+    The waits are random and grow exponentially; `on_retry` takes the error before each. Once `stop` says so (by
+    attempts or by delay), the last error is raised, but not before MIN_ATTEMPTS: one attempt on a slow storage may
+    outlast a delay.
     """
     retrying = Retrying(
         retry=retry_if_exception_type((CommitFailedException, *outages)),
         wait=wait_random_exponential(multiplier=FIRST_WAIT_SECONDS, max=max_wait_seconds),
         stop=stop_all(stop, stop_after_attempt(MIN_ATTEMPTS)),
-        before_sleep=lambda _: on_retry(),
+        before_sleep=lambda state: on_retry(state.outcome.exception() if state.outcome else None),
         reraise=True,
     )
     return retrying(attempt)

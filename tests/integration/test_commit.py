@@ -171,7 +171,12 @@ def test_error_names_another_running_copy(
     [OperationalError("commit", {}, Exception("connection lost")), CommitFailedException("a proxy has repeated it")],
 )
 def test_unknown_commit_state_is_reconciled(
-    catalog: Catalog, writer: DataFileWriter, monkeypatch: pytest.MonkeyPatch, answer: Exception, landed: bool
+    catalog: Catalog,
+    writer: DataFileWriter,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    answer: Exception,
+    landed: bool,
 ) -> None:
     """A refusal leaves the state unknown too: the answer to the first request may be lost, and the second refused."""
     committer = open_committer(catalog)
@@ -195,6 +200,9 @@ def test_unknown_commit_state_is_reconciled(
     table = load_table(catalog, TABLE)
     orphans = {path for path, _, _ in TableStorage(table).list_files()} - reachable_files(table)
     refused = isinstance(answer, CommitFailedException)
+    logged = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert [text for text in logged if "OperationalError" in text and "trying again for" in text] == logged
+    assert bool(logged) is not refused
     assert any(path.endswith(".avro") for path in orphans) is not (landed or refused)
 
 

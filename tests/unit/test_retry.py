@@ -72,7 +72,7 @@ def test_conflicts_and_given_outages_run_again() -> None:
     waits: list[bool] = []
     attempt = attempts(CommitFailedException(), OSError())
     found = retry_conflicts(
-        attempt, stop_after_attempt(3), max_wait_seconds=0, outages=OUTAGES, on_retry=lambda: waits.append(True)
+        attempt, stop_after_attempt(3), max_wait_seconds=0, outages=OUTAGES, on_retry=lambda _: waits.append(True)
     )
     assert (found, len(waits)) == ("committed", 2)
 
