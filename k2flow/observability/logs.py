@@ -19,13 +19,15 @@ JSON_NAMES = {"levelname": "level", "name": "logger"}
 def set_up_logging(level: str, log_format: str = "text") -> None:
     """Write records of at least `level` to standard error, one line each, as text or as JSON.
 
-    PyIceberg's warnings about its own experimental features are hidden: users cannot act on them.
+    PyIceberg's warnings about its own experimental features are hidden: users cannot act on them. So are the lines of
+    libraries about each request.
     """
     handler = logging.StreamHandler(sys.stderr)
     text = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
     handler.setFormatter(_json_formatter() if log_format == "json" else _LineFormatter(text))
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    logging.getLogger("pyiceberg").setLevel(max(logging.WARNING, logging.getLogger().level))
+    for library in ("pyiceberg", "httpx2"):
+        logging.getLogger(library).setLevel(max(logging.WARNING, logging.getLogger().level))
     warnings.filterwarnings("ignore", module="pyiceberg")
 
 
