@@ -31,11 +31,14 @@ SLOW_FILES = (
     "integration/test_docs.py",
     "integration/test_hosts.py",
     "integration/test_kills.py",
+    "integration/test_kubernetes.py",
     "integration/test_local_kafka.py",
     "integration/test_outages.py",
+    "integration/test_package.py",
     "integration/test_readers.py",
     "integration/test_replaced_log.py",
     "integration/test_run.py",
+    "integration/test_stack.py",
     "integration/test_surroundings.py",
     "integration/test_torture.py",
     "integration/test_tracing.py",
@@ -43,6 +46,7 @@ SLOW_FILES = (
 )
 """Files that only `scripts/test all` runs. Single tests elsewhere are marked `slow` in place."""
 LONGEST_FIRST = (
+    "integration/test_stack.py",
     "integration/test_surroundings.py",
     "integration/test_torture.py",
     "integration/test_docs.py",

@@ -405,10 +405,14 @@ def test_cluster_addresses_match_the_hosts(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_image_has_two_stages_and_pinned_bases() -> None:
     stages: list[str] = []
+    arguments: dict[str, str] = {}
     for name, rest in instructions():
         assert name not in {"ADD", "MAINTAINER"}, rest
+        if name == "ARG":
+            arguments |= [rest.split("=", 1)]
         if name == "FROM":
             base, _, stage = rest.partition(" AS ")
+            base = arguments.get(base.strip("${}"), base)
             assert base in stages or PINNED.fullmatch(base), base
             stages.append(stage)
     assert len(stages) >= 2
@@ -536,7 +540,7 @@ def test_kubernetes_schemas_reject_an_invalid_object() -> None:
 
 
 def test_kustomization_lists_every_file() -> None:
-    others = {"kustomization.yaml", "secret.example.yaml", "prometheus.yml"}
+    others = {"kustomization.yaml", "secret.example.yaml", "keda.example.yaml", "prometheus.yml"}
     assert {path.name for path in KUBERNETES.iterdir()} - others == set(kustomization()["resources"])
     assert {each.image for each in ON_KUBERNETES if not PINNED.fullmatch(each.image)} == set()
 
@@ -639,3 +643,35 @@ def test_prometheus_discovers_the_pods() -> None:
     assert kept == {"pod_label_app_kubernetes_io_name": IMAGE, "pod_container_port_number": str(PORT)}
     for workload in workloads():
         assert workload["spec"]["template"]["metadata"]["labels"]["app.kubernetes.io/name"] == IMAGE
+
+
+def test_autoscaler_starts_and_stops_an_exchange_without_a_cluster() -> None:
+    """Another number of pods than the addresses of a cluster would stop the flow: see docs/deploy.md."""
+    login, scaled = manifests(KUBERNETES / "keda.example.yaml")
+    spec = scaled["spec"]
+    (target,) = [each for each in workloads() if each["metadata"]["name"] == spec["scaleTargetRef"]["name"]]
+    assert target["kind"] == spec["scaleTargetRef"]["kind"]
+    assert (spec["minReplicaCount"], spec["maxReplicaCount"]) == (0, 1)
+    (container,) = [each for each in ON_KUBERNETES if each.workload == target["metadata"]["name"]]
+    assert container.exchange
+    assert "K2FLOW_CLUSTER" not in container.environment
+    (trigger,) = spec["triggers"]
+    assert trigger["authenticationRef"]["name"] == login["metadata"]["name"]
+    wanted = trigger["metadata"]
+    assert wanted["topic"] == find_exchange(container.exchange).settings.topic
+    assert wanted["consumerGroup"] == f"k2flow-{container.exchange}"
+    assert wanted["bootstrapServers"] == container.environment["K2FLOW_KAFKA_BOOTSTRAP_SERVERS"]
+    assert wanted["sasl"].replace("_", "").upper() == container.environment["K2FLOW_KAFKA_SASL_MECHANISM"].replace(
+        "-", ""
+    )
+    for each in login["spec"]["secretTargetRef"]:
+        assert each["name"] == "k2flow"
+        assert each["key"] in example_secret()
+
+
+def test_cluster_refuses_a_pod_that_its_addresses_lack() -> None:
+    """An autoscaler that adds pods makes no flow faster: each added pod ends with this error."""
+    flow = next(each for each in ON_KUBERNETES if "K2FLOW_CLUSTER" in each.environment)
+    cluster = flow.environment["K2FLOW_CLUSTER"]
+    with pytest.raises(SettingsError, match="process 3 is not in the cluster"):
+        plan_processes(str(flow.exchange), 1, cluster, len(cluster.split(";")))
