@@ -43,6 +43,7 @@ OTHER_TOOLS = {
         "pip",
         "pipx",
         "sudo",
+        "systemctl",
         "uvx",
     )
 }
