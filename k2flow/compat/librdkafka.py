@@ -113,7 +113,7 @@ def library_version() -> str:
 
 def check_library(version: str) -> None:
     """Check a version of librdkafka. Raises UnsupportedVersionError."""
-    require_version("librdkafka", version, (2, 15, 0), (2, 17, 0))
+    require_version("librdkafka", version, (2, 16, 0), (2, 17, 0))
 
 
 check_library(library_version())

@@ -8,7 +8,7 @@ from confluent_kafka.schema_registry import SchemaRegistryClient
 
 from k2flow.compat import require_version
 
-require_version("confluent-kafka", version("confluent-kafka"), (2, 15, 0), (2, 17, 0))
+require_version("confluent-kafka", version("confluent-kafka"), (2, 16, 0), (2, 17, 0))
 
 
 def schema_ids_of_guid(client: SchemaRegistryClient, guid: UUID) -> Any:
