@@ -1,5 +1,6 @@
 """Reads docker/, kubernetes/ and systemd/: each container or unit, as Docker, Kubernetes or systemd would set it up."""
 
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -74,8 +75,8 @@ def image_environment() -> dict[str, str]:
 
 @cache
 def compose() -> dict[str, Any]:
-    """Return the compose file with its anchors and merges resolved."""
-    found: dict[str, Any] = yaml.safe_load(COMPOSE.read_text("utf-8"))
+    """Return the compose file with its anchors and merges resolved, and the defaults of its variables."""
+    found: dict[str, Any] = yaml.safe_load(re.sub(r"\$\{\w+:-(\w+)\}", r"\1", COMPOSE.read_text("utf-8")))
     return found
 
 

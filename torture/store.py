@@ -140,9 +140,15 @@ class Seaweed:
 
 def open_store(folder: Path) -> Seaweed | None:
     """Open a store in `folder`; return None if SeaweedFS is not installed."""
+    program = seaweed_program()
+    return Seaweed(folder, program) if program else None
+
+
+def seaweed_program() -> Path | None:
+    """Return SeaweedFS' program: of this Python's environment, or else of PATH."""
     beside = Path(sys.executable).with_name("weed")
-    program = beside if beside.exists() else shutil.which("weed")
-    return Seaweed(folder, Path(program)) if program else None
+    found = beside if beside.exists() else shutil.which("weed")
+    return Path(found) if found else None
 
 
 def _free_ports() -> dict[str, int]:
