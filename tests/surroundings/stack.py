@@ -97,7 +97,10 @@ class Stack:
 
     def up(self, *arguments: str) -> None:
         """Start or update all services and the simulated trades, and wait until they are healthy."""
-        self.compose("--profile", "demo", "up", "--no-build", "--wait", *arguments)
+        try:
+            self.compose("--profile", "demo", "up", "--no-build", "--wait", *arguments)
+        except RuntimeError as error:
+            raise AssertionError(f"{error}\n{self.compose('logs', '--tail', '20')}") from error
 
     def start_trades(self) -> None:
         """Start the simulated trades again."""
