@@ -34,6 +34,8 @@ class Fault:
     strike: Callable[[Stack, Engine], None]
 
 
+KEYED = ("store", "binance", "kraken", "maintain", "audit")
+"""Services that hold the keys of the store while they run."""
 STATELESS = ("schema-registry", "maintain", "audit", "prometheus")
 """Services that no commit needs, once their schemas are known: killed in turn, with one wait for all."""
 
@@ -63,7 +65,7 @@ def _cut_network(stack: Stack, _: Engine) -> None:
 def _fill_disk(stack: Stack, _: Engine) -> None:
     """Fill the disk, free it, and start the store again, as the documents say: its metadata stays unwritable."""
     with stack.full_disk():
-        time.sleep(25)
+        time.sleep(20)
     stack.compose("restart", "store")
 
 
@@ -75,7 +77,7 @@ def _upgrade(stack: Stack, engine: Engine) -> None:
 
 def _rotate_secrets(stack: Stack, _: Engine) -> None:
     stack.create_secrets()
-    stack.up("--force-recreate")
+    stack.compose("up", "--no-build", "--wait", "--force-recreate", *KEYED)
 
 
 def _wrong_secret(stack: Stack, _: Engine) -> None:
@@ -101,7 +103,7 @@ FAULTS: Sequence[Fault] = (
     *(_crash(service) for service in ("kafka", "store", "binance")),
     Fault(f"kill {', '.join(STATELESS)} in turn", _crash_in_turn),
     Fault("cut the network of store for 15 s", _cut_network),
-    Fault("fill the disk of store for 25 s", _fill_disk),
+    Fault("fill the disk of store for 20 s", _fill_disk),
     Fault("power off and on", _power_off),
     Fault("give kraken a wrong secret", _wrong_secret),
     Fault("rotate the secrets", _rotate_secrets),
@@ -136,11 +138,14 @@ def run(folder: Path, rate: int, steady_seconds: float, faults: Sequence[Fault],
     """Build the images, start the stack, break it, and audit it. Raise AssertionError if it does not recover."""
     report = Report()
 
+    def note(name: str, seconds: float) -> None:
+        report.seconds.append((name, seconds))
+        log(f"{name}: {seconds:.0f} s")
+
     def timed(name: str, step: Callable[[], object]) -> None:
         began = time.monotonic()
-        log(f"{name} ...")
         step()
-        report.seconds.append((name, time.monotonic() - began))
+        note(name, time.monotonic() - began)
 
     with Engine(folder / "engine") as engine:
         timed("make the base", engine.import_base)
@@ -155,9 +160,8 @@ def run(folder: Path, rate: int, steady_seconds: float, faults: Sequence[Fault],
                 time.sleep(steady_seconds)
                 report.services, report.total_peak_bytes = dict(sampler.services), sampler.total_peak_bytes
             for fault in faults:
-                log(f"{fault.name} ...")
                 fault.strike(stack, engine)
-                report.seconds.append((fault.name, stack.await_recovery()))
+                note(fault.name, stack.await_recovery())
             report.shown = [stack.compose("ps", "--all"), stack.k2flow("query", CANDLES), stack.k2flow("audit")]
             report.alerts = [f"{each['labels']['alertname']}: {each['state']}" for each in stack.alerts()]
         finally:
