@@ -42,6 +42,7 @@ OTHER_TOOLS = {
         "pg_dump",
         "pip",
         "pipx",
+        "rm",
         "sudo",
         "systemctl",
         "uvx",

@@ -8,7 +8,7 @@ from tests.surroundings import break_stack, engine
 RATE = 210  # messages a second
 
 
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(2400)
 def test_stack_survives_every_fault(tmp_path_factory: pytest.TempPathFactory) -> None:
     if reason := engine.missing():
         pytest.skip(reason)
