@@ -87,6 +87,6 @@ class _Reporter:
         try:
             self._socket.sendto("\n".join(lines).encode(), self._address)
         except OSError as error:
-            log.debug("systemd cannot be told: %s", error)
+            log.debug("systemd cannot be notified: %s", error)
             return False
         return True

@@ -26,7 +26,7 @@ def supervise(plans: Sequence[ProcessPlan], settings: Settings, extra: Mapping[s
     Nothing is lost: messages that were not committed are read again. SIGTERM and SIGINT go to all processes, which then
     drain and commit; those that have not ended after `stop_seconds` are killed. If this process itself is killed, they
     get a SIGTERM. Once all have ended, errors that a restart cannot fix raise FlowFailedError. Errors that only kept
-    flows from their first start raise RunError. Under systemd it is told how the flows do.
+    flows from their first start raise RunError. Under systemd it is notified how the flows do.
     """
     stopping = threading.Event()
     with tempfile.TemporaryDirectory(prefix="k2flow-counts-") as counts:

@@ -125,7 +125,7 @@ def test_exchange_that_keeps_crashing_does_not_stop_another(new_lake: NewLake, t
         assert audited(lake)["verdict"] == "holds"
 
 
-def test_systemd_is_told_when_the_flow_reads_and_stops(new_lake: NewLake, tmp_path: Path) -> None:
+def test_systemd_is_notified_when_the_flow_reads_and_stops(new_lake: NewLake, tmp_path: Path) -> None:
     lake = new_lake(partitions=1)
     fill(lake, count=500, seed=1)
     with (

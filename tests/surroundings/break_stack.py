@@ -51,10 +51,9 @@ def _crash_in_turn(stack: Stack, _: Engine) -> None:
             time.sleep(POLL_SECONDS)
 
 
-def _power_off(stack: Stack, engine: Engine) -> None:
+def _power_off(_: Stack, engine: Engine) -> None:
     engine.power_off()
     engine.start()
-    stack.start_trades()  # the only service that does not start by itself
 
 
 def _cut_network(stack: Stack, _: Engine) -> None:
@@ -85,7 +84,7 @@ def _wrong_secret(stack: Stack, _: Engine) -> None:
     path = stack.secret("PYICEBERG_CATALOG__K2FLOW__CREDENTIAL")
     right = path.read_text()
     path.unlink()
-    path.write_text("nobody:nothing")
+    path.write_text("unknown:key")
     stack.compose("up", "-d", "--no-build", "--no-deps", "--force-recreate", "kraken")
     deadline = time.monotonic() + RECOVERY_SECONDS
     while not (problem := [each for each in stack.problems() if each.startswith("kraken: Restarting")]):
@@ -162,6 +161,7 @@ def run(folder: Path, rate: int, steady_seconds: float, faults: Sequence[Fault],
             for fault in faults:
                 fault.strike(stack, engine)
                 note(fault.name, stack.await_recovery())
+                stack.start_trades()
             report.shown = [stack.compose("ps", "--all"), stack.k2flow("query", CANDLES), stack.k2flow("audit")]
             report.alerts = [f"{each['labels']['alertname']}: {each['state']}" for each in stack.alerts()]
         finally:

@@ -103,7 +103,7 @@ class Stack:
             raise AssertionError(f"{error}\n{self.compose('logs', '--tail', '20')}") from error
 
     def start_trades(self) -> None:
-        """Start the simulated trades again."""
+        """Start the simulated trades again if they have ended: no other service ends without a broker."""
         self.compose("--profile", "demo", "up", "-d", "--no-build", "--no-deps", "demo-binance", "demo-kraken")
 
     def create_secrets(self) -> None:

@@ -79,7 +79,8 @@ def test_newer_python_uses_the_one_that_uv_fetches(tmp_path: Path) -> None:
     assert "installing into .venv (Python 3.12.9)" in done.stdout
     assert "uv python install --quiet 3.12" in calls
     assert "python3.12 -m venv --clear .venv" in calls
-    assert "uv pip install --quiet --compile-bytecode --python .venv/bin/python -c constraints.txt -e .[local,dev]" in calls
+    install = "uv pip install --quiet --compile-bytecode --python .venv/bin/python"
+    assert f"{install} -c constraints.txt -e .[local,dev]" in calls
     assert (tmp_path / "project" / ".venv" / ".set-up").read_text().splitlines()[-2:] == ["dev", "local"]
     assert not list(tmp_path.glob("tmp.*")), "the environment that uv came in is left behind"
 
