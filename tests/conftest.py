@@ -38,7 +38,6 @@ SLOW_FILES = (
     "integration/test_readers.py",
     "integration/test_replaced_log.py",
     "integration/test_run.py",
-    "integration/test_stack.py",
     "integration/test_surroundings.py",
     "integration/test_torture.py",
     "integration/test_tracing.py",
@@ -46,7 +45,6 @@ SLOW_FILES = (
 )
 """Files that only `scripts/test all` runs. Single tests elsewhere are marked `slow` in place."""
 LONGEST_FIRST = (
-    "integration/test_stack.py",
     "integration/test_surroundings.py",
     "integration/test_torture.py",
     "integration/test_docs.py",

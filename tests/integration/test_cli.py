@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from k2flow.process_exit import EXIT_UNAVAILABLE
 from k2flow.sandbox.kafka.local import LocalKafka, free_port
 from k2flow.sandbox.producer import Manifest
 from tests.integration import forked
@@ -189,7 +190,7 @@ def test_flow_that_waits_for_the_registry_stops_on_a_signal(new_lake: NewLake) -
         flow.wait_for_log("waiting, no message is rejected for it")
         flow.signal(signal.SIGTERM)
         log = flow.wait(30)
-        assert flow.codes() == [1], log
+        assert flow.codes() == [EXIT_UNAVAILABLE], log
     assert log.splitlines()[-1].startswith(f"k2flow: error: schema registry http://{NOWHERE}: no schema 1 yet"), log
     assert "Traceback" not in log
     assert "panicked" not in log
