@@ -70,7 +70,7 @@ def _fill_disk(stack: Stack, _: Engine) -> None:
 
 def _upgrade(stack: Stack, engine: Engine) -> None:
     engine.docker("tag", f"{IMAGE}:{FIRST_VERSION}", f"{IMAGE}:{NEXT_VERSION}")
-    stack.upgrade()
+    stack.use_version(NEXT_VERSION)
     stack.up()
 
 
@@ -85,7 +85,7 @@ def _wrong_secret(stack: Stack, _: Engine) -> None:
     right = path.read_text()
     path.unlink()
     path.write_text("unknown:key")
-    stack.compose("up", "-d", "--no-build", "--no-deps", "--force-recreate", "kraken")
+    stack.recreate("kraken")
     deadline = time.monotonic() + RECOVERY_SECONDS
     while not (problem := [each for each in stack.problems() if each.startswith("kraken: Restarting")]):
         if time.monotonic() > deadline:
@@ -95,7 +95,7 @@ def _wrong_secret(stack: Stack, _: Engine) -> None:
     path.unlink()
     path.write_text(right)
     path.chmod(0o444)
-    stack.compose("up", "-d", "--no-build", "--no-deps", "--force-recreate", "kraken")
+    stack.recreate("kraken")
 
 
 FAULTS: Sequence[Fault] = (

