@@ -7,6 +7,7 @@ from pyiceberg.catalog import Catalog
 from k2flow.exchange import find_exchange
 from k2flow.iceberg.catalog import load_table
 from k2flow.iceberg.commit import Committer
+from k2flow.iceberg.head import AfterRollback
 from k2flow.iceberg.ledger import OffsetRange
 from k2flow.iceberg.tables import create, definitions
 from k2flow.iceberg.writer import DataFileWriter
@@ -23,14 +24,20 @@ class Gold:
     def __init__(self, catalog: Catalog) -> None:
         self.catalog = catalog
         self.held: dict[tuple[str, int], set[str]] = {}
-        self._committers = {}
+        self._committers: dict[str, Committer] = {}
         for name in EXCHANGES:
             wanted = definitions(find_exchange(name))
             create(catalog, wanted.values())
-            self._writer = DataFileWriter(load_table(catalog, GOLD_TABLE), wanted[GOLD_TABLE])
-            self._committers[name] = Committer(catalog, GOLD_TABLE, name, "topic")
-            self._committers[name].fence("id")
+            self.definition = wanted[GOLD_TABLE]
+            self._writer = DataFileWriter(load_table(catalog, GOLD_TABLE), self.definition)
+            self.start(name)
         self._offset = dict.fromkeys(EXCHANGES, 0)
+
+    def start(self, exchange: str, after_rollback: AfterRollback = "stop") -> None:
+        """Start the committer of an exchange, again."""
+        committer = Committer(self.catalog, GOLD_TABLE, exchange, "topic", after_rollback=after_rollback)
+        committer.fence("id")
+        self._committers[exchange] = committer
 
     def add(self, exchange: str, hours: np.ndarray) -> None:
         """Commit a row in each of these hours."""

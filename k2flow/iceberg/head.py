@@ -65,10 +65,21 @@ def newest_copy(metadata: TableMetadata, exchange: str) -> HeadCopy:
         mixed |= any(key in summary for key in CHERRY_PICKED)
         foreign |= _adds_rows(oldest) and not any(key.startswith(KEY) for key in summary)
         age += 1
-    complete = oldest is None or oldest.parent_snapshot_id is None
+    complete = oldest is None or _is_first(metadata, oldest)
     current = metadata.current_snapshot()
     rows = int(_summary(current).get("total-records", 0)) if current else 0
     return HeadCopy(None, complete, age, mixed=rows > 0 and (mixed or foreign or not complete))
+
+
+def _is_first(metadata: TableMetadata, snapshot: Snapshot) -> bool:
+    """Return whether a history begins with this snapshot, and not because the ones before it have expired.
+
+    PyIceberg removes the parent of a snapshot when it expires the parent. A table that another program replaced begins
+    anew, and still has snapshots of before.
+    """
+    number = snapshot.sequence_number or 0
+    earlier = any((each.sequence_number or 0) < number for each in metadata.snapshots)
+    return snapshot.parent_snapshot_id is None and (number <= 1 or earlier)
 
 
 def carried_copies(metadata: TableMetadata) -> dict[str, str]:

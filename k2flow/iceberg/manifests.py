@@ -18,6 +18,18 @@ def has_live_files(manifest: ManifestFile) -> bool:
     return manifest.has_added_files() or manifest.has_existing_files()
 
 
+def days_of(manifest: ManifestFile) -> range:
+    """Return a range of days since 1970 that covers a manifest's entries (Iceberg spec, Appendix D).
+
+    The first partition field of every table is a day. A manifest without bounds has no day: our flows write none.
+    """
+    summaries = manifest.partitions
+    if not summaries or summaries[0].lower_bound is None or summaries[0].upper_bound is None:
+        return range(0)
+    low, high = (int.from_bytes(b, "little", signed=True) for b in (summaries[0].lower_bound, summaries[0].upper_bound))
+    return range(low, high + 1)
+
+
 def partition_values(file: DataFile) -> tuple[Any, ...]:
     """Return the values of a file's partition fields."""
     return tuple(file.partition[i] for i in range(len(file.partition)))

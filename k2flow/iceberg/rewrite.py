@@ -25,6 +25,7 @@ from tenacity.stop import stop_base
 from k2flow.compat.pyiceberg.private import SnapshotProducer
 from k2flow.errors import CommitConflictError
 from k2flow.iceberg.catalog import catalog_errors, load_table
+from k2flow.iceberg.changes import Partition, note_replaced
 from k2flow.iceberg.commit import EmptyTransaction, staged_branch
 from k2flow.iceberg.deletes import applied_deletes, deletes_text
 from k2flow.iceberg.head import carried_copies
@@ -51,6 +52,9 @@ class RewriteFiles(SnapshotProducer["RewriteFiles"]):
 
     It rewrites the manifests that name a removed file, and all small ones, ordered by partition. So readers of an hour
     find its files in few manifests.
+
+    A replace changes no row. So an added file keeps the greatest data sequence number of the removed files of its
+    partition, as Spark's `use-starting-sequence-number` does: see k2flow.iceberg.changes.
     """
 
     def __init__(
@@ -67,8 +71,14 @@ class RewriteFiles(SnapshotProducer["RewriteFiles"]):
             operation, EmptyTransaction(table), table.io, snapshot_properties=dict(properties), branch=branch
         )
         self._removed = set(removed)
-        for file in added:
+        self._rewritten = tuple(added) if operation == Operation.REPLACE else ()
+        for file in () if self._rewritten else added:
             self.append_data_file(file)
+
+    def replaced_partitions(self) -> set[Partition]:
+        """Return the partitions in which rows are removed, or replaced by others."""
+        files = [*(entry.data_file for entry in self._changes.deleted), *self._added_data_files]
+        return {partition_values(file) for file in files}
 
     @cached_property
     def _changes(self) -> ManifestChanges:
@@ -103,7 +113,7 @@ class RewriteFiles(SnapshotProducer["RewriteFiles"]):
         return [self._with_status(entry, ManifestEntryStatus.DELETED) for entry in self._changes.deleted]
 
     def _existing_manifests(self) -> list[ManifestFile]:
-        manifests = self._changes.unchanged
+        manifests = [*self._changes.unchanged, *self._rewritten_manifests()]
         moved = iter(self._changes.moved)
         while entries := list(islice(moved, MANIFEST_ENTRIES)):
             with self.new_manifest_writer(self._transaction.table_metadata.spec()) as writer:
@@ -111,6 +121,26 @@ class RewriteFiles(SnapshotProducer["RewriteFiles"]):
                     writer.add_entry(self._with_status(entry, ManifestEntryStatus.EXISTING))
             manifests = [*manifests, writer.to_manifest_file()]
         return manifests
+
+    def _rewritten_manifests(self) -> list[ManifestFile]:
+        if not self._rewritten:
+            return []
+        newest: dict[Partition, int] = {}
+        for entry in self._changes.deleted:
+            partition = partition_values(entry.data_file)
+            newest[partition] = max(newest.get(partition, 0), entry.sequence_number or 0)
+        with self.new_manifest_writer(self._transaction.table_metadata.spec()) as writer:
+            for file in self._rewritten:
+                writer.add_entry(
+                    ManifestEntry.from_args(
+                        status=ManifestEntryStatus.ADDED,
+                        snapshot_id=self._snapshot_id,
+                        sequence_number=newest[partition_values(file)],
+                        file_sequence_number=None,  # readers take it from the manifest
+                        data_file=file,
+                    )
+                )
+        return [writer.to_manifest_file()]
 
     def _with_status(self, entry: ManifestEntry, status: ManifestEntryStatus) -> ManifestEntry:
         return ManifestEntry.from_args(
@@ -127,8 +157,9 @@ class RewriteFiles(SnapshotProducer["RewriteFiles"]):
     def _summary(self, snapshot_properties: dict[str, str] | None = None) -> Summary:
         """Count as for an overwrite: PyIceberg 0.12 does not count for a replace, whose counts are the same."""
         operation, self._operation = self._operation, Operation.OVERWRITE
+        added, self._added_data_files = self._added_data_files, [*self._added_data_files, *self._rewritten]
         counted = super()._summary(snapshot_properties or {})
-        self._operation = operation
+        self._operation, self._added_data_files = operation, added
         return Summary(operation, **counted.additional_properties)
 
 
@@ -154,6 +185,8 @@ def rewrite_files(
             raise CommitConflictError(deletes_text(name, deletes))  # the new files would bring the rows back
         attempts.append(RewriteFiles(table, operation, removed, added, carried_copies(table.metadata)))
         updates, requirements = attempts[-1]._commit()
+        if operation != Operation.REPLACE:
+            updates = (*updates, note_replaced(table.metadata, attempts[-1].replaced_partitions()))
         return (*updates, tag_for_readers(table, at_ms)), requirements
 
     try:

@@ -43,6 +43,7 @@ from k2flow.exchange import Exchange
 from k2flow.failpoints import Point, reach
 from k2flow.iceberg import ledger as ledgers
 from k2flow.iceberg.catalog import load_table
+from k2flow.iceberg.changes import note_replaced
 from k2flow.iceberg.commit import NO_PROPERTIES, REPLACED_KEY, STAGED_BRANCH, STAGED_KEY, Committer, same_head
 from k2flow.iceberg.head import carried_copies, reconcile
 from k2flow.iceberg.retry import Changes
@@ -208,8 +209,10 @@ def _publication(table: Table, exchange: Exchange, staged: StagedTable) -> Chang
     same_branch = AssertRefSnapshotId.model_validate({"ref": branch, "snapshot-id": staged.head})
     if removed or added:
         copies = {**carried_copies(table.metadata), **entry}
-        rewritten, _ = RewriteFiles(table, Operation.OVERWRITE, removed, added, copies)._commit()
-        updates = (*rewritten, tag_for_readers(table, time.time_ns() // 1_000_000), *updates)
+        replacement = RewriteFiles(table, Operation.OVERWRITE, removed, added, copies)
+        rewritten, _ = replacement._commit()
+        noted = note_replaced(table.metadata, replacement.replaced_partitions())
+        updates = (*rewritten, noted, tag_for_readers(table, time.time_ns() // 1_000_000), *updates)
     return updates, (same_branch, same_head(table))
 
 

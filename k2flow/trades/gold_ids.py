@@ -19,7 +19,7 @@ from k2flow.dedup.keys import key_column
 from k2flow.failpoints import Point, reach
 from k2flow.iceberg.catalog import catalog_errors, load_table
 from k2flow.iceberg.concurrent import read_ahead
-from k2flow.iceberg.manifests import without_statistics
+from k2flow.iceberg.manifests import days_of, without_statistics
 from k2flow.iceberg.reader import FileReader
 from k2flow.layers import GOLD_TABLE
 
@@ -90,7 +90,7 @@ class GoldIds:
             manifests = snapshot.manifests(table.io) if snapshot else []
             columns = pa.schema([(name, pa.string()) for name in dict.fromkeys((*self._dedup_key, EXCHANGE))])
             self._table, self._reader = table, FileReader(table, columns, find_by_name=True)
-            data = [(_days(manifest), manifest) for manifest in manifests if manifest.content == ManifestContent.DATA]
+            data = [(days_of(manifest), manifest) for manifest in manifests if manifest.content == ManifestContent.DATA]
             self._manifests = sorted(data, key=lambda pair: -pair[0].stop)
             paths = {manifest.manifest_path for manifest in manifests}
             self._read_manifests = {path: read for path, read in self._read_manifests.items() if path in paths}
@@ -175,12 +175,3 @@ def _meets(days: range, some: Sequence[int]) -> bool:
     """Return whether one of `some` days, in order, is in the range, which may be long."""
     at = bisect_left(some, days.start)
     return at < len(some) and some[at] in days
-
-
-def _days(manifest: ManifestFile) -> range:
-    """Return a range of days since 1970 that covers a manifest of Gold (Iceberg spec, Appendix D)."""
-    summaries = manifest.partitions
-    if not summaries or summaries[0].lower_bound is None or summaries[0].upper_bound is None:
-        return range(0)  # no day of Gold is null: it has no entries
-    low, high = (int.from_bytes(b, "little", signed=True) for b in (summaries[0].lower_bound, summaries[0].upper_bound))
-    return range(low, high + 1)
