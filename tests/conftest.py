@@ -38,6 +38,7 @@ SLOW_FILES = (
     "integration/test_readers.py",
     "integration/test_replaced_log.py",
     "integration/test_run.py",
+    "integration/test_stack.py",
     "integration/test_surroundings.py",
     "integration/test_torture.py",
     "integration/test_tracing.py",

