@@ -42,7 +42,7 @@ class Position:
 
 @dataclass(frozen=True)
 class Changes:
-    """What a consumer must read to go on from one position to `position`.
+    """What a consumer must read to continue from one position to `position`.
 
     `appended` are files whose rows are all new. Each partition of `replaced` must be read whole: its files are listed,
     and none are left if all its rows are gone. If `whole` is set, it says why the table must be read from the start:
