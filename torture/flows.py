@@ -15,14 +15,13 @@ from pathlib import Path
 
 from k2flow.exchange import find_exchange
 from tests.integration.harness import ROOT, free_addresses
+from torture import clock
 
 PEERS_SECONDS = 5.0
 DRAIN_SECONDS = 30.0
 REPLACED_SECONDS = 15.0
 CATCH_UP_ROWS = 20_000
 CLOCK_SECONDS = 6.0  # for a flow to start and commit
-FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
-"""The library that gives a process another clock (Debian: faketime); None if it is not installed."""
 ERROR = "k2flow: error: "
 
 
@@ -218,11 +217,7 @@ class Restarter(threading.Thread):
 
     def run_with_clock(self, minutes: float, seconds: float) -> bool:
         """Run the flow for a while with a clock that is `minutes` ahead of the right one; negative: behind."""
-        self._clock = {
-            "LD_PRELOAD": str(FAKETIME),
-            "FAKETIME": f"{minutes * 60:+.0f}",
-            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-        }
+        self._clock = clock.shifted(minutes * 60)
         self.rescale(self.processes)
         time.sleep(seconds + CLOCK_SECONDS)
         self._clock = {}

@@ -15,11 +15,12 @@ from k2flow.exchange import find_exchange
 from k2flow.sandbox.kafka.local import LocalKafka, free_port
 from k2flow.trades.schema import trade_schema
 from tests.registry import Registry
+from torture import clock
 from torture.broker import PROPERTIES, Broker, BurstProducer, send
 from torture.catalogs import Postgres, Sqlite, postgres_programs
 from torture.detection import Detection
 from torture.disk import Disk
-from torture.flows import FAKETIME, FlowInstance, Restarter, flow_environment
+from torture.flows import FlowInstance, Restarter, flow_environment
 from torture.hostile import hostile_messages
 from torture.plan import ALONE, Fault, FaultKind, plan
 from torture.report import console, print_differences, print_faults, print_heading
@@ -57,7 +58,7 @@ FLOW_KINDS = (
 SCHEMA_ID = 1
 SOME = 50  # messages of one fault
 REGISTRY_LAG_SECONDS = 1.0
-CLOCK_MINUTES = (-5, 5)
+CLOCK_MINUTES = (-60, 60)
 LANDED = "an attempt with an unknown outcome had landed"
 CATCH_UP_SECONDS = 180
 CATCH_UP_STARTS = 3
@@ -128,7 +129,7 @@ class Torture:
     def _plan(self) -> list[Fault]:
         """Plan the faults that this machine's catalog and store allow."""
         store_kinds = self._store.kinds if self._store else (FaultKind.DISK_FULL,)
-        clock_kinds = (FaultKind.CLOCK_JUMP,) if FAKETIME else ()
+        clock_kinds = (FaultKind.CLOCK_JUMP,) if clock.COMPILER else ()
         possible = (*FLOW_KINDS, *clock_kinds, *store_kinds, *self._catalog.kinds)
         faults = plan(self._seed, self._seconds, [kind for kind in possible if kind in self._kinds])
         where = f"catalog in {self._catalog.name}, files in {'SeaweedFS' if self._store else 'a folder'}"

@@ -82,9 +82,9 @@ def _fill_disk(service: str) -> Fault:
 
 def _wrong_clock(stack: Stack, _: Engine) -> None:
     """Give one flow a clock that is an hour ahead, see that it says so, and give it the right one."""
-    stack.set_clock("kraken", "+3600")
+    stack.set_clock("kraken", 3600)
     _wait(lambda: "set the clocks" in stack.log("kraken"), lambda: f"no word of the clock: {stack.log('kraken')}")
-    stack.set_clock("kraken", None)
+    stack.set_clock("kraken", 0)
 
 
 def _upgrade(stack: Stack, engine: Engine) -> None:

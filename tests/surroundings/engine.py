@@ -34,7 +34,7 @@ PROGRAMS = {
     "debootstrap": "debootstrap",
     "prometheus": "prometheus",
     "iptables": "iptables",
-    "faketime": "faketime",
+    "gcc": "build-essential",
 }
 """Programs that an engine and the images need, and their Debian packages."""
 

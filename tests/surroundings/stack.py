@@ -29,7 +29,7 @@ from k2flow.iceberg.ledger import read
 from k2flow.sandbox.kafka.local import free_port
 from tests.deployment import DOCKER, IMAGE, ROOT, compose
 from tests.surroundings.engine import Engine
-from torture.flows import FAKETIME
+from torture import clock
 
 COMPOSE = Path(sys.executable).with_name("docker-compose")
 PORTS = ("KAFKA_PORT", "S3_PORT", "CATALOG_PORT", "REGISTRY_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT")
@@ -43,7 +43,6 @@ SAMPLE_SECONDS = 2.0
 FIRST_VERSION = compose()["services"]["binance"]["image"].rpartition(":")[2]
 NEXT_VERSION = f"{FIRST_VERSION}.next"
 AVAILABLE_SINCE = 25  # the major version of the engine that knows `start_interval`
-MONOTONIC = "FAKETIME_DONT_FAKE_MONOTONIC: '1'"
 UNITS = {"B": 1, "kB": 1000, "MB": 1000**2, "GB": 1000**3, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
@@ -71,7 +70,7 @@ class Stack:
         self._override = folder / "override.yml"
         self._rate = rate
         self._version = FIRST_VERSION
-        self._clocks: dict[str, str] = {}  # of flows whose clock is wrong, as libfaketime takes it
+        self._clocks: dict[str, float] = {}  # the seconds that a service's clock is ahead
         self._killed: dict[str, str] = {}  # when a killed service had been started
         shutil.copytree(DOCKER, self._docker, ignore=shutil.ignore_patterns("secrets"))
         (folder / "scripts").mkdir()
@@ -126,9 +125,9 @@ class Stack:
         self._version = version
         self._write_override()
 
-    def set_clock(self, service: str, offset: str | None) -> None:
-        """Replace the container of a flow by one whose clock is off; None: whose clock is right."""
-        self._clocks = {service: offset} if offset else {}
+    def set_clock(self, service: str, ahead_seconds: float) -> None:
+        """Replace the container of a service by one whose clock is ahead; 0: whose clock is right."""
+        self._clocks = {service: ahead_seconds} if ahead_seconds else {}
         self._write_override()
         self.recreate(service)
 
@@ -290,10 +289,10 @@ class Stack:
             rate = max(1, self._rate * share // 21)
             command = f"k2flow produce {name.removeprefix('demo-')} --rate {rate} --count {rate * 3600}"
             services[name].append(f"command: {command} --bad 0.01 --duplicates 0.02")
-        for name, offset in self._clocks.items():  # without a supervisor: libfaketime 0.9.10 breaks its `time.sleep`
-            services[name].append(f"command: python -m bytewax.run flows.{name}")
-            services[name].append(f"environment: {{LD_PRELOAD: /faketime.so, FAKETIME: '{offset}', {MONOTONIC}}}")
-            services[name].append(f"volumes: ['{FAKETIME}:/faketime.so:ro']")
+        for name, seconds in self._clocks.items():
+            environment = clock.shifted(seconds)
+            services[name].append(f"environment: {json.dumps(environment)}")
+            services[name].append(f"volumes: ['{clock.library()}:{clock.library()}:ro']")
         lines = ["services:"]
         for name, settings in services.items():
             lines += [f"  {name}:", *(f"    {setting}" for setting in settings)]
