@@ -8,7 +8,7 @@ from rich.console import Console
 
 from tests.surroundings import break_stack, engine
 
-RATE = 210  # messages a second
+RATE = 105  # messages a second
 STEADY_SECONDS = 10.0
 
 

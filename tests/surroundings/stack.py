@@ -42,6 +42,7 @@ POLL_SECONDS = 0.5
 SAMPLE_SECONDS = 2.0
 FIRST_VERSION = compose()["services"]["binance"]["image"].rpartition(":")[2]
 NEXT_VERSION = f"{FIRST_VERSION}.next"
+RARE_INTERVAL = "20s"
 AVAILABLE_SINCE = 25  # the major version of the engine that knows `start_interval`
 UNITS = {"B": 1, "kB": 1000, "MB": 1000**2, "GB": 1000**3, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
@@ -282,7 +283,9 @@ class Stack:
         for name, service in compose()["services"].items():
             if service["image"].startswith(f"{IMAGE}:"):
                 services[name].append(f"image: {IMAGE}:{self._version}")
-            interval = service.get("healthcheck", {}).get("start_interval")
+            check = service.get("healthcheck", {})
+            # A check of once in minutes is a whole program: every few seconds it would be the greatest load of all.
+            interval = RARE_INTERVAL if check.get("interval", "").endswith("m") else check.get("start_interval")
             if interval and major < AVAILABLE_SINCE:
                 services[name].append(f"healthcheck: {{interval: {interval}, start_interval: !reset null}}")
         for name, share in (("demo-binance", 20), ("demo-kraken", 1)):
