@@ -4,6 +4,7 @@ import os
 
 import typer
 
+from bench.age import age
 from bench.audit import audit
 from bench.catchup import catchup
 from bench.commits import commits
@@ -22,6 +23,7 @@ from bench.stages import stages
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.command("all")(all_)
+app.command("age")(age)
 app.command("audit")(audit)
 app.command("catchup")(catchup)
 app.command("commits")(commits)

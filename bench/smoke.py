@@ -12,6 +12,7 @@ from unittest.mock import patch
 import typer
 
 from bench import report
+from bench.age import age
 from bench.audit import audit
 from bench.catchup import catchup
 from bench.commits import commits
@@ -28,6 +29,7 @@ from bench.stages import stages
 from torture.catalogs import postgres_programs
 
 BENCHMARKS: tuple[tuple[Callable[..., None], dict[str, Any]], ...] = (
+    (age, {"hours": 100, "files": 24, "rows": 10, "commits": 2, "runs": 1}),
     (audit, {"messages": 20_000}),
     (catchup, {"messages": 20_000, "runs": 1}),
     (commits, {"commits": 20, "rows": 10}),

@@ -150,6 +150,7 @@ def report(
 ) -> None:
     """Write an HTML report of the flows and tables.
 
+    since: Annotated[float, duration("Read and show only this much time up to now. Default: 24h.")] = 24 * HOUR_SECONDS,
     It shows lag, throughput, freshness, dead letters, candles, files and the audit. Where a broker is down or a table
     is missing, the page says so.
 
@@ -158,7 +159,7 @@ def report(
     """
     from k2flow.cli.report import write_report
 
-    write_report(html, exchanges, symbol, no_audit)
+    write_report(html, exchanges, symbol, no_audit, since)
 
 
 @app.command()

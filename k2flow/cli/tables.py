@@ -1,6 +1,8 @@
 """`k2flow tables` and `k2flow maintain`."""
 
 import logging
+import math
+import time
 from collections.abc import Sequence
 from threading import Event
 
@@ -85,12 +87,16 @@ def run_maintenance(
                 raise MaintenanceError(f"not done: {'; '.join(errors)}")
             return
         with report_to_systemd(lambda: None, lambda: None, stop):
+            listed = -math.inf
             for _ in every(interval, stop):
+                # Orphan files are an hour old anyway, and may wait as long again: a listing costs more than the rest.
+                if full := time.monotonic() - listed >= orphan_seconds:
+                    listed = time.monotonic()
                 try:
                     chosen = _chosen(catalog, tables)  # tables may be new
                 except CatalogError as error:
                     log.error("%s", error)
-                _maintain(catalog, chosen, timing, leases, stop)
+                _maintain(catalog, chosen, timing, leases, stop, full)
     finally:
         leases.release()
 
@@ -106,7 +112,12 @@ def _row(catalog: Catalog, name: str) -> tuple[str, str, str, str] | None:
 
 
 def _maintain(
-    catalog: Catalog, chosen: Sequence[TableDefinition], timing: Timing, leases: MaintenanceLeases | None, stop: Event
+    catalog: Catalog,
+    chosen: Sequence[TableDefinition],
+    timing: Timing,
+    leases: MaintenanceLeases | None,
+    stop: Event,
+    full: bool = True,
 ) -> tuple[list[MaintenanceAction], list[str]]:
     """Return the actions and errors of a run over all tables; no table stops the others. A dry run has no leases."""
     actions: list[MaintenanceAction] = []
@@ -118,7 +129,7 @@ def _maintain(
             if holder:
                 log.warning("%s: skipped, since %s maintains it", definition.name, holder)
                 continue
-            for action in MaintenanceRun(catalog, definition, timing, leases is None, others).run():
+            for action in MaintenanceRun(catalog, definition, timing, leases is None, others, full).run():
                 actions.append(action)
                 if stop.is_set():
                     return actions, errors

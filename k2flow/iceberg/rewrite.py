@@ -29,14 +29,14 @@ from k2flow.iceberg.changes import Partition, note_replaced
 from k2flow.iceberg.commit import EmptyTransaction, staged_branch
 from k2flow.iceberg.deletes import applied_deletes, deletes_text
 from k2flow.iceberg.head import carried_copies
-from k2flow.iceberg.manifests import has_live_files, partition_values
+from k2flow.iceberg.manifests import days_of, has_live_files, partition_values, with_useful_bounds
 from k2flow.iceberg.retry import Changes, commit_once, retry_conflicts
 from k2flow.iceberg.snapshots import SnapshotExpiration, readers_tag
 
 log = logging.getLogger(__name__)
 ATTEMPTS = 8
-MANIFEST_ENTRIES = 2_000  # entries of a manifest that maintenance writes: 1 to 2 MB, which no flow merges again
-MERGE_BYTES = 1 << 19  # smaller manifests are merged with the others of the commit
+MANIFEST_ENTRIES = 2_000  # entries of a manifest that maintenance writes: about 0.5 MB, which no flow merges again
+MERGE_BYTES = 1 << 18  # smaller manifests are merged with the others of the commit
 
 
 class ManifestChanges(NamedTuple):
@@ -51,7 +51,7 @@ class RewriteFiles(SnapshotProducer["RewriteFiles"]):
     """A snapshot without the files `removed` (by path) and with the files `added`.
 
     It rewrites the manifests that name a removed file, and all small ones, ordered by partition. So readers of an hour
-    find its files in few manifests.
+    find its files in few manifests. Of the statistics only the useful bounds stay, see `with_useful_bounds`.
 
     A replace changes no row. So an added file keeps the greatest data sequence number of the removed files of its
     partition, as Spark's `use-starting-sequence-number` does: see k2flow.iceberg.changes.
@@ -65,12 +65,17 @@ class RewriteFiles(SnapshotProducer["RewriteFiles"]):
         added: Sequence[DataFile],
         properties: Mapping[str, str] = MappingProxyType({}),
         branch: str = MAIN_BRANCH,
+        days: Collection[int] | None = None,
     ) -> None:
-        """Take what to replace; `properties` go into the snapshot's summary."""
+        """Take what to replace; `properties` go into the snapshot's summary.
+
+        `days` (since 1970) are those of the removed files, if known: large manifests of other days stay unread.
+        """
         super().__init__(
             operation, EmptyTransaction(table), table.io, snapshot_properties=dict(properties), branch=branch
         )
         self._removed = set(removed)
+        self._days = days
         self._rewritten = tuple(added) if operation == Operation.REPLACE else ()
         for file in () if self._rewritten else added:
             self.append_data_file(file)
@@ -92,6 +97,9 @@ class RewriteFiles(SnapshotProducer["RewriteFiles"]):
                 continue
             if not has_live_files(manifest):
                 continue
+            if manifest.manifest_length >= MERGE_BYTES and not (missing and self._may_name_removed(manifest)):
+                found.unchanged.append(manifest)
+                continue
             entries = manifest.fetch_manifest_entry(self._io)
             deleted = [entry for entry in entries if entry.data_file.file_path in missing]
             if not deleted and manifest.manifest_length >= MERGE_BYTES:
@@ -106,6 +114,10 @@ class RewriteFiles(SnapshotProducer["RewriteFiles"]):
             raise CommitConflictError(f"{len(missing)} of the files are no longer in the table, {first} among them")
         found.moved.sort(key=lambda entry: partition_values(entry.data_file))
         return found
+
+    def _may_name_removed(self, manifest: ManifestFile) -> bool:
+        covered = days_of(manifest)
+        return self._days is None or not covered or any(day in covered for day in self._days)
 
     def _deleted_entries(self) -> list[ManifestEntry]:
         for entry in self._changes.deleted:
@@ -143,12 +155,13 @@ class RewriteFiles(SnapshotProducer["RewriteFiles"]):
         return [writer.to_manifest_file()]
 
     def _with_status(self, entry: ManifestEntry, status: ManifestEntryStatus) -> ManifestEntry:
+        schema = self._transaction.table_metadata.schema()
         return ManifestEntry.from_args(
             status=status,
             snapshot_id=self._snapshot_id if status == ManifestEntryStatus.DELETED else entry.snapshot_id,
             sequence_number=entry.sequence_number,
             file_sequence_number=entry.file_sequence_number,
-            data_file=entry.data_file,
+            data_file=with_useful_bounds(entry.data_file, schema),
         )
 
     def _build_delete_files_partition_predicate(self) -> None:
@@ -164,9 +177,15 @@ class RewriteFiles(SnapshotProducer["RewriteFiles"]):
 
 
 def rewrite_files(
-    catalog: Catalog, name: str, operation: Operation, removed: Collection[str], added: Sequence[DataFile], at_ms: int
+    catalog: Catalog,
+    name: str,
+    operation: Operation,
+    removed: Collection[str],
+    added: Sequence[DataFile],
+    at_ms: int,
+    days: Collection[int] | None = None,
 ) -> bool:
-    """Commit a RewriteFiles, and a tag of time `at_ms` for the readers of the snapshot before it.
+    """Commit a RewriteFiles, and a tag of time `at_ms` for the readers of the snapshot before it. `days` are as there.
 
     Return False after yielding to other commits: the table shows that nothing was committed. Raises CatalogError if the
     catalog failed. Then the commit may have landed.
@@ -183,7 +202,8 @@ def rewrite_files(
             raise CommitConflictError(f"rows are being replaced, branch {staged}")
         if added and (deletes := applied_deletes(table, table.current_snapshot(), removed)):
             raise CommitConflictError(deletes_text(name, deletes))  # the new files would bring the rows back
-        attempts.append(RewriteFiles(table, operation, removed, added, carried_copies(table.metadata)))
+        copies = carried_copies(table.metadata)
+        attempts.append(RewriteFiles(table, operation, removed, added, copies, days=days))
         updates, requirements = attempts[-1]._commit()
         if operation != Operation.REPLACE:
             updates = (*updates, note_replaced(table.metadata, attempts[-1].replaced_partitions()))

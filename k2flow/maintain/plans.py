@@ -2,15 +2,15 @@
 
 import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import Any
 
-from pyiceberg.manifest import DataFile
+from pyiceberg.manifest import DataFile, ManifestEntry, ManifestFile
 from pyiceberg.table import Table
 
-from k2flow.iceberg.manifests import data_manifests, partition_values, without_statistics
+from k2flow.iceberg.manifests import data_manifests, days_of, partition_values, without_statistics
 
 UNIX_EPOCH = date(1970, 1, 1)
 HOUR_SECONDS = 3600
@@ -27,6 +27,7 @@ class LiveFile:
     partition: tuple[Any, ...]  # the values of its partition fields
     lower: int | None  # the earliest value of its time column, in us since 1970; None if unknown
     upper: int | None = None  # the latest
+    written_by: int = 0  # the sequence number of the commit that wrote it
 
     @property
     def day(self) -> int:
@@ -42,30 +43,53 @@ class LiveFile:
         return self.partition[1] if len(self.partition) > 1 else None
 
 
-def live_files(table: Table, time_column: str, known: dict[str, list[LiveFile]] | None = None) -> list[LiveFile]:
+def live_files(
+    table: Table, time_column: str, known: dict[str, list[LiveFile]] | None = None, since: int | None = None
+) -> list[LiveFile]:
     """Return the data files of the current snapshot that belong to a day. Flows write no others, and others stay.
 
     `known` caches the files of each manifest by its path, since manifests never change. Pass it again to save reads.
+    `since`: only the files of days from this one on (since 1970), and only the manifests that may name them, are read.
     """
-    column = table.schema().find_field(time_column).field_id
     known = {} if known is None else known
-    manifests = {manifest.manifest_path: manifest for manifest in data_manifests(table)}
-    for path in known.keys() - manifests.keys():
+    manifests = data_manifests(table)
+    forget_others(known, manifests)
+    if since is None:
+        return files_in(table, manifests, time_column, known)
+    recent = [manifest for manifest in manifests if days_of(manifest).stop > since]
+    return [live for live in files_in(table, recent, time_column, known) if live.day >= since]
+
+
+def forget_others(known: dict[str, list[LiveFile]], manifests: Collection[ManifestFile]) -> None:
+    """Drop from the cache what is not in `manifests`."""
+    for path in known.keys() - {manifest.manifest_path for manifest in manifests}:
         del known[path]
-    for path in manifests.keys() - known.keys():
-        entries = manifests[path].fetch_manifest_entry(table.io)
-        known[path] = [_live(entry.data_file, column) for entry in entries]
-    return [live for path in manifests for live in known[path] if _is_dated(live)]
+
+
+def files_in(
+    table: Table, manifests: Iterable[ManifestFile], time_column: str, known: dict[str, list[LiveFile]]
+) -> list[LiveFile]:
+    """Return the files of some manifests, as `live_files` does. Reads those that are not in the cache."""
+    column = table.schema().find_field(time_column).field_id
+    found: list[LiveFile] = []
+    for manifest in manifests:
+        path = manifest.manifest_path
+        if path not in known:
+            known[path] = [_live(entry, column) for entry in manifest.fetch_manifest_entry(table.io)]
+        found += [live for live in known[path] if _is_dated(live)]
+    return found
 
 
 def _is_dated(live: LiveFile) -> bool:
     return bool(live.partition) and all(isinstance(value, int) for value in live.partition)
 
 
-def _live(file: DataFile, column: int) -> LiveFile:
+def _live(entry: ManifestEntry, column: int) -> LiveFile:
+    file = entry.data_file
     bounds = [(bounds or {}).get(column) for bounds in (file.lower_bounds, file.upper_bounds)]
     lower, upper = (None if bound is None else int.from_bytes(bound, "little", signed=True) for bound in bounds)
-    return LiveFile(without_statistics(file), partition_values(file), lower, upper)
+    written_by = entry.file_sequence_number or 0
+    return LiveFile(without_statistics(file), partition_values(file), lower, upper, written_by)
 
 
 @dataclass(frozen=True)
@@ -78,10 +102,18 @@ class Compaction:
 
 def expired_files(files: Iterable[LiveFile], retention_days: int | None, today: date) -> list[LiveFile]:
     """Return the files of days before `today` - `retention_days`; None means unlimited retention."""
-    if retention_days is None:
-        return []
-    first_kept = (today - UNIX_EPOCH).days - retention_days
-    return [live for live in files if live.day < first_kept]
+    first = first_kept(retention_days, today)
+    return [] if first is None else [live for live in files if live.day < first]
+
+
+def first_kept(retention_days: int | None, today: date) -> int | None:
+    """Return the first day (since 1970) that a table keeps; None if it keeps all."""
+    return None if retention_days is None else days_since_1970(today) - retention_days
+
+
+def days_since_1970(day: date) -> int:
+    """Return a day as a number, as partitions have it."""
+    return (day - UNIX_EPOCH).days
 
 
 def day_text(day: int) -> str:

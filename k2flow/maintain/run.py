@@ -14,10 +14,11 @@ from pyiceberg.table.snapshots import Operation
 
 from k2flow.iceberg.catalog import catalog_errors, load_table
 from k2flow.iceberg.commit import staged_branch
-from k2flow.iceberg.rewrite import expire_snapshots, rewrite_files
+from k2flow.iceberg.rewrite import expire_snapshots, rewrite_files, set_property
 from k2flow.iceberg.tables import TableDefinition
 from k2flow.maintain import actions
 from k2flow.maintain.actions import MaintenanceAction, Timing
+from k2flow.maintain.compacted import KEY, compacted_now, may_advance, read_compacted, recent_files
 from k2flow.maintain.compaction import Compactor
 from k2flow.maintain.ownership import OtherTables, owned_orphans
 from k2flow.maintain.plans import Compaction, LiveFile, live_files, orphan_files
@@ -29,7 +30,11 @@ COMPACTIONS_PER_COMMIT = 16  # the compactions committed so far stay done if the
 
 
 class MaintenanceRun:
-    """All steps on one table, in their order. Raises CatalogError, DataFileError, MaintenanceError."""
+    """All steps on one table, in their order. Raises CatalogError, DataFileError, MaintenanceError.
+
+    A full run reads all manifests of the table, each once, and lists its storage. Its memory is about 2 KB a data file.
+    Other runs read what may have changed, and leave orphan files for the next full one.
+    """
 
     def __init__(
         self,
@@ -38,8 +43,11 @@ class MaintenanceRun:
         timing: Timing,
         dry_run: bool = False,
         others: OtherTables | None = None,
+        full: bool = True,
     ) -> None:
         """Take the table; `others` is shared by the runs of all tables."""
+        self._full = full
+        self._known: dict[str, list[LiveFile]] = {}  # the files of each manifest
         self._catalog = catalog
         self._others = others or OtherTables(catalog)
         self._definition = definition
@@ -57,14 +65,17 @@ class MaintenanceRun:
                 staged,
             )
             return
-        steps = (self._remove_expired, self._compact, self._rewrite_manifests, self._expire_snapshots)
-        for step in (*((self._due,) if self._dry_run else steps), self._delete_orphans):
+        every = (self._remove_expired, self._compact, self._rewrite_manifests, self._expire_snapshots)
+        steps = (self._due,) if self._dry_run else every
+        for step in (*steps, *((self._delete_orphans,) if self._full else ())):
             began = time.perf_counter()
             for each in step():
                 action = replace(each, seconds=time.perf_counter() - began)
                 log.info("%s%s", "would do: " if self._dry_run else "", action)
                 yield action
                 began = time.perf_counter()
+        if not self._dry_run:
+            self._note_compacted()
 
     def _due(self) -> Iterator[MaintenanceAction]:
         table = self._table()
@@ -74,7 +85,7 @@ class MaintenanceRun:
         """Remove whole days by a change of metadata alone."""
         table = self._table()
         old = actions.expired_by_retention(table, self._live_files(table), self._timing)
-        if old and self._rewrite(Operation.DELETE, _paths(old)):
+        if old and self._rewrite(Operation.DELETE, old):
             yield actions.retention_action(table, old)
 
     def _compact(self) -> Iterator[MaintenanceAction]:
@@ -89,7 +100,7 @@ class MaintenanceRun:
     def _commit(
         self, table: Table, done: Sequence[Compaction], new: Sequence[Sequence[DataFile]]
     ) -> Iterator[MaintenanceAction]:
-        removed = [path for each in done for path in _paths(each.files)]
+        removed = [live for each in done for live in each.files]
         added = [file for files in new for file in files]
         if self._rewrite(Operation.REPLACE, removed, added):
             for each, files in zip(done, new, strict=True):
@@ -102,6 +113,14 @@ class MaintenanceRun:
         planned = actions.manifests_action(self._table())
         if planned and self._rewrite(Operation.REPLACE):
             yield planned
+
+    def _note_compacted(self) -> None:
+        """Once a day is closed, note how far the table is compacted."""
+        table = self._table()
+        if may_advance(table, self._timing.now()) and not staged_branch(table):
+            compacted, before = compacted_now(table, self._live_files(table), self._timing.now()), read_compacted(table)
+            if before is None or compacted.before > before.before:
+                set_property(self._catalog, self._name, KEY, compacted.to_json())
 
     def _expire_snapshots(self) -> Iterator[MaintenanceAction]:
         done = expire_snapshots(self._catalog, self._name, lambda table: actions.due_expiration(table, self._timing))
@@ -122,7 +141,7 @@ class MaintenanceRun:
         table = self._table()
         if staged_branch(table):  # begun since: files that are not staged yet may be old
             return
-        reachable = reachable_files(table)
+        reachable = reachable_files(table, self._known)
         sizes = dict(orphan_files(listing.files, reachable, self._timing.clock(), self._timing.orphan_seconds))
         orphans = owned_orphans(list(sizes), reachable, table, storage, listing, self._others) if sizes else []
         if not orphans:
@@ -130,16 +149,16 @@ class MaintenanceRun:
         removed = len(orphans) if self._dry_run else storage.delete(orphans)
         yield MaintenanceAction(self._name, "orphan files", removed, bytes=sum(sizes[path] for path in orphans))
 
-    def _rewrite(self, operation: Operation, removed: Sequence[str] = (), added: Sequence[DataFile] = ()) -> bool:
-        return rewrite_files(self._catalog, self._name, operation, removed, added, self._timing.now_ms())
+    def _rewrite(self, operation: Operation, removed: Sequence[LiveFile] = (), added: Sequence[DataFile] = ()) -> bool:
+        paths, days = [live.file.file_path for live in removed], {live.day for live in removed}
+        return rewrite_files(self._catalog, self._name, operation, paths, added, self._timing.now_ms(), days)
 
     def _table(self) -> Table:
         return load_table(self._catalog, self._name)
 
     def _live_files(self, table: Table) -> list[LiveFile]:
         with catalog_errors():
-            return live_files(table, self._definition.layer.time_column)
-
-
-def _paths(files: Sequence[LiveFile]) -> list[str]:
-    return [live.file.file_path for live in files]
+            column = self._definition.layer.time_column
+            if self._full:
+                return live_files(table, column, self._known)
+            return recent_files(table, column, self._timing.now().date(), self._known)

@@ -1,9 +1,10 @@
 """The files of a table in its storage: lists them, finds those that its metadata reach, and deletes others."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import pyarrow.fs as fs
 from pyiceberg.io.pyarrow import PyArrowFileIO
@@ -21,6 +22,7 @@ from k2flow.iceberg.metadata_files import (
     metadata_above,
     metadata_files,
 )
+from k2flow.maintain.plans import LiveFile
 
 ICEBERG_FILE = re.compile(r"\.(parquet|avro|orc|puffin|stats)$|\.metadata\.json(\.gz)?$")
 """The names of files that Iceberg's writers create. Never touch files with other names."""
@@ -106,10 +108,10 @@ def path_of(location: str) -> str:
     return path
 
 
-def reachable_files(table: Table) -> set[str]:
+def reachable_files(table: Table, known: Mapping[str, Sequence[LiveFile]] = MappingProxyType({})) -> set[str]:
     """Return the paths of all files that a reader of any snapshot, tag or branch of `table`, or an engine, may need.
 
-    Each manifest is read once, however many snapshots share it. Raises CatalogError.
+    Each manifest is read once, however many snapshots share it; not if `known` has its files. Raises CatalogError.
     """
     metadata = table.metadata
     locations = {table.metadata_location, *(entry.metadata_file for entry in metadata.metadata_log)}
@@ -121,6 +123,8 @@ def reachable_files(table: Table) -> set[str]:
             locations.add(snapshot.manifest_list)
             manifests.update({manifest.manifest_path: manifest for manifest in snapshot.manifests(table.io)})
         locations.update(manifests)
-        for manifest in manifests.values():
-            locations.update(entry.data_file.file_path for entry in manifest.fetch_manifest_entry(table.io))
+        for path, manifest in manifests.items():
+            read = (entry.data_file for entry in manifest.fetch_manifest_entry(table.io)) if path not in known else ()
+            locations.update(file.file_path for file in read)
+            locations.update(live.file.file_path for live in known.get(path, ()))
     return set(map(path_of, locations))

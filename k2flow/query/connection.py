@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 
 import duckdb
 from pyiceberg.catalog import Catalog
@@ -58,8 +59,13 @@ def connect_to(catalog: Catalog, as_of: AsOf | None = None) -> duckdb.DuckDBPyCo
     return connect_tables(tables, as_of)
 
 
-def connect_tables(tables: Mapping[str, Table], as_of: AsOf | None = None) -> duckdb.DuckDBPyConnection:
-    """Open a connection as `connect` does, on these tables by view name; without `as_of`, each as it was loaded."""
+def connect_tables(
+    tables: Mapping[str, Table], as_of: AsOf | None = None, metadata: Mapping[str, str] = MappingProxyType({})
+) -> duckdb.DuckDBPyConnection:
+    """Open a connection as `connect` does, on these tables by view name; without `as_of`, each as it was loaded.
+
+    `metadata` are the metadata files to read in place of some tables' own, see `recent_metadata`.
+    """
     connection = duckdb.connect(config={"autoinstall_known_extensions": "false"})  # nothing is downloaded at run time
     for extension in EXTENSIONS:
         connection.load_extension(str(_extension_file(extension)))
@@ -72,7 +78,7 @@ def connect_tables(tables: Mapping[str, Table], as_of: AsOf | None = None) -> du
         try:
             if table.location().startswith(S3):
                 connection.execute(s3_secret(name, table.location(), table.io.properties))
-            _create_view(connection, name, _select(table, moment))
+            _create_view(connection, name, _select(table, moment, metadata.get(name, table.metadata_location)))
         except duckdb.Error as error:  # the other tables can be queried
             columns = ", ".join(f"NULL AS {identifier(field.name)}" for field in table.schema().fields)
             text = f"DuckDB cannot read {NAMESPACE}.{name}: {_line(error)}"
@@ -130,10 +136,10 @@ def _moment_ms(tables: Mapping[str, Table], as_of: AsOf) -> int:
     raise QueryError(f"no table has a snapshot {as_of}: it never existed, or has expired")
 
 
-def _select(table: Table, moment_ms: int | None) -> str:
-    """Return the SQL of a table's view."""
+def _select(table: Table, moment_ms: int | None, metadata: str) -> str:
+    """Return the SQL of a table's view, by its metadata file."""
     name = table.name()[-1]
-    newest = f"SELECT t.* FROM iceberg_scan({string_literal(table.metadata_location)}"
+    newest = f"SELECT t.* FROM iceberg_scan({string_literal(metadata)}"
     snapshot = table.current_snapshot() if moment_ms is None else table.snapshot_as_of_timestamp(moment_ms)
     if deletes := applied_deletes(table, snapshot, equality=True):
         # DuckDB 1.5 applies them to every partition, not only to their own.

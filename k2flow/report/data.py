@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeVar
 
@@ -17,15 +18,17 @@ from k2flow.exchange import Exchange
 from k2flow.iceberg.catalog import configured, default_properties, find_table
 from k2flow.layers import Layer
 from k2flow.maintain.actions import target_bytes
-from k2flow.maintain.plans import is_small
+from k2flow.maintain.plans import is_small, live_files
 from k2flow.query.connection import connect_tables, query_errors, string_literal
+from k2flow.query.recent import recent_metadata
 from k2flow.report import queries
+from k2flow.report.axes import DAY_US, utc
 from k2flow.report.figures import Figures, FileStats, Unavailable, attempt
 from k2flow.report.freshness import LAYERS, Commit, commits, freshness
 from k2flow.report.queries import ReportSource
 from k2flow.status.collector import StatusCollector
 from k2flow.status.flows import history
-from k2flow.status.tables import files_of
+from k2flow.status.tables import column_errors, totals
 
 T = TypeVar("T")
 MEMORY_MB, THREADS = 512, 4  # DuckDB's limits; it spills what exceeds its memory to disk
@@ -33,8 +36,16 @@ SHOWN_PROPERTIES = ("type", "uri", "warehouse", "s3.endpoint", "s3.region")
 """Properties of a catalog that a report may show: people pass reports on."""
 
 
-def gather(catalog: Catalog, settings: Settings, exchanges: Sequence[Exchange], symbols: Sequence[str]) -> Figures:
+def gather(
+    catalog: Catalog,
+    settings: Settings,
+    exchanges: Sequence[Exchange],
+    symbols: Sequence[str],
+    since_us: int | None = None,
+) -> Figures:
     """Return all figures of these exchanges, with candles of `symbols`, or of the most traded ones if it is empty.
+
+    `since_us` (us since 1970): only rows, commits and files from then on are read; None: all.
 
     The status is collected separately, a moment later. A figure that cannot be determined is `Unavailable`; nothing is
     raised for it.
@@ -44,15 +55,16 @@ def gather(catalog: Catalog, settings: Settings, exchanges: Sequence[Exchange], 
     loaded = {name: attempt(partial(find_table, catalog, name)) for name in layers}
     found = {name: table for name, table in loaded.items() if isinstance(table, Table)}
     status = attempt(lambda: StatusCollector(catalog, settings, exchanges).collect())
-    with _connection(found) as db:
+    with _connection(found, since_us) as db:
 
         def figure(query: Callable[[ReportSource], T]) -> T | Unavailable:
-            return (
-                db if isinstance(db, Unavailable) else attempt(lambda: query(ReportSource(db, exchanges, found.keys())))
-            )
+            if isinstance(db, Unavailable):
+                return db
+            return attempt(lambda: query(ReportSource(db, exchanges, found.keys(), since_us)))
 
         return Figures(
             created_us=created_us,
+            since_us=since_us,
             catalog=_catalog_properties(settings),
             exchanges=exchanges,
             symbols=symbols,
@@ -60,55 +72,67 @@ def gather(catalog: Catalog, settings: Settings, exchanges: Sequence[Exchange], 
             rows=figure(queries.rows_by_layer),
             ingested=figure(queries.ingested),
             traded=figure(queries.traded),
-            freshness=figure(lambda source: freshness(source, _commits(exchanges, found))),
+            freshness=figure(lambda source: freshness(source, _commits(exchanges, found, since_us))),
             reasons=figure(queries.reasons),
             markets=figure(lambda source: queries.markets(source, symbols)),
-            files={name: _files(loaded[name], layer) for name, layer in layers.items()},
+            files={name: _files(loaded[name], layer, since_us) for name, layer in layers.items()},
         )
 
 
 @contextmanager
-def _connection(tables: Mapping[str, Table]) -> Iterator[duckdb.DuckDBPyConnection | Unavailable]:
-    """Open DuckDB over these tables, in bounded memory."""
-    db = attempt(lambda: connect_tables(tables))
-    if isinstance(db, Unavailable):
-        yield db
-        return
-    with TemporaryDirectory(prefix="k2flow-report-") as folder, closing(db):
-        with query_errors():
-            db.execute(f"SET memory_limit = '{MEMORY_MB}MB'; SET threads = {THREADS}")
-            db.execute(f"SET preserve_insertion_order = false; SET temp_directory = {string_literal(folder)}")
-        yield db
+def _connection(tables: Mapping[str, Table], since_us: int | None) -> Iterator[duckdb.DuckDBPyConnection | Unavailable]:
+    """Open DuckDB over these tables, or their days since a time, in bounded memory."""
+
+    def connection() -> duckdb.DuckDBPyConnection:
+        recent = {} if since_us is None else recent_metadata(tables, utc(since_us).date(), Path(folder))
+        return connect_tables(tables, metadata=recent)
+
+    with TemporaryDirectory(prefix="k2flow-report-") as folder:
+        db = attempt(connection)
+        if isinstance(db, Unavailable):
+            yield db
+            return
+        with closing(db):
+            _limit(db, folder)
+            yield db
 
 
-def _commits(exchanges: Sequence[Exchange], tables: Mapping[str, Table]) -> list[Commit]:
-    """Return the commits of all exchanges. Raises CommitError for an unreadable ledger."""
+def _limit(db: duckdb.DuckDBPyConnection, folder: str) -> None:
+    with query_errors():
+        db.execute(f"SET memory_limit = '{MEMORY_MB}MB'; SET threads = {THREADS}")
+        db.execute(f"SET preserve_insertion_order = false; SET temp_directory = {string_literal(folder)}")
+
+
+def _commits(exchanges: Sequence[Exchange], tables: Mapping[str, Table], since_us: int | None) -> list[Commit]:
+    """Return the commits of all exchanges since a time. Raises CommitError for an unreadable ledger."""
     found = []
     for exchange in exchanges:
         for layer in LAYERS:
             if table := tables.get(layer.table(exchange.name)):
                 past = history(table.metadata, exchange.name, exchange.settings.topic)
                 found += commits(exchange.name, layer.name, past)
-    return found
+    return [commit for commit in found if since_us is None or commit.committed_us >= since_us]
 
 
-def _files(table: Table | Unavailable | None, layer: Layer) -> FileStats | Unavailable | None:
-    return attempt(lambda: _file_stats(table, layer)) if isinstance(table, Table) else table
+def _files(table: Table | Unavailable | None, layer: Layer, since_us: int | None) -> FileStats | Unavailable | None:
+    return attempt(lambda: _file_stats(table, layer, since_us)) if isinstance(table, Table) else table
 
 
-def _file_stats(table: Table, layer: Layer) -> FileStats:
-    """Return the statistics of a table's files. Raises CatalogError, TableDiffersError."""
-    files = files_of(table, layer.event_time)
+def _file_stats(table: Table, layer: Layer, since_us: int | None) -> FileStats:
+    """Return the statistics of a table, and of its files since a day. Raises CatalogError, TableDiffersError."""
+    with column_errors(table):
+        files = live_files(table, layer.event_time, since=None if since_us is None else since_us // DAY_US)
     snapshot, target = table.current_snapshot(), target_bytes(table)
+    whole = totals(snapshot)
     sizes = np.array([live.file.file_size_in_bytes for live in files], np.int64)
     powers, counts = np.unique(np.frexp(np.maximum(sizes, 1))[1] - 1, return_counts=True)
     return FileStats(
         snapshot_id=snapshot.snapshot_id if snapshot else None,
         committed_us=snapshot.timestamp_ms * 1000 if snapshot else None,
-        rows=sum(live.file.record_count for live in files),
-        files=len(files),
+        rows=whole.rows,
+        files=whole.files,
         small=sum(is_small(live, target) for live in files),
-        bytes=int(sizes.sum()),
+        bytes=whole.bytes,
         median_bytes=int(np.median(sizes)) if files else 0,
         target_bytes=target,
         snapshots=len(table.metadata.snapshots),

@@ -104,7 +104,10 @@ class MarketCandles:
 
 @dataclass(frozen=True, kw_only=True)
 class FileStats:
-    """A table's snapshot and data files; `histogram` counts by n the files of 2^n up to 2^(n+1) bytes."""
+    """A table's snapshot and data files; `histogram` counts by n the files of 2^n up to 2^(n+1) bytes.
+
+    `small`, `median_bytes` and `histogram` are of the files of the report's days.
+    """
 
     snapshot_id: int | None
     committed_us: int | None
@@ -123,9 +126,11 @@ class Figures:
     """All figures of a report except the audit.
 
     `rows` are by exchange and layer, `files` by table; a missing table is None. `symbols` are the requested ones.
+    The figures are of the time from `since_us` on; None: of all time.
     """
 
     created_us: int
+    since_us: int | None = None
     catalog: Sequence[tuple[str, str]]
     exchanges: Sequence[Exchange]
     symbols: Sequence[str]

@@ -109,7 +109,7 @@ def _messages(source: ReportSource, commits: Iterable[Commit]) -> str:
     return " UNION ALL ".join(
         f'SELECT {string_literal(each.name)} AS exchange, "partition", "offset", epoch_ms(kafka_timestamp) AS sent_ms, '
         f"epoch_us(ingestion_timestamp) AS taken_us FROM {each.bronze} "
-        f'WHERE "offset" >= {oldest[each.name]} AND kafka_timestamp IS NOT NULL'
+        f'WHERE "offset" >= {oldest[each.name]} AND kafka_timestamp IS NOT NULL AND {source.recent(BRONZE)}'
         for each in source.exchanges
         if each.bronze in source.tables and each.name in oldest
     )

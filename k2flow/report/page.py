@@ -94,10 +94,16 @@ def _environment() -> Environment:
 
 
 def _share(rows: Mapping[str, int | None]) -> str:
+    """Return the dead letters' share of the messages.
+
+    Silver's rows of a time are fewer if old trades were caught up with, and Bronze's if the time is longer than its
+    retention. So the larger number counts.
+    """
     letters, trades = rows.get("dlq"), rows.get("silver")
     if letters is None or trades is None:
         return "unknown"
-    return f"{letters / (letters + trades):.2%}" if letters + trades else "none"
+    messages = max(rows.get("bronze") or 0, letters + trades)
+    return f"{letters / messages:.2%}" if messages else "none"
 
 
 @dataclass(frozen=True)

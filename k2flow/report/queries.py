@@ -9,9 +9,9 @@ from typing import Any
 import duckdb
 
 from k2flow.exchange import Exchange
-from k2flow.layers import GOLD_TABLE
+from k2flow.layers import BRONZE, DLQ, GOLD, GOLD_TABLE, SILVER, Layer
 from k2flow.query.connection import query_errors, string_literal
-from k2flow.report.axes import SECOND_US, Axis, axis, without_outliers
+from k2flow.report.axes import SECOND_US, Axis, axis, utc, without_outliers
 from k2flow.report.figures import Candle, DeadLetterReason, MarketCandles, RowCounts
 
 MAX_BARS, MAX_CANDLES = 120, 200
@@ -24,11 +24,15 @@ ZOOM_STEPS = 1_000  # steps that a time is divided into to find where most rows 
 
 @dataclass(frozen=True)
 class ReportSource:
-    """The tables of `exchanges` in DuckDB; `tables` are the names of those that exist."""
+    """The tables of `exchanges` in DuckDB; `tables` are the names of those that exist.
+
+    With `since_us` (us since 1970) only rows from then on are read, by the time that their table is partitioned by.
+    """
 
     db: duckdb.DuckDBPyConnection
     exchanges: Sequence[Exchange]
     tables: Collection[str]
+    since_us: int | None = None
 
     def fetch(self, sql: str, **values: object) -> list[tuple[Any, ...]]:
         """Return the rows of a query with these parameters."""
@@ -38,7 +42,16 @@ class ReportSource:
     def gold(self, columns: str) -> str:
         """Return SQL for columns of the exchanges' rows in Gold."""
         codes = ", ".join(string_literal(each.code) for each in self.exchanges)
-        return f"SELECT {columns} FROM {GOLD_TABLE} WHERE exchange IN ({codes})"
+        return f"SELECT {columns} FROM {GOLD_TABLE} WHERE exchange IN ({codes}) AND {self.recent(GOLD)}"
+
+    def recent(self, layer: Layer) -> str:
+        """Return an SQL condition on the rows of a layer's table. DuckDB skips manifests and files by it."""
+        if self.since_us is None:
+            return "true"
+        at = utc(self.since_us)
+        return (
+            f"{layer.date_column} >= DATE '{at:%Y-%m-%d}' AND \"{layer.event_time}\" >= TIMESTAMPTZ '{at.isoformat()}'"
+        )
 
 
 def rows_by_layer(source: ReportSource) -> dict[str, dict[str, int | None]]:
@@ -47,9 +60,11 @@ def rows_by_layer(source: ReportSource) -> dict[str, dict[str, int | None]]:
     in_gold = dict(source.fetch(f"{source.gold('exchange, count(*)')} GROUP BY ALL")) if has_gold else {}
     found: dict[str, dict[str, int | None]] = {}
     for each in source.exchanges:
-        own = {"bronze": each.bronze, "silver": each.silver, "dlq": each.dlq}
+        own = {BRONZE: each.bronze, SILVER: each.silver, DLQ: each.dlq}
         rows = {
-            layer: source.fetch(f"SELECT count(*) FROM {name}")[0][0] if name in source.tables else None
+            layer.name: source.fetch(f"SELECT count(*) FROM {name} WHERE {source.recent(layer)}")[0][0]
+            if name in source.tables
+            else None
             for layer, name in own.items()
         }
         found[each.name] = {**rows, "gold": in_gold.get(each.code, 0) if has_gold else None}
@@ -59,7 +74,8 @@ def rows_by_layer(source: ReportSource) -> dict[str, dict[str, int | None]]:
 def ingested(source: ReportSource) -> RowCounts | None:
     """Count Bronze's rows by the time of ingestion; None if there are none."""
     parts = [
-        f"SELECT {string_literal(each.name)} AS exchange, ingestion_timestamp AS moment FROM {each.bronze}"
+        f"SELECT {string_literal(each.name)} AS exchange, ingestion_timestamp AS moment FROM {each.bronze} "
+        f"WHERE {source.recent(BRONZE)}"
         for each in source.exchanges
         if each.bronze in source.tables
     ]
@@ -142,7 +158,7 @@ def reasons(source: ReportSource) -> list[DeadLetterReason]:
         DeadLetterReason(each.name, *values)
         for each in source.exchanges
         if each.dlq in source.tables
-        for values in source.fetch(f"SELECT {columns} FROM {each.dlq} GROUP BY reason")
+        for values in source.fetch(f"SELECT {columns} FROM {each.dlq} WHERE {source.recent(DLQ)} GROUP BY reason")
     ]
     return sorted(found, key=lambda each: (-each.rows, each.exchange, each.reason))
 
@@ -163,7 +179,7 @@ def markets(source: ReportSource, symbols: Sequence[str]) -> list[MarketCandles]
 
 def _market(source: ReportSource, exchange: str, code: str, symbol: str) -> MarketCandles | None:
     known = "price IS NOT NULL AND quantity IS NOT NULL"  # another engine may have left them out
-    rows = f"FROM {GOLD_TABLE} WHERE exchange = $code AND symbol = $symbol AND {known}"
+    rows = f"FROM {GOLD_TABLE} WHERE exchange = $code AND symbol = $symbol AND {known} AND {source.recent(GOLD)}"
     bounds = _bounds(source, f'SELECT "timestamp" AS moment {rows}', code=code, symbol=symbol)
     if bounds is None:
         return None

@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 
 import pyarrow.compute as pc
 from pyiceberg.catalog import Catalog
@@ -57,7 +58,7 @@ MAX_LETTERS, MAX_LETTER_FILES = 1_000_000, 200
 
 @dataclass(frozen=True)
 class TableFiles:
-    """A table as it is now, and its live files."""
+    """A table as it is now, and its files of days that maintenance may change, see `recent_files`."""
 
     table: Table
     files: Sequence[LiveFile]
@@ -88,7 +89,7 @@ class StatusCollector:
         for name in self._layers:
             found[name] = shown[name] = None
             try:
-                found[name] = each = self._find(name)
+                found[name] = each = self._find(name, now_ms)
                 shown[name] = _table(each, now_ms) if each else None
             except Exception as error:  # one table never hides the others
                 if isinstance(error, CatalogError) and len(errors) == len(found) - 1 > 0:
@@ -98,11 +99,12 @@ class StatusCollector:
         exchanges = {each.name: self._exchange(each, found, errors, now_ms) for each in self._exchanges}
         return Status(now_ms, time.monotonic() - began, exchanges, shown, errors)
 
-    def _find(self, name: str) -> TableFiles | None:
+    def _find(self, name: str, now_ms: int) -> TableFiles | None:
         table = find_table(self._catalog, name)
         if table is None:
             return None
-        return TableFiles(table, files_of(table, self._layers[name].event_time, self._manifests[name]))
+        today = datetime.fromtimestamp(now_ms / 1000, UTC).date()
+        return TableFiles(table, files_of(table, self._layers[name].event_time, today, self._manifests[name]))
 
     def _exchange(
         self, exchange: Exchange, found: Mapping[str, TableFiles | None], errors: Mapping[str, str], now_ms: int

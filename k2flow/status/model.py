@@ -190,7 +190,7 @@ class Leader(Writer):
 class TableStatus(TableTotals):
     """One table: its size, and its maintenance."""
 
-    small_files: int
+    small_files: int  # of the days that maintenance may still change, and of yesterday and today
     snapshots: int
     due: tuple[MaintenanceDue, ...]
     maintained: tuple[MaintenanceDone, ...]

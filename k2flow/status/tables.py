@@ -1,6 +1,8 @@
 """The status of a table from its snapshots and files: size, dead letters, maintenance done and due."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import date
 
 from pyiceberg.table import Table
 from pyiceberg.table.metadata import TableMetadata
@@ -10,16 +12,26 @@ from k2flow.errors import TableDiffersError
 from k2flow.iceberg.catalog import NAMESPACE, catalog_errors
 from k2flow.iceberg.ledger import Ledger
 from k2flow.maintain.actions import MaintenanceAction
-from k2flow.maintain.plans import LiveFile, live_files
+from k2flow.maintain.compacted import recent_files
+from k2flow.maintain.plans import LiveFile
 from k2flow.status.flows import rows_of
 from k2flow.status.model import DeadLetters, MaintenanceDone, MaintenanceDue, TableTotals
 
 
-def files_of(table: Table, time_column: str, known: dict[str, list[LiveFile]] | None = None) -> list[LiveFile]:
-    """Return a table's `live_files`. Raises CatalogError, and TableDiffersError if it has no `time_column`."""
+def files_of(
+    table: Table, time_column: str, today: date, known: dict[str, list[LiveFile]] | None = None
+) -> list[LiveFile]:
+    """Return a table's `recent_files`. Raises CatalogError, and TableDiffersError if it has no `time_column`."""
+    with column_errors(table):
+        return recent_files(table, time_column, today, known)
+
+
+@contextmanager
+def column_errors(table: Table) -> Iterator[None]:
+    """Raise CatalogError for errors of the storage, and TableDiffersError if the table lacks a column."""
     with catalog_errors():
         try:
-            return live_files(table, time_column, known)
+            yield
         except ValueError as error:  # PyIceberg's error for a missing column
             raise TableDiffersError(
                 f"{NAMESPACE}.{table.name()[-1]} lacks a column ({error}): `k2flow tables create` names the difference"

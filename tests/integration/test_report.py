@@ -125,7 +125,7 @@ def report(lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
 
     def make(*arguments: str) -> tuple[int, Page]:
         path = tmp_path / "report.html"
-        done = CliRunner().invoke(app, ["report", "--html", str(path), *arguments])
+        done = CliRunner().invoke(app, ["report", "--html", str(path), "--since", "500d", *arguments])
         assert done.exception is None or isinstance(done.exception, SystemExit), done.output
         assert f"{path}: {path.stat().st_size:,} bytes; " in done.output
         assert [each.name for each in tmp_path.iterdir()] == ["report.html"]
@@ -156,6 +156,25 @@ def test_page_shows_the_content_of_the_tables(
     assert "there are no tables yet: start the flow" in page.sections["flows"]
     assert "Table bronze_kraken_trades does not exist." in page.sections["throughput"]
     assert_harmless(page, tmp_path / "report.html")
+
+
+def test_page_of_some_hours_has_their_rows_only(lake: Lake, report: Callable[..., tuple[int, Page]]) -> None:
+    code, page = report("binance", "--no-audit", "--since", "2h")
+    assert code == 0
+    found = re.search(r"since ([-0-9]+ [:0-9]+):", page.sections[""])
+    assert found
+    db = connect_to(lake.catalog())
+    rows = [
+        fetch(db, f"SELECT count(*) FROM {table} WHERE {column} >= TIMESTAMPTZ '{found[1]} UTC'")[0][0]
+        for table, column in (
+            ("bronze_binance_trades", "ingestion_timestamp"),
+            ("silver_binance_trades", '"timestamp"'),
+            ("dlq_binance_trades", "failed_at"),
+            (GOLD_TABLE, '"timestamp"'),
+        )
+    ]
+    assert [row[1] for row in page.body("layers-binance")] == [f"{n:,}" for n in rows]
+    assert 0 < rows[3] < count(db, GOLD_TABLE)  # the simulated market has stragglers, of hours and days
 
 
 def fetch(db: duckdb.DuckDBPyConnection, sql: str) -> list[tuple[object, ...]]:
