@@ -65,8 +65,8 @@ class MaintenanceRun:
                 staged,
             )
             return
-        every = (self._remove_expired, self._compact, self._rewrite_manifests, self._expire_snapshots)
-        steps = (self._due,) if self._dry_run else every
+        changes = (self._remove_expired, self._compact, self._rewrite_manifests, self._note_compacted)
+        steps = (self._due,) if self._dry_run else (*changes, self._expire_snapshots)
         for step in (*steps, *((self._delete_orphans,) if self._full else ())):
             began = time.perf_counter()
             for each in step():
@@ -74,8 +74,6 @@ class MaintenanceRun:
                 log.info("%s%s", "would do: " if self._dry_run else "", action)
                 yield action
                 began = time.perf_counter()
-        if not self._dry_run:
-            self._note_compacted()
 
     def _due(self) -> Iterator[MaintenanceAction]:
         table = self._table()
@@ -114,13 +112,14 @@ class MaintenanceRun:
         if planned and self._rewrite(Operation.REPLACE):
             yield planned
 
-    def _note_compacted(self) -> None:
+    def _note_compacted(self) -> Iterator[MaintenanceAction]:
         """Once a day is closed, note how far the table is compacted."""
         table = self._table()
         if may_advance(table, self._timing.now()) and not staged_branch(table):
             compacted, before = compacted_now(table, self._live_files(table), self._timing.now()), read_compacted(table)
             if before is None or compacted.before > before.before:
                 set_property(self._catalog, self._name, KEY, compacted.to_json())
+        yield from ()
 
     def _expire_snapshots(self) -> Iterator[MaintenanceAction]:
         done = expire_snapshots(self._catalog, self._name, lambda table: actions.due_expiration(table, self._timing))
