@@ -13,6 +13,7 @@ from bench.dedup import dedup
 from bench.freshness import freshness
 from bench.isolation import isolation
 from bench.maintain import maintain
+from bench.peers.compare import peers
 from bench.profile import profile
 from bench.query import query
 from bench.run_all import all_
@@ -20,6 +21,7 @@ from bench.scale import scale
 from bench.smoke import smoke
 from bench.soak import soak
 from bench.stages import stages
+from bench.window import window
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.command("all")(all_)
@@ -32,12 +34,14 @@ app.command("dedup")(dedup)
 app.command("freshness")(freshness)
 app.command("isolation")(isolation)
 app.command("maintain")(maintain)
+app.command("peers")(peers)
 app.command("profile")(profile)
 app.command("query")(query)
 app.command("scale")(scale)
 app.command("smoke")(smoke)
 app.command("soak")(soak)
 app.command("stages")(stages)
+app.command("window")(window)
 
 
 @app.callback()
