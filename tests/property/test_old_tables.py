@@ -1,7 +1,11 @@
 """Work on an old table reads what is new or asked for: old manifests and data files may even be gone."""
 
+import os
 import random
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -163,3 +167,38 @@ def test_rewritten_manifests_keep_the_bounds_that_rule_out_files(
         assert entry.data_file.record_count == 5
         Path(path_of(entry.data_file.file_path)).unlink()
     assert gold.ids("binance").newest_hours([now]) == [now - DAY]
+
+
+def test_repeated_maintenance_lists_the_storage_rarely(catalog: Catalog) -> None:
+    """The first run deletes an orphan file; a later one compacts, and leaves another orphan file for now."""
+    gold, old = Gold(catalog), this_hour() - DAY
+    folder = Path(path_of(table_of(catalog).location())) / "data"
+
+    def orphan(name: str) -> Path:
+        path = folder / f"{name}.parquet"
+        path.write_bytes(b"")
+        os.utime(path, (0, 0))
+        return path
+
+    gold.add("binance", np.array([old]))
+    first = orphan("first")
+    process = subprocess.Popen([sys.executable, "-m", "k2flow", "maintain", GOLD_TABLE, "--every", "1s"])
+    try:
+        wait_until(lambda: not first.exists())
+        second = orphan("second")
+        gold.add("binance", np.array([old]))
+        wait_until(lambda: len(live_files(table_of(catalog), "timestamp")) == 1)
+    finally:
+        process.terminate()
+        process.wait()
+    assert second.exists()
+    assert run(gold, this_hour(), full=False) == []
+    assert "orphan files" in run(gold, this_hour(), full=True)
+    assert not second.exists()
+
+
+def wait_until(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
