@@ -26,11 +26,12 @@ from bench.query import query
 from bench.scale import scale
 from bench.soak import Variant, soak
 from bench.stages import stages
+from bench.window import window
 from torture.catalogs import postgres_programs
 
 BENCHMARKS: tuple[tuple[Callable[..., None], dict[str, Any]], ...] = (
     (age, {"hours": 100, "files": 24, "rows": 10, "commits": 2, "runs": 1}),
-    (audit, {"messages": 20_000}),
+    (audit, {"messages": 20_000, "new": 10_000}),
     (catchup, {"messages": 20_000, "runs": 1}),
     (commits, {"commits": 20, "rows": 10}),
     (decode, {"records": 500, "runs": 1}),
@@ -43,6 +44,7 @@ BENCHMARKS: tuple[tuple[Callable[..., None], dict[str, Any]], ...] = (
     (scale, {"messages": 20_000, "processes": [2], "runs": 1}),
     (soak, {"messages": 20_000, "variant": Variant.PAST}),
     (stages, {"messages": 40_000, "batch": 20_000}),
+    (window, {"ids": [48_000], "gold_ids": 10_000}),
 )
 """Each benchmark with its smallest arguments."""
 

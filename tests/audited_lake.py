@@ -15,7 +15,7 @@ from pyiceberg.catalog import Catalog
 from pyiceberg.table import Table
 from pyiceberg.types import IntegerType
 
-from k2flow.audit import AuditReport, audit, run
+from k2flow.audit import AuditReport, audit, exchange_audit
 from k2flow.config.settings import load_settings
 from k2flow.exchange import Exchange, exchange_names
 from k2flow.iceberg.catalog import load_table, open_catalog
@@ -40,6 +40,19 @@ RAW = replace(BRONZE, name="raw", table_pattern="raw_{exchange}_trades")
 
 def _lengths(texts: pa.StringArray) -> pa.Array:
     return pc.utf8_length(texts).cast(pa.int32())
+
+
+def _concatenate(pieces: list[MessageBatch]) -> MessageBatch:
+    """Return consecutive batches as one."""
+    if len(pieces) == 1:
+        return pieces[0]
+    ends = zip(pieces[0].offsets, pieces[-1].offsets, strict=True)
+    return MessageBatch(
+        pa.Table.from_batches([piece.rows for piece in pieces]).combine_chunks().to_batches()[0],
+        np.concatenate([piece.partition for piece in pieces]),
+        np.concatenate([piece.offset for piece in pieces]),
+        [(p, first, end) for (p, first, _), (_, _, end) in ends],
+    )
 
 
 @dataclass
@@ -105,23 +118,36 @@ class AuditedLake:
         count: int = 400,
         schemas: SchemasOf = fixed_schemas,
         change: Callable[[MessageBatch], MessageBatch] = lambda messages: messages,
+        pieces: int = 1,
+        seed: int = 11,
     ) -> None:
-        """Fill the tables with simulated messages, which `change` may change first."""
-        self._folder = folder
+        """Fill the tables with the first of `pieces` of simulated messages, which `change` may change first."""
+        self.folder = folder
         self.exchange = exchange
-        (simulated,) = batches(1, count=count, seed=11, partitions=2)
-        self.messages = change(simulated)
+        self._waiting = [change(piece) for piece in batches(pieces, count=count, seed=seed, partitions=2)]
+        self.messages = _concatenate(self._waiting)
+        self._schemas = schemas
         with self.environment():
             self.catalog: Catalog = open_catalog(load_settings(exchange_names()))
-            PipelineRun(self.catalog, exchange, schemas=schemas).commit(self.messages)
+        self.add()
+
+    def add(self, *, without: tuple[str, ...] = ()) -> bool:
+        """Start a flow that commits the next piece, except in the tables `without`: as if it had died before."""
+        if not self._waiting:
+            return False
+        with self.environment():
+            PipelineRun(self.catalog, self.exchange, schemas=self._schemas).commit(self._waiting[0], without=without)
+        if not without:
+            self._waiting.pop(0)
+        return True
 
     def table(self, layer: Layer) -> Table:
         return load_table(self.catalog, layer.table(self.exchange.name))
 
-    def audit(self) -> AuditReport:
+    def audit(self, full: bool = True, **options: Any) -> AuditReport:
         with self.environment() as patch:
-            patch.setattr(run, "TopicReader", lambda *_: StoredTopicReader(self.messages))
-            return audit(self.catalog, load_settings(exchange_names()), [replace(self.exchange)])
+            patch.setattr(exchange_audit, "TopicReader", lambda *_: StoredTopicReader(self.messages))
+            return audit(self.catalog, load_settings(exchange_names()), [replace(self.exchange)], full=full, **options)
 
     def damage(self, layer: Layer, column: str, wrong: Callable[[Any], Any]) -> None:
         """Give one row of a table another value in one column."""
@@ -137,7 +163,7 @@ class AuditedLake:
     @contextmanager
     def restored(self) -> Iterator["AuditedLake"]:
         """Restore every table at the end: the metadata files that the catalog pointed to still exist."""
-        with sqlite3.connect(self._folder / "catalog.db", timeout=60) as catalog:
+        with sqlite3.connect(self.folder / "catalog.db", timeout=60) as catalog:
             before = catalog.execute("SELECT metadata_location, table_name FROM iceberg_tables").fetchall()
             catalog.commit()
             yield self
@@ -146,7 +172,7 @@ class AuditedLake:
     @contextmanager
     def environment(self) -> Iterator[pytest.MonkeyPatch]:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("K2FLOW_HOME", str(self._folder))
+            patch.setenv("K2FLOW_HOME", str(self.folder))
             yield patch
 
 

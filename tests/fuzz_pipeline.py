@@ -22,7 +22,7 @@ from pyiceberg.catalog import Catalog
 from pyiceberg.expressions import EqualTo
 from pyiceberg.table.snapshots import Operation
 
-from k2flow.audit import audit, run
+from k2flow.audit import audit, exchange_audit
 from k2flow.audit.report import Verdict
 from k2flow.config.settings import load_settings
 from k2flow.exchange import Exchange, exchange_names, find_exchange
@@ -229,8 +229,9 @@ def check_readers(catalog: Catalog, exchange: Exchange, chance: random.Random) -
 
 
 def check_audit(catalog: Catalog, exchange: Exchange, messages: MessageBatch) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "TopicReader", lambda *_: StoredTopicReader(messages))
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as home:
+        patch.setenv("K2FLOW_HOME", home)
+        patch.setattr(exchange_audit, "TopicReader", lambda *_: StoredTopicReader(messages))
         report = audit(catalog, load_settings(exchange_names()), [exchange])
     assert report.verdict is Verdict.HOLDS, report.findings
 

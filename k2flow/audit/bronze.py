@@ -9,11 +9,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from k2flow.audit.context import AuditContext
+from k2flow.audit.database import HOUR
 from k2flow.audit.file_checks import read_checked
 from k2flow.audit.ledgers import LedgerFilter
 from k2flow.audit.offsets import report_damage
 from k2flow.audit.report import SAMPLES, Severity
 from k2flow.audit.schemas import CheckedBatch, NoSchemas, SchemaCheck
+from k2flow.audit.scope import compared_from, proven_before
+from k2flow.audit.sums import add_sums
 from k2flow.exchange import Exchange
 from k2flow.inspection.broker import TopicReader
 from k2flow.inspection.files import ReadPlan, prefetch
@@ -37,6 +40,8 @@ AND NOT EXISTS (
     AND k.content = CASE WHEN k.bare THEN n.bare ELSE n.content END)
 """
 Ints = npt.NDArray[np.int64]
+SummedRows = tuple[pa.RecordBatch, Ints, npt.NDArray[np.bool_]]
+"""Rows, their partition numbers, and whether an earlier audit has proven them."""
 
 
 def newest_offsets(partitions: TopicPartitions) -> dict[TopicPartition, tuple[int, int]]:
@@ -75,7 +80,7 @@ class MessageHasher:
             batch = batch.append_column("kafka_offset", pa.array(trades.offset))
             traded = f"{SILVER.date_column} - DATE '1970-01-01'"
             hashes = self._context.hashes.expressions(SILVER)
-            store.insert("valid", batch, f"number, kafka_offset, {traded}, {id_hash(self._exchange)}, {hashes}")
+            store.insert("valid", batch, f"number, kafka_offset, {traded}, {HOUR}, {id_hash(self._exchange)}, {hashes}")
         if bad.num_rows:
             columns = f'partition, "offset", {day}, reason, {content_hash(DLQ)}, hash(detail)'
             store.insert("bad", hashable(bad), columns)
@@ -91,11 +96,14 @@ class BronzeReader:
         self._ledger = LedgerFilter(partitions, BRONZE)
         self._hasher = hasher
         self._newest = {each.number: first for each, (first, _) in newest_offsets(partitions).items()}
+        self._proven_before = proven_before(partitions, BRONZE)
+        self._compared_from = compared_from(partitions)
 
     def read(self, plan: ReadPlan) -> None:
         """Read, decode and store, each in a thread of its own, and report the rows outside the ledger."""
         store = self._context.store
-        for decoded, found, newest, day in prefetch(self._decoded(prefetch(read_checked(self._context, plan)))):
+        for rows, decoded, found, newest, day in prefetch(self._decoded(prefetch(read_checked(self._context, plan)))):
+            add_sums(self._context, BRONZE, *rows)
             store.insert("runs", found)
             if newest.num_rows:
                 store.insert("newest", hashable(newest), f'number, "offset", {content_hash(BRONZE)}, {_BARE}')
@@ -104,7 +112,7 @@ class BronzeReader:
 
     def _decoded(
         self, batches: Iterable[pa.RecordBatch]
-    ) -> Iterator[tuple[list[CheckedBatch], pa.RecordBatch, pa.RecordBatch, int]]:
+    ) -> Iterator[tuple[SummedRows, list[CheckedBatch], pa.RecordBatch, pa.RecordBatch, int]]:
         since = self._context.since
         for batch in batches:
             if since is not None:
@@ -115,11 +123,16 @@ class BronzeReader:
             if batch.num_rows == 0:
                 continue
             offset = batch.column("offset").to_numpy()
+            proven = offset < self._proven_before[number]
+            summed = (batch, number, proven)
+            due = offset >= self._compared_from[number]
+            if not due.all():
+                batch, number, offset, proven = batch.filter(pa.array(due)), number[due], offset[due], proven[due]
             columns = [pa.nulls(batch.num_rows, pa.binary()), batch["avro_payload"], batch["kafka_timestamp"]]
             messages = pa.RecordBatch.from_arrays(columns, schema=MESSAGE_SCHEMA)
             decoded = self._hasher.decode(MessageBatch(messages, number.astype(np.int32), offset, []))
-            day = batch.column("ingestion_date").cast(pa.int32())[0].as_py() or 0
-            yield decoded, runs(number, offset), self._newest_of(batch, number, offset), day
+            day = summed[0].column("ingestion_date").cast(pa.int32())[0].as_py() or 0
+            yield summed, decoded, runs(number[~proven], offset[~proven]), self._newest_of(batch, number, offset), day
 
     def _newest_of(self, batch: pa.RecordBatch, number: Ints, offset: Ints) -> pa.RecordBatch:
         newest = np.zeros(len(number), np.bool_)
@@ -197,8 +210,9 @@ def runs(number: Ints, offset: Ints) -> pa.RecordBatch:
     """Return the offsets of n rows as runs (number, first, next) without a gap. A duplicated offset is in two runs."""
     order = np.lexsort((offset, number))
     number, offset = number[order], offset[order]
-    starts = np.flatnonzero(np.append(True, (number[1:] != number[:-1]) | (offset[1:] != offset[:-1] + 1)))
-    ends = np.append(starts[1:], len(number)) - 1
+    first = np.append(True, (number[1:] != number[:-1]) | (offset[1:] != offset[:-1] + 1))
+    starts = np.flatnonzero(first[: len(number)])
+    ends = np.append(starts, len(number))[1:] - 1
     return pa.RecordBatch.from_pydict(
         {"number": pa.array(number[starts].astype(np.int32)), "first": offset[starts], "next": offset[ends] + 1}
     )

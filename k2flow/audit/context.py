@@ -8,7 +8,9 @@ from typing import Any
 import pyarrow as pa
 
 from k2flow.audit.database import TradeHashes
+from k2flow.audit.proof import NotProvenError
 from k2flow.audit.report import AuditReport, Samples, Severity
+from k2flow.audit.scope import Scope
 from k2flow.inspection.files import Advance, Progress, ReadPlan, plan, read
 from k2flow.inspection.pinned import PinnedTables
 from k2flow.inspection.row_hashes import RowHashStore, hashable
@@ -30,6 +32,7 @@ class AuditContext:
     report: AuditReport
     since: datetime | None
     progress: Progress
+    scope: Scope
 
     @property
     def first_day(self) -> int | None:
@@ -38,7 +41,7 @@ class AuditContext:
 
     @property
     def whole(self) -> bool:
-        """Whether everything is read."""
+        """Whether everything that the scope leaves is read."""
         return self.since is None
 
     def advance(self, plan: ReadPlan) -> Advance:
@@ -77,8 +80,11 @@ class AuditContext:
     ) -> list[dict[str, Any]]:
         """Return key, exchange and time of the rows, at most MAX_ROWS, whose `hash_sql` is one of `hashes`.
 
-        Reads the whole table: only to name rows after a check found something.
+        Reads the whole table: only to name rows after a check found something. An incremental audit names none: raises
+        NotProvenError.
         """
+        if self.scope.proof:
+            raise NotProvenError(f"{pinned.name(layer)}: rows of new files are wrong")
         if not hashes:
             return []
         candidates = dict.fromkeys((*pinned.exchange.dedup_key, "exchange", layer.event_time))

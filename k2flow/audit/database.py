@@ -6,7 +6,10 @@ from k2flow.audit.coverage import compares_rows
 from k2flow.exchange import Exchange
 from k2flow.inspection.partitions import TopicPartition
 from k2flow.inspection.row_hashes import RowHashStore, content, hash_of
-from k2flow.layers import GOLD, Layer
+from k2flow.layers import GOLD, HOUR_US, MIN_TIME_US, Layer
+
+HOUR = f"(epoch_us(timestamp) - {MIN_TIME_US}) // {HOUR_US} + {MIN_TIME_US // HOUR_US}"
+"""The SQL of a trade's hour since 1970, rounded down."""
 
 
 class TradeHashes:
@@ -33,19 +36,28 @@ class TradeHashes:
 
     @property
     def schema(self) -> str:
-        """The SQL that creates the database's tables. `number` is a TopicPartition's, `day` and `hour` since 1970."""
+        """The SQL that creates the database's tables.
+
+        `number` is a TopicPartition's, `file` a planned file's, `day` and
+        `hour` are since 1970.
+        """
         columns = ", ".join(f"row_{number} UBIGINT" for number in self._numbers.values())
         return f"""
         CREATE TABLE runs (number INTEGER, first BIGINT, next BIGINT);  -- of Bronze's offsets, without a gap each
         CREATE TABLE newest (
             number INTEGER, "offset" BIGINT, content UBIGINT, bare UBIGINT);  -- rows of Bronze, without its header too
-        CREATE TABLE valid (number INTEGER, "offset" BIGINT, day INTEGER, id UBIGINT, {columns});  -- decoded messages
+        CREATE TABLE valid (  -- decoded messages
+            number INTEGER, "offset" BIGINT, day INTEGER, hour INTEGER, id UBIGINT, {columns});
         CREATE TABLE bad (
             number INTEGER, "offset" BIGINT, day INTEGER, reason VARCHAR, content UBIGINT, detail UBIGINT);
         CREATE TABLE unresolved (number INTEGER, "offset" BIGINT, day INTEGER, schema_id INTEGER);  -- no known schema
         CREATE TABLE dlq (number INTEGER, "offset" BIGINT, reason VARCHAR, content UBIGINT, detail UBIGINT);
-        CREATE TABLE trades (layer VARCHAR, exchange TINYINT, id UBIGINT, {columns});  -- Silver, and layers like it
-        CREATE TABLE gold (exchange TINYINT, hour INTEGER, id UBIGINT, row UBIGINT);
+        CREATE TABLE trades (  -- Silver, and layers like it
+            file INTEGER, layer VARCHAR, exchange TINYINT, id UBIGINT, {columns});
+        CREATE TABLE gold (file INTEGER, exchange TINYINT, hour INTEGER, id UBIGINT, row UBIGINT);
+        CREATE TABLE summed (  -- rows of Bronze and dead letters, see k2flow.audit.sums
+            file INTEGER, number INTEGER, proven BOOLEAN,
+            rows BIGINT, hashes HUGEINT, mixed HUGEINT, last BIGINT);
         CREATE TABLE extents (
             number INTEGER, exchange TINYINT, layer VARCHAR, first BIGINT, next BIGINT, held BOOLEAN);
         """

@@ -24,8 +24,10 @@ from k2flow.audit.ledgers import LedgerFilter
 from k2flow.audit.offsets import OffsetsFound
 from k2flow.audit.report import SAMPLES, Severity
 from k2flow.audit.schemas import UNKNOWN
+from k2flow.audit.scope import compared_from, proven_before
+from k2flow.audit.sums import add_sums
 from k2flow.inspection.files import ReadPlan, prefetch
-from k2flow.inspection.partitions import TopicPartition, TopicPartitions
+from k2flow.inspection.partitions import OUTSIDE, TopicPartition, TopicPartitions
 from k2flow.inspection.row_hashes import content_hash, hashable
 from k2flow.layers import DLQ, SILVER
 
@@ -44,10 +46,13 @@ class DeadLetterCheck:
     def read(self, plan: ReadPlan) -> None:
         """Read the dead letters into table `dlq` of the database, and report the rows outside the ledger."""
         ledger = LedgerFilter(self._partitions, DLQ)
+        before, due = proven_before(self._partitions, DLQ), compared_from(self._partitions)
         columns = f'number, "offset", reason, {content_hash(DLQ)}, hash(detail)'
         for batch in prefetch(read_checked(self._context, plan)):
-            batch = batch.append_column("number", pa.array(ledger.numbers(batch).astype(np.int32)))
-            self._store.insert("dlq", hashable(batch), columns)
+            number, offset = ledger.numbers(batch), batch.column("offset").fill_null(OUTSIDE).to_numpy()
+            add_sums(self._context, DLQ, batch, number, offset < before[number])
+            batch = batch.append_column("number", pa.array(number.astype(np.int32)))
+            self._store.insert("dlq", hashable(batch.filter(pa.array(offset >= due[number]))), columns)
         ledger.report(self._context)
 
     def check(self, offsets: Mapping[TopicPartition, OffsetsFound]) -> None:

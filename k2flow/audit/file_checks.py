@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyiceberg.table import FileScanTask
@@ -40,13 +41,13 @@ class FileChecks:
         self._transforms = [(by, by.transform.transform(types[by.column])) for by in plan.layer.partitioned_by]
         self._wrong: dict[str, dict[str, dict[str, Any]]] = {"file_partition": {}, "file_order": {}}
         self._derived = {column.name: _WrongColumn() for column in plan.layer.derived}
-        self._task: FileScanTask | None = None
+        self.task: FileScanTask | None = None  # the file of the last batch
         self._last: Any = None
 
     def __call__(self, task: FileScanTask, batch: pa.RecordBatch) -> None:
         """Check the next batch of a file."""
-        if task is not self._task:
-            self._task, self._last = task, None
+        if task is not self.task:
+            self.task, self._last = task, None
         if batch.num_rows == 0:
             return
         values = [task.file.partition[i] for i in range(len(self._transforms))]
@@ -110,9 +111,18 @@ class FileChecks:
 
 
 def read_checked(context: AuditContext, plan: ReadPlan) -> Iterator[pa.RecordBatch]:
-    """Yield all columns of a plan's rows, and check its files. Report the wrong ones after the last row."""
+    """Yield all columns of a plan's rows, and `file`, and check its files. Report the wrong ones after the last row."""
+    for task, batch in read_files(context, plan):
+        number = np.full(batch.num_rows, context.scope.number(task.file.file_path), np.int32)
+        yield batch.append_column("file", pa.array(number))
+
+
+def read_files(context: AuditContext, plan: ReadPlan) -> Iterator[tuple[FileScanTask, pa.RecordBatch]]:
+    """Yield all columns of a plan's rows with their file, and check the files as `read_checked`."""
     checks = FileChecks(plan)
-    yield from read(plan, plan.layer.columns, checks, context.advance(plan))
+    for batch in read(plan, plan.layer.columns, checks, context.advance(plan)):
+        assert checks.task is not None
+        yield checks.task, batch
     checks.report(context.report)
 
 

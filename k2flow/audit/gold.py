@@ -18,14 +18,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from k2flow.audit.context import MAX_ROWS, AuditContext
-from k2flow.audit.database import outside, within
+from k2flow.audit.database import HOUR, outside, within
 from k2flow.audit.file_checks import read_checked
 from k2flow.audit.report import SAMPLES, Severity
 from k2flow.exchange import all_exchanges
 from k2flow.inspection.files import ReadPlan, prefetch
 from k2flow.inspection.pinned import PinnedTables
 from k2flow.inspection.row_hashes import content_hash, hashable, id_hash
-from k2flow.layers import GOLD, GOLD_TABLE, HOUR_US, MIN_TIME_US, SILVER, Layer
+from k2flow.layers import GOLD, GOLD_TABLE, SILVER, Layer
 
 UNAUDITED = -1  # the number of an exchange that is not audited now
 UNDECLARED = -2  # the number of an exchange that no file in flows/ declares
@@ -41,14 +41,13 @@ class GoldKeyCheck:
         exchanges = {each.code: each for each in all_exchanges()} | {
             each.exchange.code: each.exchange for each in pinned
         }
+        self.exchanges = list(exchanges.values())
         self._numbers = dict.fromkeys(exchanges, UNAUDITED) | {each.exchange.code: each.number for each in pinned}
         self._ids = {code: id_hash(exchange) for code, exchange in exchanges.items()}
 
     def read(self, plan: ReadPlan) -> None:
         """Read Gold's rows into table `gold` of the database."""
-        hour = f"(epoch_us(timestamp) - {MIN_TIME_US}) // {HOUR_US} + {MIN_TIME_US // HOUR_US}"  # rounds down
-        numbers = _by_exchange(self._numbers, UNDECLARED)
-        columns = f"{numbers}, {hour}, {self._id}, {content_hash(GOLD)}"
+        columns = f"file, {self.number}, {HOUR}, {self.id}, {content_hash(GOLD)}"
         for batch in prefetch(map(hashable, read_checked(self._context, plan))):
             self._store.insert("gold", batch, columns)
 
@@ -89,12 +88,17 @@ class GoldKeyCheck:
     def _check_two_exchanges(self) -> None:
         two = "FROM (SELECT id FROM repeated GROUP BY id HAVING min(exchange) <> max(exchange))"
         if count := self._store.count(two):
-            samples = self._trades(self._id, f"SELECT id {two}")
+            samples = self._trades(self.id, f"SELECT id {two}")
             if count > SAMPLES or len(_keys(samples)) < len(samples):
                 self._broken("gold_two_exchanges", f"{count:,} keys exist under two exchanges", count, samples)
 
     @property
-    def _id(self) -> str:
+    def number(self) -> str:
+        """The SQL of the number of a row's exchange."""
+        return _by_exchange(self._numbers, UNDECLARED)
+
+    @property
+    def id(self) -> str:
         """The SQL that hashes the key of any exchange's trade."""
         if len(set(self._ids.values())) == 1:
             return next(iter(self._ids.values()))

@@ -89,7 +89,7 @@ def check_ledgers(context: AuditContext, offsets: Mapping[TopicPartition, Offset
 
 def check_totals(context: AuditContext, partitions: TopicPartitions, layer: Layer, rows: int) -> None:
     """Check that a table of `rows` rows has no more than its ledger counts."""
-    counted = sum(partition.extent(layer).rows for partition in partitions)
+    counted = sum(partition.ledger_extent(layer).rows for partition in partitions)
     if rows > counted:
         text = f"the table has {rows:,} rows, its ledger counts {counted:,}"
         context.broken("ledger_rows", text, rows - counted, partitions.pinned, layer)
@@ -112,7 +112,7 @@ def _note_lost(context: AuditContext, partition: TopicPartition, layer: Layer) -
 
 
 def _compare(context: AuditContext, partition: TopicPartition) -> None:
-    extents = [partition.extent(layer) for layer in (BRONZE, SILVER, DLQ, GOLD)]
+    extents = [partition.ledger_extent(layer) for layer in (BRONZE, SILVER, DLQ, GOLD)]
     bronze, silver, dlq, gold = extents
     if partition.lost:
         return

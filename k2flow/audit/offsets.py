@@ -167,7 +167,7 @@ class OffsetCheck:
             found.covered = False
         elif before[0] < before[1]:
             gaps = [*self._not_expired(found, before), *gaps]
-        lost = partition.lost.get(BRONZE, ())
+        lost = partition.lost_of(BRONZE)
         reread = self._read(found, [piece for gap in gaps for piece in without(gap, lost)])
         if reread.offset:
             found.missing = len(reread.offset)

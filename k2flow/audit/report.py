@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
@@ -39,6 +40,14 @@ class Verdict(StrEnum):
         return {Verdict.HOLDS: 0, Verdict.BROKEN: 1, Verdict.UNKNOWN: 2}[self]
 
 
+class Reading(StrEnum):
+    """`full`: everything; `incremental`: what is new since the last audit, and a sample; `since`: what is newer."""
+
+    FULL = "full"
+    INCREMENTAL = "incremental"
+    SINCE = "since"
+
+
 @dataclass(frozen=True)
 class Finding:
     """One finding: `check` names it (stable), `count` is the number of rows, offsets or files, `samples` are some."""
@@ -65,7 +74,10 @@ class AuditReport:
       of `layers`, the ledger's `first`, `next`, `rows` (or null);
     - `findings`: a list of `check`, `severity` (`broken`, `unknown`, `note`), `exchange`, `table` (or null), `count`,
       `text`, `samples` (objects whose keys depend on the check: `topic`, `partition`, `offset` or `first` and `next`;
-      the columns of the deduplication key, `exchange`, `timestamp`; `file`).
+      the columns of the deduplication key, `exchange`, `timestamp`; `file`);
+    - `reading` (`full`, `incremental`, `since`), `why_full` (why it is not incremental, or null), `proven_rows`
+      (proven by earlier audits), `sampled_files` (of those rows, read again), `seed` (of the sample, or null),
+      `last_full` (when the last full audit without a violation ended, or null).
     """
 
     started_at: str
@@ -76,6 +88,12 @@ class AuditReport:
     tables: dict[str, dict[str, Any]] = field(default_factory=dict)
     partitions: list[dict[str, Any]] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
+    reading: Reading = Reading.FULL
+    why_full: str | None = None
+    proven_rows: int = 0
+    sampled_files: int = 0
+    seed: int | None = None
+    last_full: str | None = None
 
     def add(
         self,
@@ -129,6 +147,19 @@ class AuditReport:
             f"{meaning[self.verdict]}: {self.rows:,} rows read in {self.seconds:.1f} s ({speed:,.0f}/s)",
             highlight=False,
         )
+        console.print(self.describe_reading(), markup=False, highlight=False)
+
+    def describe_reading(self) -> str:
+        """Return in one line what was read, and why."""
+        if self.reading is Reading.SINCE:
+            return f"only messages since {self.since}"
+        if self.reading is Reading.FULL:
+            return f"full audit: {self.why_full}"
+        last = self.last_full or "unknown"
+        return (
+            f"incremental audit: {self.proven_rows:,} rows were proven before, {self.sampled_files:,} of their files "
+            f"were read again (--seed {self.seed}); last full audit: {last}"
+        )
 
     def _partitions(self) -> Table:
         table = Table("topic", "partition", "Kafka", *self.layers, "missing", "duplicated")
@@ -159,10 +190,13 @@ class AuditCollector(Collector):
 
     def __init__(self) -> None:
         self._last: tuple[Verdict, list[Severity], float] | None = None
+        self._full_at: float | None = None
 
-    def record(self, verdict: Verdict, findings: list[Severity]) -> None:
-        """Record an audit that has just ended: its verdict, and the severity of each finding."""
+    def record(self, verdict: Verdict, findings: list[Severity], last_full: str | None = None) -> None:
+        """Record an audit that has just ended: its verdict, the severity of each finding, and the last full audit."""
         self._last = (verdict, findings, time.time())
+        if last_full:
+            self._full_at = datetime.fromisoformat(last_full).timestamp()
 
     @override
     def collect(self) -> Iterator[Metric]:
@@ -179,3 +213,9 @@ class AuditCollector(Collector):
             found.add_metric([severity], findings.count(severity))
         yield found
         yield GaugeMetricFamily("k2flow_audit_timestamp_seconds", "When the last audit ended.", at)
+        if self._full_at is not None:
+            yield GaugeMetricFamily(
+                "k2flow_audit_full_timestamp_seconds",
+                "When the last audit that read everything, and found all invariants to hold, ended.",
+                self._full_at,
+            )

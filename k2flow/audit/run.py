@@ -1,42 +1,45 @@
 """One audit, from start to end."""
 
 import logging
+import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 
 from pyiceberg.catalog import Catalog
 
-from k2flow.audit.bronze import BronzeReader, MessageHasher, compare_with_kafka
 from k2flow.audit.context import AuditContext
-from k2flow.audit.coverage import compares_rows, unchecked
-from k2flow.audit.database import TradeHashes, store_extents
-from k2flow.audit.dead_letters import DeadLetterCheck
-from k2flow.audit.file_checks import read_checked
+from k2flow.audit.database import TradeHashes
+from k2flow.audit.exchange_audit import ExchangeAudit
 from k2flow.audit.gold import GoldKeyCheck, check_gold_rows
-from k2flow.audit.ledgers import check_head, check_ledgers, check_totals
-from k2flow.audit.offsets import OffsetCheck, OffsetsFound, Retention
-from k2flow.audit.report import AuditReport, Severity
-from k2flow.audit.schemas import SchemaCheck
-from k2flow.audit.trades import TradesCheck
+from k2flow.audit.gold_changes import check_gold_changes
+from k2flow.audit.ledgers import check_totals
+from k2flow.audit.offsets import OffsetsFound
+from k2flow.audit.proof import DroppedProofError, NotProvenError, Proof, ProofStore, open_proofs
+from k2flow.audit.proving import made_for, next_proof
+from k2flow.audit.report import AuditReport, Reading, Severity, Verdict
+from k2flow.audit.scope import Scope
+from k2flow.audit.sums import check_sample
 from k2flow.config.settings import Settings
-from k2flow.errors import AuditError, CatalogError, CommitError, DataFileError, KafkaError, SettingsError, one_line
+from k2flow.errors import AuditError, CatalogError, CommitError, DataFileError, SettingsError, one_line
 from k2flow.exchange import Exchange
 from k2flow.iceberg.catalog import find_table
-from k2flow.inspection.broker import MessagesRead, TopicReader
-from k2flow.inspection.files import Progress, ReadPlan, plan
+from k2flow.inspection.files import Progress, ReadPlan
 from k2flow.inspection.partitions import TopicPartition, TopicPartitions
-from k2flow.inspection.pinned import FIRST_DAY, UNIX_EPOCH, PinnedTables, pin
+from k2flow.inspection.pinned import FIRST_DAY, PinnedTables, pin
 from k2flow.inspection.row_hashes import open_row_hashes
-from k2flow.layers import BRONZE, DLQ, GOLD, GOLD_TABLE, Layer
-from k2flow.trades.stored_schemas import StoredSchemas
+from k2flow.layers import BRONZE, GOLD, GOLD_TABLE
 
 log = logging.getLogger(__name__)
-DAY_MS = 86_400_000
+SAMPLE = 0.01
+"""The share of proven files that an incremental audit reads again."""
+FOLDER = "audit"
 OUTAGES = (CatalogError, CommitError, SettingsError)
 """Errors that say nothing about a table: the audit ends with them."""
+NOT_YET = frozenset({"kafka_unreachable", "schema_unknown", "kafka_damaged"})
+"""What leaves an audit incomplete, however much it reads."""
+Offsets = dict[TopicPartitions, Mapping[TopicPartition, OffsetsFound]]
 
 
 def audit(
@@ -45,14 +48,23 @@ def audit(
     exchanges: Sequence[Exchange],
     since: datetime | None = None,
     progress: Progress = lambda name, more, total: None,
+    *,
+    full: bool = False,
+    sample: float = SAMPLE,
+    seed: int | None = None,
 ) -> AuditReport:
     """Check all invariants of `exchanges` on one set of snapshots, taken now. Flows may continue meanwhile.
 
-    Memory is bounded, whatever the tables hold; the hashes take about 60 bytes of disk per message. A broker that does
-    not answer is a finding, since the ledgers prove most of it. `progress` takes the number of rows read.
+    An incremental audit reads the files that are new since the last one, and a random share `sample` of the others:
+    k2flow.audit.scope. Where they do not add up, where nothing was proven before, or with `full`, everything is read.
+    `seed` chooses the sample; None: a new one.
+
+    Memory is bounded, whatever the tables hold; the hashes take about 70 bytes of disk per message that is read. A
+    broker that does not answer is a finding, since the ledgers prove most of it. `progress` takes the number of rows
+    read.
 
     `since` (aware): check only the Bronze rows ingested from then on, and their rows in the other tables. Other rows of
-    Silver and Gold, and the ledgers' totals, are not checked.
+    Silver and Gold, and the ledgers' totals, are not checked. Nothing is kept for later audits.
 
     A table that cannot be read is a finding; the others are audited.
 
@@ -69,33 +81,135 @@ def audit(
         raise AuditError(f"{names}: no tables to audit; run `k2flow tables create`, or a flow")
     for exchange in absent:
         report.add("absent", Severity.NOTE, f"there are no tables of {exchange.name}", 1, exchange.name)
-    hashes = TradeHashes([each.exchange for each in pinned])
-    with open_row_hashes(hashes.schema) as store:
-        context = AuditContext(store=store, hashes=hashes, report=report, since=since, progress=progress)
-        offsets: dict[TopicPartitions, Mapping[TopicPartition, OffsetsFound]] = {}
+    run = _Run(settings, pinned, progress)
+    if since is not None:
+        report.reading = Reading.SINCE
+        run.read(report, since=since)
+    else:
+        folder = settings.home / FOLDER / "+".join(each.exchange.name for each in pinned)
+        with open_proofs(folder) as store:
+            report = run.incremental(report, store, sample, seed, full)
+    report.seconds = round(time.monotonic() - began, 3)
+    return report
+
+
+class _Run:
+    """Audits one set of pinned tables: the new files first, everything if they do not add up."""
+
+    def __init__(self, settings: Settings, pinned: Sequence[PinnedTables], progress: Progress) -> None:
+        self._settings = settings
+        self._pinned = pinned
+        self._progress = progress
+
+    def incremental(
+        self, report: AuditReport, store: ProofStore | str, sample: float, seed: int | None, full: bool
+    ) -> AuditReport:
+        """Audit what the store's proof does not have, or everything. Keep the proof if all invariants hold."""
+        if isinstance(store, str):
+            report.why_full = store
+            report.add("proof_unavailable", Severity.NOTE, f"{store}: this audit and the next one read everything")
+            self.read(report)
+            return report
+        report.last_full = store.last_full()
+        try:
+            if full:
+                raise NotProvenError("--full")
+            proof = store.load(made_for(self._settings, self._pinned))
+            found = replace(report, findings=list(report.findings), reading=Reading.INCREMENTAL)
+            found.proven_rows = proof.rows
+            found.seed = secrets.randbelow(2**32) if seed is None else seed
+            self.read(found, store, proof, sample=sample)
+            return found
+        except OUTAGES:
+            raise
+        except DroppedProofError as error:
+            report.why_full = str(error)
+            report.add("proof_dropped", Severity.NOTE, f"{error}: everything is read")
+        except Exception as error:  # whatever it is: the full audit names it
+            log.debug("incremental audit", exc_info=True)
+            report.why_full = str(error) if isinstance(error, NotProvenError) else one_line(error)
+        self.read(report, store)
+        return report
+
+    def read(
+        self,
+        report: AuditReport,
+        store: ProofStore | None = None,
+        proof: Proof | None = None,
+        since: datetime | None = None,
+        sample: float = 0.0,
+    ) -> None:
+        """Audit what `proof` does not have; None: everything. Raises NotProvenError if a proof does not add up."""
+        hashes = TradeHashes([each.exchange for each in self._pinned])
+        with open_row_hashes(hashes.schema) as database:
+            context = AuditContext(
+                store=database, hashes=hashes, report=report, since=since, progress=self._progress, scope=Scope(proof)
+            )
+            offsets = self._exchanges(context)
+            if offsets:
+                self._gold(context, list(offsets), store)
+            for partitions, found in offsets.items():
+                _describe(report, partitions.pinned, found)
+            if proof:
+                _check_findings(report)
+                self._sample(context, sample)
+            if store and report.verdict is Verdict.HOLDS:
+                self._keep(context, list(offsets), store)
+
+    def _exchanges(self, context: AuditContext) -> Offsets:
+        offsets: Offsets = {}
         numbered = 0
-        for each in pinned:
+        for each in self._pinned:
             partitions = TopicPartitions(each, first_number=numbered)
             numbered += len(partitions)
+            context.scope.limit(partitions)
             try:
-                offsets[partitions] = ExchangeAudit(context, settings, partitions).run()
+                offsets[partitions] = ExchangeAudit(context, self._settings, partitions).run()
             except OUTAGES:
                 raise
             except Exception as error:  # whatever its tables hold, the other exchanges are audited
+                if context.scope.proof:
+                    raise
                 log.debug("%s", each.exchange.name, exc_info=True)
-                report.add("unreadable", Severity.UNKNOWN, one_line(error), 1, each.exchange.name)
-        if offsets:
-            try:
-                _audit_gold(context, list(offsets))
-            except OUTAGES:
+                context.report.add("unreadable", Severity.UNKNOWN, one_line(error), 1, each.exchange.name)
+        return offsets
+
+    def _gold(self, context: AuditContext, exchanges: Sequence[TopicPartitions], store: ProofStore | None) -> None:
+        try:
+            _audit_gold(context, exchanges, store)
+        except OUTAGES:
+            raise
+        except Exception as error:
+            if context.scope.proof:
                 raise
-            except Exception as error:
-                log.debug("%s", GOLD_TABLE, exc_info=True)
-                report.add("unreadable", Severity.UNKNOWN, one_line(error), table=GOLD_TABLE)
-    for partitions, found in offsets.items():
-        _describe(report, partitions.pinned, found)
-    report.seconds = round(time.monotonic() - began, 3)
-    return report
+            log.debug("%s", GOLD_TABLE, exc_info=True)
+            context.report.add("unreadable", Severity.UNKNOWN, one_line(error), table=GOLD_TABLE)
+
+    def _sample(self, context: AuditContext, share: float) -> None:
+        """Read a share of the proven files again. Raises NotProvenError if one has other rows."""
+        for scope, tasks in context.scope.sample(share, context.report.seed or 0):
+            check_sample(context, scope, ReadPlan(scope.layer, scope.pinned.tables[scope.layer], tasks, 0))
+            context.report.sampled_files += len(tasks)
+        _check_findings(context.report)
+
+    def _keep(self, context: AuditContext, exchanges: Sequence[TopicPartitions], store: ProofStore) -> None:
+        try:
+            proof = next_proof(context, self._settings, exchanges, store)
+            store.save(proof)
+        except OSError as error:
+            text = f"what was proven cannot be kept ({error}): the next audit reads it again"
+            context.report.add("proof_not_kept", Severity.NOTE, text)
+            return
+        context.report.last_full = datetime.fromtimestamp(proof.full_at, UTC).isoformat()
+
+
+def _check_findings(report: AuditReport) -> None:
+    """Raise NotProvenError if there is a finding that reading everything may show better."""
+    for finding in report.findings:
+        if finding.severity is Severity.BROKEN or (
+            finding.severity is Severity.UNKNOWN and finding.check not in NOT_YET
+        ):
+            raise NotProvenError(f"{finding.check}: {finding.text}")
 
 
 def _readable(catalog: Catalog, exchanges: Sequence[Exchange], report: AuditReport) -> list[Exchange]:
@@ -111,15 +225,18 @@ def _readable(catalog: Catalog, exchanges: Sequence[Exchange], report: AuditRepo
     return readable
 
 
-def _audit_gold(context: AuditContext, exchanges: Sequence[TopicPartitions]) -> None:
+def _audit_gold(context: AuditContext, exchanges: Sequence[TopicPartitions], store: ProofStore | None) -> None:
     pinned, first = [each.pinned for each in exchanges], FIRST_DAY
     if context.first_day is not None:
         window = max(each.exchange.settings.dedup_window_hours for each in pinned)
         (day,) = context.store.one("SELECT min(day) FROM valid")
         first = context.first_day if day is None else day - window // 24 - 1
     keys = GoldKeyCheck(context, pinned)
-    keys.read(plan(pinned[0], GOLD, first))
+    keys.read(context.scope.plan(pinned[0], GOLD, first))
     keys.check()
+    if context.scope.proof and store:
+        check_gold_changes(context, context.scope.proof, store, keys, pinned)
+        return
     for each in exchanges:
         if context.whole:
             rows = context.store.count(f"FROM gold WHERE exchange = {each.pinned.number}")
@@ -159,122 +276,3 @@ def _kafka(partition: TopicPartition, found: OffsetsFound) -> dict[str, int] | N
         return None
     low, high = found.kafka
     return {"low": low, "high": high, "lag": max(0, high - partition.extent(BRONZE).next)}
-
-
-class ExchangeAudit:
-    """Audits the tables of one exchange, except for Gold."""
-
-    def __init__(self, context: AuditContext, settings: Settings, partitions: TopicPartitions) -> None:
-        """Open the schemas. Raises SettingsError."""
-        self._context = context
-        self._settings = settings
-        self._partitions = partitions
-        self._pinned = partitions.pinned
-        exchange, bronze = self._pinned.exchange, self._pinned.tables[BRONZE]
-        schemas = StoredSchemas(settings, bronze.properties, exchange.name)
-        self._schemas = SchemaCheck(context, exchange, schemas)
-        self._hasher = MessageHasher(context, exchange, self._schemas)
-
-    def run(self) -> dict[TopicPartition, OffsetsFound]:
-        """Run all checks. Return the offsets found in each partition."""
-        letters = DeadLetterCheck(self._context, self._partitions)
-        letters.read(self._planned(DLQ))
-        self._schemas.find_refused()
-        offsets = self._audit_bronze()
-        store_extents(self._context.store, self._partitions)
-        layers = [layer for layer in self._pinned.exchange.layers if compares_rows(layer)]
-        copies = [TradesCheck(self._context, self._partitions, layer) for layer in layers]
-        for layer, check in zip(layers, copies, strict=True):
-            check.read(self._planned(layer))
-        for check in copies:
-            check.check(offsets)
-        letters.check(offsets)
-        check_ledgers(self._context, offsets)
-        check_head(self._context, self._pinned)
-        self._schemas.report(self._partitions)
-        self._audit_files_only()
-        return offsets
-
-    def _audit_bronze(self) -> dict[TopicPartition, OffsetsFound]:
-        cutoff = self._pinned.cutoff_day(BRONZE)
-        first = cutoff if self._context.first_day is None else max(cutoff, self._context.first_day)
-        files = plan(self._pinned, BRONZE, first)
-        BronzeReader(self._context, self._partitions, self._hasher).read(files)
-        retention = Retention(
-            possible=not self._pinned.created_after_cutoff(BRONZE),
-            evident=files.skipped_rows > 0 or (files.first_day is not None and files.first_day <= cutoff + 1),
-            cutoff_ms=max(cutoff, 0) * DAY_MS,
-        )
-        with self._topic_reader() as reader:
-            offsets = OffsetCheck(self._context, retention, reader, self._take).check(self._partitions)
-            kafka = {partition: found.kafka for partition, found in offsets.items() if found.kafka}
-            if reader and kafka:
-                compare_with_kafka(self._context, self._partitions, reader, kafka)
-        return offsets
-
-    def _take(self, partition: TopicPartition, found: MessagesRead) -> None:
-        decoded = self._hasher.decode(found.batch(partition.number))
-        self._hasher.store(decoded, (self._pinned.today - UNIX_EPOCH).days)
-
-    @contextmanager
-    def _topic_reader(self) -> Iterator[TopicReader | None]:
-        """Open the topic; None, and a finding, if no broker answers or the topic may not be read."""
-        topic = self._pinned.exchange.settings.topic
-        try:
-            reader = TopicReader(self._settings.kafka, topic)
-        except KafkaError as error:
-            text = f"audit incomplete: Kafka's offsets of {topic} are unknown: {error}"
-            self._context.add("kafka_unreachable", Severity.UNKNOWN, text, 1, self._pinned)
-            yield None
-            return
-        try:
-            self._note_topics(reader)
-            yield reader
-        finally:
-            reader.close()
-
-    def _note_topics(self, reader: TopicReader) -> None:
-        ledger = self._pinned.ledgers[BRONZE]
-        if reader.topic is None:
-            self._note("topic_deleted", f"topic {ledger.topic} no longer exists: checked by the ledgers alone")
-        elif not reader.topic.same_as(ledger.topic_id):
-            text = (
-                f"topic {ledger.topic} was created again; the flow has not started since: checked by the ledgers alone"
-            )
-            self._note("topic_recreated", text)
-        for earlier in ledger.former_topics:
-            ends = ", ".join(f"[{p}] before {extent.next}" for p, extent in sorted(earlier.partitions.items()))
-            if earlier.topic_id == ledger.topic_id:
-                text = (
-                    f"the log of {ledger.topic} was replaced; the loss of messages at these ends was accepted: {ends}"
-                )
-                self._note("log_replaced", text)
-                continue
-            text = f"an earlier topic {ledger.topic} was deleted; the loss of its messages after {ends} was accepted"
-            self._note("topic_recreated", text)
-
-    def _note(self, check: str, text: str) -> None:
-        self._context.add(check, Severity.NOTE, text, 1, self._pinned)
-
-    def _planned(self, layer: Layer) -> ReadPlan:
-        """Plan what to read of a layer: with `since`, the days that the messages can be in. Check its total."""
-        first, last = self._pinned.cutoff_day(layer), None
-        if self._context.first_day is not None and compares_rows(layer):
-            oldest, last = self._context.store.one("SELECT min(day), max(day) FROM valid")
-            first = max(first, oldest or 0)
-        elif self._context.first_day is not None:
-            first = max(first, self._context.first_day)
-        files = plan(self._pinned, layer, first, last)
-        if self._context.whole:
-            check_totals(self._context, self._partitions, layer, files.rows + files.skipped_rows)
-        return files
-
-    def _audit_files_only(self) -> None:
-        """Check the files of layers whose rows no check compares, and say so."""
-        for layer in self._pinned.exchange.layers:
-            if columns := unchecked(layer):
-                files = plan(self._pinned, layer, self._pinned.cutoff_day(layer))
-                for _ in read_checked(self._context, files):
-                    pass
-                text = f"the audit checks the files of this layer, but not the values of {', '.join(columns)}"
-                self._context.add("rows_not_checked", Severity.NOTE, text, files.rows, self._pinned, layer)

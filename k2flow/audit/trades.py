@@ -19,7 +19,9 @@ from k2flow.audit.context import AuditContext
 from k2flow.audit.database import within
 from k2flow.audit.file_checks import read_checked
 from k2flow.audit.offsets import OffsetsFound
+from k2flow.audit.proof import NotProvenError, RowSum
 from k2flow.audit.report import SAMPLES, Samples, Severity
+from k2flow.audit.sums import SUMS
 from k2flow.inspection.files import ReadPlan, prefetch
 from k2flow.inspection.partitions import TopicPartition, TopicPartitions
 from k2flow.inspection.row_hashes import content_hash, hashable, id_hash
@@ -44,7 +46,7 @@ class TradesCheck:
         exchange = self._pinned.exchange
         key = id_hash(exchange) if set(exchange.dedup_key) <= set(self._layer.columns) else "NULL::UBIGINT"
         hashes = self._context.hashes.expressions(self._layer)
-        columns = f"'{self._layer.name}', {self._pinned.number}, {key}, {hashes}"
+        columns = f"file, '{self._layer.name}', {self._pinned.number}, {key}, {hashes}"
         for batch in prefetch(map(hashable, read_checked(self._context, plan))):
             self._store.insert("trades", batch, columns)
 
@@ -58,10 +60,13 @@ class TradesCheck:
             f"FROM valid v {within(layer)} WHERE e_{layer.name}.exchange = {x} "
             f"AND v.day >= {self._pinned.cutoff_day(layer)}"
         )
-        sums = "SELECT count(*), sum(row::HUGEINT) FROM"
-        if self._store.one(f"{sums} expected") == self._store.one(f"{sums} {found}"):
+        sums, removed = f"SELECT {SUMS.format(row='row')} FROM", self._context.scope.removed(self._pinned.name(layer))
+        expected = RowSum.of(*self._store.one(f"{sums} expected"))
+        if expected.plus(removed) == RowSum.of(*self._store.one(f"{sums} {found}")):
             self._report_both("false")
             return
+        if self._context.scope.proof:
+            raise NotProvenError(f"{self._pinned.name(layer)}: the new rows are not those of the new messages")
         self._store.run(
             "CREATE OR REPLACE TEMP TABLE differing AS SELECT row, sum(e) AS e, sum(s) AS s FROM ("
             f"SELECT row, 1 AS e, 0 AS s FROM expected UNION ALL SELECT row, 0, 1 FROM {found}) "

@@ -10,10 +10,14 @@ import typer
 
 from k2flow.cli.options import (
     AsJson,
+    AuditEvery,
     Debug,
     Exchanges,
     Format,
+    FullAudit,
     Port,
+    Sample,
+    Seed,
     Since,
     StoppedExchange,
     Version,
@@ -122,21 +126,20 @@ def audit(
     exchange: Annotated[str | None, argument("EXCHANGE", "Exchange. Default: all that have tables.")] = None,
     as_json: AsJson = False,
     since: Since = None,
-    every: Annotated[
-        float | None, duration("Repeat the audit, for example every 1h or 1d. The log has each verdict.")
-    ] = None,
+    every: AuditEvery = None,
+    full: FullAudit = False,
+    sample: Sample = 0.01,
+    seed: Seed = None,
 ) -> None:
     """Check that no message was lost or duplicated.
 
     Each Kafka offset must be in exactly one Bronze row, each Bronze row in exactly one of Silver and the dead letters,
-    and each message id of Silver in Gold exactly once. With --every the verdict is also a metric, served at
-    K2FLOW_METRICS_PORT.
-
+    and each message id of Silver in Gold exactly once. It reads what is new since the last audit, or everything.
     Exit code: 0 if all invariants hold, 1 if one is broken, 2 if the audit is incomplete.
     """
     from k2flow.cli.audit import run_audit
 
-    run_audit(exchange, as_json, since, every)
+    run_audit(exchange, as_json, since, every, full, sample, seed)
 
 
 @app.command()
@@ -147,10 +150,10 @@ def report(
         list[str] | None, option("SYMBOL", "Symbol to draw candles of. Repeatable. Default: the most traded.")
     ] = None,
     no_audit: Annotated[bool, flag("--no-audit", "Skip the audit, the slowest part.")] = False,
+    since: Annotated[float, duration("Read and show only this much time up to now. Default: 24h.")] = 24 * HOUR_SECONDS,
 ) -> None:
     """Write an HTML report of the flows and tables.
 
-    since: Annotated[float, duration("Read and show only this much time up to now. Default: 24h.")] = 24 * HOUR_SECONDS,
     It shows lag, throughput, freshness, dead letters, candles, files and the audit. Where a broker is down or a table
     is missing, the page says so.
 

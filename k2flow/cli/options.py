@@ -79,6 +79,14 @@ Since = Annotated[
     datetime | None,
     option("TIME", "Check only messages ingested since this time, and their rows. Default zone: UTC.", formats=TIME),
 ]
+AuditEvery = Annotated[
+    float | None, duration("Repeat the audit, for example every 1h or 1d. The log has each verdict.")
+]
+FullAudit = Annotated[bool, flag("--full", "Read everything, also what earlier audits have proven.")]
+Sample = Annotated[
+    float, option("SHARE", "Of the data files that earlier audits have proven, the share to read again.", min=0, max=1)
+]
+Seed = Annotated[int | None, option("N", "Choose the same files again. Default: other ones each time.", min=0)]
 Port = Annotated[
     int | None, option("PORT", "Port on 127.0.0.1. Default: the port of K2FLOW_KAFKA_BOOTSTRAP_SERVERS, or 9092.")
 ]

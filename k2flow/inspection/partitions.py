@@ -24,32 +24,45 @@ Ints = npt.NDArray[np.int64]
 class TopicPartition:
     """One partition of one topic: (topic_id, partition), because a topic that is created again starts at offset 0.
 
-    If its log was replaced under the same topic id, each log is one. `extents` are the ledgers', by layer; a layer that
-    holds nothing of the partition is absent. `lost` are the offsets of an extent whose rows are lost, which was
-    accepted. `current`: the topic and the log are those that exist today.
+    If its log was replaced under the same topic id, each log is one, and `log` counts them. `extents` are the ledgers',
+    by layer; a layer that holds nothing of the partition is absent. `lost` are the offsets of an extent whose rows are
+    lost, which was accepted. `current`: the topic and the log are those that exist today. `proven` are the beginnings
+    of extents that an earlier audit has proven: `extent` leaves them out.
     """
 
     number: int
     pinned: PinnedTables
     topic_id: str
     partition: int
+    log: int
     current: bool
     extents: dict[Layer, CommittedRange] = field(default_factory=dict)
     lost: dict[Layer, Ranges] = field(default_factory=dict)
+    proven: dict[Layer, CommittedRange] = field(default_factory=dict)
 
     @property
     def topic(self) -> str:
         """The topic's name."""
         return self.pinned.exchange.settings.topic
 
-    def extent(self, layer: Layer) -> CommittedRange:
+    def ledger_extent(self, layer: Layer) -> CommittedRange:
         """Return the extent of a layer's ledger, NO_EXTENT if it holds nothing."""
         return self.extents.get(layer, NO_EXTENT)
+
+    def extent(self, layer: Layer) -> CommittedRange:
+        """Return the extent of a layer's ledger after the proven offsets, NO_EXTENT if it holds nothing."""
+        held, proven = self.ledger_extent(layer), self.proven.get(layer)
+        return CommittedRange(proven.next, held.next, held.rows - proven.rows) if proven else held
+
+    def lost_of(self, layer: Layer) -> Ranges:
+        """Return the lost offsets of `extent`."""
+        first = self.extent(layer).first
+        return tuple((start, end) for start, end in self.lost.get(layer, ()) if start >= first)
 
     def pieces(self, layer: Layer) -> list[tuple[int, int, bool]]:
         """Return all offsets as ranges [first, next), ascending, each with whether the layer holds its rows."""
         extent, end = self.extent(layer), int(np.iinfo(np.int64).max)
-        edges = [(0, extent.first), *self.lost.get(layer, ()), (extent.next, end)]
+        edges = [(0, extent.first), *self.lost_of(layer), (extent.next, end)]
         held = [(gap[1], following[0], True) for gap, following in pairwise(edges)]
         return sorted(held + [(first, next_, False) for first, next_ in edges])
 
@@ -87,6 +100,7 @@ class TopicPartitions:
                         pinned=pinned,
                         topic_id=key.topic_id,
                         partition=key.partition,
+                        log=key.number,
                         current=key.topic_id == current and key == newest[current, key.partition],
                     )
                 self._partitions[key].extents[layer] = extent

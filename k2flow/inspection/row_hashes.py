@@ -83,6 +83,12 @@ class RowHashStore:
         found = self._db.cursor().execute(sql, values).fetchnumpy()
         return {name: np.ma.getdata(column) for name, column in found.items()}
 
+    @_database_errors()
+    def batches_beside(self, sql: str, rows: int) -> Iterator[pa.RecordBatch]:
+        """Yield the rows of one statement, up to `rows` at once, while the store is used."""
+        found = self._db.cursor().execute(sql).fetch_record_batch(rows)
+        yield from (batch for batch in found if batch.num_rows)
+
     def hashes(self, batch: pa.RecordBatch, sql: str) -> npt.NDArray[np.uint64]:
         """Return the value of a hash expression for each row of a batch, in their order."""
         self._db.register("batch", batch.append_column("row_number", pa.array(np.arange(batch.num_rows))))

@@ -1,6 +1,7 @@
 """Damages the tables of a lake and leaves all else as it was: the ledgers, the other rows, the other tables."""
 
 import json
+import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,10 +19,16 @@ from k2flow.iceberg.tables import definitions
 from k2flow.iceberg.writer import DataFileWriter
 from tests.integration.harness import Lake
 
+PROVEN = 60
+"""More than the offsets of a partition that a lake's first messages have, which an audit has proven."""
+
 
 @contextmanager
 def restored(lake: Lake) -> Iterator[None]:
-    """Restore every table at the end: the metadata files that the catalog pointed to still exist."""
+    """Restore every table at the end, and the proof: the metadata files that the catalog pointed to still exist."""
+    proofs, kept = lake.home / "audit", lake.home / "kept"
+    if proofs.exists():
+        shutil.copytree(proofs, kept)
     with sqlite3.connect(lake.home / "catalog.db", timeout=60) as catalog:
         before = catalog.execute("SELECT table_name, metadata_location FROM iceberg_tables").fetchall()
         catalog.commit()
@@ -29,6 +36,9 @@ def restored(lake: Lake) -> Iterator[None]:
         catalog.executemany(
             "UPDATE iceberg_tables SET metadata_location = ? WHERE table_name = ?", [(m, t) for t, m in before]
         )
+    if kept.exists():
+        shutil.rmtree(proofs)
+        kept.rename(proofs)
 
 
 def rows(lake: Lake, layer: str) -> pa.Table:
@@ -55,19 +65,19 @@ def changed(one: pa.Table, **values: Any) -> pa.Table:
 
 
 def single_trade(lake: Lake, layer: str = "silver") -> pa.Table:
-    """Return a trade whose id is in Silver once."""
-    ids = rows(lake, "silver")["message_id"].to_pylist()
+    """Return the newest trade whose id is in Silver once."""
+    ids = rows(lake, "silver").sort_by([("timestamp", "descending")])["message_id"].to_pylist()
     once = next(i for i in ids if ids.count(i) == 1)
     found = rows(lake, layer)
     return found.filter(pc.equal(found["message_id"], once))
 
 
 def message_of(lake: Lake, valid: bool) -> pa.Table:
-    """Return a row of Bronze from the middle of its partition: the first one that is (not) a dead letter."""
+    """Return a row of Bronze from the middle of its partition: one that is (not) a dead letter."""
     bad = {(r["partition"], r["offset"]) for r in rows(lake, "dlq").select(["partition", "offset"]).to_pylist()}
     bronze = rows(lake, "bronze").sort_by("offset")
     places = zip(bronze["partition"].to_pylist(), bronze["offset"].to_pylist(), strict=True)
-    return next(bronze.slice(i, 1) for i, at in enumerate(places) if at[1] > 20 and (at not in bad) is valid)
+    return next(bronze.slice(i, 1) for i, at in enumerate(places) if at[1] > PROVEN and (at not in bad) is valid)
 
 
 def dead_letter(lake: Lake, message: pa.Table) -> pa.Table:

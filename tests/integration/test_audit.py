@@ -29,13 +29,13 @@ from tests.integration.test_flow import new_good_value
 NewLake = Callable[..., Lake]
 
 
-def audited(lake: Lake, code: int = 0, **extra: str) -> dict[str, Any]:
+def audited(lake: Lake, code: int = 0, full: bool = True, **extra: str) -> dict[str, Any]:
     """Return the report of an audit in this process, whose verdict must have exit code `code`."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in lake.environment(**extra).items():
             patch.setenv(name, value)
         exchange = dataclasses.replace(find_exchange(lake.exchange))  # one that reads its settings now
-        report = audit(lake.catalog(), load_settings(exchange_names()), [exchange])
+        report = audit(lake.catalog(), load_settings(exchange_names()), [exchange], full=full)
     assert report.verdict.exit_code == code, report.to_dict()
     return report.to_dict()
 
@@ -174,7 +174,7 @@ def test_running_flow_has_no_findings(new_lake: NewLake) -> None:
     with lake.start(2, K2FLOW_BINANCE_TRIGGER_SECONDS="0.2", **batches(300)) as flow:
         for seed in range(2, 6):
             fill(lake, count=3_000, bad=0.05, duplicates=0.05, seed=seed)
-            assert audited(lake)["findings"] == []
+            assert audited(lake, full=False)["findings"] == []
         assert flow.codes() == [None, None]
 
 
@@ -194,9 +194,9 @@ def test_each_table_may_be_ahead_or_behind(new_lake: NewLake) -> None:
                 "UPDATE iceberg_tables SET metadata_location = ? WHERE table_name = ?", [before[name], name]
             )
         assert ledger_offsets(lake)[layer] != ledger_offsets(lake)["gold" if layer == "bronze" else "bronze"]
-        assert audited(lake)["findings"] == []
+        assert audited(lake, full=False)["findings"] == []
         lake.catch_up()
-        assert audited(lake)["findings"] == []
+        assert audited(lake, full=False)["findings"] == []
 
 
 def test_since_checks_only_newer_messages(new_lake: NewLake) -> None:
@@ -251,7 +251,11 @@ def test_json_is_as_documented(new_lake: NewLake) -> None:
     assert list(report) == [
         *("version", "verdict", "started_at", "since", "seconds", "rows"),
         *("layers", "tables", "partitions", "findings"),
+        *("reading", "why_full", "proven_rows", "sampled_files", "seed", "last_full"),
     ]
+    assert (report["reading"], report["why_full"]) == ("full", "no earlier audit has proven anything")
+    again = printed(lake)
+    assert (again["reading"], again["proven_rows"], again["last_full"]) == ("incremental", 150, report["last_full"])
     (part,) = report["partitions"]
     assert report["layers"] == ["bronze", "silver", "dlq", "gold"]
     keys = {*report, *part, *part["kafka"], *part["bronze"], *report["tables"]["bronze_binance_trades"]}

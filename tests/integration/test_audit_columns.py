@@ -1,19 +1,23 @@
 """A wrong value in any column of any layer's table is found, in real tables with a broker in memory."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pyiceberg.types import StringType
 
 from k2flow.audit import AuditReport, Severity
 from k2flow.audit.coverage import columns_by_check
-from k2flow.audit.report import Verdict
+from k2flow.audit.report import Reading, Verdict
 from k2flow.exchange import find_exchange
-from k2flow.layers import DLQ, GOLD, LAYERS, Field, Layer
+from k2flow.layers import BRONZE, DLQ, GOLD, LAYERS, SILVER, Field, Layer
+from k2flow.maintain.storage import path_of
 from tests.audited_lake import COPY, RAW, AuditedLake, add_field, other_value
 
 pytestmark = pytest.mark.xdist_group("audit_columns")
@@ -87,6 +91,43 @@ def test_column_added_to_gold_in_one_place_is_audited(tmp_path: Path, monkeypatc
             report = lake.audit()
             assert found(report, GOLD, lake) == {check}, report.findings
             assert all(finding.samples for finding in report.findings)
+
+
+@contextmanager
+def changed_in_place(lake: AuditedLake, layer: Layer, column: str) -> Iterator[None]:
+    """Give one row of one data file another value: the file keeps its name. Restore it at the end."""
+    task = next(iter(lake.table(layer).scan().plan_files()))
+    path = Path(path_of(task.file.file_path))
+    before, rows = path.read_bytes(), pq.read_table(path)
+    field = rows.schema.field(column)
+    values = rows.column(column).to_pylist()
+    values[0] = other_value(values[0], field.type)
+    pq.write_table(rows.set_column(rows.schema.get_field_index(column), field, pa.array(values, field.type)), path)
+    yield
+    path.write_bytes(before)
+
+
+@pytest.mark.parametrize(
+    ("layer", "column"),
+    [
+        (BRONZE, "message_key"),
+        (SILVER, "price"),
+        (DLQ, "payload"),
+        (GOLD, "price"),
+        (COPY, "price"),
+        (RAW, "message_key"),
+    ],
+    ids=lambda value: value.name if isinstance(value, Layer) else value,
+)
+def test_file_changed_in_place_is_seen_when_it_is_read(lake: AuditedLake, layer: Layer, column: str) -> None:
+    """Damage that changes no list of files is what the documents say that a sample can miss."""
+    lake.audit()
+    with changed_in_place(lake, layer, column):
+        missed = lake.audit(full=False, sample=0)
+        assert (missed.reading, missed.verdict, missed.sampled_files) == (Reading.INCREMENTAL, Verdict.HOLDS, 0)
+        seen = lake.audit(full=False, sample=1)
+        assert "no longer has the rows that were proven" in (seen.why_full or "")
+        assert seen.verdict is (Verdict.HOLDS if layer is RAW else Verdict.BROKEN)  # of RAW no check reads the values
 
 
 def test_missing_row_of_an_extra_layer_is_found(lake: AuditedLake) -> None:

@@ -1,6 +1,7 @@
 """Damaged tables prove the audit: it reports every damage as a violation, and names it."""
 
 import dataclasses
+import json
 import uuid
 from collections.abc import Callable, Iterator
 from decimal import Decimal
@@ -9,7 +10,7 @@ import pyarrow.compute as pc
 import pytest
 
 from k2flow.audit import AuditReport, audit
-from k2flow.audit.report import Verdict
+from k2flow.audit.report import Reading, Verdict
 from k2flow.config.settings import load_settings
 from k2flow.exchange import exchange_names, find_exchange
 from k2flow.inspection import pinned as snapshots
@@ -23,16 +24,21 @@ pytestmark = pytest.mark.xdist_group("audit_damage")
 
 @pytest.fixture(scope="module")
 def lakes(kafka: LocalKafka, tmp_path_factory: pytest.TempPathFactory) -> tuple[Lake, Lake]:
-    """Two exchanges in the same tables, caught up."""
+    """Two exchanges in the same tables, caught up. An audit has proven the first of their messages."""
     home = tmp_path_factory.mktemp("audited") / "lake"
     caught_up = []
     for exchange in ("binance", "kraken"):
         topic = f"{exchange}.{uuid.uuid4().hex}"
         kafka.start({topic: 2})
         lake = Lake(exchange, topic, home, kafka.bootstrap)
-        fill(lake, count=2_000, bad=0.05, duplicates=0.05, seed=len(exchange))
-        lake.catch_up(**batches(500, exchange))
+        fill(lake, count=d.PROVEN, seed=1)
+        lake.catch_up()
         caught_up.append(lake)
+    done = caught_up[0].command("audit", K2FLOW_KRAKEN_TOPIC=caught_up[1].topic)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for lake in caught_up:
+        fill(lake, count=2_000, bad=0.05, duplicates=0.05, seed=len(lake.exchange))
+        lake.catch_up(**batches(500, lake.exchange))
     return caught_up[0], caught_up[1]
 
 
@@ -48,16 +54,18 @@ def lake(lakes: tuple[Lake, Lake], monkeypatch: pytest.MonkeyPatch) -> Iterator[
         yield lakes[0]
 
 
-def run_audit(lake: Lake, *names: str) -> AuditReport:
-    """Audit both exchanges, or those named."""
-    exchanges = [dataclasses.replace(find_exchange(name)) for name in names or ("binance", "kraken")]
-    return audit(lake.catalog(), load_settings(exchange_names()), exchanges)
+def run_audit(lake: Lake, full: bool) -> AuditReport:
+    """Audit both exchanges."""
+    exchanges = [dataclasses.replace(find_exchange(name)) for name in ("binance", "kraken")]
+    return audit(lake.catalog(), load_settings(exchange_names()), exchanges, full=full)
 
 
-def test_undamaged_tables_have_no_findings(lake: Lake) -> None:
-    report = run_audit(lake)
+@pytest.mark.parametrize("full", [True, False], ids=["full", "incremental"])
+def test_undamaged_tables_have_no_findings(lake: Lake, full: bool) -> None:
+    report = run_audit(lake, full)
     assert report.verdict is Verdict.HOLDS
     assert report.findings == []
+    assert report.reading is (Reading.FULL if full else Reading.INCREMENTAL), report.why_full
 
 
 def delete_bronze(lake: Lake) -> None:
@@ -65,7 +73,15 @@ def delete_bronze(lake: Lake) -> None:
 
 
 def delete_first_bronze(lake: Lake) -> None:
-    d.delete(lake, "bronze", "partition = 0 and offset < 3")
+    first = first_new_offset(lake)
+    d.delete(lake, "bronze", f"partition = 0 and offset >= {first} and offset < {first + 3}")
+
+
+def first_new_offset(lake: Lake) -> int:
+    """Return the first offset of partition 0 that no audit has proven."""
+    (file,) = lake.home.glob("audit/*/proof")
+    logs = json.loads(file.read_bytes().split(b"\n", 2)[2])["extents"][lake.exchange]
+    return next(int(held["bronze"][1]) for log, held in logs.items() if log.split("/")[1] == "0")
 
 
 def delete_last_bronze(lake: Lake) -> None:
@@ -140,7 +156,8 @@ def silver_map_changed(lake: Lake) -> None:
 
 def silver_null_instead_of_empty(lake: Lake) -> None:
     trades = d.rows(lake, "silver")
-    one = trades.filter(pc.equal(pc.list_value_length(trades["trade_conditions"]), 0)).slice(0, 1)
+    empty = trades.filter(pc.equal(pc.list_value_length(trades["trade_conditions"]), 0))
+    one = empty.sort_by([("timestamp", "descending")]).slice(0, 1)
     d.delete(lake, "silver", f"trade_id = '{one['trade_id'][0].as_py()}'")
     d.append(lake, "silver", d.changed(one, trade_conditions=None))
 
@@ -224,11 +241,18 @@ schema was unknown.
 """
 
 
+@pytest.mark.parametrize("full", [True, False], ids=["full", "incremental"])
 @pytest.mark.parametrize(("damage", "checks"), DAMAGE, ids=[damage.__name__ for damage, _ in DAMAGE])
-def test_damage_is_reported_with_samples(lake: Lake, damage: Callable[[Lake], None], checks: set[str]) -> None:
+def test_damage_is_reported_with_samples(
+    lake: Lake, damage: Callable[[Lake], None], checks: set[str], full: bool
+) -> None:
+    """The damage is in rows that no audit has proven. An incremental one finds it, and reads everything to name it."""
     damage(lake)
-    report = run_audit(lake)
+    report = run_audit(lake, full)
     assert report.verdict is Verdict.BROKEN
+    assert report.why_full
+    assert (report.why_full == "--full") is full
+    assert not any(finding.check.startswith("proof_") for finding in report.findings)
     found = report.checks()
     assert checks <= found <= checks | ALLOWED_TOO, report.findings
     for finding in report.findings:

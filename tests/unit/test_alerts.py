@@ -31,7 +31,7 @@ def exported() -> set[str]:
     collector = StatusMetrics(lambda: nothing)
     collector._last = nothing
     audited = AuditCollector()
-    audited.record(Verdict.HOLDS, [])
+    audited.record(Verdict.HOLDS, [], "2026-01-01T00:00:00+00:00")
     families = [*REGISTRY.collect(), *collector.collect(), *audited.collect()]
     return {family.name + suffix for family in families for suffix in SUFFIXES.get(family.type, ("",))}
 

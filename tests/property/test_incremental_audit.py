@@ -1,0 +1,118 @@
+"""Incremental audits agree with full ones, whatever happened to the tables, and read everything only if they must."""
+
+import random
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from pyiceberg.table.snapshots import Operation
+
+from k2flow.audit.report import Reading, Verdict
+from k2flow.exchange import find_exchange
+from k2flow.iceberg.rewrite import rewrite_files
+from k2flow.iceberg.tables import definitions
+from k2flow.layers import LAYERS, Layer
+from k2flow.maintain.compaction import Compactor
+from k2flow.maintain.plans import live_files
+from tests.audited_lake import COPY, AuditedLake, other_value
+
+PIECES = 8
+STEPS = 6
+
+
+@pytest.fixture
+def lake(tmp_path: Path, seed: int) -> AuditedLake:
+    exchange = replace(find_exchange("binance"), layers=(*LAYERS, COPY))
+    return AuditedLake(tmp_path / "lake", exchange, count=800, pieces=PIECES, seed=seed)
+
+
+class History:
+    """Random things that happen to the tables of a lake."""
+
+    def __init__(self, lake: AuditedLake, seed: int) -> None:
+        self.lake = lake
+        self.chance = random.Random(seed)
+
+    def step(self) -> None:
+        self.chance.choice((self.add, self.add, self.fall_behind, self.compact, self.compact))()
+
+    def add(self) -> None:
+        self.lake.add()
+
+    def fall_behind(self) -> None:
+        """Commit to some tables only."""
+        names = self.lake.exchange.tables
+        self.lake.add(without=tuple(self.chance.sample(names, self.chance.randint(1, len(names) - 1))))
+
+    def compact(self) -> None:
+        """Merge some files of a partition of some table."""
+        layer = self.chance.choice(self.lake.exchange.layers)
+        table = self.lake.table(layer)
+        if not (files := live_files(table, layer.time_column)):
+            return
+        partition = self.chance.choice(files).partition
+        own = [live for live in files if live.partition == partition]
+        chosen = self.chance.sample(own, self.chance.randint(1, len(own)))
+        definition = definitions(self.lake.exchange)[layer.table(self.lake.exchange.name)]
+        new = Compactor(table, definition).compact(chosen)
+        paths = [live.file.file_path for live in chosen]
+        assert rewrite_files(self.lake.catalog, table.name()[-1], Operation.REPLACE, paths, new, 0)
+
+    def damage(self) -> None:
+        """Remove a row of a table, double it, or give it another value, as another program does."""
+        layer = self.chance.choice(self.lake.exchange.layers)
+        table = self.lake.table(layer)
+        rows = table.scan().to_arrow().cast(layer.arrow_schema)
+        at = self.chance.randrange(rows.num_rows)
+        if self.chance.random() < 0.3:
+            table.append(rows.slice(at, 1))
+        elif self.chance.random() < 0.5:
+            other = [rows.slice(0, at), rows.slice(at + 1)]
+            table.overwrite(_in_order(pa.concat_tables(other), layer))
+        else:
+            names = {*layer.row_hash} - {"topic", "detail", "ingestion_timestamp", "failed_at"}
+            column = self.chance.choice(sorted(names))
+            kind = layer.arrow_schema.field(column).type
+            self.lake.damage(layer, column, lambda value: other_value(value, kind))
+
+
+def _in_order(rows: pa.Table, layer: Layer) -> pa.Table:
+    return rows.sort_by(layer.sorted_by) if layer.sorted_by else rows
+
+
+def proofs(lake: AuditedLake) -> Path:
+    return lake.folder / "audit"
+
+
+@contextmanager
+def without_trace(lake: AuditedLake) -> Iterator[None]:
+    """Restore the proof at the end."""
+    kept = lake.folder / "kept"
+    shutil.copytree(proofs(lake), kept)
+    yield
+    shutil.rmtree(proofs(lake))
+    kept.rename(proofs(lake))
+
+
+@pytest.mark.parametrize("number", [0, 1, *(pytest.param(n, marks=pytest.mark.slow) for n in range(2, 8))])
+def test_incremental_audits_agree_with_full_ones(lake: AuditedLake, seed: int, number: int) -> None:
+    history = History(lake, seed + number)
+    lake.audit()
+    for _ in range(STEPS):
+        history.step()
+        if history.chance.random() < 0.3:
+            with lake.restored():
+                history.damage()
+                with without_trace(lake):
+                    found = lake.audit(full=False, sample=0.2)
+                    assert found.checks() == lake.audit().checks()
+        if history.chance.random() < 0.6:
+            report = lake.audit(full=False, sample=0.2)
+            assert report.verdict is Verdict.HOLDS, report.findings
+            assert report.reading is Reading.INCREMENTAL, report.why_full
+            with without_trace(lake):
+                assert lake.audit().verdict is Verdict.HOLDS
