@@ -34,8 +34,9 @@ PLUGINS = {
 }
 WORKERS_OWN = ("connect-", "kafka-clients-")
 """Jars that a plugin takes from the worker."""
-OPTIONS = ("-Xms256m", "-Xmx2g", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn")
-STALL_SECONDS = 6 * COMMIT_SECONDS
+LOGGER = "-Dorg.slf4j.simpleLogger"
+OPTIONS = ("-Xms256m", "-Xmx2g", f"{LOGGER}.defaultLogLevel=warn", f"{LOGGER}.log.org.apache.iceberg.connect=info")
+STALL_SECONDS = 9 * COMMIT_SECONDS
 """Without a commit for so long, the rest is not coming."""
 
 
@@ -80,7 +81,7 @@ class Connect(JavaPeer):
         Admin(self.topic.bootstrap).create({self._control_topic(lake): 1})
 
     def begin(self, lake: Path) -> None:
-        ask("PUT", f"{self._url}/connectors/{lake.name}/config", self._connector(lake))
+        ask("PUT", f"{self._url}/connectors/{self._connector_name(lake)}/config", self._connector(lake))
 
     def finish(self, lake: Path) -> None:
         """Wait until all rows are committed, or none has been for STALL_SECONDS."""
@@ -91,17 +92,20 @@ class Connect(JavaPeer):
             if (now := rows_in(lake, table)) != rows:
                 rows, changed = now, time.monotonic()
         self._raise_failure(lake)
-        ask("DELETE", f"{self._url}/connectors/{lake.name}")
+        ask("DELETE", f"{self._url}/connectors/{self._connector_name(lake)}")
 
     @property
     def _url(self) -> str:
         return f"http://127.0.0.1:{self._port}"
 
+    def _connector_name(self, lake: Path) -> str:
+        return f"{self.name}-{lake.name}"
+
     def _control_topic(self, lake: Path) -> str:
-        return f"control-{self.name}-{lake.name}"
+        return f"control-{self._connector_name(lake)}"
 
     def _raise_failure(self, lake: Path) -> None:
-        status = ask("GET", f"{self._url}/connectors/{lake.name}/status")
+        status = ask("GET", f"{self._url}/connectors/{self._connector_name(lake)}/status")
         failed = [each["trace"] for each in status["tasks"] if each["state"] == "FAILED"]
         if failed:
             raise RuntimeError(f"a task of Kafka Connect failed: {failed[0][:4000]}")
@@ -135,7 +139,7 @@ class Connect(JavaPeer):
         (table,) = self.tables().values()
         return {
             "connector.class": "org.apache.iceberg.connect.IcebergSinkConnector",
-            "tasks.max": "2",
+            "tasks.max": "1",
             "topics": self.topic.name,
             "consumer.override.auto.offset.reset": "earliest",
             "errors.tolerance": "all",

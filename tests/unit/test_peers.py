@@ -1,109 +1,37 @@
-"""Connections between processes: real sockets on loopback."""
+"""The verdict of `scripts/bench peers`: rows lost and duplicated, and tables that Iceberg's catalogs can read."""
 
-import os
-import signal
-import socket
-import subprocess
-import sys
-import threading
-import time
-from collections.abc import Iterator
+from collections import Counter
+from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
-from k2flow.flow import peers
-from k2flow.sandbox.kafka.local import free_port
-
-CONNECT = """
-import socket, sys
-connection = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
-print("connected", flush=True)
-sys.stdin.read()
-"""
+from bench.peers.lake import Difference, create_tables, difference, load, rows_in
+from bench.peers.messages import position
+from k2flow.exchange import find_exchange
+from k2flow.iceberg.tables import definitions
 
 
-class Peer:
-    """The second of two processes, connected to this one."""
-
-    def __init__(self, port: int, listener: socket.socket) -> None:
-        command = [sys.executable, "-c", CONNECT, str(port)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        assert self.process.stdout is not None
-        assert self.process.stdout.readline() == b"connected\n"
-        self.connection, _ = listener.accept()
-
-
-@pytest.fixture
-def port() -> int:
-    return free_port()
+@pytest.mark.parametrize("seed", range(20))
+def test_difference_counts_each_copy(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    expected, found = (random.integers(0, 30, random.integers(0, 60)) for _ in range(2))
+    lost = Counter(expected.tolist()) - Counter(found.tolist())
+    duplicated = Counter(found.tolist()) - Counter(expected.tolist())
+    for kind in (pa.int64(), pa.string()):
+        keys = [pa.chunked_array([pa.array(each, pa.int64()).cast(kind)]) for each in (found, expected)]
+        assert difference(*keys) == Difference(lost.total(), duplicated.total())
 
 
-@pytest.fixture
-def peer(port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Peer]:
-    monkeypatch.setattr(peers, "CHECK_SECONDS", 0.05)
-    with socket.create_server(("127.0.0.1", port)) as listener:
-        peer = Peer(port, listener)
-        yield peer
-        peer.process.kill()
-        peer.process.communicate()
-        peer.connection.close()
+def test_positions_of_two_partitions_differ() -> None:
+    offsets = np.arange(3)
+    assert len({*position(0, offsets).tolist(), *position(5, offsets).tolist()}) == 6
 
 
-def watched(port: int, connected: threading.Event) -> threading.Event:
-    """Return an event that is set once the peer is lost."""
-    lost = threading.Event()
-    addresses = [f"127.0.0.1:{port}", f"127.0.0.1:{free_port()}"]
-    peers.watch_peers(addresses, 0, 3, connected.is_set, lost.set)
-    return lost
-
-
-def test_dead_peer_is_lost(port: int, peer: Peer) -> None:
-    connected = threading.Event()
-    lost = watched(port, connected)
-    connected.set()
-    assert not lost.wait(0.5)
-    os.kill(peer.process.pid, signal.SIGKILL)
-    assert lost.wait(30)
-
-
-def test_watch_starts_after_all_are_connected(port: int, peer: Peer) -> None:
-    lost = watched(port, threading.Event())
-    peer.process.kill()
-    assert not lost.wait(0.5)
-
-
-def test_kernel_closes_silent_connections(port: int, peer: Peer) -> None:
-    connected = threading.Event()
-    connected.set()
-    watched(port, connected)
-    level, name = socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT
-    for _ in range(200):
-        if peer.connection.getsockopt(level, name) == 3_000:
-            break
-        threading.Event().wait(0.05)
-    assert peer.connection.getsockopt(level, name) == 3_000
-    assert peer.connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
-    assert peer.connection.getsockopt(level, socket.TCP_KEEPIDLE) == 1
-
-
-def test_peer_without_a_connection_is_lost(port: int) -> None:
-    """All were connected a moment ago."""
-    connected = threading.Event()
-    connected.set()
-    assert watched(port, connected).wait(30)
-
-
-def test_other_service_at_a_peer_port_is_ignored(port: int, peer: Peer) -> None:
-    """Of two possible connections, the one from an address of the flow is watched."""
-    connected = threading.Event()
-    with socket.create_server(("127.0.0.2", port)) as elsewhere:
-        service = socket.create_connection(("127.0.0.2", port), source_address=("127.0.0.2", 0))
-        other, _ = elsewhere.accept()
-        lost = watched(port, connected)
-        connected.set()
-        time.sleep(0.3)
-        service.close()
-        other.close()
-    assert not lost.wait(0.5)
-    peer.process.kill()
-    assert lost.wait(30)
+def test_created_tables_have_the_columns_of_k2flow_and_no_rows(tmp_path: Path) -> None:
+    wanted = definitions(find_exchange("binance"))
+    create_tables(tmp_path, wanted.values())
+    for name, definition in wanted.items():
+        assert [each.name for each in load(tmp_path, name).schema().fields] == list(definition.layer.columns)
+        assert rows_in(tmp_path, name) == 0
