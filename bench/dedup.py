@@ -142,7 +142,7 @@ def measure_set(ids: int) -> SetCost:
     _look_up(
         SeenIds(_no_ids, _no_hours), IdSource().batch(FILL), HOUR, Stopwatch()
     )  # warm-up: allocations that happen only once
-    before = _trimmed()
+    before = trimmed()
     seen, source = SeenIds(_no_ids, _no_hours, WINDOW_HOURS), IdSource()
     watches = {batch: Stopwatch() for batch in BATCHES}
     counted = dict.fromkeys(BATCHES, 0)
@@ -158,12 +158,12 @@ def measure_set(ids: int) -> SetCost:
         _look_up(seen, batch, hour, watch)
     del batch
     held, resident, peak, own = seen.ids, _resident() - before, peak_resident(os.getpid()) - before, seen.nbytes
-    trimmed = _trimmed() - before
+    without_freed = trimmed() - before
     small = BATCHES[-1]
     for _ in range(max(MIN_BATCHES, ids // GROWTH // small)):
         _look_up(seen, source.batch(small), HOUR + WINDOW_HOURS - 1, watches[small])
         counted[small] += small
-    return SetCost(held, resident, trimmed, own, peak, watches, counted)
+    return SetCost(held, resident, without_freed, own, peak, watches, counted)
 
 
 def _no_ids(hours: Sequence[int]) -> Iterator[tuple[int, list[pa.Array]]]:
@@ -194,8 +194,8 @@ class IdBatch:
 class IdSource:
     """Message ids like the market's: version 4 UUIDs with duplicates of earlier ones."""
 
-    def __init__(self) -> None:
-        self._rng = np.random.default_rng(1)
+    def __init__(self, seed: int = 1) -> None:
+        self._rng = np.random.default_rng(seed)
         self._latest = np.zeros((0, 16), np.uint8)
 
     def batch(self, n: int) -> IdBatch:
@@ -263,7 +263,7 @@ def _resident() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def _trimmed() -> int:
+def trimmed() -> int:
     """Return freed memory to the kernel, then return the resident bytes of this process."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)

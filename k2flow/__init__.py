@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from k2flow.query.connection import connect
 
 __all__ = [
-    "AlreadyRunningError", "AuditError", "CatalogError", "CatalogRefusedError", "CatalogSettingsError",
+    "AlreadyRunningError", "AuditError", "CacheError", "CatalogError", "CatalogRefusedError", "CatalogSettingsError",
     "CommitConflictError", "CommitError", "DataFileError", "DedupError", "Exchange", "FencedError", "FlowFailedError",
     "HeadMovedError", "K2flowError", "KafkaError", "KafkaRefusedError", "LogReplacedError", "LostOffsetsError",
     "LostTableError", "MaintenanceError", "MissingExtraError", "NoBrokerError", "NoTopicError", "OffsetGapError",

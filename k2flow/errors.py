@@ -153,6 +153,10 @@ class DedupError(K2flowError):
     """Ids cannot be deduplicated as given: a bug in the caller, never in the data."""
 
 
+class CacheError(K2flowError):
+    """The cache of the deduplication window cannot be used: the window is read from Gold. No flow ends with it."""
+
+
 class RunError(K2flowError):
     """The processes of a flow could not be run."""
 

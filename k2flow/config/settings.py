@@ -83,6 +83,10 @@ class Settings(BaseSettings):
 
     home: Path = Path(".k2flow")
     """Folder for all files of k2flow on this machine: the local Kafka and the default catalog."""
+    cache_dir: Path | None = None
+    """Folder of files that may be lost at any time: older ids of the deduplication window. Default: `cache` in home."""
+    window_memory_ids: int = Field(default=4_000_000, ge=1)
+    """Ids of a worker's deduplication window in memory, about; older ones are in K2FLOW_CACHE_DIR."""
     secrets_dir: Path | None = None
     """Folder of secrets: each file has the name of a variable and holds its value."""
     schema_ids: Annotated[tuple[int, ...], NoDecode, BeforeValidator(_split), AfterValidator(_check_ids)] = (1,)
@@ -119,6 +123,11 @@ class Settings(BaseSettings):
     """Show tracebacks of errors."""
     failpoints: str = ""
     """For tests: points at which the process dies, fails, hangs or stops."""
+
+    @property
+    def cache(self) -> Path:
+        """The folder of K2FLOW_CACHE_DIR."""
+        return self.cache_dir or self.home / "cache"
 
     @cached_property
     def kafka(self) -> dict[str, str]:

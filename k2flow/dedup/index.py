@@ -3,18 +3,16 @@
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from heapq import nsmallest
-from typing import TypeAlias
 
 import numpy as np
-import pyarrow as pa
 
-from k2flow.dedup.keys import WORDS, Bools, EncodedKeys, Ints, Words, encode_keys, owners_of_heads
+from k2flow.dedup.keys import WORDS, Bools, Ids, Ints, encode_keys, share_of
+from k2flow.dedup.loading import LoadedHours, sorted_parts
 from k2flow.dedup.sorted_runs import TAGS, SortedRun, SortedRuns, Tags, distinct_positions
+from k2flow.dedup.window import DiskWindow
 from k2flow.errors import DedupError
 
-Ids: TypeAlias = pa.Array | pa.ChunkedArray
 MAX_WINDOW_HOURS = 1024  # of the windows of one batch, unless one window alone is longer
-_SORT_ROWS = 1 << 17  # ids encoded and sorted at once while an hour is loaded
 _EVICTION_GROWTH = 1 << 21  # an eviction reads all ids: the next one waits for this many more ids, and an eighth
 
 
@@ -37,7 +35,8 @@ class SeenIds:
 
     Memory: about 20 bytes per UUID, plus an eighth, plus 2 M ids. That holds the ids of all hours of rows and windows
     between the last two commits. The windows of one batch cover at most MAX_WINDOW_HOURS, or one window, chosen by the
-    number of messages. While an hour is loaded, its ids take twice as much.
+    number of messages. While an hour is loaded, its ids take twice as much. With a `DiskWindow`, about 2 bytes per id,
+    and 20 for those since its last spill.
     """
 
     def __init__(
@@ -47,6 +46,7 @@ class SeenIds:
         window_hours: int = 24,
         worker: int = 0,
         workers: int = 1,
+        disk: DiskWindow | None = None,
     ) -> None:
         """Create the index; nothing is loaded yet. Raises DedupError if an argument is out of range.
 
@@ -54,14 +54,14 @@ class SeenIds:
         in it. The Arrow string arrays have any length. An hour may be loaded again after later commits. `newest_hours`
         returns, for each of some hours, the newest one up to it in which Gold has a row of this exchange, or None.
         `window_hours` is the length of a window before and including its newest row, at least 1. `worker` is the number
-        of this worker, 0 to workers - 1.
+        of this worker, 0 to workers - 1. With `disk`, pass its `load`.
         """
         if window_hours < 1:
             raise DedupError(f"window_hours is {window_hours}: use at least 1")
         if not 0 <= worker < workers:
             raise DedupError(f"worker is {worker} of {workers} workers: use 0 to workers - 1")
         self._load, self._newest_hours, self._window = load, newest_hours, window_hours
-        self._worker, self._workers = worker, workers
+        self._worker, self._workers, self._share, self._disk = worker, workers, share_of(worker, workers), disk
         self._forms = [SortedRuns() for _ in WORDS]
         self._loaded: set[int] = set()  # every id of these hours, in Gold or accepted, is in the runs
         self._current: set[int] = set()  # the hours of the last windows
@@ -74,13 +74,13 @@ class SeenIds:
 
     @property
     def ids(self) -> int:
-        """The number of ids in memory; an id that Gold has in two hours counts twice."""
-        return sum(len(runs) for runs in self._forms)
+        """The number of ids, in memory and on disk; an id that Gold has in two hours counts twice."""
+        return self._memory_ids + (self._disk.ids if self._disk else 0)
 
     @property
     def nbytes(self) -> int:
         """Bytes of memory of the ids."""
-        return sum(runs.nbytes for runs in self._forms)
+        return sum(runs.nbytes for runs in self._forms) + (self._disk.nbytes if self._disk else 0)
 
     @property
     def hours(self) -> frozenset[int]:
@@ -102,45 +102,81 @@ class SeenIds:
         if len(ids) != len(hours):
             raise DedupError(f"{len(ids)} ids and {len(hours)} hours: pass one hour per id")
         forms = encode_keys(ids)
-        if any(len(self._owned(form).rows) < len(form.rows) for form in forms):
+        if self._workers > 1 and not all(self._share.holds(form.head).all() for form in forms):
             raise DedupError(f"an id belongs to another worker than {self._worker}: route each row by owners_of()")
         self._load_hours(
             dict(zip(*map(np.ndarray.tolist, np.unique(hours, return_counts=True)), strict=True)), kafka_hours
         )
         tags: Tags = (hours % TAGS).astype(np.uint16)
         accepted = np.zeros(len(ids), np.bool_)
-        for runs, (rows, head, rest) in zip(self._forms, forms, strict=True):
+        for form, (runs, (rows, head, rest)) in enumerate(zip(self._forms, forms, strict=True)):
             if len(rows):
                 order = distinct_positions(head, rest)
-                head, rest = head.take(order), rest.take(order, axis=0)
+                head, rest, rows = head.take(order), rest.take(order, axis=0), rows.take(order)
                 new = np.flatnonzero(~runs.find(head, rest))
-                rows = rows.take(order.take(new))
+                if self._disk and len(new):
+                    new = new[~self._disk.find(form, head.take(new), rest.take(new, axis=0))]
+                rows = rows.take(new)
                 accepted[rows] = True
                 if len(new):
-                    runs.add([SortedRun(head.take(new), rest.take(new, axis=0), tags.take(rows))])
+                    runs.add([SortedRun(head.take(new), rest.take(new, axis=0), tags.take(rows), self._share)])
         self._accepted.update(np.unique(hours[accepted]).tolist())
         return accepted
 
-    def on_commit(self) -> None:
+    def on_commit(self, written: Iterable[tuple[int, str]] = ()) -> None:
         """Mark all accepted rows as committed to Gold, where `load` finds them, and evict hours no longer in use.
 
-        Hours used since the last commit stay this time, because the next rows are likely to use them again; so do those
-        of the last windows.
+        `written` are the files that hold these rows, each with its hour. Hours used since the last commit stay this
+        time, because the next rows are likely to use them again; so do those of the last windows.
         """
         in_use = self._recent | self._current
         self._of_gold = self._newest_until(self._asked, self._accepted)
         self._accepted, self._recent, self._asked = set(), set(), set()
+        if self._disk:
+            self._disk.note_written(written)
         kept = self._ids_after_eviction
-        if self.ids <= kept + kept // 8 + _EVICTION_GROWTH or self._loaded <= in_use:
+        spill = self._disk is not None and self._disk.can_write and self._memory_ids > self._disk.memory_ids
+        if not spill and (self.ids <= kept + kept // 8 + _EVICTION_GROWTH or self._loaded <= in_use):
             return
-        # Runs store only the tags of hours. So hours of one tag are kept or evicted together, in the runs and in the
-        # set of loaded hours: an hour counts as loaded exactly if its ids are in the runs.
+        if not self._loaded <= in_use:
+            self._evict(in_use)
+        if spill:
+            self._spill()
+        self._ids_after_eviction = self.ids
+
+    @property
+    def _memory_ids(self) -> int:
+        return sum(len(runs) for runs in self._forms)
+
+    def _evict(self, in_use: set[int]) -> None:
+        """Forget all hours but those `in_use`.
+
+        Runs store only the tags of hours. So hours of one tag are kept or evicted together, in the runs and in the set
+        of loaded hours: an hour counts as loaded exactly if its ids are in the runs.
+        """
         keep = np.zeros(TAGS, np.bool_)
         keep[[hour % TAGS for hour in in_use]] = True
         for runs in self._forms:
             runs.evict(keep)
         self._loaded = {hour for hour in self._loaded if keep[hour % TAGS]}
-        self._ids_after_eviction = self.ids
+        if self._disk:
+            self._disk.keep(self._loaded)
+
+    def _spill(self) -> None:
+        """Move all ids in memory, which are in Gold, to disk. Hours that differ from Gold will be loaded again."""
+        assert self._disk
+        differing = self._disk.differing(self._loaded)
+        if differing is None:
+            return
+        if differing:
+            keep = np.ones(TAGS, np.bool_)
+            keep[[hour % TAGS for hour in differing]] = False
+            for runs in self._forms:
+                runs.evict(keep)
+            left = {hour for hour in self._loaded if keep[hour % TAGS]}
+            self._disk.unload(self._loaded - left)
+            self._loaded = left
+        self._disk.spill(self._forms, self._loaded)
 
     def _load_hours(self, hours: Mapping[int, int], kafka_hours: Mapping[int, int]) -> None:
         """Load the hours of the rows and of the windows; record these hours only if all loads succeed."""
@@ -150,8 +186,7 @@ class SeenIds:
         most = max(hours, key=lambda hour: (hours[hour], hour), default=None)
         windows = self._windows([*self._newest_until(chosen, self._accepted | hours.keys()).values(), most])
         used = windows | hours.keys()
-        for hour, ids in self._load(sorted(used - self._loaded)):
-            self._load_hour(hour, ids)
+        self._load_missing(sorted(used - self._loaded))
         self._current = windows or self._current
         self._recent |= used
         self._asked.update(chosen)
@@ -176,49 +211,16 @@ class SeenIds:
             hours.update(window)
         return hours
 
-    def _owned(self, form: EncodedKeys) -> EncodedKeys:
-        if self._workers == 1:
-            return form
-        mine = np.flatnonzero(owners_of_heads(form.head, self._workers) == self._worker)
-        return EncodedKeys(form.rows.take(mine), form.head.take(mine), form.rest.take(mine, axis=0))
-
-    def _load_hour(self, hour: int, found: Iterable[Ids]) -> None:
-        """Add Gold's ids of an hour: all of them, or none if an error comes among them."""
-        loaded = [SortedRuns() for _ in WORDS]
-        buffers = [_SortBuffer(hour) for _ in WORDS]
-        for ids in found:
-            for a in range(0, len(ids), _SORT_ROWS):
-                for runs, buffer, form in zip(loaded, buffers, encode_keys(ids.slice(a, _SORT_ROWS)), strict=True):
-                    buffer.append(self._owned(form))
-                    if buffer.size >= _SORT_ROWS:
-                        runs.add(buffer.flush())
-        for runs, new, buffer in zip(self._forms, loaded, buffers, strict=True):
-            new.add(buffer.flush())
-            runs.add(new)
-        self._loaded.add(hour)
-
-
-class _SortBuffer:
-    def __init__(self, hour: int) -> None:
-        self._tag = hour % TAGS
-        self._clear()
-
-    def append(self, form: EncodedKeys) -> None:
-        if len(form.rows):
-            self._heads.append(form.head)
-            self._rests.append(form.rest)
-            self.size += len(form.rows)
-
-    def flush(self) -> list[SortedRun]:
-        """Empty the buffer into one run of its distinct keys, or no run if it is empty."""
-        if not self.size:
-            return []
-        head, rest = np.concatenate(self._heads), np.concatenate(self._rests)
-        self._clear()
-        order = distinct_positions(head, rest)
-        return [SortedRun(head.take(order), rest.take(order, axis=0), np.full(len(order), self._tag, np.uint16))]
-
-    def _clear(self) -> None:
-        self._heads: list[Words] = []
-        self._rests: list[Words] = []
-        self.size = 0
+    def _load_missing(self, hours: Sequence[int]) -> None:
+        """Load the ids of some hours. An hour is loaded whole, or not at all if an error comes among its ids."""
+        if not hours:
+            return
+        loaded = LoadedHours(self._forms, self._disk, len(hours))
+        try:
+            for hour, part in sorted_parts(self._load(hours), self._share):
+                if part is None:
+                    loaded.complete(hour)
+                else:
+                    loaded.add(hour, part)
+        finally:
+            self._loaded |= loaded.end()

@@ -10,12 +10,13 @@ Encoding is lossless. An id has one of five forms, and its form and 64-bit words
     longer            8  its BLAKE2b-512: the only form that relies on a hash
 
 A key is (head, rest). `rest` holds all words but the first. `head` is the first word, scrambled by a bijection that
-`rest` selects. So no information is lost, and `head` alone is uniform over 64 bits for any set of ids.
+`rest` selects. So no information is lost, and `head` alone is uniform over 64 bits for any set of ids. The high half of
+`head` says which worker owns the key. So the keys of one worker are adjacent in any sorted run, whoever wrote it.
 """
 
 from collections.abc import Iterator
 from hashlib import blake2b
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,7 @@ import pyarrow.compute as pc
 
 from k2flow.errors import DedupError
 
+Ids: TypeAlias = pa.Array | pa.ChunkedArray
 Words = npt.NDArray[np.uint64]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -35,7 +37,32 @@ _UUID_BYTES, _DASH = 36, ord("-")
 _UUID_DIGITS = ((0, 8), (9, 13), (14, 18), (19, 23), (24, 36))
 _U64 = np.dtype("<u8")
 _BYTE_MASKS = np.array([(1 << 8 * size) - 1 for size in range(9)], np.uint64)  # the low 0-8 bytes of a word
+_HALF = np.uint64(32)
 _BLOCK_ROWS = 4096  # larger temporaries are returned to the kernel and fault in again, which is twice as slow
+
+
+class Share(NamedTuple):
+    """The heads that one worker owns: those whose high half is at least `first` and less than `end`."""
+
+    first: int
+    end: int
+
+    def cells(self, head: Words, count: int) -> Ints:
+        """Divide the share into `count` cells of equal size, and return the cell of each of n heads: (n,).
+
+        Ascending heads have ascending cells. `count` is less than 2**32.
+        """
+        per_head = np.uint64((count << 32) // (self.end - self.first))
+        return (((head >> _HALF) - np.uint64(self.first)) * per_head >> _HALF).view(np.int64)
+
+    def holds(self, head: Words) -> Bools:
+        """Return which of n heads are in the share: (n,)."""
+        high = head >> _HALF
+        return (high >= np.uint64(self.first)) & (high < np.uint64(self.end))
+
+    def meets(self, other: "Share") -> bool:
+        """Return whether a head is in both shares."""
+        return self.first < other.end and other.first < self.end
 
 
 class EncodedKeys(NamedTuple):
@@ -68,7 +95,7 @@ def key_column(rows: pa.RecordBatch, columns: tuple[str, ...]) -> pa.StringArray
     return pc.binary_join_element_wise(*parts, last, "")
 
 
-def encode_keys(ids: pa.Array | pa.ChunkedArray) -> list[EncodedKeys]:
+def encode_keys(ids: Ids) -> list[EncodedKeys]:
     """Encode n strings: one `EncodedKeys` per form, in the order of WORDS, including empty ones.
 
     Equal strings have equal keys of the same form, different strings have different keys. Above 63 bytes this holds
@@ -83,12 +110,13 @@ def encode_keys(ids: pa.Array | pa.ChunkedArray) -> list[EncodedKeys]:
     for chunk in ids.chunks if isinstance(ids, pa.ChunkedArray) else [ids]:
         for first in range(0, len(chunk), _BLOCK_ROWS):
             for form, rows, words in _encode_block(*_buffers(chunk.slice(first, _BLOCK_ROWS))):
-                found[form].append(EncodedKeys(rows + (base + first), *_scramble(words)))
+                head, rest = _scramble(words)
+                found[form].append(EncodedKeys(rows + (base + first), head >> _HALF | head << _HALF, rest))
         base += len(chunk)
     return [_concat(parts, words) for parts, words in zip(found, WORDS, strict=True)]
 
 
-def owners_of(ids: pa.Array | pa.ChunkedArray, workers: int) -> Ints:
+def owners_of(ids: Ids, workers: int) -> Ints:
     """Return the worker, 0 to workers - 1, that owns each of n ids: (n,).
 
     Ids are spread evenly over the workers. The result is the same in every process and run. Raises DedupError if an id
@@ -102,13 +130,17 @@ def owners_of(ids: pa.Array | pa.ChunkedArray, workers: int) -> Ints:
     return owners
 
 
-def owners_of_heads(head: Words, workers: int) -> Ints:
-    """Return the worker that owns each of n keys: (n,).
+def share_of(worker: int, workers: int) -> Share:
+    """Return the heads that worker number `worker` of `workers` owns."""
+    return Share(-(-(worker << 32) // workers), -(-((worker + 1) << 32) // workers))
 
-    Uses the low half of head, because the high bits must still spread the keys of one worker.
+
+def owners_of_heads(head: Words, workers: int) -> Ints:
+    """Return the worker that owns each of n keys: (n,). Worker w owns `share_of(w, workers)`.
+
     Source: D. Lemire, Fast random integer generation in an interval, 2019 (multiply and shift, no division).
     """
-    return ((head & np.uint64(0xFFFFFFFF)) * np.uint64(workers) >> np.uint64(32)).astype(np.int64)
+    return ((head >> _HALF) * np.uint64(workers) >> _HALF).astype(np.int64)
 
 
 def _concat(parts: list[EncodedKeys], words: int) -> EncodedKeys:

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from k2flow.dedup.keys import Bools, Ints, Words
+from k2flow.dedup.keys import Bools, Ints, Share, Words, share_of
 
 Tags = npt.NDArray[np.uint16]
 TAGS = 1 << 16  # the number of distinct tags
+WHOLE = share_of(0, 1)
 _CHUNK = 1 << 16  # keys moved at once by merge and evict
+_KEYS_PER_CELL = 3
 _SIZE_RATIO = 8  # a run has at least this many times the keys of the next one
 
 
@@ -36,17 +38,25 @@ def distinct_positions(head: Words, rest: Words) -> Ints:
 class SortedRun:
     """Keys by ascending head, duplicates allowed, each with the tag of its hour.
 
-    A directory holds, for each value of the high bits of head, the position of its first key; 2-4 keys share a value.
-    So a lookup takes about 3 reads in a run of any size. The run owns its arrays: no other reference may exist.
+    A directory holds, for each of the equal cells of a worker's share, the position of its first key. So a lookup takes
+    about 3 reads in a run of any size. The run owns its arrays: no other reference may exist.
     """
 
-    def __init__(self, head: Words, rest: Words, tags: Tags) -> None:
-        """Take ownership of head: (n,) ascending, n > 0; rest: (n, w); tags: (n,). They are resized in place."""
-        self._head, self._rest, self._tags = head, rest, tags
+    def __init__(self, head: Words, rest: Words, tags: Tags, share: Share = WHOLE) -> None:
+        """Take ownership of head: (n,) ascending, n > 0; rest: (n, w); tags: (n,). They are resized in place.
+
+        All heads, those asked for too, are in `share`.
+        """
+        self._head, self._rest, self._tags, self._share = head, rest, tags, share
         self._build_directory()
 
     def __len__(self) -> int:
         return len(self._head)
+
+    @property
+    def words(self) -> int:
+        """The number of words of a key."""
+        return 1 + int(self._rest.shape[1])
 
     @property
     def nbytes(self) -> int:
@@ -57,7 +67,7 @@ class SortedRun:
         """Return which of m keys are in the run: (m,). Faster if head is ascending, thanks to CPU caches."""
         hit = np.zeros(len(head), np.bool_)
         row = np.arange(len(head))
-        place = self._directory.take((head >> self._shift).view(np.int64)).astype(np.int64)
+        place = self._directory.take(self._share.cells(head, len(self._directory) - 1)).astype(np.int64)
         last = len(self) - 1
         while len(row):
             here = self._head.take(place, mode="clip")  # past the end, clip gives the last head, which is less
@@ -104,6 +114,11 @@ class SortedRun:
         self._resize(end)
         self._build_directory()
 
+    def chunks(self) -> Iterator[tuple[Words, Words, Tags]]:
+        """Yield head, rest and tags of all keys, a part at a time. No part may be kept."""
+        for a in range(0, len(self), _CHUNK):
+            yield self._head[a : a + _CHUNK], self._rest[a : a + _CHUNK], self._tags[a : a + _CHUNK]
+
     def _columns(self) -> Iterator[npt.NDArray[Any]]:
         yield self._head
         yield from self._rest.T
@@ -117,11 +132,10 @@ class SortedRun:
         self._tags.resize(size, refcheck=False)
 
     def _build_directory(self) -> None:
-        bits = max(4, len(self).bit_length() - 2)
-        self._shift = np.uint64(64 - bits)
-        self._directory = np.zeros((1 << bits) + 1, np.uint32)
+        cells = max(16, len(self) // _KEYS_PER_CELL)
+        self._directory = np.zeros(cells + 1, np.uint32)
         for a in range(0, len(self), _CHUNK):
-            cell = (self._head[a : a + _CHUNK] >> self._shift).view(np.int64)
+            cell = self._share.cells(self._head[a : a + _CHUNK], cells)
             count = np.bincount(cell - cell[0])
             self._directory[cell[0] + 1 : cell[0] + 1 + len(count)] += count.astype(np.uint32)
         np.cumsum(self._directory, out=self._directory)
@@ -163,6 +177,17 @@ class SortedRuns:
             while len(self._runs) > 1 and len(self._runs[-1]) * _SIZE_RATIO > len(self._runs[-2]):
                 smaller = self._runs.pop()
                 self._runs[-1].merge(smaller)
+
+    def clear(self) -> None:
+        """Remove all keys."""
+        self._runs.clear()
+
+    def merge_all(self) -> SortedRun | None:
+        """Merge all runs into one, in place, and return it; it stays here. None if there is no key."""
+        while len(self._runs) > 1:
+            smaller = self._runs.pop()
+            self._runs[-1].merge(smaller)
+        return self._runs[0] if self._runs else None
 
     def evict(self, keep: Bools) -> None:
         """Remove each key whose tag t has keep[t] False; keep: (TAGS,)."""

@@ -107,6 +107,8 @@ class FlowProcess:
             schemas=lambda: open_schemas(self.settings, self.stop, stored_texts(bronze.properties, self.exchange.name)),
             committed=session.committed,
             owners=session.workers,
+            cache=self.settings.cache,
+            memory_ids=self.settings.window_memory_ids,
         )
 
 

@@ -49,8 +49,10 @@ class DataFileWriter:
     Silver or Gold takes a quarter less CPU and a tenth less space.
     """
 
-    def __init__(self, table: Table, definition: TableDefinition) -> None:
+    def __init__(self, table: Table, definition: TableDefinition, prefix: str = "") -> None:
+        """`prefix` begins the names of the files."""
         metadata = table.metadata
+        self._prefix = prefix
         self._io = table.io
         self._schema = table.schema()
         self._spec = table.spec()
@@ -129,7 +131,7 @@ class DataFileWriter:
 
     def _new_path(self, rows: pa.RecordBatch) -> tuple[str, PartitionKey]:
         key = self._partition_key(rows)
-        return self._locations.new_data_location(f"{uuid.uuid4()}.parquet", key), key
+        return self._locations.new_data_location(f"{self._prefix}{uuid.uuid4()}.parquet", key), key
 
     def _data_file(self, path: str, key: PartitionKey, footer: pq.FileMetaData, size: int) -> DataFile:
         file = DataFile.from_args(
@@ -170,15 +172,19 @@ class TableWriters:
         self._tables = tables
         self._definitions = definitions
         self._wait = wait
-        self._writers: dict[str, DataFileWriter] = {}
+        self._writers: dict[tuple[str, str], DataFileWriter] = {}
         self._encoding = ThreadPoolExecutor(max(2, CORES), "encode")
         self._sending = ThreadPoolExecutor(THREADS, "send")
         self._budget = ByteBudget(WRITING_BYTES)
 
-    def write(self, table: str, rows: pa.RecordBatch) -> Callable[[], list[DataFile]]:
-        """Begin to write `rows`. Return a function that waits for the files, and raises their errors."""
-        if (writer := self._writers.get(table)) is None:
-            writer = self._writers[table] = DataFileWriter(self._tables[table], self._definitions[table])
+    def write(self, table: str, rows: pa.RecordBatch, prefix: str = "") -> Callable[[], list[DataFile]]:
+        """Begin to write `rows` into files whose names begin with `prefix`.
+
+        Return a function that waits for the files, and raises their errors.
+        """
+        if (writer := self._writers.get((table, prefix))) is None:
+            writer = DataFileWriter(self._tables[table], self._definitions[table], prefix)
+            self._writers[table, prefix] = writer
         writing = [self._encoding.submit(self._begin, writer, piece) for piece in writer.pieces(rows)]
 
         def files() -> list[DataFile]:

@@ -55,6 +55,15 @@ SEEN_IDS = Gauge(
 SEEN_BYTES = Gauge(
     "k2flow_dedup_bytes", "Memory of a worker's deduplication index.", WORKER, multiprocess_mode="livesum"
 )
+SEEN_DISK_BYTES = Gauge(
+    "k2flow_dedup_disk_bytes", "Bytes of a worker's deduplication index on disk.", WORKER, multiprocess_mode="livesum"
+)
+SEEN_DISK_HITS = Gauge(
+    "k2flow_dedup_disk_hits",
+    "Duplicates that a worker found on disk since its start.",
+    WORKER,
+    multiprocess_mode="livesum",
+)
 RESIDENT_BYTES = Gauge(
     "k2flow_resident_bytes", "Resident memory of an exchange's processes.", ("exchange",), multiprocess_mode="livesum"
 )

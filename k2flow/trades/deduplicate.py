@@ -1,7 +1,7 @@
 """Gold: valid trades of all exchanges, each deduplication key of an exchange once.
 
-The set of keys is stored in Gold only. After a start the flow reads it back, an hour at a time, when a batch first
-needs that hour. Each key belongs to one worker, so each worker's set is exact by itself.
+The set of keys is stored in Gold only; a cache keeps a copy. After a start the flow reads it back, an hour at a time,
+when a batch first needs that hour. Each key belongs to one worker, so each worker's set is exact by itself.
 """
 
 from collections import Counter
@@ -14,11 +14,13 @@ from pyiceberg.manifest import DataFile
 
 from k2flow.dedup.index import SeenIds
 from k2flow.dedup.keys import Bools, Ints, key_column, owners_of
+from k2flow.dedup.window import DiskWindow
 from k2flow.exchange import Exchange
 from k2flow.iceberg.committable import Committable
 from k2flow.layers import FIRST_TRADE_US, GOLD, GOLD_TABLE, HOUR_US
 from k2flow.observability import metrics, tracing
 from k2flow.observability.metrics import BatchStats
+from k2flow.trades.gold_ids import hour_of
 from k2flow.trades.messages import MessageBatch
 from k2flow.trades.validate import FUTURE_US, int64_times
 
@@ -119,11 +121,18 @@ class Deduplicator:
     """
 
     def __init__(
-        self, exchange: Exchange, seen: SeenIds, write: Callable[[str, pa.RecordBatch], Callable[[], list[DataFile]]]
+        self,
+        exchange: Exchange,
+        seen: SeenIds,
+        write: Callable[[str, pa.RecordBatch], Callable[[], list[DataFile]]],
+        disk: DiskWindow | None = None,
     ) -> None:
+        """`write` begins to write Gold's files. `disk` is that of `seen`."""
         self._exchange = exchange
         self._seen = seen
         self._write = write
+        self._disk = disk
+        self._files: list[Callable[[], list[DataFile]]] = []  # of the rows since the last commit
         self._late = LateRows()
         self._committing = False  # at the end of this epoch
         self._committed = False  # at the end of the one before
@@ -131,7 +140,8 @@ class Deduplicator:
     def process(self, items: Sequence[OwnedTrades]) -> Committable:
         """Return the files of the rows to write now; `items` are of one owner and one epoch, from any worker."""
         if self._committed:  # only now, in a new epoch: it begins only when the tables hold the earlier ones
-            self._seen.on_commit()
+            self._seen.on_commit((hour_of(file), file.file_path) for files in self._files for file in files())
+            self._files.clear()
             self._committed = False
         # Items of several workers come in any order: after the first one that ends a checkpoint, no row is held back.
         self._committing |= any(item.ends_checkpoint for item in items)
@@ -144,12 +154,20 @@ class Deduplicator:
         stats = BatchStats(duplicates=rows.num_rows - int(first.sum()))
         ready = self._late.ready(rows, first, hours, self._committing)
         with tracing.span("write", table=GOLD_TABLE, rows=ready.num_rows):
-            committable = Committable(table=GOLD_TABLE, files=self._write(GOLD_TABLE, ready), stats=stats)
-        labels = (self._exchange.name, str(items[0].owner))
-        metrics.SEEN_IDS.labels(*labels).set(self._seen.ids)
-        metrics.SEEN_BYTES.labels(*labels).set(self._seen.nbytes)
-        return committable
+            files = self._write(GOLD_TABLE, ready)
+        if self._disk:
+            self._files.append(files)
+        self._count(str(items[0].owner))
+        return Committable(table=GOLD_TABLE, files=files, stats=stats)
 
     def on_epoch_end(self) -> None:
         """Note that the epoch is over: the tables commit now if one of its items ended a checkpoint."""
         self._committed, self._committing = self._committing, False
+
+    def _count(self, owner: str) -> None:
+        labels = (self._exchange.name, owner)
+        metrics.SEEN_IDS.labels(*labels).set(self._seen.ids)
+        metrics.SEEN_BYTES.labels(*labels).set(self._seen.nbytes)
+        if self._disk:
+            metrics.SEEN_DISK_BYTES.labels(*labels).set(self._disk.disk_bytes)
+            metrics.SEEN_DISK_HITS.labels(*labels).set(self._disk.hits)

@@ -11,13 +11,16 @@ of its batch and of the offsets that the tables held at the start.
 
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyiceberg.catalog import Catalog
 
+from k2flow.dedup.cache import CacheFolder, Origin
 from k2flow.dedup.index import SeenIds
+from k2flow.dedup.window import MEMORY_IDS, DiskWindow
 from k2flow.exchange import Exchange
 from k2flow.iceberg.committable import Committable
 from k2flow.iceberg.writer import TableWriters
@@ -26,7 +29,7 @@ from k2flow.observability import metrics, tracing
 from k2flow.observability.metrics import EMPTY_STATS, BatchStats
 from k2flow.trades.decode import TradeDecoder
 from k2flow.trades.deduplicate import Deduplicator, OwnedTrades, kafka_hours, split_by_owner
-from k2flow.trades.gold_ids import GoldIds
+from k2flow.trades.gold_ids import GoldIds, file_prefix
 from k2flow.trades.messages import MessageBatch, bronze_rows
 from k2flow.trades.registry import Schemas
 from k2flow.trades.schema_headers import put_ids_in_front
@@ -45,6 +48,8 @@ class Pipeline:
     committed: Callable[[str], Mapping[int, int]] = lambda table: {}
     """Returns the next offset of each partition that a table held at the start. Earlier rows are not written again."""
     owners: int = 1  # the workers that share the deduplication keys
+    cache: Path | None = None  # folder for ids of the window; without it they stay in memory
+    memory_ids: int = MEMORY_IDS  # of each worker; more go to the cache
 
     def process(self, batch: MessageBatch) -> list[Committable]:
         """Return what every table commits of a batch, and end its epoch. For the one owner of all keys."""
@@ -75,10 +80,15 @@ class Pipeline:
 
     def deduplicator(self, owner: int) -> Deduplicator:
         """Open the deduplication of one owner's keys. Raises CatalogError."""
-        ids = GoldIds(self.catalog, self.exchange.code, self.exchange.dedup_key)
-        window = self.exchange.settings.dedup_window_hours
-        seen = SeenIds(ids.load, ids.newest_hours, window, owner, self.owners)
-        return Deduplicator(self.exchange, seen, self.writers.write)
+        key, window = self.exchange.dedup_key, self.exchange.settings.dedup_window_hours
+        ids = GoldIds(self.catalog, self.exchange.code, key, owner, self.owners)
+        disk = None
+        if self.cache:
+            folder = CacheFolder(self.cache, Origin(self.exchange.code, key), owner, self.owners)
+            disk = DiskWindow(folder, ids, self.memory_ids)
+        seen = SeenIds(disk.load if disk else ids.load, ids.newest_hours, window, owner, self.owners, disk)
+        write = partial(self.writers.write, prefix=file_prefix(owner, self.owners, key))
+        return Deduplicator(self.exchange, seen, write, disk)
 
     def _write_layers(self, stream: Stream, rows: MessageBatch, stats: BatchStats) -> list[Committable]:
         layers = self.exchange.layer_by_table.items()

@@ -43,6 +43,7 @@ HITS = {
 }
 LATER = (1, 3)
 REPLACING = (Point.REWRITTEN, Point.STAGED, Point.COMMITTED, Point.PUBLISHED)  # no flow reaches those
+WINDOW = (Point.RUN_WRITTEN, Point.CACHE_WRITTEN, Point.CACHE_REPLACED)  # after an OSError ids stay in memory
 RETRIED = (Point.COMMIT_BEGUN, Point.MANIFEST_WRITTEN, Point.COMMIT_LANDED)  # an OSError there is an outage
 
 
@@ -63,8 +64,10 @@ def faulty_starts() -> Iterator[FaultyStart]:
         if point not in (Point.SHUTDOWN, *REPLACING):
             for hit in HITS.get(point, LATER):
                 yield FaultyStart(f"{point}=die@{hit}", Action.DIE)
-                if point not in RETRIED:
+                if point not in (*RETRIED, *WINDOW):
                     yield FaultyStart(f"{point}=raise@{hit}", Action.RAISE)
+    for point in WINDOW:
+        yield FaultyStart(f"{point}=raise@1,{Point.COMMIT_DONE}=die@10", Action.DIE)
     for hits in ((2, 3, 1), (FENCED_TABLES + 1, FENCED_TABLES + 2, FENCED_TABLES + 3), (9, 8, 10)):
         retried = ",".join(f"{point}=raise@{hit}" for point, hit in zip(RETRIED, hits, strict=True))
         yield FaultyStart(f"{retried},{Point.COMMIT_DONE}=die@10", Action.DIE)
@@ -101,6 +104,8 @@ def run_chain(lake: Lake, chain: list[FaultyStart]) -> None:
 def run_faulty(lake: Lake, start: FaultyStart) -> None:
     """Start a flow, which must hit every armed failpoint and end by the last."""
     extra = {"K2FLOW_UNTIL_CAUGHT_UP": "1"} if start.until_caught_up else BATCH
+    if any(point in start.armed for point in WINDOW):
+        extra = {**extra, "K2FLOW_WINDOW_MEMORY_IDS": "50"}  # so that ids are spilled after each batch
     with lake.start(1, ("-w", str(start.workers)), K2FLOW_FAILPOINTS=start.armed, **extra) as flow:
         log = flow.wait(60)
         for part in start.armed.split(","):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from k2flow.dedup import SeenIds, index, keys, owners_of, sorted_runs
+from k2flow.dedup import SeenIds, index, keys, loading, owners_of, sorted_runs
 from tests.property import examples
 
 WINDOW = 4
@@ -125,7 +125,7 @@ class Flow:
 @pytest.fixture(params=["strong", "weak"])
 def small_thresholds(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make all thresholds so small that each is often exceeded."""
-    monkeypatch.setattr(index, "_SORT_ROWS", 6)
+    monkeypatch.setattr(loading, "_SORT_ROWS", 6)
     monkeypatch.setattr(index, "_EVICTION_GROWTH", 3)
     monkeypatch.setattr(sorted_runs, "_CHUNK", 5)
     monkeypatch.setattr(sorted_runs, "_SIZE_RATIO", 2)

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from k2flow.dedup import SeenIds, index, owners_of, sorted_runs
-from k2flow.dedup.keys import WORDS, encode_keys, key_column
+from k2flow.dedup import SeenIds, index, loading, owners_of, sorted_runs
+from k2flow.dedup.keys import WORDS, encode_keys, key_column, owners_of_heads, share_of
 from k2flow.dedup.sorted_runs import TAGS, SortedRun, SortedRuns, distinct_positions
 from k2flow.errors import DedupError, K2flowError
 
@@ -208,13 +208,26 @@ class TestOwners:
         counts = np.bincount(owners, minlength=3)
         assert abs(counts - 10_000).max() < 500
         (heads,) = (form.head[owners[form.rows] == 1] for form in encode_keys(strings(texts)) if len(form.rows))
-        assert abs(np.bincount((heads >> np.uint64(61)).astype(int)) - 1250).max() < 200
+        assert abs(np.bincount(share_of(1, 3).cells(heads, 8), minlength=8) - 1250).max() < 200
 
     def test_owners_never_change_between_versions(self) -> None:
         """Processes of one flow must agree, so the owners are pinned."""
         texts = ["", "a", UUID, UUID.upper(), "x" * 20, "x" * 100]
         assert owners_of(strings(texts), 1000).tolist() == [0, 717, 176, 965, 720, 746]
         assert owners_of(strings(["-", *texts])[1:], 1).tolist() == [0] * len(texts)
+
+    def test_shares_are_the_heads_of_their_owners(self) -> None:
+        edges = np.array([0, 1, 1 << 31, (1 << 32) - 1, 1 << 32, 1 << 63, (1 << 64) - 1], np.uint64)
+        for workers in (1, 2, 3, 7, 64):
+            shares = [share_of(worker, workers) for worker in range(workers)]
+            assert [share.first for share in shares] == [0, *(share.end for share in shares[:-1])]
+            bounds = np.array([share.first << 32 for share in shares], np.uint64)
+            heads = np.concatenate([edges, bounds, bounds - np.uint64(1)])
+            for head, owner in zip(heads.tolist(), owners_of_heads(heads, workers).tolist(), strict=True):
+                assert shares[owner].first <= head >> 32 < shares[owner].end
+                for cells in (1, 16, 12_345_678):
+                    (cell,) = shares[owner].cells(np.array([head], np.uint64), cells).tolist()
+                    assert 0 <= cell < cells
 
     def test_zero_workers_is_an_error(self) -> None:
         with pytest.raises(DedupError, match="workers is 0"):
@@ -531,7 +544,7 @@ class TestSeenIds:
         assert (seen.ids, seen.hours) == (0, frozenset())
 
     def test_large_hours_are_loaded_in_parts(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(index, "_SORT_ROWS", 10)
+        monkeypatch.setattr(loading, "_SORT_ROWS", 10)
         texts = [f"{number}" * (1 + number % 20) for number in range(500)]
         parts = [strings(texts[:3]), pa.chunked_array([texts[3:90], texts[90:]])]
         seen = SeenAtHead(lambda hours: [(hour, parts) for hour in hours], Gold().newest, 1)

@@ -560,7 +560,8 @@ def test_pods_are_confined_limited_and_probed(workload: dict[str, Any]) -> None:
     assert not pod["enableServiceLinks"]
     assert not pod["automountServiceAccountToken"]
     assert workload["spec"]["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
-    assert {volume["name"] for volume in pod["volumes"]} == {"secrets", "tmp", "home"}
+    flows = {"cache"} if workload["metadata"]["name"] in ("k2flow-binance", "k2flow-kraken") else set()
+    assert {volume["name"] for volume in pod["volumes"]} == {"secrets", "tmp", "home", *flows}
     for each in pod_containers(workload):
         assert each["securityContext"] == {
             "allowPrivilegeEscalation": False,

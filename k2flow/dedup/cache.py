@@ -1,0 +1,225 @@
+"""The folder of one worker's cache: who uses it, which files it has, and what they hold.
+
+    <cache>/window/<exchange>/<worker>-of-<workers>/
+        lock           locked by the process that uses the folder
+        manifest.json  what the runs hold, with a checksum: replaced atomically
+        <number>.run   sorted runs, see `spilled`. Those that the manifest does not name are garbage
+
+All of it can be deleted at any time. What cannot be used is said in one warning, and is read from Gold instead.
+"""
+
+import fcntl
+import logging
+import os
+import re
+import sys
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import rmtree
+from typing import IO
+
+from pydantic import TypeAdapter, ValidationError
+
+from k2flow.dedup.keys import Share, share_of
+from k2flow.errors import CacheError
+from k2flow.failpoints import Point, reach
+
+log = logging.getLogger(__name__)
+FORMAT = f"2-{sys.byteorder}"
+MANIFEST = "manifest.json"
+_PART = re.compile(r"(\d+)-of-(\d+)")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Whose ids a cache holds: only a cache of the same origin is used."""
+
+    exchange: str
+    key: tuple[str, ...]
+    format: str = FORMAT
+
+
+@dataclass(frozen=True)
+class Position:
+    """A state of Gold: its table, the sequence number of its snapshot, and the id of the snapshot."""
+
+    table: str
+    number: int
+    snapshot: int | None
+
+
+@dataclass(frozen=True)
+class RunEntry:
+    """A run file: the form and words of its keys, their number by hour, the hours that count, a checksum per block."""
+
+    name: str
+    form: int
+    words: int
+    written: Mapping[int, int]
+    kept: Sequence[int]
+    checksums: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What the runs of a folder hold.
+
+    `hours` has the proofs of each hour: pairs of a sequence number and of the rows that Gold had in the hour up to it.
+    If Gold still has as many, no row was removed: the runs have all ids up to the least of these numbers, and no id
+    that is not in Gold.
+    """
+
+    origin: Origin
+    position: Position
+    hours: Mapping[int, Sequence[tuple[int, int]]]
+    runs: Sequence[RunEntry]
+
+
+_JSON: TypeAdapter[Manifest] = TypeAdapter(Manifest)
+
+
+class CacheFolder:
+    """The folder of one worker, locked until `close` or the end of the process."""
+
+    def __init__(self, cache: Path, origin: Origin, worker: int, workers: int) -> None:
+        """Touch no file yet. `cache` is the folder of all caches."""
+        self.origin, self.share = origin, share_of(worker, workers)
+        self._exchange = cache / "window" / origin.exchange
+        self.path = self._exchange / f"{worker}-of-{workers}"
+        self._lock: IO[bytes] | None = None
+        self._warned = False
+        self._number = 0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether files can be written."""
+        return self._lock is not None
+
+    def open(self) -> None:
+        """Create and lock the folder. Warns if it cannot be used: then it is not open."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / "lock").open("ab")
+        except OSError as error:
+            self.warn(f"it cannot be written ({error.strerror}): the ids of the window stay in memory")
+            return
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.close()
+            self.warn("another process uses it: the ids of the window stay in memory")
+            return
+        self._lock = lock
+
+    def close(self) -> None:
+        """Unlock the folder."""
+        if self._lock:
+            self._lock.close()
+            self._lock = None
+
+    def warn(self, what: str) -> None:
+        """Log the only warning about this folder."""
+        if not self._warned:
+            log.warning("cache of the deduplication window in %s: %s", self.path, what)
+        self._warned = True
+
+    def new_path(self) -> Path:
+        """Return the path of a new run."""
+        self._number += 1
+        while (path := self.path / f"{self._number}.run").exists():
+            self._number += 1
+        return path
+
+    def read(self) -> Manifest | None:
+        """Return the manifest; None if there is none. Raises CacheError if it is damaged or of another origin."""
+        return _read(self.path, self.origin)
+
+    def write(self, manifest: Manifest) -> None:
+        """Replace the manifest, then remove the runs that it does not name. Raises OSError."""
+        text = _JSON.dump_json(manifest)
+        new = self.path / f"{MANIFEST}.new"
+        with new.open("wb") as stream:
+            stream.write(b"%08x\n%s" % (zlib.crc32(text), text))
+            stream.flush()
+            reach(Point.CACHE_WRITTEN)
+            os.fsync(stream.fileno())
+        new.replace(self.path / MANIFEST)
+        _sync(self.path)
+        reach(Point.CACHE_REPLACED)
+        self.clear({each.name for each in manifest.runs})
+
+    def clear(self, kept: Iterable[str] = ()) -> None:
+        """Remove all runs but those `kept`; without any, the manifest too."""
+        kept = {*kept}
+        if not kept:
+            (self.path / MANIFEST).unlink(missing_ok=True)
+        for path in self.path.glob("*.run"):
+            if path.name not in kept:
+                path.unlink(missing_ok=True)
+
+    def of_other_workers(self) -> list[tuple[Path, Manifest]]:
+        """Return the newest caches of another number of workers that together have all keys of this share, or none.
+
+        Raises CacheError if one of them is damaged.
+        """
+        parts: dict[int, list[Path]] = {}
+        for path, share, workers in self._others():
+            if share.meets(self.share):
+                parts.setdefault(workers, []).append(path)
+        for workers in sorted(parts, key=lambda each: -max((path / MANIFEST).stat().st_mtime for path in parts[each])):
+            if sum(share_of(i, workers).meets(self.share) for i in range(workers)) == len(parts[workers]):
+                found = [(path, _read(path, self.origin)) for path in parts[workers]]
+                return [(path, manifest) for path, manifest in found if manifest]
+        return []
+
+    def remove_other_workers(self) -> None:
+        """Remove the caches of other numbers of workers that no process uses, if possible."""
+        for path, _, _ in self._others():
+            with suppress(OSError), (path / "lock").open("ab") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                rmtree(path)
+
+    def link(self, folder: Path, name: str) -> Path:
+        """Add a run of another folder, without a copy. Raises OSError."""
+        path = self.new_path()
+        path.hardlink_to(folder / name)
+        return path
+
+    def _others(self) -> Iterator[tuple[Path, Share, int]]:
+        for path in sorted(self._exchange.iterdir()):
+            name = _PART.fullmatch(path.name)
+            if name and path != self.path and int(name[1]) < int(name[2]) and (path / MANIFEST).exists():
+                yield path, share_of(int(name[1]), int(name[2])), int(name[2])
+
+
+def _read(folder: Path, origin: Origin) -> Manifest | None:
+    try:
+        checksum, _, text = (folder / MANIFEST).read_bytes().partition(b"\n")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise CacheError(f"its manifest cannot be read ({error.strerror})") from error
+    try:
+        if int(checksum, 16) != zlib.crc32(text):
+            raise CacheError("its manifest is damaged")
+        manifest = _JSON.validate_json(text)
+    except (ValueError, ValidationError) as error:
+        raise CacheError("its manifest is damaged, or of another version of k2flow") from error
+    if manifest.origin != origin:
+        raise CacheError(f"it is of {_named(manifest.origin)}, not of {_named(origin)}")
+    return manifest
+
+
+def _named(origin: Origin) -> str:
+    return f"exchange {origin.exchange}, key {' and '.join(origin.key)}, format {origin.format}"
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,337 @@
+"""Sorted runs in files: 18 bytes per key of two words on disk, 1.8 in memory.
+
+A file holds records by ascending head: the words of a key and the tag of its hour, little-endian. Memory holds a
+directory of equal cells, and the low byte of each head. So a look-up reads the file for 2 % of the keys that are not in
+it.
+"""
+
+import mmap
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+from threading import Lock
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from k2flow.dedup.keys import Bools, Ints, Share, Words
+from k2flow.dedup.sorted_runs import TAGS, Tags
+from k2flow.errors import CacheError
+from k2flow.failpoints import Point, reach
+
+Records: TypeAlias = npt.NDArray[Any]
+_KEYS_PER_CELL = 5
+_BLOCK = 1 << 18  # records with one checksum, and sorted at once by a merge
+_MAX_PAGES = 64  # read before they are unmapped; the kernel maps up to 16 at once
+_EACH = np.uint64(0x0101010101010101)
+_TOPS = np.uint64(0x8080808080808080)
+_LOW_BYTE = np.uint64(0xFF)
+_MASKS = np.array([(1 << 8 * size) - 1 for size in range(9)], np.uint64)  # the first 0-8 bytes of a word
+
+
+def record_type(words: int) -> np.dtype[Any]:
+    """Return the type of a record of keys of `words` words."""
+    return np.dtype([("head", "<u8"), ("rest", "<u8", (words - 1,)), ("tag", "<u2")])
+
+
+class SpilledRun:
+    """Keys in a file, each with the tag of its hour. Only keys of hours in `live` are found.
+
+    Of the file only the keys of one worker's share are used, whoever wrote it: `counts` has their number by hour,
+    `written` that of all keys. No file has two hours of one tag. The keys of hours in `kept` may become live.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        records: Records,
+        index: "_Index",
+        counts: Mapping[int, int],
+        written: Mapping[int, int],
+        checksums: Sequence[int],
+    ) -> None:
+        """Use `write_run`, `merge_runs` or `open_run`."""
+        self.path, self.counts, self.written, self.checksums = path, counts, written, checksums
+        self.kept: frozenset[int] = frozenset()
+        self.live: frozenset[int] = frozenset()
+        self._records, self._index = records, index
+        self._valid = np.zeros(TAGS, np.bool_)
+        self._pages = 0
+
+    @property
+    def keys(self) -> int:
+        """The number of keys, of live hours or not."""
+        return len(self._records)
+
+    @property
+    def words(self) -> int:
+        """The number of words of a key."""
+        return 1 + int(self._records.dtype["rest"].shape[0])
+
+    @property
+    def live_keys(self) -> int:
+        """The number of keys of live hours."""
+        return sum(self.counts[hour] for hour in self.live)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory."""
+        return self._index.nbytes + self._valid.nbytes
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes of the file that belong to the share."""
+        return self._records.nbytes
+
+    def set_live(self, hours: Iterable[int]) -> None:
+        """Find from now on exactly the keys of those `hours` that are kept."""
+        self.live = frozenset(hours) & self.kept
+        self._valid[:] = False
+        self._valid[[hour % TAGS for hour in self.live]] = True
+
+    def find(self, head: Words, rest: Words) -> Bools:
+        """Return which of m keys are here, in a live hour: (m,). Much faster if head is ascending."""
+        hit = np.zeros(len(head), np.bool_)
+        row, place = self._index.candidates(head)
+        if len(row):
+            same = self._records["head"][place] == head.take(row)
+            row, found = row[same], self._records[place[same]]
+            equal = (found["rest"] == rest.take(row, axis=0)).all(axis=1) & self._valid.take(found["tag"])
+            hit[row[equal]] = True
+            self._pages += len(place)
+            if self._pages > _MAX_PAGES:
+                self.forget_pages()
+        return hit
+
+    def forget_pages(self) -> None:
+        """Unmap what was read of the file: it stays in the kernel's cache, but is no memory of this process."""
+        self._pages = 0
+        _unmap(self._records)
+
+    def parts(self, bounds: Words) -> Iterator[Records]:
+        """Yield the records of kept hours before bounds[0], then those from each bound to the next."""
+        kept = np.zeros(TAGS, np.bool_)
+        kept[[hour % TAGS for hour in self.kept]] = True
+        edges = [0, *_positions(self._records, bounds).tolist(), self.keys]
+        for a, b in pairwise(edges):
+            part = self._records[a:b]
+            yield part[kept.take(part["tag"])]
+
+    def heads(self, step: int) -> Words:
+        """Return the head of every `step`-th record."""
+        return self._records["head"][::step].astype(np.uint64)
+
+
+class _Index:
+    """The directory and the low byte of each head."""
+
+    def __init__(self, share: Share, keys: int) -> None:
+        """Make room for `keys` keys."""
+        self._share = share
+        self._cells = np.zeros(max(1, keys // _KEYS_PER_CELL) + 1, np.uint32)
+        self._bytes = np.zeros(keys + 8, np.uint8)
+        self._words = np.ndarray(keys + 1, "<u8", self._bytes, strides=(1,))  # the 8 bytes from each position on
+        self._lock = Lock()
+
+    @property
+    def nbytes(self) -> int:
+        return self._cells.nbytes + self._bytes.nbytes
+
+    def note(self, at: int, head: Words) -> None:
+        """Note the heads of the records from position `at` on; in any thread."""
+        if len(head):
+            self._bytes[at : at + len(head)] = head & _LOW_BYTE
+            cell = self._share.cells(head, len(self._cells) - 1)
+            counts = np.bincount(cell - cell[0])
+            with self._lock:
+                self._cells[cell[0] + 1 : cell[0] + 1 + len(counts)] += counts.astype(np.uint32)
+
+    def complete(self) -> None:
+        """Sum up the cells, after all heads were noted."""
+        np.cumsum(self._cells, out=self._cells)
+
+    def candidates(self, head: Words) -> tuple[Ints, Ints]:
+        """Return pairs of a row and a position whose low bytes agree."""
+        cell = self._share.cells(head, len(self._cells) - 1)
+        at, end = self._cells.take(cell).astype(np.int64), self._cells.take(cell + 1).astype(np.int64)
+        row, wanted = np.arange(len(head)), (head & _LOW_BYTE) * _EACH
+        rows, places = [], []
+        while (inside := np.flatnonzero(at < end)).size:
+            if len(inside) < len(at):
+                row, at, end, wanted = row.take(inside), at.take(inside), end.take(inside), wanted.take(inside)
+            # Bytes that are zero after the exclusive or get their top bit; the borrow of one may mark the next ones.
+            # Source: H. Warren, Hacker's Delight, 2nd edition, 6-1.
+            tops = self._words[at] ^ wanted
+            tops = (tops - _EACH) & ~tops & _TOPS & _MASKS.take(end - at, mode="clip")
+            some = np.flatnonzero(tops)
+            which, byte = tops.take(some).astype("<u8").view(np.uint8).reshape(-1, 8).nonzero()
+            some = some.take(which)
+            rows.append(row.take(some))
+            places.append(at.take(some) + byte)
+            at = at + 8
+        if not rows:
+            return np.empty(0, np.int64), np.empty(0, np.int64)
+        return np.concatenate(rows), np.concatenate(places)
+
+
+class _Writer:
+    """Writes records, in order, into a new file."""
+
+    def __init__(self, path: Path, words: int, share: Share, keys: int) -> None:
+        """`keys` is at least the number of records."""
+        self._path, self._type = path, record_type(words)
+        self._stream = path.open("wb")
+        self._index = _Index(share, keys)
+        self._counts = np.zeros(TAGS, np.int64)
+        self._checksums, self._in_block, self._keys = [0], 0, 0
+
+    def append(self, records: Records) -> None:
+        a = 0
+        while a < len(records):
+            part = records[a : a + _BLOCK - self._in_block]
+            data = part.tobytes()
+            self._stream.write(data)
+            self._checksums[-1] = zlib.crc32(data, self._checksums[-1])
+            self._in_block += len(part)
+            if self._in_block == _BLOCK:
+                self._checksums.append(0)
+                self._in_block = 0
+            a += len(part)
+        self._index.note(self._keys, records["head"].astype(np.uint64))
+        self._counts += np.bincount(records["tag"], minlength=TAGS)
+        self._keys += len(records)
+
+    def finish(self, hours: Iterable[int]) -> SpilledRun | None:
+        """Force the file to disk. Return it with the keys of these `hours`; None if there are no records."""
+        self._stream.flush()
+        reach(Point.RUN_WRITTEN)
+        os.fsync(self._stream.fileno())
+        self._stream.close()
+        self._index.complete()
+        counts = {hour: int(self._counts[hour % TAGS]) for hour in hours if self._counts[hour % TAGS]}
+        if not counts:
+            self._path.unlink()
+            return None
+        return SpilledRun(self._path, _map(self._path, self._type), self._index, counts, counts, self._checksums)
+
+    def abandon(self) -> None:
+        self._stream.close()
+        self._path.unlink(missing_ok=True)
+
+
+def write_run(
+    path: Path, share: Share, keys: int, chunks: Iterable[tuple[Words, Words, Tags]], words: int, hours: Iterable[int]
+) -> SpilledRun | None:
+    """Write `keys` keys, by ascending head, into a new file. `hours` are theirs. Raises OSError; no file is left then.
+
+    Returns None if there are no keys. No hour of the run is live.
+    """
+    writer = _Writer(path, words, share, keys)
+    try:
+        for head, rest, tags in chunks:
+            records = np.empty(len(head), record_type(words))
+            records["head"], records["rest"], records["tag"] = head, rest, tags
+            writer.append(records)
+        return writer.finish(hours)
+    except BaseException:
+        writer.abandon()
+        raise
+
+
+def merge_runs(path: Path, share: Share, runs: Sequence[SpilledRun]) -> SpilledRun | None:
+    """Write the keys of the kept hours of some runs into a new file. No two of these hours have one tag.
+
+    The hours that are live in a run are live in the new one. None if there are no keys. Holds a block of records in
+    memory. Raises OSError; no file is left then.
+    """
+    hours = sorted(frozenset[int]().union(*(run.kept for run in runs)))
+    writer = _Writer(path, runs[0].words, share, sum(run.keys for run in runs))
+    largest = max(runs, key=lambda run: run.keys)
+    bounds = np.unique(largest.heads(max(1, _BLOCK // len(runs)))[1:])
+    try:
+        for parts in zip(*(run.parts(bounds) for run in runs), strict=True):
+            records = np.concatenate(parts)
+            if len(runs) > 1:
+                records = records.take(np.argsort(records["head"].astype(np.uint64), kind="stable"))
+            writer.append(records)
+            for run in runs:
+                run.forget_pages()
+        merged = writer.finish(hours)
+    except BaseException:
+        writer.abandon()
+        raise
+    if merged:
+        merged.kept = frozenset(merged.counts)
+        merged.set_live(frozenset[int]().union(*(run.live for run in runs)))
+    return merged
+
+
+def open_run(path: Path, words: int, share: Share, checksums: Sequence[int], written: Mapping[int, int]) -> SpilledRun:
+    """Open a file that `write_run` or `merge_runs` wrote; check and index the keys in `share`, on all cores.
+
+    `checksums` and `written` are those of the written run. No hour is live. Raises CacheError if the file is not as it
+    was written, and OSError.
+    """
+    kind = record_type(words)
+    whole = _map(path, kind)
+    if len(whole) != sum(written.values()) or len(checksums) != len(whole) // _BLOCK + 1:
+        raise CacheError(f"{path.name} does not have the size it was written with")
+    first, end = 0, len(whole)
+    if share.first:
+        (first,) = _positions(whole, np.array([share.first << 32], np.uint64)).tolist()
+    if share.end < 1 << 32:
+        (end,) = _positions(whole, np.array([share.end << 32], np.uint64)).tolist()
+    index, found, lock = _Index(share, end - first), np.zeros(TAGS, np.int64), Lock()
+
+    def check(block: int) -> None:
+        start = block * _BLOCK
+        records = np.fromfile(path, kind, _BLOCK, offset=start * kind.itemsize)
+        if zlib.crc32(records.view(np.uint8).data) != checksums[block]:
+            raise CacheError(f"{path.name} has another checksum than it was written with")
+        own = records[max(first - start, 0) : end - start]
+        index.note(max(first, start) - first, own["head"].astype(np.uint64))
+        tags = np.bincount(own["tag"], minlength=TAGS)
+        with lock:
+            np.add(found, tags, out=found)
+
+    with ThreadPoolExecutor(os.cpu_count() or 1, "window") as pool:
+        list(pool.map(check, range(first // _BLOCK, -(-end // _BLOCK))))
+    index.complete()
+    _unmap(whole)
+    own = {hour: int(found[hour % TAGS]) for hour in written if found[hour % TAGS]}
+    return SpilledRun(path, whole[first:end], index, own, written, checksums)
+
+
+def _map(path: Path, kind: np.dtype[Any]) -> Records:
+    with path.open("rb") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if not size:
+            return np.empty(0, kind)
+        if size % kind.itemsize:
+            raise CacheError(f"{path.name} ends within a record")
+        return np.frombuffer(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ), kind)
+
+
+def _unmap(records: Records) -> None:
+    base: object = records
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if isinstance(base, memoryview):
+        base = base.obj
+    if isinstance(base, mmap.mmap):
+        base.madvise(mmap.MADV_DONTNEED)
+
+
+def _positions(records: Records, bounds: Words) -> Ints:
+    """Return the position of the first record whose head is at least each bound."""
+    low, high = np.zeros(len(bounds), np.int64), np.full(len(bounds), len(records))
+    while (open_ := np.flatnonzero(low < high)).size:
+        middle = (low[open_] + high[open_]) >> 1
+        less = records["head"][middle] < bounds[open_]
+        low[open_] = np.where(less, middle + 1, low[open_])
+        high[open_] = np.where(less, high[open_], middle)
+    return low

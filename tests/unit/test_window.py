@@ -1,0 +1,225 @@
+"""The window's files: runs on disk, and the cache folder with everything that can be wrong with it."""
+
+import logging
+import resource
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from k2flow.dedup import spilled
+from k2flow.dedup.cache import MANIFEST, CacheFolder, Origin
+from k2flow.dedup.keys import Share, share_of
+from k2flow.dedup.sorted_runs import TAGS
+from k2flow.dedup.spilled import SpilledRun, merge_runs, open_run, write_run
+from k2flow.errors import CacheError
+from tests.property.test_window import ORIGIN, START, File, Flow
+
+WHOLE = share_of(0, 1)
+Key = tuple[int, int, int]  # head, rest, hour
+
+
+def write(path: Path, keys: Iterable[Key], share: Share = WHOLE) -> SpilledRun:
+    ordered = sorted(keys)
+    head = np.array([key[0] for key in ordered], np.uint64)
+    rest = np.array([[key[1]] for key in ordered], np.uint64)
+    tags = np.array([key[2] % TAGS for key in ordered], np.uint16)
+    chunks = ((head[a : a + 5], rest[a : a + 5], tags[a : a + 5]) for a in range(0, len(head), 5))
+    run = write_run(path, share, len(head), chunks, 2, {key[2] for key in ordered})
+    assert run
+    run.kept = frozenset(run.counts)
+    run.set_live(run.kept)
+    return run
+
+
+def found(run: SpilledRun, keys: Iterable[Key]) -> list[bool]:
+    pairs = list(keys)
+    head, rest = (np.array([key[i] for key in pairs], np.uint64) for i in range(2))
+    return run.find(head, rest.reshape(-1, 1)).tolist()
+
+
+def random_keys(rng: np.random.Generator, count: int, spread: int, hours: int = 3) -> list[Key]:
+    heads = rng.integers(0, spread, count, np.uint64) * np.uint64(((1 << 64) - 1) // spread)
+    return [(head, int(rng.integers(4)), 500_000 + int(rng.integers(hours))) for head in heads.tolist()]
+
+
+class TestRuns:
+    @pytest.mark.parametrize("spread", [3, 1 << 10, 1 << 40])
+    def test_keys_of_live_hours_are_found(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spread: int) -> None:
+        monkeypatch.setattr(spilled, "_BLOCK", 64)
+        rng = np.random.default_rng(spread)
+        runs, held = [], list[Key]()
+        for number in range(4):
+            keys = random_keys(rng, 300, spread)
+            run = write(tmp_path / f"{number}", keys)
+            live = {500_000 + number % 3, 500_001}
+            run.set_live(live)
+            known = {key[:2] for key in keys if key[2] in live}
+            asked = [*keys, *random_keys(rng, 300, spread)]
+            assert found(run, asked) == [key[:2] in known for key in asked]
+            run.kept = frozenset(live)
+            runs.append(run)
+            held += [key for key in keys if key[2] in live]
+        merged = merge_runs(tmp_path / "merged", WHOLE, runs)
+        assert merged
+        assert (merged.keys, merged.live_keys, merged.disk_bytes) == (len(held), len(held), 18 * len(held))
+        known = {key[:2] for key in held}
+        asked = [*held, *random_keys(rng, 500, spread)]
+        assert found(merged, asked) == [key[:2] in known for key in asked]
+        for workers in (1, 2, 3, 5):
+            for worker in range(workers):
+                share = share_of(worker, workers)
+                part = open_run(merged.path, 2, share, merged.checksums, merged.written)
+                assert not any(found(part, [key for key in held if share.first <= key[0] >> 32 < share.end]))
+                part.kept = frozenset(part.counts)
+                part.set_live(part.kept)
+                own = [key for key in asked if share.first <= key[0] >> 32 < share.end]
+                assert found(part, own) == [key[:2] in known for key in own]
+
+    def test_memory_and_disk_per_key(self, tmp_path: Path) -> None:
+        rng = np.random.default_rng(1)
+        run = write(tmp_path / "run", random_keys(rng, 100_000, 1 << 50))
+        assert run.nbytes - TAGS < 1.9 * 100_000
+        assert run.path.stat().st_size == 18 * 100_000
+
+    @pytest.mark.parametrize("damage", ["cut", "longer", "flipped", "empty", "gone"])
+    def test_damaged_file_is_noticed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
+        monkeypatch.setattr(spilled, "_BLOCK", 64)
+        run = write(tmp_path / "run", random_keys(np.random.default_rng(2), 500, 1 << 40))
+        data = bytearray(run.path.read_bytes())
+        for bit in range(0, 8 * len(data), 1001) if damage == "flipped" else [0]:
+            changed = bytearray(data)
+            changed[bit >> 3] ^= 1 << (bit & 7)
+            new = {"cut": data[:-18], "longer": data + data[:18], "flipped": changed, "empty": b"", "gone": b""}[damage]
+            run.path.unlink(missing_ok=True)
+            if damage != "gone":
+                run.path.write_bytes(new)
+            with pytest.raises((CacheError, FileNotFoundError)):
+                open_run(run.path, 2, WHOLE, run.checksums, run.written)
+
+
+@pytest.fixture
+def flow(tmp_path: Path) -> Iterator[Flow]:
+    """A flow that has spilled, and has more ids in memory."""
+    flow = Flow(tmp_path / "cache", 1)
+    for batch in range(5):
+        flow.accept([(f"{batch}-{i}", START - i % 3) for i in range(20)], [START])
+        flow.commit()
+    assert flow.spilled() >= 80
+    yield flow
+    for disk in flow.disks:
+        disk.close()
+
+
+def restarted(flow: Flow) -> list[str]:
+    """Start the flow, check that it knows every id, and return the hours' files that it read."""
+    flow.start()
+    read: list[str] = []
+    gold = flow.disks[0]._gold
+    of = gold._of  # type: ignore[attr-defined]
+
+    def spy(hour: int, after: int) -> list[File]:
+        files: list[File] = of(hour, after)
+        read.extend(file.path for file in files)
+        return files
+
+    gold._of = spy  # type: ignore[attr-defined]
+    new = (f"new {len(flow.table.rows())}", START)
+    flow.accept([*flow.table.rows(), new], [START])
+    assert flow.accepted == [new]
+    return read
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+class TestCache:
+    def test_start_reads_only_what_is_new(self, flow: Flow, caplog: pytest.LogCaptureFixture) -> None:
+        assert restarted(flow) == []
+        flow.commit()
+        flow.accept([("newer", START), ("newest", START - 1)], [START])
+        flow.commit()
+        assert len(restarted(flow)) == 3  # files of the last two commits
+        assert not warnings(caplog)
+
+    def test_second_copy_works_without_the_cache(self, flow: Flow, caplog: pytest.LogCaptureFixture) -> None:
+        other = Flow(flow.cache, 2)
+        other.table = flow.table
+        assert len(restarted(other)) > 3
+        (warning,) = warnings(caplog)
+        assert warning.endswith("another process uses it: the ids of the window stay in memory")
+        assert other.spilled() == 0
+        flow.accept([(f"last {i}", START) for i in range(20)], [START])
+        flow.commit()
+        assert flow.spilled() >= 120
+
+    def test_folder_that_cannot_be_made(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        (tmp_path / "cache").write_text("a file")
+        flow = Flow(tmp_path / "cache", 1)
+        for batch in range(5):
+            flow.accept([(f"{batch}-{i}", START) for i in range(20)], [START])
+            flow.commit()
+        (warning,) = warnings(caplog)
+        assert "it cannot be written (Not a directory): the ids of the window stay in memory" in warning
+        assert (flow.spilled(), flow.seen[0].ids) == (0, 100)
+
+    def test_full_disk(self, flow: Flow, caplog: pytest.LogCaptureFixture) -> None:
+        """A limit for the size of files stands for the end of the disk."""
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200, hard))
+        try:
+            for batch in range(5, 9):
+                flow.accept([(f"{batch}-{i}", START - i % 3) for i in range(20)], [START])
+                flow.commit()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        (warning,) = warnings(caplog)
+        assert "it cannot be written (File too large): new ids stay in memory until a restart" in warning
+        assert flow.seen[0].ids == 180
+        flow.accept(flow.table.rows(), [START])
+        assert not flow.accepted
+        assert 0 < len(restarted(flow)) <= 12
+
+    @pytest.mark.parametrize(
+        ("origin", "text"),
+        [
+            (replace(ORIGIN, exchange="OTHER"), "it is of exchange TEST"),
+            (replace(ORIGIN, key=("symbol", "trade_id")), "key message_id, format"),
+            (replace(ORIGIN, format="0-big"), "not of exchange TEST, key message_id, format 0-big"),
+        ],
+    )
+    def test_cache_of_another_origin(self, flow: Flow, origin: Origin, text: str) -> None:
+        own = flow.disks[0]._folder.path
+        folder = CacheFolder(flow.cache, origin, 0, 1)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        if folder.path != own:
+            (folder.path / MANIFEST).write_bytes((own / MANIFEST).read_bytes())
+        with pytest.raises(CacheError, match=text):
+            folder.read()
+
+    def test_cache_of_another_table(self, flow: Flow, caplog: pytest.LogCaptureFixture) -> None:
+        flow.table.snapshots = [(number, -1) for number, _ in flow.table.snapshots]
+        assert len(restarted(flow)) > 3
+        (warning,) = warnings(caplog)
+        assert (
+            "it is of another table, or of a state that Gold no longer has: the ids of the window are read" in warning
+        )
+        flow.commit()
+        assert flow.spilled() == 100
+
+    def test_another_number_of_workers_uses_it(self, flow: Flow, caplog: pytest.LogCaptureFixture) -> None:
+        for workers in (3, 2, 5, 1):
+            flow.workers = workers
+            flow.start()
+            flow.accept(flow.table.rows(), [START])
+            assert not flow.accepted
+            assert flow.spilled() > 60
+            flow.accept([(f"{workers}-{i}-new", START) for i in range(40)], [START])
+            flow.commit()
+            flow.start()
+            flow.accept(flow.table.rows(), [START])
+            assert not flow.accepted
+        assert not warnings(caplog)
