@@ -160,6 +160,8 @@ def test_incomplete_audit_has_exit_code_2(new_lake: NewLake, tmp_path: Path) -> 
         done = lake.command("audit", "binance", **{name: value})
         assert done.returncode == 2, done.stdout + done.stderr
         assert text in done.stderr
+    done = lake.command("audit", "binance", "--full", "--since", "2026-01-01")
+    assert (done.returncode, "exclude each other" in done.stderr) == (2, True)
     lake.catalog().drop_table(("market_data", "dlq_binance_trades"))
     done = lake.command("audit", "binance")
     assert done.returncode == 2
@@ -276,7 +278,9 @@ def test_repeated_audit_serves_its_verdict(new_lake: NewLake) -> None:
         assert repeated.stderr is not None
         log = iter(repeated.stderr.readline, "")
         assert any("audit verdict: holds" in each for each in log)
+        assert any("audit verdict: holds" in each and "incremental audit" in each for each in log)
         assert "k2flow_audit_verdict 0.0" in scraped(port)
+        assert re.search(r"k2flow_audit_full_timestamp_seconds 1\.\d+e\+09", scraped(port))
         lake.table("silver").delete("side = 'BUY'")
         assert any("audit verdict: broken" in each for each in log)
         assert "k2flow_audit_verdict 1.0" in scraped(port)
