@@ -78,8 +78,9 @@ def age(
                 in_child(write_old, home, tables[name])
             typer.echo(f"{name}: {tables[name]:,} old hours in {watch.wall:.0f} s", err=True)
             run([sys.executable, "-m", "k2flow", "maintain"], environment)
-            for seconds in in_child(write_day, home, files, rows, commits):
-                found[name].add("commit", seconds)
+            for wall, cpu in in_child(write_day, home, files, rows, commits):
+                found[name].add("commit, wall", wall)
+                found[name].add("commit, CPU", cpu)
         for _ in range(runs):
             for name, home in homes.items():
                 measure(found[name], home, environment_of(home, kafka))
@@ -156,8 +157,11 @@ def _bytes(value: int, width: int) -> bytes:
     return value.to_bytes(width, "little", signed=True)
 
 
-def write_day(home: Path, files: int, rows: int, commits: int) -> list[float]:
-    """Write the last day in small files, COMMIT_FILES a commit. Return the seconds of further commits of one file."""
+def write_day(home: Path, files: int, rows: int, commits: int) -> list[tuple[float, float]]:
+    """Write the last day in small files, COMMIT_FILES a commit.
+
+    Return the seconds and CPU seconds of further commits, of one file each.
+    """
     lake = LakeWriter(home)
     committer, first = lake.committers[GOLD_TABLE], last_hour() - DAY_HOURS + 1
     content = [gold_of_hour(lake, rows, first + hour) for hour in range(DAY_HOURS)]
@@ -169,7 +173,7 @@ def write_day(home: Path, files: int, rows: int, commits: int) -> list[float]:
         held = sum(file.record_count for file in waiting)
         with Stopwatch() as watch:
             committer.commit(waiting, [OffsetRange(0, offset, offset + held, held)])
-        took += [watch.wall] if i >= files else []
+        took += [(watch.wall, watch.cpu)] if i >= files else []
         offset, waiting = offset + held, []
     return took
 
