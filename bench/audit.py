@@ -77,7 +77,7 @@ class _Bench:
 
     def compare(self, small: Path, large: Path) -> tuple[Usage, Usage]:
         """Return the median of full audits of `small`, and of incremental ones of `large`, measured in turn."""
-        proofs, kept = large / "audit", self._folder / "kept"
+        proofs, kept = large / "cache" / "audit", self._folder / "kept"
         shutil.copytree(proofs, kept)
         alone, incremental = [], []
         for _ in range(TIMES):

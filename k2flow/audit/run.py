@@ -86,7 +86,7 @@ def audit(
         report.reading = Reading.SINCE
         run.read(report, since=since)
     else:
-        folder = settings.home / FOLDER / "+".join(each.exchange.name for each in pinned)
+        folder = settings.cache / FOLDER / "+".join(each.exchange.name for each in pinned)
         with open_proofs(folder) as store:
             report = run.incremental(report, store, sample, seed, full)
     report.seconds = round(time.monotonic() - began, 3)

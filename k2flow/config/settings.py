@@ -84,7 +84,7 @@ class Settings(BaseSettings):
     home: Path = Path(".k2flow")
     """Folder for all files of k2flow on this machine: the local Kafka and the default catalog."""
     cache_dir: Path | None = None
-    """Folder of files that may be lost at any time: older ids of the deduplication window. Default: `cache` in home."""
+    """Folder of files that may be lost: older ids of the window, what audits have proven. Default: `cache` in home."""
     window_memory_ids: int = Field(default=4_000_000, ge=1)
     """Ids of a worker's deduplication window in memory, about; older ones are in K2FLOW_CACHE_DIR."""
     secrets_dir: Path | None = None

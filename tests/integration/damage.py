@@ -26,7 +26,7 @@ PROVEN = 60
 @contextmanager
 def restored(lake: Lake) -> Iterator[None]:
     """Restore every table at the end, and the proof: the metadata files that the catalog pointed to still exist."""
-    proofs, kept = lake.home / "audit", lake.home / "kept"
+    proofs, kept = lake.home / "cache" / "audit", lake.home / "kept"
     if proofs.exists():
         shutil.copytree(proofs, kept)
     with sqlite3.connect(lake.home / "catalog.db", timeout=60) as catalog:

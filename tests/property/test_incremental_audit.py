@@ -85,7 +85,7 @@ def _in_order(rows: pa.Table, layer: Layer) -> pa.Table:
 
 
 def proofs(lake: AuditedLake) -> Path:
-    return lake.folder / "audit"
+    return lake.folder / "cache" / "audit"
 
 
 @contextmanager
