@@ -1,1 +1,1 @@
-"""k2flow beside its peers: Flink and Kafka Connect, each with Iceberg's own sink."""
+"""k2flow beside Flink with Iceberg's own sink."""

@@ -11,7 +11,6 @@ import typer
 from matplotlib.axes import Axes
 
 from bench.measure import Usage
-from bench.peers.connect import Connect, TunedConnect
 from bench.peers.flink import Flink
 from bench.peers.flow import Flow
 from bench.peers.lake import Difference
@@ -27,7 +26,7 @@ from tests.surroundings.apicurio import Apicurio
 
 EXCHANGE = "binance"
 DECODABLE = "decodable"
-PEERS = ("k2flow", "flink", "connect", "connect-tuned")
+PEERS = ("k2flow", "flink")
 
 
 @dataclass(frozen=True)
@@ -49,9 +48,9 @@ def peers(
     messages: Annotated[int, typer.Option(help="Messages, 2 % of them bad, 3 % duplicates.")] = 1_000_000,
     only: Annotated[list[str] | None, typer.Option(help=f"Only this one, repeatable: {', '.join(PEERS)}.")] = None,
 ) -> None:
-    """Write the same messages into Iceberg tables by k2flow, Flink and Kafka Connect, in turn; kill each one once.
+    """Write the same messages into Iceberg tables by k2flow and by Flink, in turn; kill each one once.
 
-    The first run downloads 600 MB. Each peer has a warm JVM, and commits every 10 s.
+    The first run downloads 600 MB. The JVM is warm. Both commit every 10 s.
     """
     unknown = {*(only or ())} - {*PEERS}
     if unknown:
@@ -68,12 +67,9 @@ def peers(
                 count=messages, bad=0.02, duplicates=0.03, seed=1, start=datetime.now(UTC), schema_id=schema_id
             )
             every, decodable = produce_topics(exchange, kafka.bootstrap, names, options)
-            native = registry.url.replace("ccompat/v7", "registry/v2")
             made = {
                 "k2flow": lambda: Flow(every, folder, exchange),
                 "flink": lambda: Flink(decodable, folder, exchange, registry.url),
-                "connect": lambda: Connect(decodable, folder, exchange, native),
-                "connect-tuned": lambda: TunedConnect(decodable, folder, exchange, native),
             }
             results = [_measure(make()) for each, make in made.items() if not only or each in only]
     _report(messages, results)

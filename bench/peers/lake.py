@@ -53,12 +53,6 @@ def load(warehouse: Path, name: str) -> Table:
     return StaticTable.from_metadata(str(next(folder.glob(f"v{version}.*json"))))
 
 
-def rows_in(warehouse: Path, name: str) -> int:
-    """Return the number of rows, as the newest snapshot says."""
-    snapshot = load(warehouse, name).current_snapshot()
-    return int((snapshot.summary or {}).get("total-records", "0")) if snapshot else 0
-
-
 def wait_for_first_commit(lake: Path, seconds: float) -> None:
     """Return as soon as the first manifest of any table under `lake` appears: a commit is under way."""
     deadline = time.monotonic() + seconds

@@ -27,8 +27,6 @@ class Topic:
     name: str
     bootstrap: str
     keys: Mapping[str, pa.ChunkedArray]
-    readable: pa.ChunkedArray
-    """The ids of all records that Avro can decode, valid or not."""
 
     @property
     def messages(self) -> int:
@@ -76,7 +74,7 @@ def produce_topics(exchange: Exchange, bootstrap: str, topics: tuple[str, str], 
         _Filling(Sender({"bootstrap.servers": bootstrap}, name), np.zeros(PARTITIONS, np.int64), [], [])
         for name in topics
     )
-    valid, readable = [], []
+    valid = []
     for messages in stream.chunks():
         batch = _batch(messages)
         decoded = decoder.decode(batch)
@@ -87,7 +85,6 @@ def produce_topics(exchange: Exchange, bootstrap: str, topics: tuple[str, str], 
         every.send(messages, is_dead)
         decodable.send(_only(messages, is_readable), is_dead[is_readable])
         valid.append(decoded.trades.rows.column("message_id"))
-        readable.append(ids.drop_null())
     counts, trades = stream.counts, pa.chunked_array(valid)
     if len(trades) != counts.originals + counts.duplicates_exact + counts.duplicates_shifted:
         raise RuntimeError(f"the decoder found {len(trades)} valid trades, the producer sent {counts}")
@@ -103,7 +100,6 @@ def produce_topics(exchange: Exchange, bootstrap: str, topics: tuple[str, str], 
                 DLQ.name: pa.chunked_array(filling.dead),
                 GOLD.name: pa.chunked_array([trades.unique()]),
             },
-            pa.chunked_array(readable),
         )
         for name, filling in zip(topics, (every, decodable), strict=True)
     ]

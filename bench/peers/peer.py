@@ -42,10 +42,6 @@ class Peer(ABC):
     def survive_kill(self, lake: Path) -> None:
         """Write the whole topic, with a kill at the first commit and a restart."""
 
-    def expected(self, layer: str) -> pa.ChunkedArray:
-        """Return the keys of all rows that a layer should have."""
-        return self.topic.keys[layer]
-
     def keys(self, lake: Path, table: str) -> pa.ChunkedArray:
         """Return the key of each row of a table."""
         return keys_of(load(lake, table))
@@ -53,7 +49,7 @@ class Peer(ABC):
     def verdict(self, lake: Path) -> tuple[dict[str, int], Difference]:
         """Return the rows of each layer, and how all of them together differ from the messages."""
         found = {layer: self.keys(lake, table) for layer, table in self.tables().items()}
-        differences = [difference(keys, self.expected(layer)) for layer, keys in found.items()]
+        differences = [difference(keys, self.topic.keys[layer]) for layer, keys in found.items()]
         return {layer: len(keys) for layer, keys in found.items()}, sum(differences, Difference(0, 0))
 
 
