@@ -4,11 +4,11 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
 
 import duckdb
 import numpy as np
 
-from k2flow import __version__
 from k2flow.audit.context import AuditContext
 from k2flow.audit.coverage import compares_rows
 from k2flow.audit.gold_changes import newest_hours, window_hours
@@ -42,7 +42,7 @@ def made_for(settings: Settings, pinned: Sequence[PinnedTables]) -> str:
         )
         for each in pinned
     ]
-    parts = [FORMAT, __version__, duckdb.__version__, settings.schema_ids, exchanges, identity(pinned)]
+    parts = [FORMAT, version("k2flow"), duckdb.__version__, settings.schema_ids, exchanges, identity(pinned)]
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
 

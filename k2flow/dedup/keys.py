@@ -11,7 +11,7 @@ Encoding is lossless. An id has one of five forms, and its form and 64-bit words
 
 A key is (head, rest). `rest` holds all words but the first. `head` is the first word, scrambled by a bijection that
 `rest` selects. So no information is lost, and `head` alone is uniform over 64 bits for any set of ids. The high half of
-`head` says which worker owns the key. So the keys of one worker are adjacent in any sorted run, whoever wrote it.
+`head` says which worker owns the key. So the keys of one worker are adjacent in any sorted run, of any writer.
 """
 
 from collections.abc import Iterator

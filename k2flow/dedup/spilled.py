@@ -41,7 +41,7 @@ def record_type(words: int) -> np.dtype[Any]:
 class SpilledRun:
     """Keys in a file, each with the tag of its hour. Only keys of hours in `live` are found.
 
-    Of the file only the keys of one worker's share are used, whoever wrote it: `counts` has their number by hour,
+    Of the file only the keys of one worker's share are used, of any writer: `counts` has their number by hour,
     `written` that of all keys. No file has two hours of one tag. The keys of hours in `kept` may become live.
     """
 
@@ -164,7 +164,7 @@ class _Index:
             if len(inside) < len(at):
                 row, at, end, wanted = row.take(inside), at.take(inside), end.take(inside), wanted.take(inside)
             # Bytes that are zero after the exclusive or get their top bit; the borrow of one may mark the next ones.
-            # Source: H. Warren, Hacker's Delight, 2nd edition, 6-1.
+            # Source: H. Warren, Hacker's Delight, second edition, 6-1.
             tops = self._words[at] ^ wanted
             tops = (tops - _EACH) & ~tops & _TOPS & _MASKS.take(end - at, mode="clip")
             some = np.flatnonzero(tops)
@@ -218,7 +218,7 @@ class _Writer:
             return None
         return SpilledRun(self._path, _map(self._path, self._type), self._index, counts, counts, self._checksums)
 
-    def abandon(self) -> None:
+    def discard(self) -> None:
         self._stream.close()
         self._path.unlink(missing_ok=True)
 
@@ -238,7 +238,7 @@ def write_run(
             writer.append(records)
         return writer.finish(hours)
     except BaseException:
-        writer.abandon()
+        writer.discard()
         raise
 
 
@@ -262,7 +262,7 @@ def merge_runs(path: Path, share: Share, runs: Sequence[SpilledRun]) -> SpilledR
                 run.forget_pages()
         merged = writer.finish(hours)
     except BaseException:
-        writer.abandon()
+        writer.discard()
         raise
     if merged:
         merged.kept = frozenset(merged.counts)

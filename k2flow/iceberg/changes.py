@@ -5,8 +5,8 @@ brought its rows, and the file sequence number that of the commit that wrote the
 data sequence number of the files that it replaces, see `RewriteFiles`. So the files above a number hold all that is new
 since then, whatever maintenance did and however many snapshots have expired.
 
-A compacted file above the number may also hold rows from before it. So its partition counts as replaced: whoever sums
-up rows must read the partition again. A commit of k2flow that removes rows lists their partitions in a table property.
+A compacted file above the number may also hold rows from before it. So its partition counts as replaced: a sum of
+rows must read it again. A commit of k2flow that removes rows lists their partitions in a table property.
 Other removals show in the number of rows: then the table must be read whole.
 """
 

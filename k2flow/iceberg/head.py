@@ -74,8 +74,8 @@ def newest_copy(metadata: TableMetadata, exchange: str) -> HeadCopy:
 def _is_first(metadata: TableMetadata, snapshot: Snapshot) -> bool:
     """Return whether a history begins with this snapshot, and not because the ones before it have expired.
 
-    PyIceberg removes the parent of a snapshot when it expires the parent. A table that another program replaced begins
-    anew, and still has snapshots of before.
+    PyIceberg removes the parent of a snapshot when it expires the parent. A table that another program replaced has
+    such a beginning too, and still the snapshots of before.
     """
     number = snapshot.sequence_number or 0
     earlier = any((each.sequence_number or 0) < number for each in metadata.snapshots)

@@ -129,7 +129,7 @@ class Flow:
             self.seen.append(SeenIds(disk.load, gold.newest, WINDOW, worker, self.workers, disk))
 
     def commit(self, between: str = "") -> None:
-        """Commit, and tell the workers. `between`: what another program does before they know."""
+        """Commit, and let the workers know. `between`: what another program does before they know."""
         written: list[list[tuple[int, str]]] = [[] for _ in self.seen]
         if self.accepted:
             number = self.table.next()
