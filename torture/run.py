@@ -280,7 +280,7 @@ class Torture:
 
     def _audit(self) -> bool:
         """Return whether `k2flow audit` finds that all invariants hold."""
-        command = [sys.executable, "-m", "k2flow", "audit", "--json"]
+        command = [sys.executable, "-m", "k2flow", "audit", "--full", "--json"]
         result = subprocess.run(command, check=False, capture_output=True, text=True)
         console.print(f"k2flow audit: exit code {result.returncode}")
         if result.returncode:

@@ -182,7 +182,11 @@ def run(folder: Path, rate: int, steady_seconds: float, faults: Sequence[Fault],
                 fault.strike(stack, engine)
                 note(fault.name, stack.await_recovery())
                 stack.start_trades()
-            report.shown = [stack.compose("ps", "--all"), stack.k2flow("query", CANDLES), stack.k2flow("audit")]
+            report.shown = [
+                stack.compose("ps", "--all"),
+                stack.k2flow("query", CANDLES),
+                stack.k2flow("audit", "--full"),
+            ]
             report.alerts = [f"{each['labels']['alertname']}: {each['state']}" for each in stack.alerts()]
         finally:
             stack.close()
