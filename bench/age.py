@@ -25,7 +25,6 @@ from bench.report import BenchResult, report
 from k2flow.exchange import find_exchange
 from k2flow.iceberg.catalog import load_table
 from k2flow.iceberg.ledger import OffsetRange
-from k2flow.iceberg.manifests import with_useful_bounds
 from k2flow.layers import GOLD_TABLE, HOUR_US
 from k2flow.sandbox.kafka.local import LocalKafka, free_port
 
@@ -150,7 +149,7 @@ def old_file(table: Table, written: DataFile, hour: int) -> DataFile:
         file_path=path, partition=partition, **bounds, **{name: getattr(written, name) for name in kept}
     )
     file.spec_id = written.spec_id
-    return with_useful_bounds(file, schema)
+    return file
 
 
 def _bytes(value: int, width: int) -> bytes:

@@ -61,7 +61,8 @@ class Broker:
         with self._lock:
             count = len(self.partitions(topic))
             if count < MOST_PARTITIONS:
-                self._admin().create_partitions([NewPartitions(topic, count + 1)])[topic].result(60)
+                admin = self._admin()  # kept until the answer: it ends with its last reference
+                admin.create_partitions([NewPartitions(topic, count + 1)])[topic].result(60)
 
     def keep_copy(self) -> None:
         """Keep a copy of the disk as it is now, for `older_disk`."""

@@ -29,14 +29,14 @@ from k2flow.iceberg.changes import Partition, note_replaced
 from k2flow.iceberg.commit import EmptyTransaction, staged_branch
 from k2flow.iceberg.deletes import applied_deletes, deletes_text
 from k2flow.iceberg.head import carried_copies
-from k2flow.iceberg.manifests import days_of, has_live_files, partition_values, with_useful_bounds
+from k2flow.iceberg.manifests import days_of, has_live_files, partition_values
 from k2flow.iceberg.retry import Changes, commit_once, retry_conflicts
 from k2flow.iceberg.snapshots import SnapshotExpiration, readers_tag
 
 log = logging.getLogger(__name__)
 ATTEMPTS = 8
-MANIFEST_ENTRIES = 2_000  # entries of a manifest that maintenance writes: about 0.5 MB, which no flow merges again
-MERGE_BYTES = 1 << 18  # smaller manifests are merged with the others of the commit
+MANIFEST_ENTRIES = 2_000  # entries of a manifest that maintenance writes: 1 to 2 MB, which no flow merges again
+MERGE_BYTES = 1 << 19  # smaller manifests are merged with the others of the commit
 
 
 class ManifestChanges(NamedTuple):
@@ -51,7 +51,7 @@ class RewriteFiles(SnapshotProducer["RewriteFiles"]):
     """A snapshot without the files `removed` (by path) and with the files `added`.
 
     It rewrites the manifests that name a removed file, and all small ones, ordered by partition. So readers of an hour
-    find its files in few manifests. Of the statistics only the useful bounds stay, see `with_useful_bounds`.
+    find its files in few manifests.
 
     A replace changes no row. So an added file keeps the greatest data sequence number of the removed files of its
     partition, as Spark's `use-starting-sequence-number` does: see k2flow.iceberg.changes.
@@ -155,13 +155,12 @@ class RewriteFiles(SnapshotProducer["RewriteFiles"]):
         return [writer.to_manifest_file()]
 
     def _with_status(self, entry: ManifestEntry, status: ManifestEntryStatus) -> ManifestEntry:
-        schema = self._transaction.table_metadata.schema()
         return ManifestEntry.from_args(
             status=status,
             snapshot_id=self._snapshot_id if status == ManifestEntryStatus.DELETED else entry.snapshot_id,
             sequence_number=entry.sequence_number,
             file_sequence_number=entry.file_sequence_number,
-            data_file=with_useful_bounds(entry.data_file, schema),
+            data_file=entry.data_file,
         )
 
     def _build_delete_files_partition_predicate(self) -> None:

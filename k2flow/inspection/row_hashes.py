@@ -49,6 +49,7 @@ class RowHashStore:
                 "threads": THREADS,
                 "temp_directory": str(folder / "spilled"),
                 "preserve_insertion_order": False,
+                "enable_progress_bar": False,  # DuckDB prints it to standard output if it takes Python for interactive
             },
         )
         self.run("SET TimeZone = 'UTC'")

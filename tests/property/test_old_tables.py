@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from pyiceberg.catalog import Catalog
 from pyiceberg.table import Table
-from pyiceberg.table.snapshots import Operation
 
 import k2flow.iceberg.commit
 import k2flow.iceberg.rewrite
@@ -22,7 +21,7 @@ from k2flow.config.settings import load_settings
 from k2flow.exchange import exchange_names, find_exchange
 from k2flow.iceberg.catalog import load_table
 from k2flow.iceberg.manifests import data_manifests, days_of
-from k2flow.iceberg.rewrite import rewrite_files, set_property
+from k2flow.iceberg.rewrite import set_property
 from k2flow.layers import GOLD_TABLE, HOUR_US
 from k2flow.maintain import compacted
 from k2flow.maintain.actions import Timing, due_actions
@@ -144,29 +143,6 @@ def test_all_manifests_are_read_if_the_property_is_of_no_use(
     run(gold, now, full=False)
     assert table_of(catalog).properties[compacted.KEY] != "{"
     assert recent() == 0
-
-
-def test_rewritten_manifests_keep_the_bounds_that_rule_out_files(
-    catalog: Catalog, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Those of times and of the exchange; and the deduplication still knows whose a file is without reading it."""
-    gold, now = Gold(catalog), this_hour()
-    gold.add("binance", np.full(5, now - DAY))
-    gold.add("kraken", np.full(5, now - DAY + 1))
-    monkeypatch.setattr(k2flow.iceberg.rewrite, "MERGE_BYTES", 1 << 18)
-    assert rewrite_files(catalog, GOLD_TABLE, Operation.REPLACE, (), (), 0)
-    table = table_of(catalog)
-    column = {field.name: field.field_id for field in table.schema().fields}
-    entries = [entry for each in data_manifests(table) for entry in each.fetch_manifest_entry(table.io)]
-    assert len(entries) == 2
-    for entry in entries:
-        lower, upper = entry.data_file.lower_bounds, entry.data_file.upper_bounds
-        assert lower.keys() == upper.keys() >= {column["timestamp"], column["exchange"]}
-        assert column["message_id"] not in lower
-        assert (entry.data_file.value_counts, entry.data_file.column_sizes) == (None, None)
-        assert entry.data_file.record_count == 5
-        Path(path_of(entry.data_file.file_path)).unlink()
-    assert gold.ids("binance").newest_hours([now]) == [now - DAY]
 
 
 def test_repeated_maintenance_lists_the_storage_rarely(catalog: Catalog) -> None:

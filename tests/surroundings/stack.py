@@ -39,6 +39,7 @@ DISK_BYTES = 768 * 2**20
 UP_SECONDS = 600.0
 RECOVERY_SECONDS = 300.0
 POLL_SECONDS = 0.5
+ONE_PROCESS_RATE = 500  # messages a second below which one process serves Binance: three would poll each other
 SAMPLE_SECONDS = 2.0
 FIRST_VERSION = compose()["services"]["binance"]["image"].rpartition(":")[2]
 NEXT_VERSION = f"{FIRST_VERSION}.next"
@@ -292,6 +293,8 @@ class Stack:
             rate = max(1, self._rate * share // 21)
             command = f"k2flow produce {name.removeprefix('demo-')} --rate {rate} --count {rate * 3600}"
             services[name].append(f"command: {command} --bad 0.01 --duplicates 0.02")
+        if self._rate < ONE_PROCESS_RATE:
+            services["binance"].append("environment: {K2FLOW_BINANCE_PROCESSES: '1'}")
         for name, seconds in self._clocks.items():
             environment = clock.shifted(seconds)
             services[name].append(f"environment: {json.dumps(environment)}")

@@ -170,7 +170,13 @@ class Sender:
 
 
 def _is_retryable(error: BaseException) -> bool:
-    codes = (BrokerError.LEADER_NOT_AVAILABLE, BrokerError.NOT_LEADER_FOR_PARTITION, BrokerError.UNKNOWN_TOPIC_OR_PART)
+    codes = (
+        BrokerError.LEADER_NOT_AVAILABLE,
+        BrokerError.NOT_LEADER_FOR_PARTITION,
+        BrokerError.UNKNOWN_TOPIC_OR_PART,
+        BrokerError.FENCED_LEADER_EPOCH,
+        BrokerError.UNKNOWN_LEADER_EPOCH,
+    )
     return isinstance(error, KafkaException) and error.args[0].code() in codes
 
 
