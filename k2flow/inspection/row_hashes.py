@@ -38,6 +38,13 @@ def _database_errors() -> Iterator[None]:
         raise AuditError(f"the database of row hashes failed: {' '.join(str(error).split())}") from error
 
 
+def _set_up(connection: duckdb.DuckDBPyConnection) -> duckdb.DuckDBPyConnection:
+    """Set what is not of the database but of one connection. DuckDB prints progress if it takes Python for a shell."""
+    connection.execute("SET TimeZone = 'UTC'")
+    connection.execute("SET enable_progress_bar = false")
+    return connection
+
+
 class RowHashStore:
     """The tables of `schema`. Raises AuditError, above all if the disk or the memory is full."""
 
@@ -49,10 +56,9 @@ class RowHashStore:
                 "threads": THREADS,
                 "temp_directory": str(folder / "spilled"),
                 "preserve_insertion_order": False,
-                "enable_progress_bar": False,  # DuckDB prints it to standard output if it takes Python for interactive
             },
         )
-        self.run("SET TimeZone = 'UTC'")
+        _set_up(self._db)
         self.run(schema)
 
     @_database_errors()
@@ -81,13 +87,13 @@ class RowHashStore:
     @_database_errors()
     def arrays_beside(self, sql: str, values: Sequence[Any] = ()) -> dict[str, npt.NDArray[Any]]:
         """Return the rows of one statement, as `arrays`, while another thread uses the store."""
-        found = self._db.cursor().execute(sql, values).fetchnumpy()
+        found = _set_up(self._db.cursor()).execute(sql, values).fetchnumpy()
         return {name: np.ma.getdata(column) for name, column in found.items()}
 
     @_database_errors()
     def batches_beside(self, sql: str, rows: int) -> Iterator[pa.RecordBatch]:
         """Yield the rows of one statement, up to `rows` at once, while the store is used."""
-        found = self._db.cursor().execute(sql).fetch_record_batch(rows)
+        found = _set_up(self._db.cursor()).execute(sql).fetch_record_batch(rows)
         yield from (batch for batch in found if batch.num_rows)
 
     def hashes(self, batch: pa.RecordBatch, sql: str) -> npt.NDArray[np.uint64]:
