@@ -14,13 +14,14 @@ from k2flow.audit.coverage import compares_rows
 from k2flow.audit.gold_changes import newest_hours, window_hours
 from k2flow.audit.id_runs import CHUNK, Ids, merge_runs, write_run
 from k2flow.audit.proof import Extents, FileProof, Hours, Proof, ProofStore
-from k2flow.audit.scope import behind_from, hour_of, identity, log_name
+from k2flow.audit.scope import behind_from, identity, log_name
 from k2flow.audit.sums import file_sums
 from k2flow.config.settings import Settings
 from k2flow.inspection.partitions import TopicPartitions
 from k2flow.inspection.pinned import PinnedTables
 from k2flow.inspection.row_hashes import content_hash, hash_of, id_hash
 from k2flow.layers import GOLD_TABLE
+from k2flow.trades.gold_ids import hour_of
 
 FORMAT = 1
 

@@ -15,12 +15,10 @@ import json
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from pyiceberg.table import FileScanTask
-from pyiceberg.typedef import Record
 
 from k2flow.audit.proof import FileProof, NotProvenError, Proof, RowSum
 from k2flow.iceberg.ledger import CommittedRange
@@ -120,11 +118,6 @@ class Scope:
             for table, scope in self.tables.items()
             if any(t == table for t, _ in chosen)
         ]
-
-
-def hour_of(partition: Sequence[Any] | Record) -> int:
-    """Return the hour since 1970 of a partition of Gold."""
-    return int(partition[0] * 24 + partition[1])
 
 
 def log_name(partition: TopicPartition) -> str:

@@ -140,7 +140,7 @@ class Deduplicator:
     def process(self, items: Sequence[OwnedTrades]) -> Committable:
         """Return the files of the rows to write now; `items` are of one owner and one epoch, from any worker."""
         if self._committed:  # only now, in a new epoch: it begins only when the tables hold the earlier ones
-            self._seen.on_commit((hour_of(file), file.file_path) for files in self._files for file in files())
+            self._seen.on_commit((hour_of(file.partition), file.file_path) for files in self._files for file in files())
             self._files.clear()
             self._committed = False
         # Items of several workers come in any order: after the first one that ends a checkpoint, no row is held back.

@@ -8,14 +8,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyiceberg.catalog import Catalog
 from pyiceberg.expressions import parser
-from pyiceberg.manifest import DataFile, ManifestContent, ManifestFile
+from pyiceberg.manifest import ManifestContent, ManifestFile
 from pyiceberg.table import FileScanTask, Table
+from pyiceberg.typedef import Record
 
 from k2flow.compat.pyiceberg.private import InclusiveMetricsEvaluator
 from k2flow.dedup.cache import Position
@@ -234,7 +235,7 @@ class GoldIds:
             may_be_own = InclusiveMetricsEvaluator(self._table.schema(), self._is_own).eval
             for entry in manifest.fetch_manifest_entry(self._table.io):
                 file = entry.data_file
-                hour = hour_of(file)
+                hour = hour_of(file.partition)
                 task = FileScanTask(without_statistics(file)) if may_be_own(file) else None
                 found[hour].append(_File(entry.sequence_number or 0, file.record_count, task))
                 if task:
@@ -248,9 +249,9 @@ class GoldIds:
         return _Entries(dict(found), sorted(own), sure)
 
 
-def hour_of(file: DataFile) -> int:
-    """Return the hour, since 1970, of the rows in a file of Gold."""
-    return int(file.partition[0] * 24 + file.partition[1])
+def hour_of(partition: Sequence[Any] | Record) -> int:
+    """Return the hour since 1970 of a partition of Gold."""
+    return int(partition[0] * 24 + partition[1])
 
 
 def file_prefix(worker: int, workers: int, dedup_key: tuple[str, ...]) -> str:
