@@ -10,6 +10,10 @@ import time
 import urllib.request
 from pathlib import Path
 
+from pyiceberg.catalog import load_catalog
+from pyiceberg.exceptions import NoSuchNamespaceError, RESTError
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
+
 from torture.plan import Fault, FaultKind
 from torture.proxy import Proxy
 
@@ -49,14 +53,22 @@ class Seaweed:
         return {"warehouse": f"s3://{BUCKET}/k2flow", **self._access()}
 
     def rest_catalog(self) -> dict[str, str]:
-        """Return PyIceberg's properties of the store's REST catalog."""
-        return {
+        """Return PyIceberg's properties of the store's REST catalog, once it has its bucket."""
+        properties = {
             "type": "rest",
             "uri": self._rest,
             "credential": f"{KEY}:{SECRET}",
             "warehouse": f"s3://{TABLES}",
             **self._access(),
         }
+        for attempt in Retrying(
+            retry=retry_if_exception_type((NoSuchNamespaceError, RESTError)),
+            stop=stop_after_delay(START_SECONDS),
+            wait=wait_fixed(0.1),
+        ):
+            with attempt:
+                load_catalog(BUCKET, **properties).list_namespaces()
+        return properties
 
     @property
     def _rest(self) -> str:

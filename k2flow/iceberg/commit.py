@@ -29,10 +29,8 @@ from types import MappingProxyType
 from pyiceberg.catalog import Catalog
 from pyiceberg.exceptions import CommitFailedException
 from pyiceberg.manifest import DataFile
-from pyiceberg.table import Table, Transaction
-from pyiceberg.table.metadata import TableMetadata
+from pyiceberg.table import Table
 from pyiceberg.table.refs import MAIN_BRANCH, SnapshotRefType
-from pyiceberg.table.snapshots import Operation
 from pyiceberg.table.update import (
     AssertRefSnapshotId,
     AssertTableUUID,
@@ -46,8 +44,9 @@ from k2flow.compat.pyiceberg.private import MergeAppendFiles
 from k2flow.errors import AlreadyRunningError, CatalogError, CommitError, FencedError, one_line
 from k2flow.failpoints import Point, reach
 from k2flow.iceberg import ledger as ledgers
+from k2flow.iceberg.append import append_files
 from k2flow.iceberg.catalog import OUTAGES, load_table
-from k2flow.iceberg.head import AfterRollback, carried_copies, reconcile
+from k2flow.iceberg.head import AfterRollback, reconcile
 from k2flow.iceberg.ledger import Ledger, OffsetRange, Writer
 from k2flow.iceberg.retry import Changes, commit_once, retry_conflicts
 from k2flow.iceberg.snapshots import plan_expiration
@@ -62,8 +61,6 @@ STAGED_KEY = "k2flow.staged."
 REPLACED_KEY = "k2flow.replaced."
 """Prefix of a property of Bronze, the branch of the replacement published last; the exchange follows."""
 EXPIRE_AT = 110  # expiring ten snapshots at once costs a tenth of expiring one in each commit
-MANIFEST_BYTES = 1 << 17
-"""Manifests are merged up to this size. A merge writes every entry again: with Iceberg's 8 MB it would take seconds."""
 NO_PROPERTIES: Mapping[str, str] = MappingProxyType({})
 RETRY_SECONDS = 120
 MAX_WAIT_SECONDS = 5
@@ -271,13 +268,8 @@ class Committer:
         same_table = AssertTableUUID(uuid=metadata.table_uuid)
         if not request.append:
             return ((properties,), (same_table, same_head(self._table))), None
-        copies = {**carried_copies(metadata), ledgers.KEY + self._exchange: request.after.to_json()}
-        producer = MergeAppendFiles(
-            Operation.APPEND, EmptyTransaction(self._table), self._table.io, snapshot_properties=copies
-        )
-        producer._target_size_bytes = MANIFEST_BYTES
-        for file in request.files:
-            producer.append_data_file(file)
+        copy = {ledgers.KEY + self._exchange: request.after.to_json()}
+        producer = append_files(self._table, request.files, copy)
         appended, unchanged_head = producer._commit()
         reach(Point.MANIFEST_WRITTEN)
         updates: list[TableUpdate] = [*appended, properties]
@@ -302,15 +294,6 @@ class Committer:
             )
         who = f"{other.writer} (writer epoch {other.writer_epoch})" if other.writer else "an unknown process"
         return FencedError(f"{self._name}: {who} has fenced writer epoch {epoch}; this copy of the flow stops")
-
-
-class EmptyTransaction(Transaction):
-    """A transaction without updates. PyIceberg's own copies all metadata at each access, 14 times a commit."""
-
-    @property
-    def table_metadata(self) -> TableMetadata:
-        """The table's metadata, not copied."""
-        return self._table.metadata
 
 
 def same_head(table: Table) -> AssertRefSnapshotId:

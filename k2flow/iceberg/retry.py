@@ -4,19 +4,22 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from pydantic import ValidationError
-from pyiceberg.exceptions import CommitFailedException, CommitStateUnknownException
+from pyiceberg.exceptions import CommitFailedException, CommitStateUnknownException, RESTError
 from pyiceberg.table import Table
-from pyiceberg.table.update import TableRequirement, TableUpdate
+from pyiceberg.table.update import AddSnapshotUpdate, TableRequirement, TableUpdate
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, stop_all, wait_random_exponential
 from tenacity.stop import stop_base
 
 from k2flow.compat.pyiceberg.commit_times import in_order, last_time_ms
+from k2flow.iceberg.append import append_files
 from k2flow.iceberg.ledger import first_error
 from k2flow.observability import clocks
 
 T = TypeVar("T")
 Changes = tuple[tuple[TableUpdate, ...], tuple[TableRequirement, ...]]
 """The updates of one commit, and the requirements without which the catalog refuses it."""
+BEHIND = "invalid update timestamp"
+"""In the answer of catalogs whose clock is behind the newest snapshot, from `TableMetadata` of iceberg-core."""
 MIN_ATTEMPTS = 2
 FIRST_WAIT_SECONDS = 0.05  # the flows of two exchanges meet at Gold whenever their triggers coincide
 
@@ -48,12 +51,27 @@ def retry_conflicts(
 def commit_once(table: Table, changes: Changes) -> None:
     """Commit to the table as it was read. A snapshot is later than all others, whatever this host's clock says.
 
+    A REST catalog refuses a commit without a snapshot while its own clock is behind the newest snapshot. Such a commit
+    is sent once more with an empty snapshot.
+
     No error proves that nothing was committed. If a proxy repeats a request whose answer was lost, the catalog refuses
     the second one, though the first has landed. So read the table again before deleting any file. Raises
     CommitFailedException if another commit came first, CommitStateUnknownException if the answer cannot be read.
     """
     updates, requirements = changes
-    clocks.compare_with_table(table.name()[-1], last_time_ms(table.metadata))
+    name = table.name()[-1]
+    clocks.compare_with_table(name, last_time_ms(table.metadata))
+    try:
+        _send(table, updates, requirements)
+    except RESTError as error:
+        if BEHIND not in str(error).lower() or any(isinstance(update, AddSnapshotUpdate) for update in updates):
+            raise
+        clocks.warn_of_catalog(name)
+        appended, unchanged_head = append_files(table)._commit()
+        _send(table, (*appended, *updates), (*requirements, *unchanged_head))
+
+
+def _send(table: Table, updates: tuple[TableUpdate, ...], requirements: tuple[TableRequirement, ...]) -> None:
     try:
         table._do_commit(in_order(updates, table.metadata), requirements)
     except OSError:  # requests' JSONDecodeError is one, and a ValueError too

@@ -24,9 +24,10 @@ from tenacity.stop import stop_base
 
 from k2flow.compat.pyiceberg.private import SnapshotProducer
 from k2flow.errors import CommitConflictError
+from k2flow.iceberg.append import EmptyTransaction
 from k2flow.iceberg.catalog import catalog_errors, load_table
 from k2flow.iceberg.changes import Partition, note_replaced
-from k2flow.iceberg.commit import EmptyTransaction, staged_branch
+from k2flow.iceberg.commit import staged_branch
 from k2flow.iceberg.deletes import applied_deletes, deletes_text
 from k2flow.iceberg.head import carried_copies
 from k2flow.iceberg.manifests import days_of, has_live_files, partition_values

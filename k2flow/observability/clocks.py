@@ -25,6 +25,12 @@ def compare_with_table(table: str, last_commit_ms: int) -> None:
         _warn(table, text, table, ahead)
 
 
+def warn_of_catalog(table: str) -> None:
+    """Warn that the catalog's clock is behind the newest snapshot of a table."""
+    text = "%s: its newest snapshot is ahead of the catalog's clock: set the clocks of all hosts; commits continue"
+    _warn(f"catalog {table}", text, table)
+
+
 class KafkaClock:
     """Compares the clock with Kafka's time of messages that arrive as they are appended.
 

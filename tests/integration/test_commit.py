@@ -19,8 +19,8 @@ from k2flow.compat.pyiceberg.metadata_cache import install_metadata_cache
 from k2flow.errors import AlreadyRunningError, CommitError, FencedError, HeadMovedError, OffsetGapError
 from k2flow.exchange import find_exchange
 from k2flow.failpoints import Point
+from k2flow.iceberg import append, head
 from k2flow.iceberg import commit as commits
-from k2flow.iceberg import head
 from k2flow.iceberg import snapshots as snapshots_kept
 from k2flow.iceberg.catalog import NAMESPACE, load_table
 from k2flow.iceberg.commit import Committer
@@ -304,7 +304,7 @@ def test_cached_metadata_equals_its_file(catalog: Catalog, writer: DataFileWrite
 def test_manifests_stay_few_and_small(
     catalog: Catalog, writer: DataFileWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(commits, "MANIFEST_BYTES", 40_000)
+    monkeypatch.setattr(append, "MANIFEST_BYTES", 40_000)
     committer = open_committer(catalog)
     for i in range(60):
         committer.commit(writer.write(rows(i, i + 1)), [OffsetRange(0, i, i + 1, 1)])

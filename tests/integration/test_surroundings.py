@@ -22,12 +22,17 @@ from confluent_kafka.admin import AclOperation
 from k2flow.config.secret_files import VARIABLE as SECRETS_DIR
 from k2flow.config.settings import load_settings
 from k2flow.exchange import find_exchange
-from k2flow.iceberg.catalog import open_catalog
+from k2flow.iceberg.catalog import load_table, open_catalog
+from k2flow.iceberg.commit import Committer
+from k2flow.iceberg.ledger import OffsetRange
+from k2flow.iceberg.rewrite import set_property
+from k2flow.iceberg.tables import create, definitions
 from k2flow.kafka.admin import Admin
 from k2flow.layers import GOLD_TABLE
 from k2flow.sandbox.producer import ProduceOptions, produce
 from k2flow.trades.registry import RegistrySchemas
 from k2flow.trades.schema import trade_schema
+from tests.clock import clock_ahead
 from tests.integration.conftest import fill
 from tests.integration.harness import ROOT, Lake, assert_tables, ledger_offsets, read_topic
 from tests.integration.test_run import rows_of, running
@@ -178,6 +183,28 @@ def test_flows_maintenance_queries_and_audit_work_with_a_rest_catalog(
     rows = site.command("query", "SELECT count(*) AS rows FROM bronze_binance_trades", "--format", "csv")
     assert rows.split() == ["rows", "2000"]
     assert_holds(site, "binance")
+
+
+def test_commits_without_rows_land_while_the_rest_catalogs_clock_is_behind(
+    store: Seaweed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The catalog itself refuses them: its clock is behind the newest snapshot. The ledger and the rows stay right."""
+    for name, value in {**variables(store.rest_catalog()), "K2FLOW_HOME": str(tmp_path)}.items():
+        monkeypatch.setenv(name, value)
+    kraken = find_exchange("kraken")
+    catalog = open_catalog(load_settings())
+    create(catalog, definitions(kraken).values())
+    committer = Committer(catalog, kraken.dlq, kraken.name, kraken.settings.topic)
+    with clock_ahead(monkeypatch, 3_600):
+        committer.fence("id")
+        committer.commit([], [OffsetRange(0, 0, 5, 0)])
+    committer.commit([], [OffsetRange(0, 5, 9, 0)])
+    assert set_property(catalog, kraken.dlq, "owner", "desk")
+    table = load_table(catalog, kraken.dlq)
+    assert table.properties["owner"] == "desk"
+    assert len(table.metadata.snapshots) == 4
+    held = Committer(catalog, kraken.dlq, kraken.name, kraken.settings.topic).ledger
+    assert held.next_offset(0) == 9
 
 
 def test_real_registry_resolves_references_and_knows_bad_ids(registry: Apicurio) -> None:

@@ -14,7 +14,7 @@ import pytest
 from pyiceberg.catalog import Catalog
 from pyiceberg.table import Table
 
-import k2flow.iceberg.commit
+import k2flow.iceberg.append
 import k2flow.iceberg.rewrite
 import k2flow.status.collector
 from k2flow.config.settings import load_settings
@@ -43,7 +43,7 @@ def small_manifests(monkeypatch: pytest.MonkeyPatch) -> None:
     """A manifest of a few files counts as large, as in a table of many files."""
     monkeypatch.setattr(k2flow.iceberg.rewrite, "MERGE_BYTES", 1)
     monkeypatch.setattr(k2flow.iceberg.rewrite, "MANIFEST_ENTRIES", 4)
-    monkeypatch.setattr(k2flow.iceberg.commit, "MANIFEST_BYTES", 1)
+    monkeypatch.setattr(k2flow.iceberg.append, "MANIFEST_BYTES", 1)
 
 
 def this_hour() -> int:

@@ -3,8 +3,6 @@
 import itertools
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 from pyiceberg.catalog import Catalog
@@ -24,6 +22,7 @@ from k2flow.maintain.actions import Timing
 from k2flow.maintain.run import MaintenanceRun
 from k2flow.observability import clocks
 from k2flow.observability.metrics import TABLE_CLOCK_OFFSET
+from tests.clock import clock_ahead
 
 BINANCE = find_exchange("binance")
 TABLES = (BINANCE.dlq, BINANCE.silver, GOLD_TABLE)
@@ -40,16 +39,6 @@ def refused_by_java(metadata: TableMetadata) -> str | None:
         if times and metadata.last_updated_ms - times[-1] < -MINUTE_MS:
             return f"Invalid update timestamp {metadata.last_updated_ms}: before last {what} log entry at {times[-1]}"
     return None
-
-
-@contextmanager
-def clock_ahead(monkeypatch: pytest.MonkeyPatch, seconds: float) -> Iterator[None]:
-    """Set the clock that snapshots and k2flow take."""
-    with monkeypatch.context() as patch:
-        now, now_ns = time.time, time.time_ns
-        patch.setattr(time, "time", lambda: now() + seconds)
-        patch.setattr(time, "time_ns", lambda: now_ns() + int(seconds * 1e9))
-        yield
 
 
 @pytest.fixture
