@@ -162,6 +162,8 @@ def _exchange(name: str, exchange: model.ExchangeStatus, now: int) -> Iterator[R
         yield _layers(exchange, now)
     if exchange.dead_letters:
         yield _dead_letters(exchange.dead_letters)
+    if exchange.window:
+        yield _window(exchange.window, now)
     if exchange.replacement:
         how = "committed, not yet published to all tables" if exchange.replacement.committed else "staged, or aborted"
         yield styled(f"rows are being replaced ({how}): {exchange.replacement.what}", "yellow")
@@ -205,6 +207,15 @@ def _dead_letters(letters: model.DeadLetters) -> Text:
         top = ", ".join(f"{reason} {count:,}" for reason, count in islice(letters.reasons.items(), TOP_REASONS))
         text += f"; reasons of the newest {letters.letters_read:,} of the last day: {top}"
     return styled(text)
+
+
+def _window(window: model.WindowStatus, now: int) -> Text:
+    whose = "" if window.workers_here == window.workers else f", {window.workers_here} of {window.workers} workers"
+    memory, disk = naturalsize(window.memory_bytes), naturalsize(window.disk_bytes)
+    return styled(
+        f"deduplication window{whose}: {window.ids:,} ids of {window.hours:,} hours, {memory} in memory; "
+        f"{window.disk_ids:,} of them on disk, {disk}, with {window.disk_hits:,} hits; {_ago(window.at, now)}"
+    )
 
 
 def _tables(status: Status) -> Table:

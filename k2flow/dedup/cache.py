@@ -3,6 +3,7 @@
     <cache>/window/<exchange>/<worker>-of-<workers>/
         lock           locked by the process that uses the folder
         manifest.json  what the runs hold, with a checksum: replaced atomically
+        figures.json   the size and use of the window, for `k2flow status`: replaced atomically
         <number>.run   sorted runs, see `spilled`. Those that the manifest does not name are garbage
 
 All of it can be deleted at any time. What cannot be used is said in one warning, and is read from Gold instead.
@@ -14,6 +15,7 @@ import os
 import re
 import sys
 import zlib
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ from pathlib import Path
 from shutil import rmtree
 from typing import IO
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from k2flow.dedup.keys import Share, share_of
 from k2flow.errors import CacheError
@@ -30,6 +32,7 @@ from k2flow.failpoints import Point, reach
 log = logging.getLogger(__name__)
 FORMAT = f"2-{sys.byteorder}"
 MANIFEST = "manifest.json"
+FIGURES = "figures.json"
 _PART = re.compile(r"(\d+)-of-(\d+)")
 
 
@@ -78,7 +81,21 @@ class Manifest:
     runs: Sequence[RunEntry]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """The size and use of one worker's window at a time (ms since 1970)."""
+
+    at: int
+    hours: int
+    ids: int  # in memory and on disk
+    disk_ids: int
+    memory_bytes: int
+    disk_bytes: int
+    disk_hits: int  # duplicates found on disk since the start
+
+
 _JSON: TypeAdapter[Manifest] = TypeAdapter(Manifest)
+_FIGURES: TypeAdapter[Figures] = TypeAdapter(Figures)
 
 
 class CacheFolder:
@@ -139,10 +156,9 @@ class CacheFolder:
 
     def write(self, manifest: Manifest) -> None:
         """Replace the manifest, then remove the runs that it does not name. Raises OSError."""
-        text = _JSON.dump_json(manifest)
         new = self.path / f"{MANIFEST}.new"
         with new.open("wb") as stream:
-            stream.write(b"%08x\n%s" % (zlib.crc32(text), text))
+            stream.write(_with_checksum(_JSON.dump_json(manifest)))
             stream.flush()
             reach(Point.CACHE_WRITTEN)
             os.fsync(stream.fileno())
@@ -150,6 +166,13 @@ class CacheFolder:
         _sync(self.path)
         reach(Point.CACHE_REPLACED)
         self.clear({each.name for each in manifest.runs})
+
+    def write_figures(self, figures: Figures) -> None:
+        """Replace the figures. Nothing depends on them, so an error is not worth a warning."""
+        with suppress(OSError):
+            new = self.path / f"{FIGURES}.new"
+            new.write_bytes(_with_checksum(_FIGURES.dump_json(figures)))
+            new.replace(self.path / FIGURES)
 
     def clear(self, kept: Iterable[str] = ()) -> None:
         """Remove all runs but those `kept`; without any, the manifest too."""
@@ -195,22 +218,47 @@ class CacheFolder:
                 yield path, share_of(int(name[1]), int(name[2])), int(name[2])
 
 
+def read_figures(cache: Path, exchange: str) -> tuple[int, list[Figures]] | None:
+    """Return a number of workers and the figures that they wrote: the number that wrote last. None without figures.
+
+    `cache` is the folder of all caches. Figures that are damaged, or cannot be read, are left out.
+    """
+    found: defaultdict[int, list[Figures]] = defaultdict(list)
+    with suppress(OSError):
+        for path in sorted((cache / "window" / exchange).iterdir()):
+            if name := _PART.fullmatch(path.name):
+                with suppress(OSError, ValueError):
+                    figures = _FIGURES.validate_json(_without_checksum((path / FIGURES).read_bytes()))
+                    found[int(name[2])].append(figures)
+    return max(found.items(), key=lambda each: max(figures.at for figures in each[1]), default=None)
+
+
 def _read(folder: Path, origin: Origin) -> Manifest | None:
     try:
-        checksum, _, text = (folder / MANIFEST).read_bytes().partition(b"\n")
+        data = (folder / MANIFEST).read_bytes()
     except FileNotFoundError:
         return None
     except OSError as error:
         raise CacheError(f"its manifest cannot be read ({error.strerror})") from error
     try:
-        if int(checksum, 16) != zlib.crc32(text):
-            raise CacheError("its manifest is damaged")
-        manifest = _JSON.validate_json(text)
-    except (ValueError, ValidationError) as error:
+        manifest = _JSON.validate_json(_without_checksum(data))
+    except ValueError as error:
         raise CacheError("its manifest is damaged, or of another version of k2flow") from error
     if manifest.origin != origin:
         raise CacheError(f"it is of {_named(manifest.origin)}, not of {_named(origin)}")
     return manifest
+
+
+def _with_checksum(text: bytes) -> bytes:
+    return b"%08x\n%s" % (zlib.crc32(text), text)
+
+
+def _without_checksum(data: bytes) -> bytes:
+    """Return the text that `_with_checksum` was given. Raises ValueError if it is damaged."""
+    checksum, _, text = data.partition(b"\n")
+    if int(checksum, 16) != zlib.crc32(text):
+        raise ValueError("the checksum is another one")
+    return text
 
 
 def _named(origin: Origin) -> str:

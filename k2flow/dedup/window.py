@@ -11,6 +11,7 @@ An hour that differs is read again from Gold: whole in the first case, its new f
 """
 
 import logging
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -19,7 +20,7 @@ from typing import Protocol
 
 import numpy as np
 
-from k2flow.dedup.cache import CacheFolder, Manifest, Position, RunEntry
+from k2flow.dedup.cache import CacheFolder, Figures, Manifest, Position, RunEntry
 from k2flow.dedup.keys import WORDS, Bools, Ids, Words
 from k2flow.dedup.sorted_runs import TAGS, SortedRuns
 from k2flow.dedup.spilled import SpilledRun, merge_runs, open_run, write_run
@@ -194,6 +195,21 @@ class DiskWindow:
             self._folder.write(self._manifest())
         except OSError as error:
             self._stop_writing(error)
+
+    def write_figures(self, hours: int, ids: int, memory_bytes: int) -> None:
+        """Write the size and use of the whole window beside the runs, for `k2flow status`."""
+        if self.can_write:
+            self._folder.write_figures(
+                Figures(
+                    at=time.time_ns() // 1_000_000,
+                    hours=hours,
+                    ids=ids,
+                    disk_ids=self.ids,
+                    memory_bytes=memory_bytes,
+                    disk_bytes=self.disk_bytes,
+                    disk_hits=self.hits,
+                )
+            )
 
     def close(self) -> None:
         """Let another process use the folder."""

@@ -17,6 +17,7 @@ from pyiceberg.catalog import Catalog
 from pyiceberg.table import FileScanTask, Table
 
 from k2flow.config.settings import Settings
+from k2flow.dedup.cache import read_figures
 from k2flow.errors import CatalogError, CommitError, KafkaError, NoBrokerError, one_line
 from k2flow.exchange import Exchange
 from k2flow.iceberg.catalog import NAMESPACE, find_table
@@ -41,6 +42,7 @@ from k2flow.status.flows import (
     lost_offsets,
     missing_messages,
     open_transactions,
+    window_status,
 )
 from k2flow.status.model import DeadLetters, ExchangeStatus, FlowStatus, Leader, Replacement, Status, TableStatus
 from k2flow.status.tables import dead_letters, files_of, maintenance_done, maintenance_due, rows_since, totals
@@ -133,6 +135,7 @@ class StatusCollector:
             for name, layer in known.items()
         }
         by_table = {name: ledgers[layer] for name, layer in known.items()}
+        window = read_figures(self._settings.cache, exchange.code)
         lost = lost_offsets(by_table, kafka, s.accept_lost_offsets, exchange.setting("accept_lost_offsets"))
         return ExchangeStatus(
             topic=s.topic,
@@ -144,6 +147,7 @@ class StatusCollector:
             layers={layer.name: layers.get(layer.name) for layer in exchange.layers},
             dead_letters=letters,
             open_transactions=open_transactions(kafka, now_ms),
+            window=window_status(*window) if window else None,
             problems=(*problems, *lost, *hung_transactions(s.topic, kafka, s.trigger_seconds, now_ms)),
         )
 

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 
 from pyiceberg.table.metadata import TableMetadata
 
+from k2flow.dedup.cache import Figures
 from k2flow.errors import LostOffsetsError
 from k2flow.iceberg.ledger import KEY, Ledger, Writer, read
 from k2flow.kafka.start_offsets import begin_offsets, check_same_topic, first_offset
 from k2flow.kafka.topic import Topic
-from k2flow.status.model import FlowState, FlowStatus, LayerStatus, Level, OpenTransaction, PartitionLag
+from k2flow.status.model import FlowState, FlowStatus, LayerStatus, Level, OpenTransaction, PartitionLag, WindowStatus
 
 LATE, STALE = 3, 10  # triggers of lag above which a layer is late, or stale
 SHORTEST_TRIGGER = 10.0  # a shorter trigger counts as this long: a start, or a commit with a retry, takes this long
@@ -196,6 +197,21 @@ def layer_status(
         rate_over_seconds=recent.over_seconds if recent else None,
         committed_at=ledger.committed_at or None,
         partitions=partitions,
+    )
+
+
+def window_status(workers: int, figures: Sequence[Figures]) -> WindowStatus:
+    """Sum up the figures of some workers of a flow of `workers`; at least one."""
+    return WindowStatus(
+        workers=workers,
+        workers_here=len(figures),
+        hours=max(each.hours for each in figures),
+        ids=sum(each.ids for each in figures),
+        disk_ids=sum(each.disk_ids for each in figures),
+        memory_bytes=sum(each.memory_bytes for each in figures),
+        disk_bytes=sum(each.disk_bytes for each in figures),
+        disk_hits=sum(each.disk_hits for each in figures),
+        at=min(each.at for each in figures),
     )
 
 

@@ -136,6 +136,24 @@ class OpenTransaction:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WindowStatus:
+    """The deduplication window of those workers that wrote its figures into this host's cache folder: their sums.
+
+    A worker writes them at each commit that has messages. What is in memory is gone once the flow stops.
+    """
+
+    workers: int  # of the flow
+    workers_here: int  # whose figures were found
+    hours: int  # the maximum
+    ids: int  # in memory and on disk
+    disk_ids: int
+    memory_bytes: int
+    disk_bytes: int
+    disk_hits: int  # duplicates found on disk since each worker's start
+    at: TimeMs  # of the oldest figures
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExchangeStatus:
     """One exchange. A layer whose table is missing is None. `problems` say what is wrong and what to do."""
 
@@ -148,6 +166,7 @@ class ExchangeStatus:
     layers: Mapping[str, LayerStatus | None]
     dead_letters: DeadLetters | None
     open_transactions: tuple[OpenTransaction, ...] = ()
+    window: WindowStatus | None = None  # None: no worker has written figures on this host
     problems: tuple[str, ...]
 
 

@@ -161,8 +161,12 @@ class Deduplicator:
         return Committable(table=GOLD_TABLE, files=files, stats=stats)
 
     def on_epoch_end(self) -> None:
-        """Note that the epoch is over: the tables commit now if one of its items ended a checkpoint."""
-        self._committed, self._committing = self._committing, False
+        """Note that an epoch is over: the tables commit now if one of its items ended a checkpoint.
+
+        It may be called several times, for epochs without items too.
+        """
+        self._committed |= self._committing
+        self._committing = False
 
     def _count(self, owner: str) -> None:
         labels = (self._exchange.name, owner)
@@ -171,3 +175,5 @@ class Deduplicator:
         if self._disk:
             metrics.SEEN_DISK_BYTES.labels(*labels).set(self._disk.disk_bytes)
             metrics.SEEN_DISK_HITS.labels(*labels).set(self._disk.hits)
+            if self._committing:
+                self._disk.write_figures(len(self._seen.hours), self._seen.ids, self._seen.nbytes)

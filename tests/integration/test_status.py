@@ -154,6 +154,10 @@ def test_watch_beside_a_flow(new_lake: NewLake) -> None:
     assert seen[0]["at"] < seen[1]["at"]
     assert seen[1]["exchanges"]["binance"]["flow"]["state"] == "runs"
     assert seen[1]["exchanges"]["binance"]["layers"]["bronze"]["messages_per_second"] > 0
+    window = seen[1]["exchanges"]["binance"]["window"]
+    assert (window["workers"], window["workers_here"], window["disk_ids"], window["disk_hits"]) == (1, 1, 0, 0)
+    assert window["memory_bytes"] > 15 * window["ids"] > 15 * 1_000
+    assert "deduplication window: " in screen
 
 
 def until_interrupted(lake: Lake, text: str, times: int) -> str:

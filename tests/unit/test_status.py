@@ -9,7 +9,10 @@ from pyiceberg.manifest import DataFile, DataFileContent, FileFormat
 from pyiceberg.table.metadata import TableMetadata, TableMetadataV2
 from pyiceberg.table.snapshots import Operation, Snapshot, Summary
 from pyiceberg.typedef import Record
+from rich.console import Console
 
+from k2flow.cli.status import render
+from k2flow.dedup.cache import Figures
 from k2flow.iceberg.ledger import KEY, CommittedRange, Ledger, Writer
 from k2flow.kafka.topic import Topic
 from k2flow.maintain.actions import MaintenanceAction
@@ -27,6 +30,7 @@ from k2flow.status.flows import (
     open_transactions,
     partition_lags,
     rate,
+    window_status,
 )
 from k2flow.status.model import (
     ExchangeStatus,
@@ -56,6 +60,19 @@ def ledger(*nexts: int, sequence: int = 1, ago: float = 0.0, topic_id: str = "id
 
 def kafka(*marks: tuple[int, int], times: Mapping[tuple[int, int], int | None] | None = None) -> TopicState:
     return TopicState(topic=TOPIC, watermarks=dict(enumerate(marks)), times=times or {})
+
+
+def figures(hits: int, at: int) -> Figures:
+    """Return the figures of a worker whose numbers are multiples of its hits."""
+    return Figures(
+        at=at,
+        hours=hits,
+        ids=1_000 * hits,
+        disk_ids=100 * hits,
+        memory_bytes=20_000 * hits,
+        disk_bytes=1_800 * hits,
+        disk_hits=hits,
+    )
 
 
 def test_lag_counts_the_offsets_after_the_ledger() -> None:
@@ -294,6 +311,7 @@ def test_as_json() -> None:
         layers={"bronze": bronze, "gold": None},
         dead_letters=dead_letters(ledger(5), ledger(95), 3, 100, {"c": 3}),
         problems=("a problem",),
+        window=window_status(3, [figures(5, NOW), figures(7, NOW - 61_000)]),
     )
     table = TableStatus(
         rows=1,
@@ -318,6 +336,17 @@ def test_as_json() -> None:
     assert one["layers"]["bronze"]["partitions"][0]["next"] == 10
     assert one["layers"]["bronze"]["messages_per_second"] is None
     assert one["dead_letters"]["reasons"] == {"c": 3}
+    assert one["window"] == {
+        "workers": 3, "workers_here": 2, "hours": 7, "ids": 12_000, "disk_ids": 1_200, "memory_bytes": 240_000,
+        "disk_bytes": 21_600, "disk_hits": 12, "at": "2026-09-21T14:12:19.000+00:00",
+    }  # fmt: skip
+    console = Console(width=200)
+    with console.capture() as shown:
+        console.print(render(status))
+    assert (
+        "deduplication window, 2 of 3 workers: 12,000 ids of 7 hours, 240.0 kB in memory; "
+        "1,200 of them on disk, 21.6 kB, with 12 hits; a minute ago"
+    ) in shown.get()
     table_dict = found["tables"]["bronze_t"]
     assert found["tables"]["gold_t"] is None
     assert (table_dict["rows"], table_dict["committed_at"]) == (1, "2026-09-21T14:13:20.000+00:00")

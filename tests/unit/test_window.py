@@ -2,6 +2,7 @@
 
 import logging
 import resource
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from k2flow.dedup import spilled
-from k2flow.dedup.cache import MANIFEST, CacheFolder, Origin
+from k2flow.dedup.cache import FIGURES, MANIFEST, CacheFolder, Figures, Origin, read_figures
 from k2flow.dedup.keys import Share, share_of
 from k2flow.dedup.sorted_runs import TAGS
 from k2flow.dedup.spilled import SpilledRun, merge_runs, open_run, write_run
@@ -223,3 +224,59 @@ class TestCache:
             flow.accept(flow.table.rows(), [START])
             assert not flow.accepted
         assert not warnings(caplog)
+
+
+def written(cache: Path, worker: int, workers: int, at: int) -> Figures:
+    """Write figures whose `ids` are the number of the worker."""
+    folder = CacheFolder(cache, ORIGIN, worker, workers)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    one = Figures(at=at, hours=1, ids=worker, disk_ids=0, memory_bytes=0, disk_bytes=0, disk_hits=0)
+    folder.write_figures(one)
+    return one
+
+
+class TestFigures:
+    def test_flow_writes_its_size_and_use(self, flow: Flow) -> None:
+        (disk,), (seen,) = flow.disks, flow.seen
+        flow.accept([(text, hour) for text, hour in flow.table.rows() if text.startswith("0-")], [START])
+        disk.write_figures(len(seen.hours), seen.ids, seen.nbytes)
+        found = read_figures(flow.cache, ORIGIN.exchange)
+        assert found
+        workers, (one,) = found
+        assert (workers, one.ids, one.disk_ids, one.disk_hits) == (1, 100, flow.spilled(), 20)
+        assert (one.hours, one.memory_bytes, one.disk_bytes) == (len(seen.hours), seen.nbytes, disk.disk_bytes)
+        assert one.disk_bytes == sum(path.stat().st_size for path in flow.cache.rglob("*.run"))
+
+    def test_second_copy_writes_none(self, flow: Flow) -> None:
+        other = Flow(flow.cache, 2)
+        other.table = flow.table
+        restarted(other)
+        other.disks[0].write_figures(1, 2, 3)
+        assert read_figures(flow.cache, ORIGIN.exchange) is None
+        flow.disks[0].write_figures(1, 2, 3)
+        assert read_figures(flow.cache, ORIGIN.exchange)
+
+    def test_number_of_workers_that_wrote_last(self, tmp_path: Path) -> None:
+        three = [written(tmp_path, worker, 3, at=10 + worker) for worker in range(3)]
+        assert read_figures(tmp_path, ORIGIN.exchange) == (3, three)
+        two = [written(tmp_path, worker, 2, at=20 + worker) for worker in range(2)]
+        assert read_figures(tmp_path, ORIGIN.exchange) == (2, two)
+        assert read_figures(tmp_path, "OTHER") is None
+
+    def test_damaged_figures_are_left_out(self, tmp_path: Path) -> None:
+        one, other = (written(tmp_path, worker, 2, at=1) for worker in range(2))
+        path = tmp_path / "window" / ORIGIN.exchange / "1-of-2" / FIGURES
+        data = path.read_bytes()
+        assert read_figures(tmp_path, ORIGIN.exchange) == (2, [one, other])
+        flipped = [bytearray(data) for _ in range(8 * len(data))]
+        for bit, each in enumerate(flipped):
+            each[bit >> 3] ^= 1 << (bit & 7)
+        manifest = b"%08x\n{}" % zlib.crc32(b"{}")
+        for damaged in (*flipped, *(data[:end] for end in range(len(data))), b"\xff" * 99, manifest):
+            path.write_bytes(damaged)
+            found = read_figures(tmp_path, ORIGIN.exchange)
+            # A capital or an added digit in the checksum changes nothing.
+            assert found in ((2, [one]), (2, [one, other])), damaged
+        path.unlink()
+        path.mkdir()
+        assert read_figures(tmp_path, ORIGIN.exchange) == (2, [one])
