@@ -20,7 +20,7 @@ from k2flow.config.settings import load_settings
 from k2flow.exchange import Exchange, exchange_names
 from k2flow.iceberg.catalog import load_table, open_catalog
 from k2flow.inspection.broker import MessagesRead
-from k2flow.layers import BRONZE, SILVER, Field, Layer
+from k2flow.layers import BRONZE, DLQ, SILVER, Field, Layer
 from k2flow.trades.messages import MessageBatch
 from tests.pipeline import TOPIC_ID, PipelineRun, SchemasOf, batches, fixed_schemas
 
@@ -151,14 +151,25 @@ class AuditedLake:
 
     def damage(self, layer: Layer, column: str, wrong: Callable[[Any], Any]) -> None:
         """Give one row of a table another value in one column."""
+        self.damage_each(layer, {column: wrong})
+
+    def damage_each(self, layer: Layer, wrong: Mapping[str, Callable[[Any], Any]]) -> None:
+        """Give one row of a table another value in one column, another row in the next column, and so on.
+
+        The detail of a dead letter of an unknown schema is not compared, so these stay as they are.
+        """
         table = self.table(layer)
         rows = table.scan().to_arrow().cast(layer.arrow_schema)
-        at = rows.num_rows // 2
-        values = rows.column(column).to_pylist()
-        values[at] = wrong(values[at])
-        field = layer.arrow_schema.field(column)
-        damaged = rows.set_column(layer.columns.index(column), field, pa.array(values, field.type))
-        table.overwrite(damaged.sort_by(layer.sorted_by) if layer.sorted_by else damaged)
+        places: list[int] = list(range(rows.num_rows // 2, rows.num_rows)) + list(range(rows.num_rows // 2))
+        if layer is DLQ:
+            reasons = rows.column("reason").to_pylist()
+            places = [at for at in places if reasons[at] != "unknown_schema"]
+        for at, (column, change) in zip(places, wrong.items(), strict=False):
+            values = rows.column(column).to_pylist()
+            values[at] = change(values[at])
+            field = layer.arrow_schema.field(column)
+            rows = rows.set_column(layer.columns.index(column), field, pa.array(values, field.type))
+        table.overwrite(rows.sort_by(layer.sorted_by) if layer.sorted_by else rows)
 
     @contextmanager
     def restored(self) -> Iterator["AuditedLake"]:
