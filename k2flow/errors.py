@@ -154,7 +154,12 @@ class DedupError(K2flowError):
 
 
 class CacheError(K2flowError):
-    """The cache of the deduplication window cannot be used: the window is read from Gold. No flow ends with it."""
+    """The cache of the deduplication window cannot be used: the window is read from Gold.
+
+    A flow ends with it only if another program changes a file of the cache in place, while the flow uses it.
+    """
+
+    retryable = True
 
 
 class RunError(K2flowError):

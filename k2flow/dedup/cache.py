@@ -9,6 +9,7 @@
 All of it can be deleted at any time. What cannot be used is said in one warning, and is read from Gold instead.
 """
 
+import errno
 import fcntl
 import logging
 import os
@@ -144,7 +145,8 @@ class CacheFolder:
         self._warned = True
 
     def new_path(self) -> Path:
-        """Return the path of a new run."""
+        """Return the path of a new run. Raises OSError."""
+        self._check_own()
         self._number += 1
         while (path := self.path / f"{self._number}.run").exists():
             self._number += 1
@@ -156,6 +158,7 @@ class CacheFolder:
 
     def write(self, manifest: Manifest) -> None:
         """Replace the manifest, then remove the runs that it does not name. Raises OSError."""
+        self._check_own()
         new = self.path / f"{MANIFEST}.new"
         with new.open("wb") as stream:
             stream.write(_with_checksum(_JSON.dump_json(manifest)))
@@ -170,6 +173,7 @@ class CacheFolder:
     def write_figures(self, figures: Figures) -> None:
         """Replace the figures. Nothing depends on them, so an error is not worth a warning."""
         with suppress(OSError):
+            self._check_own()
             new = self.path / f"{FIGURES}.new"
             new.write_bytes(_with_checksum(_FIGURES.dump_json(figures)))
             new.replace(self.path / FIGURES)
@@ -210,6 +214,12 @@ class CacheFolder:
         path = self.new_path()
         path.hardlink_to(folder / name)
         return path
+
+    def _check_own(self) -> None:
+        """Raise OSError if the folder is not the locked one: after a deletion another process may have made it."""
+        own = self._lock and os.fstat(self._lock.fileno())
+        if not own or not os.path.samestat(own, (self.path / "lock").stat()):
+            raise FileNotFoundError(errno.ENOENT, "it is no longer the folder that was locked")
 
     def _others(self) -> Iterator[tuple[Path, Share, int]]:
         for path in sorted(self._exchange.iterdir()):

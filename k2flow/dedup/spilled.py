@@ -5,7 +5,6 @@ directory of equal cells, and the low byte of each head. So a look-up reads the 
 it.
 """
 
-import mmap
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,17 +12,16 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from threading import Lock
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from k2flow.dedup.keys import Bools, Ints, Share, Words
+from k2flow.dedup.run_file import Records, RunFile
 from k2flow.dedup.sorted_runs import TAGS, Tags
 from k2flow.errors import CacheError
 from k2flow.failpoints import Point, reach
 
-Records: TypeAlias = npt.NDArray[Any]
 _KEYS_PER_CELL = 5
 _BLOCK = 1 << 18  # records with one checksum, and sorted at once by a merge
 _MAX_PAGES = 64  # read before they are unmapped; the kernel maps up to 16 at once
@@ -47,7 +45,7 @@ class SpilledRun:
 
     def __init__(
         self,
-        path: Path,
+        file: RunFile,
         records: Records,
         index: "_Index",
         counts: Mapping[int, int],
@@ -55,10 +53,10 @@ class SpilledRun:
         checksums: Sequence[int],
     ) -> None:
         """Use `write_run`, `merge_runs` or `open_run`."""
-        self.path, self.counts, self.written, self.checksums = path, counts, written, checksums
+        self.path, self.counts, self.written, self.checksums = file.path, counts, written, checksums
         self.kept: frozenset[int] = frozenset()
         self.live: frozenset[int] = frozenset()
-        self._records, self._index = records, index
+        self._file, self._records, self._index = file, records, index
         self._valid = np.zeros(TAGS, np.bool_)
         self._pages = 0
 
@@ -94,14 +92,19 @@ class SpilledRun:
         self._valid[[hour % TAGS for hour in self.live]] = True
 
     def find(self, head: Words, rest: Words) -> Bools:
-        """Return which of m keys are here, in a live hour: (m,). Much faster if head is ascending."""
+        """Return which of m keys are here, in a live hour: (m,). Much faster if head is ascending.
+
+        Raises CacheError if another program has changed the file.
+        """
         hit = np.zeros(len(head), np.bool_)
         row, place = self._index.candidates(head)
         if len(row):
+            self._file.check()
             same = self._records["head"][place] == head.take(row)
             row, found = row[same], self._records[place[same]]
             equal = (found["rest"] == rest.take(row, axis=0)).all(axis=1) & self._valid.take(found["tag"])
             hit[row[equal]] = True
+            self._file.check()
             self._pages += len(place)
             if self._pages > _MAX_PAGES:
                 self.forget_pages()
@@ -110,19 +113,26 @@ class SpilledRun:
     def forget_pages(self) -> None:
         """Unmap what was read of the file: it stays in the kernel's cache, but is no memory of this process."""
         self._pages = 0
-        _unmap(self._records)
+        self._file.forget_pages()
 
     def parts(self, bounds: Words) -> Iterator[Records]:
-        """Yield the records of kept hours before bounds[0], then those from each bound to the next."""
+        """Yield the records of kept hours before bounds[0], then those from each bound to the next.
+
+        Raises CacheError if another program has changed the file.
+        """
         kept = np.zeros(TAGS, np.bool_)
         kept[[hour % TAGS for hour in self.kept]] = True
+        self._file.check()
         edges = [0, *_positions(self._records, bounds).tolist(), self.keys]
         for a, b in pairwise(edges):
             part = self._records[a:b]
-            yield part[kept.take(part["tag"])]
+            part = part[kept.take(part["tag"])]
+            self._file.check()
+            yield part
 
     def heads(self, step: int) -> Words:
-        """Return the head of every `step`-th record."""
+        """Return the head of every `step`-th record. Raises CacheError if another program has changed the file."""
+        self._file.check()
         return self._records["head"][::step].astype(np.uint64)
 
 
@@ -184,7 +194,7 @@ class _Writer:
     def __init__(self, path: Path, words: int, share: Share, keys: int) -> None:
         """`keys` is at least the number of records."""
         self._path, self._type = path, record_type(words)
-        self._stream = path.open("wb")
+        self._stream = path.open("xb")
         self._index = _Index(share, keys)
         self._counts = np.zeros(TAGS, np.int64)
         self._checksums, self._in_block, self._keys = [0], 0, 0
@@ -216,7 +226,8 @@ class _Writer:
         if not counts:
             self._path.unlink()
             return None
-        return SpilledRun(self._path, _map(self._path, self._type), self._index, counts, counts, self._checksums)
+        file = RunFile(self._path, self._type)
+        return SpilledRun(file, file.records, self._index, counts, counts, self._checksums)
 
     def discard(self) -> None:
         self._stream.close()
@@ -246,13 +257,13 @@ def merge_runs(path: Path, share: Share, runs: Sequence[SpilledRun]) -> SpilledR
     """Write the keys of the kept hours of some runs into a new file. No two of these hours have one tag.
 
     The hours that are live in a run are live in the new one. None if there are no keys. Holds a block of records in
-    memory. Raises OSError; no file is left then.
+    memory. Raises OSError, and CacheError if another program has changed a file; no file is left then.
     """
     hours = sorted(frozenset[int]().union(*(run.kept for run in runs)))
     writer = _Writer(path, runs[0].words, share, sum(run.keys for run in runs))
-    largest = max(runs, key=lambda run: run.keys)
-    bounds = np.unique(largest.heads(max(1, _BLOCK // len(runs)))[1:])
     try:
+        largest = max(runs, key=lambda run: run.keys)
+        bounds = np.unique(largest.heads(max(1, _BLOCK // len(runs)))[1:])
         for parts in zip(*(run.parts(bounds) for run in runs), strict=True):
             records = np.concatenate(parts)
             if len(runs) > 1:
@@ -277,7 +288,8 @@ def open_run(path: Path, words: int, share: Share, checksums: Sequence[int], wri
     was written, and OSError.
     """
     kind = record_type(words)
-    whole = _map(path, kind)
+    file = RunFile(path, kind)
+    whole = file.records
     if len(whole) != sum(written.values()) or len(checksums) != len(whole) // _BLOCK + 1:
         raise CacheError(f"{path.name} does not have the size it was written with")
     first, end = 0, len(whole)
@@ -301,29 +313,9 @@ def open_run(path: Path, words: int, share: Share, checksums: Sequence[int], wri
     with ThreadPoolExecutor(os.cpu_count() or 1, "window") as pool:
         list(pool.map(check, range(first // _BLOCK, -(-end // _BLOCK))))
     index.complete()
-    _unmap(whole)
+    file.forget_pages()
     own = {hour: int(found[hour % TAGS]) for hour in written if found[hour % TAGS]}
-    return SpilledRun(path, whole[first:end], index, own, written, checksums)
-
-
-def _map(path: Path, kind: np.dtype[Any]) -> Records:
-    with path.open("rb") as stream:
-        size = os.fstat(stream.fileno()).st_size
-        if not size:
-            return np.empty(0, kind)
-        if size % kind.itemsize:
-            raise CacheError(f"{path.name} ends within a record")
-        return np.frombuffer(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ), kind)
-
-
-def _unmap(records: Records) -> None:
-    base: object = records
-    while isinstance(base, np.ndarray):
-        base = base.base
-    if isinstance(base, memoryview):
-        base = base.obj
-    if isinstance(base, mmap.mmap):
-        base.madvise(mmap.MADV_DONTNEED)
+    return SpilledRun(file, whole[first:end], index, own, written, checksums)
 
 
 def _positions(records: Records, bounds: Words) -> Ints:

@@ -1,7 +1,11 @@
 """The window's files: runs on disk, and the cache folder with everything that can be wrong with it."""
 
+import gc
 import logging
+import os
 import resource
+import shutil
+import time
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -100,6 +104,49 @@ class TestRuns:
             with pytest.raises((CacheError, FileNotFoundError)):
                 open_run(run.path, 2, WHOLE, run.checksums, run.written)
 
+    @pytest.mark.parametrize("damage", ["flip", "truncate", "append", "overwrite"])
+    def test_change_in_place_is_noticed(self, tmp_path: Path, damage: str) -> None:
+        """It raises: a look-up behind the end of a mapped file would kill the process."""
+        keys = random_keys(np.random.default_rng(3), 500, 1 << 40)
+        run = write(tmp_path / "run", keys)
+        assert all(found(run, keys))
+        time.sleep(0.02)  # longer than a tick of the file system's clock
+        data = run.path.read_bytes()
+        with run.path.open("r+b") as file:
+            match damage:
+                case "flip":
+                    file.write(bytes([data[0] ^ 1]))
+                case "truncate":
+                    file.truncate(0)
+                case "append":
+                    file.seek(0, 2)
+                    file.write(data[:18])
+                case "overwrite":
+                    file.write(data)
+        for use in (lambda: found(run, keys), lambda: merge_runs(tmp_path / "merged", WHOLE, [run])):
+            with pytest.raises(CacheError, match="run was changed while the flow used it: start the flow again"):
+                use()
+        assert not (tmp_path / "merged").exists()
+
+    def test_file_that_is_replaced_or_deleted_stays_in_use(self, tmp_path: Path) -> None:
+        keys = random_keys(np.random.default_rng(4), 500, 1 << 40)
+        run = write(tmp_path / "run", keys)
+        run.path.unlink()
+        assert all(found(run, keys))
+        run.path.write_bytes(b"other")
+        assert all(found(run, keys))
+        merged = merge_runs(tmp_path / "merged", WHOLE, [run])
+        assert merged
+        assert all(found(merged, keys))
+
+    def test_files_are_closed(self, tmp_path: Path) -> None:
+        keys = random_keys(np.random.default_rng(5), 10, 1 << 40)
+        before = len(os.listdir("/proc/self/fd"))
+        for number in range(20):
+            write(tmp_path / f"{number}", keys)
+        gc.collect()
+        assert len(os.listdir("/proc/self/fd")) == before
+
 
 @pytest.fixture
 def flow(tmp_path: Path) -> Iterator[Flow]:
@@ -156,6 +203,44 @@ class TestCache:
         flow.accept([(f"last {i}", START) for i in range(20)], [START])
         flow.commit()
         assert flow.spilled() >= 120
+
+    @pytest.mark.parametrize("how", ["deleted", "moved", "made again", "manifest deleted"])
+    def test_folder_is_lost_while_the_flow_runs(self, flow: Flow, how: str, caplog: pytest.LogCaptureFixture) -> None:
+        """The flow knows all ids, spills no more, and touches no folder that another process made in the place."""
+        folder = flow.disks[0]._folder.path
+        match how:
+            case "moved":
+                folder.rename(folder.with_name("elsewhere"))
+            case "manifest deleted":
+                (folder / MANIFEST).unlink()
+            case _:
+                shutil.rmtree(flow.cache)
+        other = None
+        if how == "made again":
+            other = Flow(flow.cache, 2)
+            other.accept([(f"other {i}", START) for i in range(20)], [START])
+            other.commit()
+            assert other.spilled() == 20
+        left = {path: path.read_bytes() for path in flow.cache.rglob("*") if path.is_file()}
+        spilled_before = flow.spilled()
+        for batch in range(5, 9):
+            flow.accept([(f"{batch}-{i}", START - i % 3) for i in range(20)], [START])
+            flow.commit()
+            flow.disks[0].write_figures(1, 2, 3)
+        flow.accept(flow.table.rows(), [START])
+        assert not flow.accepted
+        if how == "manifest deleted":
+            assert flow.spilled() == 180
+            assert not warnings(caplog)
+        else:
+            assert {path: path.read_bytes() for path in flow.cache.rglob("*") if path.is_file()} == left
+            (warning,) = warnings(caplog)
+            assert "it cannot be written (" in warning
+            assert "): new ids stay in memory until a restart" in warning
+            assert (flow.spilled(), flow.seen[0].ids) == (spilled_before, 180)
+        if other:
+            other.disks[0].close()
+        restarted(flow)
 
     def test_folder_that_cannot_be_made(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         (tmp_path / "cache").write_text("a file")
@@ -229,9 +314,10 @@ class TestCache:
 def written(cache: Path, worker: int, workers: int, at: int) -> Figures:
     """Write figures whose `ids` are the number of the worker."""
     folder = CacheFolder(cache, ORIGIN, worker, workers)
-    folder.path.mkdir(parents=True, exist_ok=True)
+    folder.open()
     one = Figures(at=at, hours=1, ids=worker, disk_ids=0, memory_bytes=0, disk_bytes=0, disk_hits=0)
     folder.write_figures(one)
+    folder.close()
     return one
 
 
