@@ -1,6 +1,7 @@
 """The database of one audit: its tables, the hash columns of trades, and the messages that the ledgers hold."""
 
 from collections.abc import Iterable
+from itertools import chain
 
 from k2flow.audit.coverage import compares_rows
 from k2flow.exchange import Exchange
@@ -65,11 +66,15 @@ class TradeHashes:
 
 def store_extents(store: RowHashStore, partitions: Iterable[TopicPartition]) -> None:
     """Fill table `extents` of the database: all offsets of each partition, as ranges that a layer holds or does not."""
-    for partition in partitions:
-        for layer in partition.pinned.exchange.layers:
-            for first, end, held in partition.pieces(layer):
-                values = [partition.number, partition.pinned.number, layer.name, first, end, held]
-                store.run("INSERT INTO extents VALUES (?, ?, ?, ?, ?, ?)", values)
+    rows = [
+        (partition.number, partition.pinned.number, layer.name, *piece)
+        for partition in partitions
+        for layer in partition.pinned.exchange.layers
+        for piece in partition.pieces(layer)
+    ]
+    if rows:
+        places = ", ".join(["(?, ?, ?, ?, ?, ?)"] * len(rows))
+        store.run(f"INSERT INTO extents VALUES {places}", list(chain.from_iterable(rows)))
 
 
 def within(layer: Layer) -> str:

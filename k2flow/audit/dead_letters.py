@@ -22,6 +22,7 @@ from k2flow.audit.database import within
 from k2flow.audit.file_checks import read_checked
 from k2flow.audit.ledgers import LedgerFilter
 from k2flow.audit.offsets import OffsetsFound
+from k2flow.audit.proof import NotProvenError
 from k2flow.audit.report import SAMPLES, Severity
 from k2flow.audit.schemas import UNKNOWN
 from k2flow.audit.scope import compared_from, proven_before
@@ -64,6 +65,9 @@ class DeadLetterCheck:
         )
         ours = f"number IN (SELECT number FROM extents WHERE exchange = {x})"
         lows = ", ".join(f"({p.number}, {found.low}, {found.high})" for p, found in offsets.items()) or "(NULL, 0, 0)"
+        no_bad = " AND ".join(f"NOT EXISTS (SELECT 1 FROM {table} d WHERE {_SAME})" for table in ("bad", "unresolved"))
+        if self._context.scope.proof and self._store.count(f"FROM dlq e WHERE {ours} AND {no_bad}"):
+            raise NotProvenError(f"{self._pinned.name(DLQ)}: rows that no bad message gives")
         self._check(
             "in_neither",
             f"FROM expected_bad e WHERE NOT EXISTS (SELECT 1 FROM dlq d WHERE {_SAME})",
@@ -90,9 +94,7 @@ class DeadLetterCheck:
             "dlq_unexpected",
             f"FROM dlq e JOIN (VALUES {lows}) low(number, first, next) ON low.number = e.number "
             'WHERE e."offset" >= low.first AND e."offset" < low.next '
-            f"AND NOT EXISTS (SELECT 1 FROM bad d WHERE {_SAME}) "
-            f"AND NOT EXISTS (SELECT 1 FROM valid d WHERE {_SAME}) "
-            f"AND NOT EXISTS (SELECT 1 FROM unresolved d WHERE {_SAME})",
+            f"AND {no_bad} AND NOT EXISTS (SELECT 1 FROM valid d WHERE {_SAME})",
             "rows have an offset that no message has",
         )
         for partition in offsets:

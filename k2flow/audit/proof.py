@@ -10,8 +10,9 @@ damaged, or was made by another version or for other tables, is refused, and eve
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +23,7 @@ from filelock import FileLock, Timeout
 from k2flow.audit.id_runs import IdRun, damaged_run
 
 FILE, LOCK = "proof", "lock"
+HOUR_SECONDS = 3600
 _MODULUS = 2**64
 Hours = dict[int, dict[str, list[IdRun]]]  # of Gold, since 1970: the sorted ids of each exchange
 
@@ -128,6 +130,7 @@ class ProofStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._before = {path.name for path in folder.iterdir()}
 
     def load(self, made_for: str) -> Proof:
         """Return the proof. Raises NotProvenError if there is none, DroppedProofError if it cannot be used."""
@@ -145,6 +148,8 @@ class ProofStore:
             raise DroppedProofError("the proof of earlier audits has another format") from error
         if proof.made_for != made_for:
             raise DroppedProofError("the proof of earlier audits is of another version, other settings or other tables")
+        if _is_ahead(proof.full_at, *(hour * HOUR_SECONDS for hour in proof.newest.values())):
+            raise DroppedProofError("the proof of earlier audits is from the future: the clock was ahead, or is behind")
         if name := damaged_run(self.folder, runs_of(proof)):
             raise DroppedProofError(f"the proof of earlier audits is damaged: {name}")
         return proof
@@ -153,8 +158,8 @@ class ProofStore:
         """Return the time (ISO 8601) of the last audit that read everything and found all invariants to hold."""
         try:
             with (self.folder / FILE).open("rb") as file:
-                _, full_at = file.readline(), file.readline(50)
-            return datetime.fromtimestamp(float(full_at), UTC).isoformat()
+                _, full_at = file.readline(), float(file.readline(50))
+            return None if _is_ahead(full_at) else datetime.fromtimestamp(full_at, UTC).isoformat()
         except (OSError, ValueError, OverflowError):
             return None
 
@@ -164,7 +169,14 @@ class ProofStore:
         partial = self.folder / f"{FILE}.new"
         partial.write_bytes(_checksum(text) + b"\n" + text)
         partial.replace(self.folder / FILE)
-        used = {run.name for run in runs_of(proof)} | {FILE, LOCK}
+        self._remove_others({run.name for run in runs_of(proof)} | {FILE, LOCK})
+
+    def undo(self) -> None:
+        """Remove what was written since the store was opened, if possible: a full disk must not fill up further."""
+        with suppress(OSError):
+            self._remove_others(self._before)
+
+    def _remove_others(self, used: Collection[str]) -> None:
         for path in self.folder.iterdir():
             if path.name not in used:
                 path.unlink()
@@ -194,6 +206,11 @@ def open_proofs(folder: Path) -> Iterator[ProofStore | str]:
         yield ProofStore(folder)
     finally:
         lock.release()
+
+
+def _is_ahead(*times: float) -> bool:
+    """Return whether a time (s since 1970) is later than Gold's newest hour may begin."""
+    return max(times) > time.time() + HOUR_SECONDS
 
 
 def _checksum(text: bytes) -> bytes:

@@ -13,14 +13,14 @@ from k2flow.audit.context import AuditContext
 from k2flow.audit.coverage import compares_rows
 from k2flow.audit.gold_changes import newest_hours, window_hours
 from k2flow.audit.id_runs import CHUNK, Ids, merge_runs, write_run
-from k2flow.audit.proof import Extents, FileProof, Hours, Proof, ProofStore
+from k2flow.audit.proof import Extents, FileProof, Hours, NotProvenError, Proof, ProofStore
 from k2flow.audit.scope import behind_from, identity, log_name
-from k2flow.audit.sums import file_sums
+from k2flow.audit.sums import OTHER_ROWS, file_sums
 from k2flow.config.settings import Settings
 from k2flow.inspection.partitions import TopicPartitions
 from k2flow.inspection.pinned import PinnedTables
 from k2flow.inspection.row_hashes import content_hash, hash_of, id_hash
-from k2flow.layers import GOLD_TABLE
+from k2flow.layers import BRONZE, GOLD_TABLE
 from k2flow.trades.gold_ids import hour_of
 
 FORMAT = 1
@@ -47,10 +47,19 @@ def made_for(settings: Settings, pinned: Sequence[PinnedTables]) -> str:
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
 
+def bronze_holds_all(exchanges: Sequence[TopicPartitions]) -> bool:
+    """Return whether Bronze has all messages of today's topics that other tables hold."""
+    current = [partition for each in exchanges for partition in each if partition.current]
+    return all(each.ledger_extent(BRONZE).next >= max(e.next for e in each.extents.values()) for each in current)
+
+
 def next_proof(
     context: AuditContext, settings: Settings, exchanges: Sequence[TopicPartitions], store: ProofStore
 ) -> Proof:
-    """Return the proof of an audit whose verdict is that all invariants hold. Writes the ids. Raises OSError."""
+    """Return the proof of an audit whose verdict is that all invariants hold. Writes the ids.
+
+    Raises OSError, and NotProvenError if a pending file has other rows than before.
+    """
     before, pinned = context.scope.proof, [each.pinned for each in exchanges]
     newest = newest_hours(context, pinned, before)
     return Proof(
@@ -75,7 +84,10 @@ def _tables(context: AuditContext, exchanges: Sequence[TopicPartitions]) -> dict
     sums, pending = file_sums(context, [each.pinned for each in exchanges]), _pending(context, exchanges)
     tables: dict[str, dict[str, FileProof]] = {name: dict(table.proven) for name, table in scope.tables.items()}
     for number, file in enumerate(scope.files):
-        tables[file.table][file.path] = FileProof(file.partition, number in pending, sums[number])
+        now, before = FileProof(file.partition, number in pending, sums[number]), tables[file.table].get(file.path)
+        if before and before.total != now.total:
+            raise NotProvenError(OTHER_ROWS.format(file.path))
+        tables[file.table][file.path] = now
     return tables
 
 

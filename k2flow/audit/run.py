@@ -17,7 +17,7 @@ from k2flow.audit.gold_changes import check_gold_changes
 from k2flow.audit.ledgers import check_totals
 from k2flow.audit.offsets import OffsetsFound
 from k2flow.audit.proof import DroppedProofError, NotProvenError, Proof, ProofStore, open_proofs
-from k2flow.audit.proving import made_for, next_proof
+from k2flow.audit.proving import bronze_holds_all, made_for, next_proof
 from k2flow.audit.report import AuditReport, Reading, Severity, Verdict
 from k2flow.audit.scope import Scope
 from k2flow.audit.sums import check_sample
@@ -193,10 +193,13 @@ class _Run:
         _check_findings(context.report)
 
     def _keep(self, context: AuditContext, exchanges: Sequence[TopicPartitions], store: ProofStore) -> None:
+        if not bronze_holds_all(exchanges):
+            return  # Bronze's rows of messages that other tables hold already are yet to be compared with them
         try:
             proof = next_proof(context, self._settings, exchanges, store)
             store.save(proof)
         except OSError as error:
+            store.undo()
             text = f"what was proven cannot be kept ({error}): the next audit reads it again"
             context.report.add("proof_not_kept", Severity.NOTE, text)
             return

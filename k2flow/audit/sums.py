@@ -18,6 +18,7 @@ from k2flow.layers import GOLD, Layer
 
 SUMS = "count(*), sum({row}::HUGEINT), sum(hash({row})::HUGEINT)"
 """The SQL of a RowSum. `hash` of a hash is the second, independent one."""
+OTHER_ROWS = "{} no longer has the rows that were proven"
 FileSums = list[dict[str, RowSum]]  # by file number, then by owner
 
 
@@ -72,4 +73,4 @@ def check_sample(context: AuditContext, scope: TableScope, plan: ReadPlan) -> No
     for task in plan.tasks:
         path = task.file.file_path
         if found.get(path, RowSum()) != scope.proven[path].total:
-            raise NotProvenError(f"{path} no longer has the rows that were proven")
+            raise NotProvenError(OTHER_ROWS.format(path))

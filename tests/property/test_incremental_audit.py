@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from pyiceberg.table.snapshots import Operation
 
@@ -15,9 +17,10 @@ from k2flow.audit.report import Reading, Verdict
 from k2flow.exchange import find_exchange
 from k2flow.iceberg.rewrite import rewrite_files
 from k2flow.iceberg.tables import definitions
-from k2flow.layers import LAYERS, Layer
+from k2flow.layers import BRONZE, DLQ, LAYERS, Layer
 from k2flow.maintain.compaction import Compactor
 from k2flow.maintain.plans import live_files
+from k2flow.maintain.storage import path_of
 from tests.audited_lake import COPY, AuditedLake, other_value
 
 PIECES = 8
@@ -116,3 +119,63 @@ def test_incremental_audits_agree_with_full_ones(lake: AuditedLake, seed: int, n
             assert report.reading is Reading.INCREMENTAL, report.why_full
             with without_trace(lake):
                 assert lake.audit().verdict is Verdict.HOLDS
+
+
+def newest_file(lake: AuditedLake, layer: Layer) -> Path:
+    paths = [Path(path_of(task.file.file_path)) for task in lake.table(layer).scan().plan_files()]
+    return max(paths, key=lambda path: path.stat().st_mtime_ns)
+
+
+def test_pending_file_that_changed_in_place_is_not_proven_again(lake: AuditedLake) -> None:
+    """A table was behind, so its messages are read again: their file must have the rows of before."""
+    lake.audit()
+    lake.add(without=(lake.exchange.silver,))
+    assert lake.audit(full=False, sample=0).reading is Reading.INCREMENTAL
+    path = newest_file(lake, BRONZE)
+    rows = pq.read_table(path)
+    at = rows.schema.get_field_index("ingestion_timestamp")
+    later = pc.add(rows.column(at), pa.scalar(1, pa.duration("us")))
+    pq.write_table(rows.set_column(at, rows.schema.field(at), later.cast(rows.schema.field(at).type)), path)
+    lake.add()
+    report = lake.audit(full=False, sample=0)
+    assert report.why_full == f"file://{path} no longer has the rows that were proven"
+
+
+def test_dead_letter_of_a_valid_message_is_noticed_though_its_table_was_behind(lake: AuditedLake) -> None:
+    """Bronze's and Silver's rows of the message were proven before: only the dead letter is new."""
+    lake.audit()
+    first = next_offset(lake)
+    lake.add(without=(lake.exchange.dlq,))
+    assert lake.audit(full=False, sample=0).reading is Reading.INCREMENTAL
+    lake.add()
+    letters = lake.table(DLQ).scan().to_arrow().cast(DLQ.arrow_schema)
+    bad = {(row["partition"], row["offset"]) for row in letters.select(["partition", "offset"]).to_pylist()}
+    valid = next(offset for offset in range(first, next_offset(lake)) if (0, offset) not in bad)
+    forged = letters.slice(0, 1)
+    for column, value in (("partition", 0), ("offset", valid)):
+        field = DLQ.arrow_schema.field(column)
+        forged = forged.set_column(DLQ.columns.index(column), field, pa.array([value], field.type))
+    lake.table(DLQ).append(forged)
+    report = lake.audit(full=False, sample=0)
+    assert report.why_full == f"{lake.exchange.dlq}: rows that no bad message gives"
+    assert "in_both" in report.checks()
+
+
+def next_offset(lake: AuditedLake) -> int:
+    """Return the offset of partition 0 that Bronze ends before."""
+    rows = lake.table(BRONZE).scan(row_filter="partition = 0").to_arrow()
+    return int(pc.max(rows["offset"]).as_py()) + 1
+
+
+def test_nothing_is_proven_while_bronze_is_behind(lake: AuditedLake) -> None:
+    """Bronze's rows of messages that Silver has already must still be compared with Silver when they come."""
+    lake.audit()
+    (proof,) = proofs(lake).glob("*/proof")
+    before = proof.read_bytes()
+    lake.add(without=(lake.exchange.bronze,))
+    for full in (False, True):
+        report = lake.audit(full=full)
+        assert (report.verdict, proof.read_bytes() == before) == (Verdict.HOLDS, True), report.findings
+    lake.add()
+    assert lake.audit(full=False).reading is Reading.INCREMENTAL
+    assert proof.read_bytes() != before

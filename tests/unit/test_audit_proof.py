@@ -1,6 +1,8 @@
 """The proof of earlier audits: sums of row hashes, runs of ids, and every way in which the files may be damaged."""
 
+import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -133,6 +135,30 @@ def test_proof_of_other_tables_is_dropped(tmp_path: Path) -> None:
     saved(tmp_path)
     with pytest.raises(DroppedProofError, match="other tables"):
         ProofStore(tmp_path).load("others")
+
+
+@pytest.mark.parametrize("ahead", [{"full_at": 2e9}, {"newest": {"binance": 600_000}}], ids=["audit", "hour"])
+def test_proof_from_the_future_is_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: dict[str, object]
+) -> None:
+    """The clock was ahead when it was made: no real hour would be in the window any more."""
+    monkeypatch.setattr(time, "time", lambda: 1_800_000_000.0)
+    ProofStore(tmp_path).save(replace(saved(tmp_path), **ahead))
+    with pytest.raises(DroppedProofError, match="from the future"):
+        ProofStore(tmp_path).load("these tables")
+    assert (ProofStore(tmp_path).last_full() is None) is ("full_at" in ahead)
+
+
+def test_what_cannot_be_saved_is_removed(tmp_path: Path) -> None:
+    """A full disk does not fill up with the runs of one audit after the other."""
+    proof = saved(tmp_path)
+    with open_proofs(tmp_path) as store:
+        assert isinstance(store, ProofStore)
+        run_of(tmp_path, [7])
+        (tmp_path / f"{FILE}.new").touch()
+        store.undo()
+        assert store.load("these tables") == proof
+        assert len(list(tmp_path.iterdir())) == 3  # with the lock
 
 
 def test_two_audits_do_not_share_a_proof(tmp_path: Path) -> None:
