@@ -215,7 +215,7 @@ class SeenIds:
         """Load the ids of some hours. An hour is loaded whole, or not at all if an error comes among its ids."""
         if not hours:
             return
-        loaded = LoadedHours(self._forms, self._disk, len(hours))
+        loaded = LoadedHours(self._forms, self._share, self._disk, len(hours))
         try:
             for hour, part in sorted_parts(self._load(hours), self._share):
                 if part is None:

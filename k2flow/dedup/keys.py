@@ -16,7 +16,7 @@ A key is (head, rest). `rest` holds all words but the first. `head` is the first
 
 from collections.abc import Iterator
 from hashlib import blake2b
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +34,8 @@ WORDS = (2, 2, 4, 8, 8)  # the number of words of each form
 _UUID, _DIGEST = 0, len(WORDS) - 1
 _MAX_BYTES = np.array([8 * words - 1 for words in WORDS[1:-1]])  # bytes of text; one more byte holds the length
 _UUID_BYTES, _DASH = 36, ord("-")
-_UUID_DIGITS = ((0, 8), (9, 13), (14, 18), (19, 23), (24, 36))
+_DASHES = (8, 13, 18, 23)
+_EACH = np.uint64(0x0101010101010101)
 _U64 = np.dtype("<u8")
 _BYTE_MASKS = np.array([(1 << 8 * size) - 1 for size in range(9)], np.uint64)  # the low 0-8 bytes of a word
 _HALF = np.uint64(32)
@@ -188,18 +189,36 @@ def _uuid_words(text: Bytes) -> tuple[Words, Bools]:
     """Convert (n, 36) bytes to (n, 2) words, and return which rows are canonical UUIDs; other words are arbitrary.
 
     Converts eight hex digits at a time, one in each byte of a word. The arithmetic never carries between bytes.
+    Works on columns, which are much faster than rows of a few words.
     """
-    hexes = np.concatenate([text[:, a:b] for a, b in _UUID_DIGITS], axis=1).view(_U64)  # (n, 4)
-    each = np.uint64(0x0101010101010101)
-    is_letter = hexes >> np.uint64(6) & each
-    value = (hexes & each * np.uint64(0x0F)) + is_letter * np.uint64(9)
+    hexes = np.empty((4, len(text)), _U64)
+    halves = hexes.view("<u4").reshape(4, -1, 2)
+    hexes[0], hexes[3] = _column(text, 0, "<u8"), _column(text, 28, "<u8")
+    for column, (first, second) in zip((1, 2), ((9, 14), (19, 24)), strict=True):
+        halves[column, :, 0], halves[column, :, 1] = _column(text, first, "<u4"), _column(text, second, "<u4")
+    is_letter = hexes >> np.uint64(6)
+    is_letter &= _EACH
+    value = hexes & _EACH * np.uint64(0x0F)
+    value += is_letter * np.uint64(9)
     # Formatted back as lower-case hex, the values must give the same bytes. The letters g-o would too, as 16-24, so
     # values above 15 are rejected as well.
-    above_nine = value + each * np.uint64(6) >> np.uint64(4) & each
-    wrong = value + each * np.uint64(ord("0")) + above_nine * np.uint64(ord("a") - ord("0") - 10) ^ hexes
-    wrong |= value & each * np.uint64(0xF0)
-    dashes = text[:, [8, 13, 18, 23]] == _DASH
-    return value[:, ::2] | value[:, 1::2] << np.uint64(4), dashes.all(axis=1) & ~wrong.any(axis=1)
+    wrong = value + _EACH * np.uint64(6)  # above 9: the higher digit is 1
+    wrong >>= np.uint64(4)
+    wrong &= _EACH
+    wrong *= np.uint64(ord("a") - ord("0") - 10)
+    wrong += value
+    wrong += _EACH * np.uint64(ord("0"))
+    wrong ^= hexes
+    wrong |= value & _EACH * np.uint64(0xF0)
+    canonical = np.bitwise_or.reduce(wrong) == 0
+    for place in _DASHES:
+        canonical &= text[:, place] == _DASH
+    return (value[::2] | value[1::2] << np.uint64(4)).T, canonical
+
+
+def _column(text: Bytes, first: int, kind: str) -> npt.NDArray[Any]:
+    """Return the word that begins at byte `first` of each row of text: (n,), not aligned."""
+    return text[:, first : first + np.dtype(kind).itemsize].view(kind)[:, 0]
 
 
 def _padded_words(padded: Bytes, start: Ints, size: Ints, words: int) -> Words:

@@ -11,7 +11,7 @@ from typing import TypeAlias
 import numpy as np
 
 from k2flow.dedup.keys import WORDS, Ids, Share, encode_keys
-from k2flow.dedup.sorted_runs import TAGS, WHOLE, SortedRun, SortedRuns, distinct_positions
+from k2flow.dedup.sorted_runs import TAGS, WHOLE, SortedRun, SortedRuns, distinct_positions, joined
 from k2flow.dedup.spilled import SpilledRun
 from k2flow.dedup.window import DiskWindow
 
@@ -20,6 +20,7 @@ Part: TypeAlias = list[SortedRun | None]
 PROGRESS_SECONDS = 5.0
 _SORT_ROWS = 1 << 17  # ids encoded and sorted at once
 _THREAD_ROWS = 1 << 13  # fewer are not worth a thread
+_JOINED_IDS = 1 << 22  # sorted parts that become one run in memory
 _THREADS = os.cpu_count() or 1
 
 
@@ -97,10 +98,11 @@ def _sorted(hour: int, arrays: Sequence[Ids], share: Share) -> Part:
 class LoadedHours:
     """The keys of the hours of one load. They go to memory, or, if they are many, to disk."""
 
-    def __init__(self, memory: Sequence[SortedRuns], disk: DiskWindow | None, hours: int) -> None:
+    def __init__(self, memory: Sequence[SortedRuns], share: Share, disk: DiskWindow | None, hours: int) -> None:
         """`memory` takes what stays in memory. `hours` is the number of hours to load."""
-        self._memory, self._disk, self._to_load = memory, disk, hours
+        self._memory, self._share, self._disk, self._to_load = memory, share, disk, hours
         self._forms = [SortedRuns() for _ in WORDS]
+        self._parts: list[list[SortedRun]] = [[] for _ in WORDS]  # not yet in a run in memory or on disk
         self._written: list[tuple[int, SpilledRun]] = []
         self._complete: set[int] = set()
         self._begun: set[int] = set()
@@ -110,12 +112,13 @@ class LoadedHours:
     def add(self, hour: int, part: Part) -> None:
         """Add a part of the keys of an hour."""
         self._begun.add(hour)
-        for runs, run in zip(self._forms, part, strict=True):
+        for parts, run in zip(self._parts, part, strict=True):
             if run:
                 self._ids += len(run)
-                runs.add([run])
-        if self._disk and sum(map(len, self._forms)) > self._disk.memory_ids:
-            self._spill(self._disk)
+                parts.append(run)
+        limit = self._disk.memory_ids if self._disk else _JOINED_IDS
+        if sum(len(run) for parts in self._parts for run in parts) > limit and not self._spill():
+            self._join()
         self._log_progress()
 
     def complete(self, hour: int) -> None:
@@ -125,20 +128,40 @@ class LoadedHours:
     def end(self) -> set[int]:
         """Add the complete hours to memory or disk, drop an incomplete one, and return those that were added."""
         if failed := self._begun - self._complete:
+            self._join()
             keep = np.ones(TAGS, np.bool_)
             keep[[hour % TAGS for hour in failed]] = False
             for runs in self._forms:
                 runs.evict(keep)
             self._complete = {hour for hour in self._complete if keep[hour % TAGS]}
+        if not self._written or not self._spill():
+            self._join()
         if self._disk and self._written:
-            self._spill(self._disk)
             self._disk.add(self._written, self._complete, complete=not any(map(len, self._forms)))
         for memory, runs in zip(self._memory, self._forms, strict=True):
             memory.add(runs)
         return self._complete
 
-    def _spill(self, disk: DiskWindow) -> None:
-        self._written += disk.write(self._forms, self._begun) or []
+    def _spill(self) -> bool:
+        """Move all keys to disk. Returns whether it did."""
+        if not self._disk:
+            return False
+        forms = [[*runs, *parts] for runs, parts in zip(self._forms, self._parts, strict=True)]
+        written = self._disk.write(forms, self._begun)
+        if written is None:
+            return False
+        self._written += written
+        for runs, parts in zip(self._forms, self._parts, strict=True):
+            runs.clear()
+            parts.clear()
+        return True
+
+    def _join(self) -> None:
+        """Make one run in memory of the parts of each form."""
+        for runs, parts in zip(self._forms, self._parts, strict=True):
+            if parts:
+                runs.add([joined(parts, self._share, _THREADS)])
+                parts.clear()
 
     def _log_progress(self) -> None:
         now = time.monotonic()

@@ -3,13 +3,15 @@
 An hour is stored as its tag: the hour modulo 65,536 (7.5 years). Eviction works on tags, see index.py.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from k2flow.dedup.keys import Bools, Ints, Share, Words, share_of
+from k2flow.dedup.merging import merged, record_type
+from k2flow.dedup.run_file import Records
 
 Tags = npt.NDArray[np.uint16]
 TAGS = 1 << 16  # the number of distinct tags
@@ -39,7 +41,8 @@ class SortedRun:
     """Keys by ascending head, duplicates allowed, each with the tag of its hour.
 
     A directory holds, for each of the equal cells of a worker's share, the position of its first key. So a lookup takes
-    about 3 reads in a run of any size. The run owns its arrays: no other reference may exist.
+    about 3 reads in a run of any size. It is built for the first lookup. The run owns its arrays: no other reference
+    may exist.
     """
 
     def __init__(self, head: Words, rest: Words, tags: Tags, share: Share = WHOLE) -> None:
@@ -48,7 +51,7 @@ class SortedRun:
         All heads, those asked for too, are in `share`.
         """
         self._head, self._rest, self._tags, self._share = head, rest, tags, share
-        self._build_directory()
+        self._built: npt.NDArray[np.uint32] | None = None
 
     def __len__(self) -> int:
         return len(self._head)
@@ -67,7 +70,8 @@ class SortedRun:
         """Return which of m keys are in the run: (m,). Faster if head is ascending, thanks to CPU caches."""
         hit = np.zeros(len(head), np.bool_)
         row = np.arange(len(head))
-        place = self._directory.take(self._share.cells(head, len(self._directory) - 1)).astype(np.int64)
+        directory = self._directory
+        place = directory.take(self._share.cells(head, len(directory) - 1)).astype(np.int64)
         last = len(self) - 1
         while len(row):
             here = self._head.take(place, mode="clip")  # past the end, clip gives the last head, which is less
@@ -101,7 +105,6 @@ class SortedRun:
                 out[moved] = before
                 out[to] = theirs[b:new]
             old, new = a, b
-        self._build_directory()
 
     def evict(self, keep: Bools) -> None:
         """Remove each key whose tag t has keep[t] False; keep: (TAGS,). In place; the run may become empty."""
@@ -112,12 +115,21 @@ class SortedRun:
                 column[end : end + len(stay)] = column[a : a + _CHUNK].take(stay)
             end += len(stay)
         self._resize(end)
-        self._build_directory()
 
-    def chunks(self) -> Iterator[tuple[Words, Words, Tags]]:
-        """Yield head, rest and tags of all keys, a part at a time. No part may be kept."""
-        for a in range(0, len(self), _CHUNK):
-            yield self._head[a : a + _CHUNK], self._rest[a : a + _CHUNK], self._tags[a : a + _CHUNK]
+    def heads(self, step: int) -> Words:
+        """Return the head at every `step`-th position."""
+        return self._head[::step].copy()
+
+    def positions(self, bounds: Words) -> Ints:
+        """Return the position of the first head that is at least each bound."""
+        return self._head.searchsorted(bounds)
+
+    def records(self, first: int, end: int) -> Records:
+        """Return the keys at the positions from `first` to before `end`."""
+        found = np.empty(end - first, record_type(self.words))
+        found["head"], found["rest"] = self._head[first:end], self._rest[first:end]
+        found["tag"] = self._tags[first:end]
+        return found
 
     def _columns(self) -> Iterator[npt.NDArray[Any]]:
         yield self._head
@@ -130,15 +142,37 @@ class SortedRun:
         self._head.resize(size, refcheck=False)
         self._rest.resize((size, self._rest.shape[1]), refcheck=False)
         self._tags.resize(size, refcheck=False)
+        self._built = None
 
-    def _build_directory(self) -> None:
-        cells = max(16, len(self) // _KEYS_PER_CELL)
-        self._directory = np.zeros(cells + 1, np.uint32)
-        for a in range(0, len(self), _CHUNK):
-            cell = self._share.cells(self._head[a : a + _CHUNK], cells)
-            count = np.bincount(cell - cell[0])
-            self._directory[cell[0] + 1 : cell[0] + 1 + len(count)] += count.astype(np.uint32)
-        np.cumsum(self._directory, out=self._directory)
+    @property
+    def _directory(self) -> npt.NDArray[np.uint32]:
+        if self._built is None:
+            cells = max(16, len(self) // _KEYS_PER_CELL)
+            self._built = np.zeros(cells + 1, np.uint32)
+            for a in range(0, len(self), _CHUNK):
+                cell = self._share.cells(self._head[a : a + _CHUNK], cells)
+                count = np.bincount(cell - cell[0])
+                self._built[cell[0] + 1 : cell[0] + 1 + len(count)] += count.astype(np.uint32)
+            np.cumsum(self._built, out=self._built)
+        return self._built
+
+
+def joined(runs: Sequence[SortedRun], share: Share, threads: int) -> SortedRun:
+    """Return one run of the keys of some, which must not be used afterwards. For a moment, memory holds them twice."""
+    if len(runs) == 1:
+        return runs[0]
+    size = sum(map(len, runs))
+    head, rest, tags = (
+        np.empty(size, np.uint64),
+        np.empty((size, runs[0].words - 1), np.uint64),
+        np.empty(size, np.uint16),
+    )
+    at = 0
+    for records in merged(runs, threads):
+        end = at + len(records)
+        head[at:end], rest[at:end], tags[at:end] = records["head"], records["rest"], records["tag"]
+        at = end
+    return SortedRun(head, rest, tags, share)
 
 
 class SortedRuns:
@@ -181,13 +215,6 @@ class SortedRuns:
     def clear(self) -> None:
         """Remove all keys."""
         self._runs.clear()
-
-    def merge_all(self) -> SortedRun | None:
-        """Merge all runs into one, in place, and return it; it stays here. None if there is no key."""
-        while len(self._runs) > 1:
-            smaller = self._runs.pop()
-            self._runs[-1].merge(smaller)
-        return self._runs[0] if self._runs else None
 
     def evict(self, keep: Bools) -> None:
         """Remove each key whose tag t has keep[t] False; keep: (TAGS,)."""

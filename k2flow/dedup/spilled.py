@@ -7,33 +7,27 @@ it.
 
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from pathlib import Path
 from threading import Lock
-from typing import Any
 
 import numpy as np
 
 from k2flow.dedup.keys import Bools, Ints, Share, Words
+from k2flow.dedup.merging import Source, merged, record_type
 from k2flow.dedup.run_file import Records, RunFile
-from k2flow.dedup.sorted_runs import TAGS, Tags
+from k2flow.dedup.sorted_runs import TAGS
 from k2flow.errors import CacheError
 from k2flow.failpoints import Point, reach
 
 _KEYS_PER_CELL = 5
-_BLOCK = 1 << 18  # records with one checksum, and sorted at once by a merge
+_BLOCK = 1 << 18  # records with one checksum
 _MAX_PAGES = 64  # read before they are unmapped; the kernel maps up to 16 at once
 _EACH = np.uint64(0x0101010101010101)
 _TOPS = np.uint64(0x8080808080808080)
 _LOW_BYTE = np.uint64(0xFF)
 _MASKS = np.array([(1 << 8 * size) - 1 for size in range(9)], np.uint64)  # the first 0-8 bytes of a word
-
-
-def record_type(words: int) -> np.dtype[Any]:
-    """Return the type of a record of keys of `words` words."""
-    return np.dtype([("head", "<u8"), ("rest", "<u8", (words - 1,)), ("tag", "<u2")])
 
 
 class SpilledRun:
@@ -52,7 +46,7 @@ class SpilledRun:
         written: Mapping[int, int],
         checksums: Sequence[int],
     ) -> None:
-        """Use `write_run`, `merge_runs` or `open_run`."""
+        """Use `write_run` or `open_run`."""
         self.path, self.counts, self.written, self.checksums = file.path, counts, written, checksums
         self.kept: frozenset[int] = frozenset()
         self.live: frozenset[int] = frozenset()
@@ -68,7 +62,7 @@ class SpilledRun:
     @property
     def words(self) -> int:
         """The number of words of a key."""
-        return 1 + int(self._records.dtype["rest"].shape[0])
+        return _words_of(self._records)
 
     @property
     def live_keys(self) -> int:
@@ -115,25 +109,42 @@ class SpilledRun:
         self._pages = 0
         self._file.forget_pages()
 
-    def parts(self, bounds: Words) -> Iterator[Records]:
-        """Yield the records of kept hours before bounds[0], then those from each bound to the next.
+    def source(self) -> Source:
+        """Return the keys of the hours that are kept now."""
+        return _KeptKeys(self._file, self._records, self.kept if len(self.kept) < len(self.counts) else None)
 
-        Raises CacheError if another program has changed the file.
-        """
-        kept = np.zeros(TAGS, np.bool_)
-        kept[[hour % TAGS for hour in self.kept]] = True
-        self._file.check()
-        edges = [0, *_positions(self._records, bounds).tolist(), self.keys]
-        for a, b in pairwise(edges):
-            part = self._records[a:b]
-            part = part[kept.take(part["tag"])]
-            self._file.check()
-            yield part
+
+class _KeptKeys:
+    """The keys of some hours of a file, which may be deleted meanwhile."""
+
+    def __init__(self, file: RunFile, records: Records, hours: Collection[int] | None) -> None:
+        """Take the records of a share of a file. `hours` is None for all hours."""
+        self._file, self._records = file, records
+        self._kept = None if hours is None else np.zeros(TAGS, np.bool_)
+        if self._kept is not None:
+            self._kept[[hour % TAGS for hour in hours or ()]] = True
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    @property
+    def words(self) -> int:
+        return _words_of(self._records)
 
     def heads(self, step: int) -> Words:
-        """Return the head of every `step`-th record. Raises CacheError if another program has changed the file."""
         self._file.check()
         return self._records["head"][::step].astype(np.uint64)
+
+    def positions(self, bounds: Words) -> Ints:
+        self._file.check()
+        return _positions(self._records, bounds)
+
+    def records(self, first: int, end: int) -> Records:
+        self._file.check()
+        found = self._records[first:end].copy()
+        self._file.check()
+        self._file.forget_pages()
+        return found if self._kept is None else found[self._kept.take(found["tag"])]
 
 
 class _Index:
@@ -203,7 +214,7 @@ class _Writer:
         a = 0
         while a < len(records):
             part = records[a : a + _BLOCK - self._in_block]
-            data = part.tobytes()
+            data = part.view(np.uint8).data
             self._stream.write(data)
             self._checksums[-1] = zlib.crc32(data, self._checksums[-1])
             self._in_block += len(part)
@@ -235,17 +246,15 @@ class _Writer:
 
 
 def write_run(
-    path: Path, share: Share, keys: int, chunks: Iterable[tuple[Words, Words, Tags]], words: int, hours: Iterable[int]
+    path: Path, share: Share, sources: Sequence[Source], hours: Iterable[int], threads: int = 1
 ) -> SpilledRun | None:
-    """Write `keys` keys, by ascending head, into a new file. `hours` are theirs. Raises OSError; no file is left then.
+    """Write the keys of at least one source, which are of these `hours`, into a new file. No two hours have one tag.
 
-    Returns None if there are no keys. No hour of the run is live.
+    Returns None if there are no keys. No hour of the run is kept or live. Raises OSError; no file is left then.
     """
-    writer = _Writer(path, words, share, keys)
+    writer = _Writer(path, sources[0].words, share, sum(map(len, sources)))
     try:
-        for head, rest, tags in chunks:
-            records = np.empty(len(head), record_type(words))
-            records["head"], records["rest"], records["tag"] = head, rest, tags
+        for records in merged(sources, threads):
             writer.append(records)
         return writer.finish(hours)
     except BaseException:
@@ -256,33 +265,23 @@ def write_run(
 def merge_runs(path: Path, share: Share, runs: Sequence[SpilledRun]) -> SpilledRun | None:
     """Write the keys of the kept hours of some runs into a new file. No two of these hours have one tag.
 
-    The hours that are live in a run are live in the new one. None if there are no keys. Holds a block of records in
-    memory. Raises OSError, and CacheError if another program has changed a file; no file is left then.
+    The hours that are live in a run are live in the new one. None if there are no keys. Raises CacheError, and OSError;
+    no file is left then.
     """
-    hours = sorted(frozenset[int]().union(*(run.kept for run in runs)))
-    writer = _Writer(path, runs[0].words, share, sum(run.keys for run in runs))
-    try:
-        largest = max(runs, key=lambda run: run.keys)
-        bounds = np.unique(largest.heads(max(1, _BLOCK // len(runs)))[1:])
-        for parts in zip(*(run.parts(bounds) for run in runs), strict=True):
-            records = np.concatenate(parts)
-            if len(runs) > 1:
-                records = records.take(np.argsort(records["head"].astype(np.uint64), kind="stable"))
-            writer.append(records)
-            for run in runs:
-                run.forget_pages()
-        merged = writer.finish(hours)
-    except BaseException:
-        writer.discard()
-        raise
-    if merged:
-        merged.kept = frozenset(merged.counts)
-        merged.set_live(frozenset[int]().union(*(run.live for run in runs)))
-    return merged
+    hours = frozenset[int]().union(*(run.kept for run in runs))
+    merged_run = write_run(path, share, [run.source() for run in runs], hours)
+    if merged_run:
+        merged_run.kept = frozenset(merged_run.counts)
+        merged_run.set_live(frozenset[int]().union(*(run.live for run in runs)))
+    return merged_run
+
+
+def _words_of(records: Records) -> int:
+    return 1 + int(records.dtype["rest"].shape[0])
 
 
 def open_run(path: Path, words: int, share: Share, checksums: Sequence[int], written: Mapping[int, int]) -> SpilledRun:
-    """Open a file that `write_run` or `merge_runs` wrote; check and index the keys in `share`, on all cores.
+    """Open a file that `write_run` wrote; check and index the keys in `share`, on all cores.
 
     `checksums` and `written` are those of the written run. No hour is live. Raises CacheError if the file is not as it
     was written, and OSError.

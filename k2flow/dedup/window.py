@@ -11,10 +11,12 @@ An hour that differs is read again from Gold: whole in the first case, its new f
 """
 
 import logging
+import os
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import accumulate
 from pathlib import Path
 from typing import Protocol
 
@@ -22,14 +24,15 @@ import numpy as np
 
 from k2flow.dedup.cache import CacheFolder, Figures, Manifest, Position, RunEntry
 from k2flow.dedup.keys import WORDS, Bools, Ids, Words
-from k2flow.dedup.sorted_runs import TAGS, SortedRuns
+from k2flow.dedup.sorted_runs import TAGS, SortedRun, SortedRuns
 from k2flow.dedup.spilled import SpilledRun, merge_runs, open_run, write_run
 from k2flow.errors import CacheError, CatalogError, one_line
 
 log = logging.getLogger(__name__)
 MEMORY_IDS = 4_000_000
 MAX_RUN_KEYS = 1 << 26  # larger runs are not merged: they leave with their hours
-_RUNS_MERGED = 4  # runs of about the same size
+_RUNS_MERGED = 4  # runs of about the same size, at least
+CORES = os.cpu_count() or 1
 Proofs = tuple[tuple[int, int], ...]
 
 
@@ -144,16 +147,18 @@ class DiskWindow:
     def spill(self, memory: list[SortedRuns], hours: set[int]) -> bool:
         """Move all ids of all `hours` from memory to disk, after `differing`. Returns whether it did."""
         number = self._gold.position.number
-        written = self.write(memory, hours)
+        written = self.write([[*runs] for runs in memory], hours)
         if written is None:
             return False
+        for runs in memory:
+            runs.clear()
         self._read = {hour: (number, self._gold.rows(hour, number)) for hour in hours}
         self._written.clear()
         self.add(written, hours)
         return True
 
-    def write(self, memory: list[SortedRuns], hours: Iterable[int]) -> list[tuple[int, SpilledRun]] | None:
-        """Write all keys, which are of these `hours`, to disk, and empty `memory`. They are not found before `add`.
+    def write(self, forms: Sequence[Sequence[SortedRun]], hours: Iterable[int]) -> list[tuple[int, SpilledRun]] | None:
+        """Write all keys of each form, which are of these `hours`, to disk. They are not found there before `add`.
 
         Returns the runs with their forms; None if nothing was written, which is warned of once.
         """
@@ -162,18 +167,15 @@ class DiskWindow:
             return None
         written = []
         try:
-            for form, runs in enumerate(memory):
-                if run := runs.merge_all():
-                    path = self._folder.new_path()
-                    new = write_run(path, self._folder.share, len(run), run.chunks(), run.words, hours)
+            for form, runs in enumerate(forms):
+                if runs:
+                    new = write_run(self._folder.new_path(), self._folder.share, runs, hours, CORES)
                     written += [(form, new)] if new else []
         except OSError as error:
             for _, new in written:
                 new.path.unlink(missing_ok=True)
             self._stop_writing(error)
             return None
-        for runs in memory:
-            runs.clear()
         return written
 
     def add(self, written: Iterable[tuple[int, SpilledRun]], hours: set[int], complete: bool = True) -> None:
@@ -318,9 +320,9 @@ def _to_merge(runs: Sequence[SpilledRun], memory_ids: int) -> list[SpilledRun]:
     for run in runs:
         sizes[(run.keys // max(1, memory_ids // 2)).bit_length() // 2].append(run)
     for size in sorted(sizes):
-        some = sizes[size][:_RUNS_MERGED]
+        keys = accumulate(run.keys for run in sizes[size])
+        some = [run for run, sum_ in zip(sizes[size], keys, strict=True) if sum_ <= MAX_RUN_KEYS]
         hours = frozenset[int]().union(*(run.kept for run in some))
-        fits = sum(run.keys for run in some) <= MAX_RUN_KEYS
-        if len(some) == _RUNS_MERGED and fits and len({hour % TAGS for hour in hours}) == len(hours):
+        if len(some) >= _RUNS_MERGED and len({hour % TAGS for hour in hours}) == len(hours):
             return some
     return []

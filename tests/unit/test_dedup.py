@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from k2flow.dedup import SeenIds, index, loading, owners_of, sorted_runs
+from k2flow.dedup import SeenIds, index, loading, merging, owners_of, sorted_runs
 from k2flow.dedup.keys import WORDS, encode_keys, key_column, owners_of_heads, share_of
-from k2flow.dedup.sorted_runs import TAGS, SortedRun, SortedRuns, distinct_positions
+from k2flow.dedup.sorted_runs import TAGS, WHOLE, SortedRun, SortedRuns, distinct_positions, joined
 from k2flow.errors import DedupError, K2flowError
 
 UUID = "0b9e8d1c-52a7-4f63-9d0a-7c3f1e2b4a58"
@@ -299,6 +299,24 @@ class TestSortedRuns:
             assert all(a >= 8 * b > 0 for a, b in pairwise(sizes))
         held.evict(np.zeros(TAGS, np.bool_))
         assert (len(held), held.nbytes, list(held)) == (0, 0, [])
+
+    @pytest.mark.parametrize("threads", [1, 3])
+    @pytest.mark.parametrize("spread", [3, 1 << 10, 1 << 40])
+    def test_joined_runs_are_all_their_keys(self, monkeypatch: pytest.MonkeyPatch, threads: int, spread: int) -> None:
+        monkeypatch.setattr(merging, "_BLOCK", 16)
+        rng = np.random.default_rng(spread)
+        model, runs = list[tuple[int, int]](), []
+        for size in (1, 700, 3, 90):
+            heads = rng.integers(0, spread, size, np.uint64) * np.uint64(TOP // spread)
+            pairs = [(head, int(rng.integers(3))) for head in heads.tolist()]
+            runs.append(run_of(pairs, size))
+            model += pairs
+        whole = joined(runs, WHOLE, threads)
+        found = whole.records(0, len(whole))
+        assert found["head"].tolist() == sorted(head for head, _ in model)
+        assert sorted(zip(found["head"].tolist(), found["rest"][:, 0].tolist(), strict=True)) == sorted(model)
+        assert [int((found["tag"] == size).sum()) for size in (1, 700, 3, 90)] == [1, 700, 3, 90]
+        assert found_in(whole, model) == [True] * len(model)
 
 
 class TestSeenIds:

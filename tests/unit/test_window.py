@@ -17,7 +17,7 @@ import pytest
 from k2flow.dedup import spilled
 from k2flow.dedup.cache import FIGURES, MANIFEST, CacheFolder, Figures, Origin, read_figures
 from k2flow.dedup.keys import Share, share_of
-from k2flow.dedup.sorted_runs import TAGS
+from k2flow.dedup.sorted_runs import TAGS, SortedRun
 from k2flow.dedup.spilled import SpilledRun, merge_runs, open_run, write_run
 from k2flow.errors import CacheError
 from tests.property.test_window import ORIGIN, START, File, Flow
@@ -31,8 +31,7 @@ def write(path: Path, keys: Iterable[Key], share: Share = WHOLE) -> SpilledRun:
     head = np.array([key[0] for key in ordered], np.uint64)
     rest = np.array([[key[1]] for key in ordered], np.uint64)
     tags = np.array([key[2] % TAGS for key in ordered], np.uint16)
-    chunks = ((head[a : a + 5], rest[a : a + 5], tags[a : a + 5]) for a in range(0, len(head), 5))
-    run = write_run(path, share, len(head), chunks, 2, {key[2] for key in ordered})
+    run = write_run(path, share, [SortedRun(head, rest, tags, share)], {key[2] for key in ordered})
     assert run
     run.kept = frozenset(run.counts)
     run.set_live(run.kept)
