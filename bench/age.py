@@ -4,13 +4,10 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -20,7 +17,7 @@ from pyiceberg.table import Table
 
 from bench.commits import gold_of_hour
 from bench.lake import LakeWriter
-from bench.measure import Stopwatch, Usage, logged_commits, run
+from bench.measure import Stopwatch, Usage, in_child, logged_commits, run
 from bench.report import BenchResult, report
 from k2flow.exchange import find_exchange
 from k2flow.iceberg.catalog import load_table
@@ -33,7 +30,6 @@ MANIFEST_FILES = 2_000
 """Files of each commit of old hours, and so of each of their manifests: as many as maintenance leaves in one."""
 COMMIT_FILES = 10
 MEBIBYTE = 1 << 20
-T = TypeVar("T")
 
 
 @dataclass
@@ -97,12 +93,6 @@ def environment_of(home: Path, kafka: LocalKafka) -> dict[str, str]:
 
 def command(home: Path, kafka: LocalKafka, *arguments: str) -> Usage:
     return run([sys.executable, "-m", "k2flow", *arguments], environment_of(home, kafka))
-
-
-def in_child(function: Callable[..., T], *arguments: object) -> T:
-    """Call a function in a process of its own: a flow refuses to start while another writer of its tables runs."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
 
 
 def last_hour() -> int:

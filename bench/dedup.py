@@ -5,12 +5,10 @@ import gc
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +19,7 @@ from matplotlib.axes import Axes
 
 from bench.commits import HOUR, gold_of_hour
 from bench.lake import LakeWriter
-from bench.measure import Stopwatch, peak_resident
+from bench.measure import Stopwatch, in_child, peak_resident
 from bench.report import BenchResult, report
 from k2flow.dedup.index import SeenIds
 from k2flow.exchange import find_exchange
@@ -42,8 +40,6 @@ DUPLICATES = 0.03
 DISTANCE = 2_000
 """A duplicate comes at most this number of ids after the original, as in the market."""
 WINDOW_HOURS = 24
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -129,12 +125,6 @@ def dedup(
         "ids/s is by wall clock, of one thread: other load on the machine lowers it, and hardly changes CPU.",
     ]
     report(BenchResult("dedup", columns, rows, figures, plot, notes))
-
-
-def in_child(function: Callable[..., T], *arguments: object) -> T:
-    """Call `function` in a fresh process, so that memory can be measured, and return its result."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
 
 
 def measure_set(ids: int) -> SetCost:

@@ -9,10 +9,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 
@@ -23,6 +26,7 @@ STARTED = ": trigger "
 START_SECONDS = 60.0
 STOP_SECONDS = 60.0
 LOG_END = 4_000
+T = TypeVar("T")
 
 _TIME = r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}) "
 _STARTED = re.compile(_TIME + r".*" + STARTED, re.MULTILINE)
@@ -62,6 +66,15 @@ class Stopwatch:
         wall, cpu = self._began
         self.cpu += time.process_time() - cpu
         self.wall += time.perf_counter() - wall
+
+
+def in_child(function: Callable[..., T], *arguments: object) -> T:
+    """Call a function in a new process and return its result: its memory can be measured, and it is no second writer.
+
+    A flow refuses to start while another writer of its tables runs.
+    """
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def run(command: Sequence[str], environment: Mapping[str, str]) -> Usage:

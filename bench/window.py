@@ -14,8 +14,8 @@ import typer
 from matplotlib.axes import Axes
 
 from bench.commits import HOUR
-from bench.dedup import BATCHES, WINDOW_HOURS, IdSource, in_child, load_hour, trimmed, uuid_texts, write_hour
-from bench.measure import Stopwatch, peak_resident
+from bench.dedup import BATCHES, WINDOW_HOURS, IdSource, load_hour, trimmed, uuid_texts, write_hour
+from bench.measure import Stopwatch, in_child, peak_resident
 from bench.report import BenchResult, report
 from k2flow.dedup.cache import CacheFolder, Origin, Position
 from k2flow.dedup.index import SeenIds

@@ -22,11 +22,9 @@ from k2flow.errors import KafkaError
 from k2flow.inspection.broker import MessagesRead, TopicReader
 from k2flow.inspection.files import ReadPlan
 from k2flow.inspection.partitions import OUTSIDE, TopicPartition, TopicPartitions
-from k2flow.inspection.pinned import UNIX_EPOCH
+from k2flow.inspection.pinned import DAY_MS, UNIX_EPOCH
 from k2flow.layers import BRONZE, DLQ, Layer
 from k2flow.trades.stored_schemas import StoredSchemas
-
-DAY_MS = 86_400_000
 
 
 class ExchangeAudit:

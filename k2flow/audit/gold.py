@@ -24,7 +24,7 @@ from k2flow.audit.report import SAMPLES, Severity
 from k2flow.exchange import all_exchanges
 from k2flow.inspection.files import ReadPlan, prefetch
 from k2flow.inspection.pinned import PinnedTables
-from k2flow.inspection.row_hashes import content_hash, hashable, id_hash
+from k2flow.inspection.row_hashes import RowHashStore, content_hash, hashable, id_hash
 from k2flow.layers import GOLD, GOLD_TABLE, SILVER, Layer
 
 UNAUDITED = -1  # the number of an exchange that is not audited now
@@ -66,13 +66,10 @@ class GoldKeyCheck:
             self._broken("gold_unexpected", text, count, self._trades(content_hash(GOLD), f"SELECT row {undeclared}"))
 
     def _check_duplicated(self, pinned: PinnedTables) -> None:
-        window = pinned.exchange.settings.dedup_window_hours
-        now = int(time.time() // 3600)  # rows ahead of it move no window, see k2flow.dedup
-        sql = "SELECT max(hour) FROM gold WHERE exchange = ? AND hour <= ?"
-        (newest,) = self._store.one(sql, [pinned.number, now + 1])
+        window, newest = pinned.exchange.settings.dedup_window_hours, newest_hour(self._store, pinned)
         duplicated = (
             f"FROM (SELECT id, count(*) AS n FROM repeated WHERE exchange = {pinned.number} GROUP BY id "
-            f"HAVING count(*) > count(DISTINCT hour) OR count(*) FILTER (hour > {newest or 0} - {window}) > 1)"
+            f"HAVING count(*) > count(DISTINCT hour) OR count(*) FILTER (hour > {newest} - {window}) > 1)"
         )
         count, rows = self._store.one(f"SELECT count(*), coalesce(sum(n), 0) {duplicated}")
         if not count:
@@ -110,6 +107,13 @@ class GoldKeyCheck:
 
     def _broken(self, check: str, text: str, count: int, samples: Sequence[dict[str, Any]]) -> None:
         self._context.report.add(check, Severity.BROKEN, text, count, None, GOLD_TABLE, samples)
+
+
+def newest_hour(store: RowHashStore, pinned: PinnedTables) -> int:
+    """Return the newest hour of an exchange in `gold`, up to now: rows ahead of it move no window, see k2flow.dedup."""
+    sql = "SELECT max(hour) FROM gold WHERE exchange = ? AND hour <= ?"
+    (hour,) = store.one(sql, [pinned.number, int(time.time() // 3600) + 1])
+    return hour or 0
 
 
 def check_gold_rows(context: AuditContext, pinned: PinnedTables) -> None:

@@ -13,7 +13,6 @@ late duplicates, are read from Gold. Ids outside both are not compared: only a f
 have on different days.
 """
 
-import time
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -21,7 +20,7 @@ import pyarrow as pa
 
 from k2flow.audit.context import AuditContext
 from k2flow.audit.database import HOUR, within
-from k2flow.audit.gold import UNAUDITED, UNDECLARED, GoldKeyCheck
+from k2flow.audit.gold import UNAUDITED, UNDECLARED, GoldKeyCheck, newest_hour
 from k2flow.audit.id_runs import CHUNK, found_in
 from k2flow.audit.proof import NotProvenError, Proof, ProofStore, RowSum
 from k2flow.audit.sums import SUMS
@@ -92,14 +91,11 @@ def _check_exchange(context: AuditContext, pinned: PinnedTables, newest: int) ->
 
 
 def newest_hours(context: AuditContext, pinned: Sequence[PinnedTables], proof: Proof | None) -> dict[str, int]:
-    """Return Gold's newest hour of each exchange, up to now: rows ahead of it move no window, see k2flow.dedup."""
-    found: dict[str, int] = {}
-    for each in pinned:
-        name = each.exchange.name
-        sql = "SELECT max(hour) FROM gold WHERE exchange = ? AND hour <= ?"
-        (hour,) = context.store.one(sql, [each.number, int(time.time() // 3600) + 1])
-        found[name] = max(hour or 0, proof.newest.get(name, 0) if proof else 0)
-    return found
+    """Return Gold's newest hour of each exchange, of new and of proven rows."""
+    before = proof.newest if proof else {}
+    return {
+        each.exchange.name: max(newest_hour(context.store, each), before.get(each.exchange.name, 0)) for each in pinned
+    }
 
 
 def window_hours(pinned: PinnedTables, newest: Mapping[str, int]) -> range:

@@ -140,11 +140,11 @@ class ProofStore:
             raise NotProvenError("no earlier audit has proven anything") from None
         except (OSError, ValueError) as error:
             raise DroppedProofError(f"the proof of earlier audits cannot be read ({error})") from error
-        if checksum != _checksum(text):
+        if checksum != digest(text):
             raise DroppedProofError("the proof of earlier audits is damaged")
         try:
             proof = Proof.from_json(text.split(b"\n", 1)[1])
-        except (ValueError, TypeError, LookupError) as error:
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
             raise DroppedProofError("the proof of earlier audits has another format") from error
         if proof.made_for != made_for:
             raise DroppedProofError("the proof of earlier audits is of another version, other settings or other tables")
@@ -167,7 +167,7 @@ class ProofStore:
         """Replace the proof, and remove the runs that it does not use. Raises OSError."""
         text = f"{proof.full_at}\n".encode() + proof.to_json()
         partial = self.folder / f"{FILE}.new"
-        partial.write_bytes(_checksum(text) + b"\n" + text)
+        partial.write_bytes(digest(text) + b"\n" + text)
         partial.replace(self.folder / FILE)
         self._remove_others({run.name for run in runs_of(proof)} | {FILE, LOCK})
 
@@ -213,5 +213,6 @@ def _is_ahead(*times: float) -> bool:
     return max(times) > time.time() + HOUR_SECONDS
 
 
-def _checksum(text: bytes) -> bytes:
+def digest(text: bytes) -> bytes:
+    """Return the checksum of a proof."""
     return hashlib.blake2b(text, digest_size=16).hexdigest().encode()

@@ -1,5 +1,6 @@
 """The proof of earlier audits: sums of row hashes, runs of ids, and every way in which the files may be damaged."""
 
+import json
 import time
 from collections import Counter
 from dataclasses import replace
@@ -20,6 +21,7 @@ from k2flow.audit.proof import (
     Proof,
     ProofStore,
     RowSum,
+    digest,
     open_proofs,
 )
 
@@ -135,6 +137,17 @@ def test_proof_of_other_tables_is_dropped(tmp_path: Path) -> None:
     saved(tmp_path)
     with pytest.raises(DroppedProofError, match="other tables"):
         ProofStore(tmp_path).load("others")
+
+
+@pytest.mark.parametrize("part", ["tables", "ids", "extents"])
+def test_proof_in_another_format_is_dropped(tmp_path: Path, part: str) -> None:
+    """As another version of k2flow may have written it, with a right checksum."""
+    ProofStore(tmp_path).save(saved(tmp_path))
+    content = json.loads((tmp_path / FILE).read_bytes().split(b"\n", 2)[2])
+    text = b"1.0\n" + json.dumps(content | {part: []}).encode()
+    (tmp_path / FILE).write_bytes(digest(text) + b"\n" + text)
+    with pytest.raises(DroppedProofError, match="another format"):
+        ProofStore(tmp_path).load("these tables")
 
 
 @pytest.mark.parametrize("ahead", [{"full_at": 2e9}, {"newest": {"binance": 600_000}}], ids=["audit", "hour"])
