@@ -1,7 +1,6 @@
 """The database of one audit: its tables, the hash columns of trades, and the messages that the ledgers hold."""
 
 from collections.abc import Iterable
-from itertools import chain
 
 from k2flow.audit.coverage import compares_rows
 from k2flow.exchange import Exchange
@@ -72,9 +71,8 @@ def store_extents(store: RowHashStore, partitions: Iterable[TopicPartition]) -> 
         for layer in partition.pinned.exchange.layers
         for piece in partition.pieces(layer)
     ]
-    if rows:
-        places = ", ".join(["(?, ?, ?, ?, ?, ?)"] * len(rows))
-        store.run(f"INSERT INTO extents VALUES {places}", list(chain.from_iterable(rows)))
+    if rows:  # in the statement: DuckDB looks for pandas once more for each parameter
+        store.run(f"INSERT INTO extents VALUES {', '.join(map(str, rows))}")
 
 
 def within(layer: Layer) -> str:
