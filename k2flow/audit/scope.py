@@ -67,6 +67,8 @@ class Scope:
         if self.proof is None:
             return
         proven = self.proof.extents.get(partitions.pinned.exchange.name, {})
+        if gone := proven.keys() - {log_name(partition) for partition in partitions}:
+            raise NotProvenError(f"{partitions.pinned.exchange.name}: the ledgers lost {', '.join(sorted(gone))}")
         for partition in partitions:
             for layer in partitions.pinned.exchange.layers:
                 if before := proven.get(log_name(partition), {}).get(layer.name):

@@ -1,5 +1,6 @@
 """Incremental audits agree with full ones, whatever happened to the tables, and read everything only if they must."""
 
+import json
 import random
 import shutil
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from pyiceberg.table.snapshots import Operation
 
 from k2flow.audit.report import Reading, Verdict
 from k2flow.exchange import find_exchange
+from k2flow.iceberg.ledger import KEY
 from k2flow.iceberg.rewrite import rewrite_files
 from k2flow.iceberg.tables import definitions
 from k2flow.layers import BRONZE, DLQ, LAYERS, Layer
@@ -179,3 +181,17 @@ def test_nothing_is_proven_while_bronze_is_behind(lake: AuditedLake) -> None:
     lake.add()
     assert lake.audit(full=False).reading is Reading.INCREMENTAL
     assert proof.read_bytes() != before
+
+
+def test_partition_that_left_all_ledgers_is_noticed(lake: AuditedLake) -> None:
+    """Its files are proven, and no ledger says that they are not."""
+    lake.audit()
+    for layer in lake.exchange.layers:
+        table = lake.table(layer)
+        ledger = json.loads(table.properties[KEY + lake.exchange.name])
+        del ledger["partitions"]["1"]
+        with table.transaction() as transaction:
+            transaction.set_properties({KEY + lake.exchange.name: json.dumps(ledger)})
+    report = lake.audit(full=False, sample=0)
+    assert (report.why_full or "").startswith("binance: the ledgers lost ")
+    assert "bronze_outside_ledger" in report.checks()
