@@ -291,18 +291,22 @@ def open_run(path: Path, words: int, share: Share, checksums: Sequence[int], wri
     whole = file.records
     if len(whole) != sum(written.values()) or len(checksums) != len(whole) // _BLOCK + 1:
         raise CacheError(f"{path.name} does not have the size it was written with")
-    first, end = 0, len(whole)
-    if share.first:
-        (first,) = _positions(whole, np.array([share.first << 32], np.uint64)).tolist()
-    if share.end < 1 << 32:
-        (end,) = _positions(whole, np.array([share.end << 32], np.uint64)).tolist()
-    index, found, lock = _Index(share, end - first), np.zeros(TAGS, np.int64), Lock()
 
-    def check(block: int) -> None:
-        start = block * _BLOCK
-        records = np.fromfile(path, kind, _BLOCK, offset=start * kind.itemsize)
+    def checked(block: int) -> Records:
+        records = np.fromfile(path, kind, _BLOCK, offset=block * _BLOCK * kind.itemsize)
         if zlib.crc32(records.view(np.uint8).data) != checksums[block]:
             raise CacheError(f"{path.name} has another checksum than it was written with")
+        return records
+
+    bounds = np.array([bound << 32 for bound in (share.first, share.end) if 0 < bound < 1 << 32], np.uint64)
+    found_at = _positions(whole, bounds).tolist()
+    for block in {at // _BLOCK for end in found_at for at in (end - 1, end) if 0 <= at < len(whole)}:
+        checked(block)  # a damaged record may have led the search away from the share
+    first, end = found_at[0] if share.first else 0, found_at[-1] if share.end < 1 << 32 else len(whole)
+    index, found, lock = _Index(share, end - first), np.zeros(TAGS, np.int64), Lock()
+
+    def note(block: int) -> None:
+        start, records = block * _BLOCK, checked(block)
         own = records[max(first - start, 0) : end - start]
         index.note(max(first, start) - first, own["head"].astype(np.uint64))
         tags = np.bincount(own["tag"], minlength=TAGS)
@@ -310,7 +314,7 @@ def open_run(path: Path, words: int, share: Share, checksums: Sequence[int], wri
             np.add(found, tags, out=found)
 
     with ThreadPoolExecutor(os.cpu_count() or 1, "window") as pool:
-        list(pool.map(check, range(first // _BLOCK, -(-end // _BLOCK))))
+        list(pool.map(note, range(first // _BLOCK, -(-end // _BLOCK))))
     index.complete()
     file.forget_pages()
     own = {hour: int(found[hour % TAGS]) for hour in written if found[hour % TAGS]}

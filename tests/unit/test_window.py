@@ -103,6 +103,26 @@ class TestRuns:
             with pytest.raises((CacheError, FileNotFoundError)):
                 open_run(run.path, 2, WHOLE, run.checksums, run.written)
 
+    def test_damage_moves_no_end_of_a_share(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A share is found by a search in the file: a damaged record must not lead it to intact blocks."""
+        monkeypatch.setattr(spilled, "_BLOCK", 16)
+        run = write(tmp_path / "run", random_keys(np.random.default_rng(6), 200, 1 << 40))
+        shares = [share_of(worker, workers) for workers in (2, 3, 5) for worker in range(workers)]
+        own = [open_run(run.path, 2, share, run.checksums, run.written).counts for share in shares]
+        data = run.path.read_bytes()
+        top = range(7, len(data), 3 * 18)  # the highest byte of each head, which decides the search
+        changes = [data[:at] + bytes([data[at] ^ 0xFF]) + data[at + 1 :] for at in top]
+        noticed = 0
+        for changed in (*changes, bytes(byte ^ 0xA5 for byte in data), bytes(len(data)), b"\xff" * len(data)):
+            run.path.unlink()
+            run.path.write_bytes(changed)
+            for share, counts in zip(shares, own, strict=True):
+                try:
+                    assert open_run(run.path, 2, share, run.checksums, run.written).counts == counts
+                except CacheError:
+                    noticed += 1
+        assert noticed > len(changes)
+
     @pytest.mark.parametrize("damage", ["flip", "truncate", "append", "overwrite"])
     def test_change_in_place_is_noticed(self, tmp_path: Path, damage: str) -> None:
         """It raises: a look-up behind the end of a mapped file would kill the process."""
