@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from k2flow.exchange import find_exchange
@@ -184,6 +184,15 @@ class Restarter(threading.Thread):
         if instance := self._instance:
             instance.signal(signal.SIGKILL)
         return instance is not None
+
+    def between_starts(self, action: Callable[[], bool]) -> bool:
+        """Kill all processes, and do `action` before the next start. Return what it does."""
+        with self._lock:
+            if instance := self._instance:
+                instance.signal(signal.SIGKILL)
+                for process in instance.processes:
+                    process.wait()
+            return action()
 
     def freeze(self, pick: float, seconds: float) -> bool:
         """Stop one process for a while; the others wait for it."""

@@ -39,6 +39,11 @@ class FaultKind(StrEnum):
     READ_REFUSED = "read permission revoked for a while"
     REGISTRY_LAGS = "a new schema id that the registry does not know yet"
     HOSTILE_VALUES = "hostile texts, numbers, times and keys"
+    CACHE_DELETED = "the window's cache deleted while the flow runs"
+    CACHE_DELETED_DOWN = "the window's cache deleted between two starts"
+    CACHE_DAMAGED = "a file of the window's cache replaced by a damaged one while the flow runs"
+    CACHE_DAMAGED_DOWN = "a file of the window's cache damaged between two starts"
+    CACHE_OLDER = "an older copy of the window's cache put back between two starts"
     CLOCK_JUMP = "a flow whose clock is minutes off"
     ROLLBACK = "a table rolled back to an older snapshot"
     OTHER_LOG = "an older copy of the broker's disk with other messages"
@@ -53,6 +58,7 @@ OFTEN = {
     FaultKind.SECOND_COPY_ELSEWHERE: 2,
     FaultKind.ANSWER_LOST: 2,
     FaultKind.HOSTILE_VALUES: 2,
+    FaultKind.CACHE_DAMAGED_DOWN: 2,
 }
 ALONE = {FaultKind.ROLLBACK, FaultKind.OTHER_LOG, FaultKind.BIT_FLIP}
 """The kinds that a flow must detect. No other fault may be the reason why it ends, so they happen one at a time."""

@@ -17,6 +17,7 @@ from k2flow.trades.schema import trade_schema
 from tests.registry import Registry
 from torture import clock
 from torture.broker import PROPERTIES, Broker, BurstProducer, send
+from torture.cache import Cache
 from torture.catalogs import Postgres, Sqlite, postgres_programs
 from torture.detection import Detection
 from torture.disk import Disk
@@ -36,7 +37,15 @@ BATCHES = {
     "K2FLOW_KRAKEN_TRIGGER_SECONDS": "1",
     "K2FLOW_KRAKEN_BATCH_ROWS": "100",
     "K2FLOW_KRAKEN_COMMIT_BATCHES": "2",
+    "K2FLOW_WINDOW_MEMORY_IDS": "100",  # so that ids are spilled after most commits
 }
+CACHE_KINDS = (
+    FaultKind.CACHE_DELETED,
+    FaultKind.CACHE_DELETED_DOWN,
+    FaultKind.CACHE_DAMAGED,
+    FaultKind.CACHE_DAMAGED_DOWN,
+    FaultKind.CACHE_OLDER,
+)
 FLOW_KINDS = (
     FaultKind.KILL,
     FaultKind.KILL_ALL,
@@ -51,6 +60,7 @@ FLOW_KINDS = (
     FaultKind.READ_REFUSED,
     FaultKind.REGISTRY_LAGS,
     FaultKind.HOSTILE_VALUES,
+    *CACHE_KINDS,
     FaultKind.ROLLBACK,
     FaultKind.OTHER_LOG,
     FaultKind.BIT_FLIP,
@@ -60,6 +70,7 @@ SOME = 50  # messages of one fault
 REGISTRY_LAG_SECONDS = 1.0
 CLOCK_MINUTES = (-60, 60)
 LANDED = "an attempt with an unknown outcome had landed"
+USED, REFUSED = "hours of the deduplication window", "the ids of the window are read from Gold"
 CATCH_UP_SECONDS = 180
 CATCH_UP_STARTS = 3
 
@@ -100,6 +111,7 @@ class Torture:
             settings = {
                 "K2FLOW_SCHEMA_REGISTRY_URL": self._registry.url,
                 "K2FLOW_HOME": str(home),
+                "K2FLOW_CACHE_DIR": str(home / "cache"),  # on the disk that fills up
                 "K2FLOW_KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap,
                 **self._catalog.environment(),
             }
@@ -112,6 +124,9 @@ class Torture:
             }
             for restarter in self._restarters.values():
                 cleanup.callback(restarter.kill_everything)
+            copies = self._folder / "older caches"
+            copies.mkdir()
+            self._caches = {name: Cache(home / "cache", find_exchange(name).code, copies) for name in RATES}
             self._detection = Detection(self._broker, self._catalog.open, self._restarters, SCHEMA_ID)
             producers = [
                 BurstProducer(name, kafka.bootstrap, rate, random.Random(chance.random()))
@@ -149,6 +164,10 @@ class Torture:
         )
         landed = sum(log.read_text(errors="replace").count(LANDED) for log in logs.iterdir())
         console.print(f"commits that were found to have landed after their answer was lost: {landed}")
+        used, refused = (
+            sum(text in log.read_text(errors="replace") for log in logs.iterdir()) for text in (USED, REFUSED)
+        )
+        console.print(f"starts that used the window's cache: {used}, that refused it: {refused}")
         for problem in self._problems:
             console.print(f"[red]{problem}")
         return not lost and not unexpected
@@ -234,6 +253,8 @@ class Torture:
                 return lambda: self._detection.other_log(fault)
             case FaultKind.BIT_FLIP:
                 return lambda: self._detection.bit_flip(fault)
+            case kind if kind in CACHE_KINDS:
+                return lambda: self._break_cache(fault)
             case FaultKind.DISK_FULL:
                 return lambda: self._fill_disk(fault.seconds)
             case kind if self._store and kind in self._store.kinds:
@@ -258,6 +279,22 @@ class Torture:
     def _fill_disk(self, seconds: float) -> None:
         with self._disk.full([pid for restarter in self._restarters.values() for pid in restarter.pids()]):
             time.sleep(seconds)
+
+    def _break_cache(self, fault: Fault) -> bool:
+        cache, restarter = self._caches[fault.exchange], self._restarters[fault.exchange]
+        match fault.kind:
+            case FaultKind.CACHE_DELETED:
+                return cache.delete()
+            case FaultKind.CACHE_DELETED_DOWN:
+                return restarter.between_starts(cache.delete)
+            case FaultKind.CACHE_DAMAGED:
+                return cache.damage(fault.pick, in_place=False)
+            case FaultKind.CACHE_DAMAGED_DOWN:
+                return restarter.between_starts(lambda: cache.damage(fault.pick, in_place=True))
+            case _:
+                copy = cache.copy()
+                time.sleep(fault.seconds)
+                return restarter.between_starts(lambda: cache.put_back(copy))
 
     def _break_catalog(self, fault: Fault) -> None:
         with self._catalog_lock:

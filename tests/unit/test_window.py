@@ -3,6 +3,7 @@
 import gc
 import logging
 import os
+import random
 import resource
 import shutil
 import time
@@ -21,6 +22,7 @@ from k2flow.dedup.sorted_runs import TAGS, SortedRun
 from k2flow.dedup.spilled import SpilledRun, merge_runs, open_run, write_run
 from k2flow.errors import CacheError
 from tests.property.test_window import ORIGIN, START, File, Flow
+from torture import cache as torture
 
 WHOLE = share_of(0, 1)
 Key = tuple[int, int, int]  # head, rest, hour
@@ -260,6 +262,28 @@ class TestCache:
         if other:
             other.disks[0].close()
         restarted(flow)
+
+    @pytest.mark.parametrize("in_place", [False, True])
+    def test_faults_of_torture(self, flow: Flow, seed: int, in_place: bool, tmp_path: Path) -> None:
+        """A damaged file is refused at the next start. It replaces one while the flow runs, or changes between starts.
+
+        So is, or harmless, an older copy of the folder that is put back.
+        """
+        chance = random.Random(seed)
+        cache = torture.Cache(flow.cache, ORIGIN.exchange, tmp_path)
+        for number in range(6):
+            copy = cache.copy()
+            flow.accept([(f"{number} {i}", START - i % 3) for i in range(20)], [START])
+            flow.commit()
+            assert cache.damage(chance.random(), in_place)
+            if not in_place:
+                flow.accept([(f"{number} {i}", START - i % 3) for i in range(25)], [START])
+                flow.commit()
+            if chance.random() < 0.3:
+                assert cache.put_back(copy)
+            flow.workers = chance.choice([1, 1, 2])
+            restarted(flow)
+            flow.commit()
 
     def test_folder_that_cannot_be_made(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         (tmp_path / "cache").write_text("a file")
