@@ -156,8 +156,8 @@ class CacheFolder:
         """Return the manifest; None if there is none. Raises CacheError if it is damaged or of another origin."""
         return _read(self.path, self.origin)
 
-    def write(self, manifest: Manifest) -> None:
-        """Replace the manifest, then remove the runs that it does not name. Raises OSError."""
+    def write(self, manifest: Manifest, unfinished: str | None = None) -> None:
+        """Replace the manifest, then remove the other runs, but not an `unfinished` one. Raises OSError."""
         self._check_own()
         new = self.path / f"{MANIFEST}.new"
         with new.open("wb") as stream:
@@ -168,7 +168,7 @@ class CacheFolder:
         new.replace(self.path / MANIFEST)
         _sync(self.path)
         reach(Point.CACHE_REPLACED)
-        self.clear({each.name for each in manifest.runs})
+        self.clear({each.name for each in manifest.runs}, unfinished)
 
     def write_figures(self, figures: Figures) -> None:
         """Replace the figures. Nothing depends on them, so an error is not worth a warning."""
@@ -178,13 +178,13 @@ class CacheFolder:
             new.write_bytes(_with_checksum(_FIGURES.dump_json(figures)))
             new.replace(self.path / FIGURES)
 
-    def clear(self, kept: Iterable[str] = ()) -> None:
-        """Remove all runs but those `kept`; without any, the manifest too."""
+    def clear(self, kept: Iterable[str] = (), unfinished: str | None = None) -> None:
+        """Remove all runs but those `kept` and the `unfinished` one; without any `kept`, the manifest too."""
         kept = {*kept}
         if not kept:
             (self.path / MANIFEST).unlink(missing_ok=True)
         for path in self.path.glob("*.run"):
-            if path.name not in kept:
+            if path.name not in {*kept, unfinished}:
                 path.unlink(missing_ok=True)
 
     def of_other_workers(self) -> list[tuple[Path, Manifest]]:

@@ -134,6 +134,7 @@ class SeenIds:
         self._accepted, self._recent, self._asked = set(), set(), set()
         if self._disk:
             self._disk.note_written(written)
+            self._disk.merge()
         kept = self._ids_after_eviction
         spill = self._disk is not None and self._disk.can_write and self._memory_ids > self._disk.memory_ids
         if not spill and (self.ids <= kept + kept // 8 + _EVICTION_GROWTH or self._loaded <= in_use):

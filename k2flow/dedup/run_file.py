@@ -17,10 +17,13 @@ Records: TypeAlias = npt.NDArray[Any]
 class RunFile:
     """The records of a file. The file may be deleted or replaced by another one, but not changed, while it is used."""
 
-    def __init__(self, path: Path, kind: np.dtype[Any]) -> None:
-        """Map the whole file. Raises CacheError if it ends within a record, and OSError."""
+    def __init__(self, path: Path, kind: np.dtype[Any], handle: int | None = None) -> None:
+        """Map the whole file, or that of an open `handle`, which may no longer be at `path`.
+
+        Raises CacheError if it ends within a record, and OSError.
+        """
         self.path = path
-        self._handle = os.open(path, os.O_RDONLY)
+        self._handle = os.open(path, os.O_RDONLY) if handle is None else os.dup(handle)
         weakref.finalize(self, os.close, self._handle)
         self._opened = self._state()
         size, _ = self._opened

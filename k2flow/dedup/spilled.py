@@ -8,9 +8,9 @@ it.
 import os
 import zlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
 
 import numpy as np
 
@@ -205,7 +205,7 @@ class _Writer:
     def __init__(self, path: Path, words: int, share: Share, keys: int) -> None:
         """`keys` is at least the number of records."""
         self._path, self._type = path, record_type(words)
-        self._stream = path.open("xb")
+        self._stream = path.open("x+b")
         self._index = _Index(share, keys)
         self._counts = np.zeros(TAGS, np.int64)
         self._checksums, self._in_block, self._keys = [0], 0, 0
@@ -231,13 +231,13 @@ class _Writer:
         self._stream.flush()
         reach(Point.RUN_WRITTEN)
         os.fsync(self._stream.fileno())
-        self._stream.close()
         self._index.complete()
         counts = {hour: int(self._counts[hour % TAGS]) for hour in hours if self._counts[hour % TAGS]}
         if not counts:
-            self._path.unlink()
+            self.discard()
             return None
-        file = RunFile(self._path, self._type)
+        file = RunFile(self._path, self._type, self._stream.fileno())
+        self._stream.close()
         return SpilledRun(file, file.records, self._index, counts, counts, self._checksums)
 
     def discard(self) -> None:
@@ -246,34 +246,28 @@ class _Writer:
 
 
 def write_run(
-    path: Path, share: Share, sources: Sequence[Source], hours: Iterable[int], threads: int = 1
+    path: Path,
+    share: Share,
+    sources: Sequence[Source],
+    hours: Iterable[int],
+    threads: int = 1,
+    cancelled: Event | None = None,
 ) -> SpilledRun | None:
     """Write the keys of at least one source, which are of these `hours`, into a new file. No two hours have one tag.
 
-    Returns None if there are no keys. No hour of the run is kept or live. Raises OSError; no file is left then.
+    Returns None if there are no keys. No hour of the run is kept or live. Raises CacheError, OSError, and
+    CancelledError soon after `cancelled` is set; no file is left then.
     """
     writer = _Writer(path, sources[0].words, share, sum(map(len, sources)))
     try:
         for records in merged(sources, threads):
+            if cancelled and cancelled.is_set():
+                raise CancelledError
             writer.append(records)
         return writer.finish(hours)
     except BaseException:
         writer.discard()
         raise
-
-
-def merge_runs(path: Path, share: Share, runs: Sequence[SpilledRun]) -> SpilledRun | None:
-    """Write the keys of the kept hours of some runs into a new file. No two of these hours have one tag.
-
-    The hours that are live in a run are live in the new one. None if there are no keys. Raises CacheError, and OSError;
-    no file is left then.
-    """
-    hours = frozenset[int]().union(*(run.kept for run in runs))
-    merged_run = write_run(path, share, [run.source() for run in runs], hours)
-    if merged_run:
-        merged_run.kept = frozenset(merged_run.counts)
-        merged_run.set_live(frozenset[int]().union(*(run.live for run in runs)))
-    return merged_run
 
 
 def _words_of(records: Records) -> int:

@@ -16,7 +16,6 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from itertools import accumulate
 from pathlib import Path
 from typing import Protocol
 
@@ -24,14 +23,13 @@ import numpy as np
 
 from k2flow.dedup.cache import CacheFolder, Figures, Manifest, Position, RunEntry
 from k2flow.dedup.keys import WORDS, Bools, Ids, Words
+from k2flow.dedup.run_merges import Merge, Start, in_thread, to_merge
 from k2flow.dedup.sorted_runs import TAGS, SortedRun, SortedRuns
-from k2flow.dedup.spilled import SpilledRun, merge_runs, open_run, write_run
+from k2flow.dedup.spilled import SpilledRun, open_run, write_run
 from k2flow.errors import CacheError, CatalogError, one_line
 
 log = logging.getLogger(__name__)
 MEMORY_IDS = 4_000_000
-MAX_RUN_KEYS = 1 << 26  # larger runs are not merged: they leave with their hours
-_RUNS_MERGED = 4  # runs of about the same size, at least
 CORES = os.cpu_count() or 1
 Proofs = tuple[tuple[int, int], ...]
 
@@ -62,7 +60,9 @@ class Gold(Protocol):
 class DiskWindow:
     """The ids of one worker on disk, and the proof that they are in Gold. Pass its `load` to `SeenIds`."""
 
-    def __init__(self, folder: CacheFolder, gold: Gold, memory_ids: int = MEMORY_IDS) -> None:
+    def __init__(
+        self, folder: CacheFolder, gold: Gold, memory_ids: int = MEMORY_IDS, start_merge: Start = in_thread
+    ) -> None:
         """Touch no file yet. `memory_ids` is the number of ids above which memory is spilled."""
         self.memory_ids, self.hits = memory_ids, 0
         self._folder, self._gold = folder, gold
@@ -71,6 +71,8 @@ class DiskWindow:
         self._read: dict[int, tuple[int, int]] = {}  # by hour: Gold's number when it was read, and its rows then
         self._written: defaultdict[int, set[str]] = defaultdict(set)  # this worker's files since, by hour
         self._opened = False
+        self._start_merge = start_merge
+        self._merge: Merge | None = None
 
     @property
     def can_write(self) -> bool:
@@ -192,9 +194,24 @@ class DiskWindow:
         if complete:
             self._proofs |= {hour: (self._read[hour],) for hour in hours}
         try:
-            for form, runs in enumerate(self._runs):
-                self._runs[form] = self._merged(runs)
-            self._folder.write(self._manifest())
+            self._write_manifest()
+        except OSError as error:
+            self._stop_writing(error)
+
+    def merge(self) -> None:
+        """Use the merge of runs that has ended, if any, and begin the next one. Raises CacheError."""
+        if not self.can_write:
+            return
+        try:
+            if self._merge and self._merge.has_ended:
+                merge, self._merge = self._merge, None
+                new = merge.result()
+                for runs in self._runs:
+                    if any(run in merge.runs for run in runs):
+                        runs[:] = [*(run for run in runs if run not in merge.runs), *new]
+                self._write_manifest()
+            if not self._merge and (some := self._to_merge()):
+                self._merge = Merge(some, self._folder.new_path(), self._folder.share, self._start_merge)
         except OSError as error:
             self._stop_writing(error)
 
@@ -215,6 +232,9 @@ class DiskWindow:
 
     def close(self) -> None:
         """Let another process use the folder."""
+        if self._merge:
+            self._merge.cancel()
+            self._merge = None
         self._folder.close()
 
     def _all(self) -> Iterator[SpilledRun]:
@@ -222,7 +242,7 @@ class DiskWindow:
 
     def _stop_writing(self, error: OSError) -> None:
         self._folder.warn(f"it cannot be written ({error.strerror or error}): new ids stay in memory until a restart")
-        self._folder.close()
+        self.close()
 
     def _is_proven(self, hour: int) -> bool:
         return all(self._gold.rows(hour, number) == rows for number, rows in self._proofs.get(hour, ()))
@@ -295,12 +315,11 @@ class DiskWindow:
                     run.kept = hours & {*entry.kept} & run.counts.keys()
                     self._runs[entry.form] += [run] if run.kept else []
 
-    def _merged(self, runs: list[SpilledRun]) -> list[SpilledRun]:
-        """Return the runs after merges: few of each size, and none with mostly keys that no longer count."""
-        while some := _to_merge(runs, self.memory_ids):
-            merged = merge_runs(self._folder.new_path(), self._folder.share, some)
-            runs = [*(run for run in runs if run not in some), *([merged] if merged else [])]
-        return runs
+    def _to_merge(self) -> list[SpilledRun]:
+        return next(filter(None, (to_merge(runs, self.memory_ids) for runs in self._runs)), [])
+
+    def _write_manifest(self) -> None:
+        self._folder.write(self._manifest(), self._merge.path.name if self._merge else None)
 
     def _manifest(self) -> Manifest:
         entries = [
@@ -309,20 +328,3 @@ class DiskWindow:
             for run in runs
         ]
         return Manifest(self._folder.origin, self._gold.position, self._proofs, entries)
-
-
-def _to_merge(runs: Sequence[SpilledRun], memory_ids: int) -> list[SpilledRun]:
-    """Return the runs to merge next: some of about one size, or one with mostly keys that no longer count."""
-    for run in runs:
-        if 2 * sum(run.counts.get(hour, 0) for hour in run.kept) < run.keys:
-            return [run]
-    sizes: defaultdict[int, list[SpilledRun]] = defaultdict(list)
-    for run in runs:
-        sizes[(run.keys // max(1, memory_ids // 2)).bit_length() // 2].append(run)
-    for size in sorted(sizes):
-        keys = accumulate(run.keys for run in sizes[size])
-        some = [run for run, sum_ in zip(sizes[size], keys, strict=True) if sum_ <= MAX_RUN_KEYS]
-        hours = frozenset[int]().union(*(run.kept for run in some))
-        if len(some) >= _RUNS_MERGED and len({hour % TAGS for hour in hours}) == len(hours):
-            return some
-    return []

@@ -3,7 +3,7 @@
 import random
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,9 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyiceberg.catalog import Catalog
 
-from k2flow.dedup import SeenIds, index, keys, loading, owners_of, sorted_runs, spilled, window
+from k2flow.dedup import SeenIds, index, keys, loading, merging, owners_of, run_merges, sorted_runs, spilled
 from k2flow.dedup.cache import MANIFEST, CacheFolder, Origin, Position
 from k2flow.dedup.keys import share_of
+from k2flow.dedup.run_merges import Result
+from k2flow.dedup.spilled import SpilledRun
 from k2flow.dedup.window import DiskWindow
 from k2flow.trades.gold_ids import GoldIds
 from tests.property import examples
@@ -114,19 +116,37 @@ class Flow:
         self.accepted: list[tuple[str, int]] = []
         self.now, self.workers = START, 1
         self.disks: list[DiskWindow] = []
+        self.merges: list[tuple[Callable[[], SpilledRun | None], Result]] = []
         self.start()
 
     def start(self) -> None:
-        """Start again, without what was not committed."""
+        """Start again, without what was not committed. A merge has not begun, or its result is not in use."""
         self.accepted.clear()
+        if self.chance.random() < 0.5:
+            self.end_merges()
         for disk in self.disks:
             disk.close()
         self.disks, self.seen = [], []
         for worker in range(self.workers):
             gold = GoldOfWorker(self.table, worker, self.workers)
-            disk = DiskWindow(CacheFolder(self.cache, ORIGIN, worker, self.workers), gold, memory_ids=6)
+            disk = DiskWindow(CacheFolder(self.cache, ORIGIN, worker, self.workers), gold, 6, self.begin_merge)
             self.disks.append(disk)
             self.seen.append(SeenIds(disk.load, gold.newest, WINDOW, worker, self.workers, disk))
+
+    def begin_merge(self, call: Callable[[], SpilledRun | None]) -> Result:
+        result = Result()
+        self.merges.append((call, result))
+        return result
+
+    def end_merges(self) -> None:
+        """Run the merges that began, at any later moment. Their results come into use at the next commit."""
+        for call, result in self.merges:
+            if result.set_running_or_notify_cancel():
+                try:
+                    result.set_result(call())
+                except OSError as error:
+                    result.set_exception(error)
+        self.merges.clear()
 
     def commit(self, between: str = "") -> None:
         """Commit, and let the workers know. `between`: what another program does before they know."""
@@ -216,21 +236,26 @@ class Flow:
 
 
 AGES = st.sampled_from([*[0, 0, 0, 1, 2, 3, 4, 9, -1, -48] * 3, TAGS, 2 * TAGS])
-ROWS = st.lists(st.tuples(st.sampled_from(POOL), AGES), min_size=4, max_size=30)
+TEXTS = st.one_of(st.sampled_from(POOL), st.integers(0, 300).map(str), st.integers(0, 300).map(str))
+ROWS = st.lists(st.tuples(TEXTS, AGES), min_size=8, max_size=30)
 KAFKA_AGES = st.lists(st.sampled_from([*[0, 0, 0, 2, 5, -48] * 3, TAGS]), max_size=3)
 OTHER_PROGRAMS = ("replace_rows", "append_rows", "roll_back")
 STEPS = st.lists(
     st.one_of(
         st.tuples(ROWS, KAFKA_AGES),
-        st.tuples(ROWS, KAFKA_AGES),
+        st.tuples(ROWS, KAFKA_AGES).map(lambda batch: ("committed", *batch)),
+        st.tuples(ROWS, KAFKA_AGES).map(lambda batch: ("committed", *batch)),
+        st.tuples(ROWS, KAFKA_AGES).map(lambda batch: ("committed", *batch)),
         st.sampled_from(["commit", "commit", "commit", "restart", "compact", "other_exchange", "damage"]),
+        st.just("end_merges"),
+        st.just("end_merges"),
         st.sampled_from(OTHER_PROGRAMS).map(lambda name: ("before the workers know", name)),
         st.sampled_from(OTHER_PROGRAMS).map(lambda name: ("while it stands", name)),
         st.sampled_from([1, 2, 3, 5]).map(lambda workers: ("rescale", workers)),
         st.sampled_from([1, 2, 5, TAGS]).map(lambda hours: ("later by", hours)),
     ),
-    min_size=8,
-    max_size=60,
+    min_size=12,
+    max_size=40,
 )
 
 
@@ -242,7 +267,8 @@ def small_thresholds(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(index, "_EVICTION_GROWTH", 3)
     monkeypatch.setattr(sorted_runs, "_CHUNK", 5)
     monkeypatch.setattr(spilled, "_BLOCK", 7)
-    monkeypatch.setattr(window, "MAX_RUN_KEYS", 40)
+    monkeypatch.setattr(run_merges, "MAX_RUN_KEYS", 200)
+    monkeypatch.setattr(merging, "_BLOCK", 7)
     monkeypatch.setattr(spilled.os, "fsync", lambda handle: None)
     if request.param == "weak":
         monkeypatch.setattr(keys, "_scramble", weak_scramble)
@@ -278,6 +304,30 @@ def test_window_on_disk_is_a_plain_set(steps: list[object], seed: int) -> None:
                     getattr(flow, name)()
                 case (list(rows), list(kafka)):
                     flow.accept([(text, flow.now - age) for text, age in rows], [flow.now - age for age in kafka])
+                case ("committed", list(rows), list(kafka)):
+                    flow.accept([(text, flow.now - age) for text, age in rows], [flow.now - age for age in kafka])
+                    flow.commit()
+
+
+@pytest.mark.usefixtures("small_thresholds")
+def test_merges_end_at_any_later_moment(seed: int, tmp_path: Path) -> None:
+    """Hours leave, rows are compacted, and the flow spills or starts again while runs are merged."""
+    chance, flow, merges_ended = random.Random(seed), Flow(tmp_path, seed), 0
+    for _ in range(examples(200)):
+        rows = [(str(chance.randrange(1000)), flow.now - chance.randrange(3)) for _ in range(25)]
+        flow.accept(rows, [flow.now])
+        flow.commit()
+        match chance.choices(["end", "start", "later", "compact", ""], [30, 4, 10, 3, 60])[0]:
+            case "end":
+                merges_ended += len(flow.merges)
+                flow.end_merges()
+            case "start":
+                flow.start()
+            case "later":
+                flow.now += 1
+            case "compact":
+                flow.compact()
+    assert merges_ended >= examples(200) // 20
 
 
 @pytest.mark.parametrize("number", [0, 1])

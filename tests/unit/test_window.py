@@ -9,17 +9,19 @@ import shutil
 import time
 import zlib
 from collections.abc import Iterable, Iterator
+from concurrent.futures import CancelledError
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from k2flow.dedup import spilled
+from k2flow.dedup import merging, spilled
 from k2flow.dedup.cache import FIGURES, MANIFEST, CacheFolder, Figures, Origin, read_figures
 from k2flow.dedup.keys import Share, share_of
+from k2flow.dedup.run_merges import Merge, in_thread
 from k2flow.dedup.sorted_runs import TAGS, SortedRun
-from k2flow.dedup.spilled import SpilledRun, merge_runs, open_run, write_run
+from k2flow.dedup.spilled import SpilledRun, open_run, write_run
 from k2flow.errors import CacheError
 from tests.property.test_window import ORIGIN, START, File, Flow
 from torture import cache as torture
@@ -40,6 +42,10 @@ def write(path: Path, keys: Iterable[Key], share: Share = WHOLE) -> SpilledRun:
     return run
 
 
+def merged_run(path: Path, runs: list[SpilledRun]) -> SpilledRun | None:
+    return next(iter(Merge(runs, path, WHOLE, in_thread).result()), None)
+
+
 def found(run: SpilledRun, keys: Iterable[Key]) -> list[bool]:
     pairs = list(keys)
     head, rest = (np.array([key[i] for key in pairs], np.uint64) for i in range(2))
@@ -55,6 +61,7 @@ class TestRuns:
     @pytest.mark.parametrize("spread", [3, 1 << 10, 1 << 40])
     def test_keys_of_live_hours_are_found(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spread: int) -> None:
         monkeypatch.setattr(spilled, "_BLOCK", 64)
+        monkeypatch.setattr(merging, "_BLOCK", 50)
         rng = np.random.default_rng(spread)
         runs, held = [], list[Key]()
         for number in range(4):
@@ -68,7 +75,7 @@ class TestRuns:
             run.kept = frozenset(live)
             runs.append(run)
             held += [key for key in keys if key[2] in live]
-        merged = merge_runs(tmp_path / "merged", WHOLE, runs)
+        merged = merged_run(tmp_path / "merged", runs)
         assert merged
         assert (merged.keys, merged.live_keys, merged.disk_bytes) == (len(held), len(held), 18 * len(held))
         known = {key[:2] for key in held}
@@ -144,7 +151,7 @@ class TestRuns:
                     file.write(data[:18])
                 case "overwrite":
                     file.write(data)
-        for use in (lambda: found(run, keys), lambda: merge_runs(tmp_path / "merged", WHOLE, [run])):
+        for use in (lambda: found(run, keys), lambda: merged_run(tmp_path / "merged", [run])):
             with pytest.raises(CacheError, match="run was changed while the flow used it: start the flow again"):
                 use()
         assert not (tmp_path / "merged").exists()
@@ -156,12 +163,36 @@ class TestRuns:
         assert all(found(run, keys))
         run.path.write_bytes(b"other")
         assert all(found(run, keys))
-        merged = merge_runs(tmp_path / "merged", WHOLE, [run])
+        merged = merged_run(tmp_path / "merged", [run])
         assert merged
         assert all(found(merged, keys))
 
+    def test_hours_leave_during_a_merge(self, tmp_path: Path) -> None:
+        keys = random_keys(np.random.default_rng(6), 500, 1 << 40)
+        runs = [write(tmp_path / "0", keys[:250]), write(tmp_path / "1", keys[250:])]
+        merge = Merge(runs, tmp_path / "merged", WHOLE, in_thread)
+        for run in runs:
+            run.kept -= {500_001}
+            run.set_live({500_000})
+        (merged,) = merge.result()
+        assert merged.kept == {500_000, 500_002}
+        assert found(merged, keys) == [key[2] == 500_000 for key in keys]
+
+    def test_cancelled_merge_leaves_no_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(merging, "_BLOCK", 1)
+        keys = random_keys(np.random.default_rng(7), 5000, 1 << 40)
+        run = write(tmp_path / "run", keys)
+        merge = Merge([run], tmp_path / "merged", WHOLE, in_thread)
+        merge.cancel()
+        assert merge.has_ended
+        with pytest.raises(CancelledError):
+            merge.result()
+        assert [path.name for path in tmp_path.iterdir()] == ["run"]
+        assert all(found(run, keys))
+
     def test_files_are_closed(self, tmp_path: Path) -> None:
         keys = random_keys(np.random.default_rng(5), 10, 1 << 40)
+        gc.collect()
         before = len(os.listdir("/proc/self/fd"))
         for number in range(20):
             write(tmp_path / f"{number}", keys)
@@ -311,6 +342,41 @@ class TestCache:
         flow.accept(flow.table.rows(), [START])
         assert not flow.accepted
         assert 0 < len(restarted(flow)) <= 12
+
+    def test_merge_of_runs(self, flow: Flow, caplog: pytest.LogCaptureFixture) -> None:
+        """The runs stay until the merged one is in the manifest; the folder may be closed at any time."""
+        folder = flow.disks[0]._folder.path
+        assert len(flow.merges) == 1
+        merge = flow.disks[0]._merge
+        assert merge
+        merge.path.write_bytes(b"half")
+        flow.accept([(f"another {i}", START) for i in range(20)], [START])
+        flow.commit()
+        assert merge.path.exists()
+        merge.path.unlink()
+        flow.end_merges()
+        before = {path.name for path in folder.glob("*.run")}
+        flow.accept([("more", START)], [START])
+        flow.commit()
+        after = {path.name for path in folder.glob("*.run")}
+        assert len(before) > len(after) == sum(map(len, flow.disks[0]._runs))
+        assert after < before
+        assert restarted(flow) == [flow.table.files[-1].path]
+        assert not warnings(caplog)
+
+    def test_full_disk_during_a_merge(self, flow: Flow, caplog: pytest.LogCaptureFixture) -> None:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200, hard))
+        try:
+            flow.end_merges()
+            flow.commit()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        (warning,) = warnings(caplog)
+        assert "it cannot be written (File too large): new ids stay in memory until a restart" in warning
+        flow.accept(flow.table.rows(), [START])
+        assert not flow.accepted
+        assert restarted(flow) == []
 
     @pytest.mark.parametrize(
         ("origin", "text"),
