@@ -80,6 +80,11 @@ class DiskWindow:
         return self._folder.is_open
 
     @property
+    def is_merging(self) -> bool:
+        """Whether a merge of runs has begun, and its result is not yet in use."""
+        return self._merge is not None
+
+    @property
     def ids(self) -> int:
         """The number of ids on disk, of hours in use."""
         return sum(run.live_keys for runs in self._runs for run in runs)
