@@ -21,6 +21,7 @@ from k2flow.dedup.keys import share_of
 from k2flow.dedup.run_merges import Result
 from k2flow.dedup.spilled import SpilledRun
 from k2flow.dedup.window import DiskWindow
+from k2flow.errors import CacheError
 from k2flow.trades.gold_ids import GoldIds
 from tests.property import examples
 from tests.property.test_changes import FIRST_HOUR, HOURS, History
@@ -144,7 +145,7 @@ class Flow:
             if result.set_running_or_notify_cancel():
                 try:
                     result.set_result(call())
-                except OSError as error:
+                except (CacheError, OSError) as error:
                     result.set_exception(error)
         self.merges.clear()
 
