@@ -10,6 +10,7 @@ from bench.catchup import catchup
 from bench.commits import commits
 from bench.decode import decode
 from bench.dedup import dedup
+from bench.endurance import endurance
 from bench.freshness import freshness
 from bench.isolation import isolation
 from bench.maintain import maintain
@@ -31,6 +32,7 @@ app.command("catchup")(catchup)
 app.command("commits")(commits)
 app.command("decode")(decode)
 app.command("dedup")(dedup)
+app.command("endurance")(endurance)
 app.command("freshness")(freshness)
 app.command("isolation")(isolation)
 app.command("maintain")(maintain)

@@ -18,6 +18,7 @@ from bench.catchup import catchup
 from bench.commits import commits
 from bench.decode import decode
 from bench.dedup import dedup
+from bench.endurance import endurance
 from bench.freshness import freshness
 from bench.isolation import isolation
 from bench.maintain import maintain
@@ -36,6 +37,7 @@ BENCHMARKS: tuple[tuple[Callable[..., None], dict[str, Any]], ...] = (
     (commits, {"commits": 20, "rows": 10}),
     (decode, {"records": 500, "runs": 1}),
     (dedup, {"ids": [200_000], "hour_ids": 10_000}),
+    (endurance, {"messages": 20_000, "parts": 2, "kills": 1, "trigger": 0.5}),
     (freshness, {"seconds": 2, "binance_rate": 500, "kraken_rate": 100, "trigger": [1.0]}),
     (isolation, {"seconds": 2}),
     (maintain, {"files": 20, "rows": 2_000, "commits": 20, "seconds": 2}),

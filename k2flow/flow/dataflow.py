@@ -7,6 +7,9 @@ Items are whole batches, see `trades.pipeline`. The worker that has the rows wri
 get their names.
 """
 
+import time
+from datetime import datetime
+
 import bytewax.operators as op
 from bytewax.dataflow import Dataflow
 from bytewax.operators import StatefulBatchLogic
@@ -15,6 +18,7 @@ from typing_extensions import override
 from k2flow.compat.bytewax import worker_key
 from k2flow.exchange import Exchange
 from k2flow.failpoints import Point, reach
+from k2flow.flow.epoch_wait import EpochWait
 from k2flow.flow.first_error import record_first_error
 from k2flow.flow.process import FlowProcess
 from k2flow.flow.runtime import install_runner
@@ -50,20 +54,37 @@ def build(exchange: Exchange) -> Dataflow:
 
 
 class DedupStep(StatefulBatchLogic[OwnedTrades, Committable, None]):
-    """One owner's `Deduplicator`, which opens at its first item."""
+    """One owner's `Deduplicator`, which opens at its first item.
+
+    While an epoch ends, the owner's worker sleeps in it, see `EpochWait`.
+    """
 
     def __init__(self, process: FlowProcess) -> None:
         self._process = process
         self._deduplicator: Deduplicator | None = None
+        self._epoch_wait = EpochWait()
 
     @override
     @record_first_error
     def on_batch(self, values: list[OwnedTrades]) -> tuple[list[Committable], bool]:
         if self._deduplicator is None:
             self._deduplicator = self._process.pipeline.deduplicator(values[0].owner)
+            self._epoch_wait = self._process.epoch_wait(values[0].owner)
+        if not all(each.ends_checkpoint for each in values):
+            self._process.turns.on_full_batch(time.monotonic())
         committable = self._deduplicator.process(values)
         reach(Point.GOLD_WRITTEN)
+        self._epoch_wait.begin()
         return [committable], StatefulBatchLogic.RETAIN
+
+    @override
+    def on_notify(self) -> tuple[list[Committable], bool]:
+        self._epoch_wait.sleep()
+        return [], StatefulBatchLogic.RETAIN
+
+    @override
+    def notify_at(self) -> datetime | None:
+        return self._epoch_wait.next_sleep()
 
     @override
     def snapshot(self) -> None:

@@ -14,6 +14,8 @@ from k2flow.compat.pyiceberg.metadata_cache import install_metadata_cache
 from k2flow.config.settings import Settings, load_settings
 from k2flow.exchange import Exchange, exchange_names
 from k2flow.failpoints import Point, arm, reach
+from k2flow.flow.epoch_wait import EpochWait
+from k2flow.flow.schedule import Turns
 from k2flow.iceberg import ledger as ledgers
 from k2flow.iceberg.catalog import load_table, open_catalog
 from k2flow.iceberg.head import reconcile
@@ -65,6 +67,8 @@ class FlowProcess:
         self.stop = threading.Event()  # asks the source to end: it emits the messages read so far, to be committed
         self.reading = False  # whether a source is open
         self.finished_reading = False  # whether a source has ended
+        self.turns = Turns()
+        self._epoch_waits: dict[int, EpochWait] = {}
         self.trigger_override: float | None = None  # the trigger in seconds that Bytewax's command line gave
         self._lock = threading.Lock()
         self._is_open = False
@@ -83,6 +87,10 @@ class FlowProcess:
     def trigger_seconds(self) -> float:
         """Seconds between two commits."""
         return self.trigger_override or self.exchange.settings.trigger_seconds
+
+    def epoch_wait(self, worker: int) -> EpochWait:
+        """Return that of one worker of this process."""
+        return self._epoch_waits.setdefault(worker, EpochWait())
 
     def open(self, workers: int) -> None:
         """Open the session, once for all workers of this process. Raises what `open_session` raises."""

@@ -1,15 +1,14 @@
-"""When a source emits, when the tables commit, and how long the source waits while they do."""
+"""When a source emits, when the tables commit, and how long a call of the source lasts."""
 
 import math
-from collections import deque
-from datetime import datetime, timedelta
 
 MAX_UNCOMMITTED_SECONDS = 10.0
 """Maintenance deletes old files that no table names, so no batch waits longer for its commit, whatever the trigger."""
-WAIT_SHARE = 0.95  # share of the expected duration to wait, so that a shorter epoch is not overslept by much
-PROMPT_WAKE_FACTOR = 1.02  # a wake-up within this multiple of the wait: the epoch was already over, for an unknown time
-OVERSLEPT_SHARE = 0.7  # share of the wait to expect next, after an epoch that was already over
-MAX_WAIT = timedelta(seconds=5)
+TURN_SECONDS = 0.5
+"""How long a source gathers messages before Bytewax asks all processes again whether the epoch is over."""
+BUSY_TURN_SECONDS = 0.05
+"""The same while any process catches up: it waits for the others' turns."""
+BUSY_SECONDS = 5.0
 
 
 class CommitSchedule:
@@ -51,28 +50,21 @@ class CommitSchedule:
         return (math.floor(now / self._trigger_seconds) + 1) * self._trigger_seconds
 
 
-class EpochBackoff:
-    """Decides how long Bytewax need not call a source that has emitted a batch.
+class Turns:
+    """Decides how long a source gathers messages in one call.
 
-    From the moment that a source names, Bytewax asks as fast as it can whether the epoch is over, and keeps a core
-    busy. The duration of an epoch is known only afterwards. The expected duration is the shorter one of the last two,
-    so that one slow commit does not delay the next.
+    Each call ends an epoch, even one without a batch, and an epoch ends once all processes have ended it. Meanwhile
+    Bytewax keeps a core of each busy. So the calls of all processes end together, at whole multiples of TURN_SECONDS on
+    the clock. While one of them catches up, they are short.
     """
 
     def __init__(self) -> None:
-        self._emitted_at: datetime | None = None
-        self._wait = timedelta(0)
-        self._expected: deque[timedelta] = deque(maxlen=2)
+        self._busy_until = -math.inf
 
-    def on_emit(self, now: datetime) -> timedelta:
-        """Note that a batch is emitted, and return how long to wait."""
-        self._emitted_at, self._wait = now, min(*self._expected, MAX_WAIT) if self._expected else timedelta(0)
-        return self._wait
+    def on_full_batch(self, now: float) -> None:
+        """Note that a process has emitted a batch before its trigger; `now` is a monotonic time in seconds."""
+        self._busy_until = now + BUSY_SECONDS
 
-    def on_wake(self, now: datetime) -> None:
-        """Note that Bytewax calls the source: if its last call emitted a batch, the epoch of that batch is over."""
-        if self._emitted_at is None:
-            return
-        took, self._emitted_at = now - self._emitted_at, None
-        share = OVERSLEPT_SHARE if took < PROMPT_WAKE_FACTOR * self._wait else WAIT_SHARE
-        self._expected.append(share * took)
+    def seconds(self, now: float, clock: float) -> float:
+        """Return the length of a call that begins at monotonic time `now`, and at `clock` in seconds since 1970."""
+        return BUSY_TURN_SECONDS if now < self._busy_until else TURN_SECONDS - clock % TURN_SECONDS

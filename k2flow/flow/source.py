@@ -10,7 +10,7 @@ epoch Bytewax has no back-pressure. `CommitSchedule` decides after which batches
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 
 from bytewax.inputs import DynamicSource, StatelessSourcePartition
 from confluent_kafka import Consumer
@@ -21,10 +21,11 @@ from k2flow.errors import KafkaError
 from k2flow.failpoints import Point, reach
 from k2flow.flow.batch_buffer import BatchBuffer
 from k2flow.flow.consumer_group import ConsumerGroup
+from k2flow.flow.epoch_wait import AT_ONCE
 from k2flow.flow.first_error import record_first_error
 from k2flow.flow.log_check import LogCheck
 from k2flow.flow.process import FlowProcess, consumer_of
-from k2flow.flow.schedule import CommitSchedule, EpochBackoff
+from k2flow.flow.schedule import CommitSchedule
 from k2flow.flow.stalls import StallWatch
 from k2flow.flow.watermarks import WatermarkAlignment
 from k2flow.kafka.consumer import BatchConsumer, FetchedMessages, check_event
@@ -40,8 +41,6 @@ from k2flow.trades.messages import MessageBatch, empty_batch
 log = logging.getLogger(__name__)
 CONSUME_MESSAGES = 10_000  # at once, so that librdkafka's buffers are freed while a batch is gathered
 POLL_SECONDS = 0.05
-AT_ONCE = datetime(1970, 1, 1, tzinfo=UTC)
-"""Bytewax compares with the host's clock: with the current time, a clock set back would stop the source for as long."""
 
 
 class KafkaSource(DynamicSource[MessageBatch]):
@@ -79,8 +78,7 @@ class KafkaSourcePartition(StatelessSourcePartition[MessageBatch]):
         self._stalls = StallWatch()
         self._log_check = LogCheck(properties, self._topic, process.exchange.setting("accept_lost_offsets"))
         self._schedule = CommitSchedule(process.trigger_seconds, self._settings.commit_batches, time.time())
-        self._backoff = EpochBackoff()
-        self._awake_at = self._woken_at = AT_ONCE
+        self._epoch_wait = process.epoch_wait(worker)
         self._begun = self._finished = False
         self._damage: KafkaError | None = None  # raised once the rows before it are committed
         self._assign(process.session.topic.partitions, wait_for_watermarks)
@@ -88,9 +86,7 @@ class KafkaSourcePartition(StatelessSourcePartition[MessageBatch]):
     @override
     @record_first_error
     def next_batch(self) -> list[MessageBatch]:
-        self._awake_at = AT_ONCE  # `consume` does the waiting, without the interpreter's lock
-        self._woken_at = datetime.now(UTC)
-        self._backoff.on_wake(self._woken_at)
+        self._epoch_wait.end()
         end_batch()
         if not self._schedule.uncommitted:
             self._group.report_committed(final=self._finished)
@@ -115,17 +111,14 @@ class KafkaSourcePartition(StatelessSourcePartition[MessageBatch]):
         if self._schedule.seconds_left(time.time()) <= 0:
             return self._emit(ends_checkpoint=True)
         if self._buffer.full:
+            self._process.turns.on_full_batch(time.monotonic())
             return self._emit(ends_checkpoint=self._schedule.full_batch_ends_checkpoint)
         return []
 
     @override
-    def next_awake(self) -> datetime | None:
-        """Return when Bytewax looks at this source again; it counts from its last call of `next_batch`.
-
-        Bytewax does not call `next_batch` before the epoch is over. But from this moment on it asks as fast as it can
-        whether the epoch is over. With other processes beside it, that takes most of a core.
-        """
-        return self._awake_at
+    def next_awake(self) -> datetime:
+        """Return that Bytewax calls `next_batch` once the epoch is over: `consume` does the waiting."""
+        return AT_ONCE
 
     @override
     def close(self) -> None:
@@ -141,8 +134,6 @@ class KafkaSourcePartition(StatelessSourcePartition[MessageBatch]):
         self._schedule.on_emit(ends_checkpoint, time.time())
         if not batch.offsets and not awaits_commit:
             return []
-        if wait := self._backoff.on_emit(datetime.now(UTC)):
-            self._awake_at = self._woken_at + wait  # sooner than after the emit: an epoch that is overslept costs time
         self._group.on_emit(batch.offsets)
         reach(Point.SOURCE_EMITTED)
         return [batch]
@@ -174,7 +165,9 @@ class KafkaSourcePartition(StatelessSourcePartition[MessageBatch]):
             log.warning("a new partition of %s was not added: %s", self._topic, error)
 
     def _fetch(self) -> None:
-        """Fetch messages until the cap, the trigger, or a moment without any."""
+        """Fetch messages until the cap, the trigger, or the end of this worker's turn and a moment without any."""
+        began = time.monotonic()
+        turn = 0 if self._until_caught_up else self._process.turns.seconds(began, time.time())
         while not self._buffer.full and not self._process.stop.is_set():
             left = self._schedule.seconds_left(time.time())
             limit = min(CONSUME_MESSAGES, self._buffer.free_rows)
@@ -201,7 +194,8 @@ class KafkaSourcePartition(StatelessSourcePartition[MessageBatch]):
                     self._stalls.on_pause(event.partition)
             self._align()
             self._warn_of_stalls()
-            if self._damage or len(fetched) + len(fetched.events) < limit or left <= 0 or self._caught_up():
+            turn_is_over = time.monotonic() - began >= turn and len(fetched) + len(fetched.events) < limit
+            if self._damage or turn_is_over or left <= 0 or self._caught_up():
                 return
 
     def _drop_doubted(self, fetched: FetchedMessages) -> set[int]:

@@ -35,11 +35,13 @@ COMPOSE = Path(sys.executable).with_name("docker-compose")
 PORTS = ("KAFKA_PORT", "S3_PORT", "CATALOG_PORT", "REGISTRY_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT")
 DISKS = {"store": 1000, "kafka": 1000}
 """Services whose volume is a file system of its own, so that it can be filled, and the user that owns it."""
-DISK_BYTES = 768 * 2**20
+DISK_BYTES = 768 << 20
+BYTES_OF_RATE = 1 << 20
+"""More disk for each message a second: at 1,000 a second, a run of 25 minutes fills DISK_BYTES."""
 UP_SECONDS = 600.0
 RECOVERY_SECONDS = 300.0
 POLL_SECONDS = 0.5
-ONE_PROCESS_RATE = 500  # messages a second below which one process serves Binance: three would poll each other
+ONE_PROCESS_RATE = 500  # messages a second below which one process serves Binance
 SAMPLE_SECONDS = 2.0
 FIRST_VERSION = compose()["services"]["binance"]["image"].rpartition(":")[2]
 NEXT_VERSION = f"{FIRST_VERSION}.next"
@@ -59,7 +61,7 @@ class Usage:
 class Stack:
     """The services of docker/compose.yml under a project name and ports of their own, without Grafana.
 
-    Its files are a copy of docker/ in `folder`, with secrets of its own. Each of `DISKS` holds `DISK_BYTES`.
+    Its files are a copy of docker/ in `folder`, with secrets of its own. Each of `DISKS` is small.
     """
 
     def __init__(self, engine: Engine, folder: Path, rate: int) -> None:
@@ -81,7 +83,8 @@ class Stack:
         self._write_override()
         for service, disk in self._disks.items():
             disk.mkdir(parents=True)
-            subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", disk], check=True)
+            size = DISK_BYTES + rate * BYTES_OF_RATE
+            subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", disk], check=True)
             os.chown(disk, DISKS[service], DISKS[service])
 
     def close(self) -> None:
