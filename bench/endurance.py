@@ -68,7 +68,7 @@ def endurance(
                         produce, EXCHANGE.code, EXCHANGE.settings.topic, {"bootstrap.servers": kafka.bootstrap}, options
                     )
                     if part in killed:
-                        flow.kill_after(round((part + killed[part]) * messages / parts))
+                        flow.kill_after(round((part + killed[part]) * messages / parts), sent)
                     flow.catch_up(sent)
                     audits.append(run([sys.executable, "-m", "k2flow", "audit", EXCHANGE.name, "--json"], settings))
                     forget(kafka.bootstrap, sent.result())
@@ -88,8 +88,11 @@ class LongRun:
         self._catalog: Catalog | None = None
         self._start()
 
-    def kill_after(self, messages: int) -> None:
-        """Kill the flow once it has committed this number of messages, and start it again."""
+    def kill_after(self, messages: int, sent: Future[Manifest]) -> None:
+        """Kill the flow once it has committed this number of messages, and start it again.
+
+        Note when it commits the next ones of those that are being sent, unless it had committed all of them.
+        """
         self._wait(messages)
         self._flow.kill()
         self.taken += self._sampled.result()
@@ -97,12 +100,14 @@ class LongRun:
         self._start()
         while not (commits := [each for each in logged_commits(self._flow.log) if each.offsets]):
             self._check()
+            if sent.done() and self._committed() >= total(sent.result()):
+                return
             time.sleep(POLL_SECONDS)
         self.first_commits.append(commits[0].at - began)
 
     def catch_up(self, sent: Future[Manifest]) -> None:
         """Wait until all messages that are being sent are in Gold."""
-        self._wait(sum(each.next for each in sent.result().partitions.values()))
+        self._wait(total(sent.result()))
 
     def end(self) -> None:
         """Let the flow commit what it has read, and end."""
@@ -141,11 +146,23 @@ class LongRun:
         return sum(each.next for each in held.partitions.values())
 
 
+def total(sent: Manifest) -> int:
+    """Return the number of messages in the topic after a part was sent."""
+    return sum(each.next for each in sent.partitions.values())
+
+
 def forget(bootstrap: str, sent: Manifest) -> None:
     """Delete the messages of a part from Kafka."""
     ends = [TopicPartition(sent.topic, p, each.next) for p, each in sent.partitions.items()]
-    for deleted in AdminClient({"bootstrap.servers": bootstrap}).delete_records(ends).values():
+    admin = AdminClient({"bootstrap.servers": bootstrap})  # kept: without a client its futures never end
+    for deleted in admin.delete_records(ends).values():
         deleted.result()
+
+
+def verdict_of(audit: Usage) -> dict[str, str]:
+    """Return the JSON of an audit. The log may stand around it."""
+    found: dict[str, str] = json.JSONDecoder().raw_decode(audit.output[audit.output.index("{") :])[0]
+    return found
 
 
 def quarters_of(taken: Sequence[Sample]) -> list[Sequence[Sample]]:
@@ -156,7 +173,7 @@ def quarters_of(taken: Sequence[Sample]) -> list[Sequence[Sample]]:
 
 
 def _report(messages: int, flow: LongRun, audits: Sequence[Usage]) -> None:
-    found = [json.loads(each.output) for each in audits]
+    found = [verdict_of(each) for each in audits]
     rows = [
         [
             f"{i} of {QUARTERS}",
