@@ -18,9 +18,10 @@ from bench.commits import HOUR
 from bench.dedup import BATCHES, WINDOW_HOURS, IdSource, load_hour, trimmed, uuid_texts, write_hour
 from bench.measure import Stopwatch, in_child, peak_resident
 from bench.report import BenchResult, report
+from k2flow.config.settings import WINDOW_MEMORY_IDS
 from k2flow.dedup.cache import CacheFolder, Origin, Position
 from k2flow.dedup.index import SeenIds
-from k2flow.dedup.window import MEMORY_IDS, DiskWindow
+from k2flow.dedup.window import DiskWindow
 
 LOOKED_UP = {100_000: 20, 2_000: 200}
 """Batches that are looked up, by their size."""
@@ -177,7 +178,7 @@ def start(cache: Path, ids: int) -> Start:
 class _Window:
     def __init__(self, cache: Path, ids: int) -> None:
         self.gold = MadeGold(ids)
-        self.disk = DiskWindow(CacheFolder(cache, ORIGIN, 0, 1), self.gold, min(MEMORY_IDS, ids // 10))
+        self.disk = DiskWindow(CacheFolder(cache, ORIGIN, 0, 1), self.gold, min(WINDOW_MEMORY_IDS, ids // 10))
         self.seen = SeenIds(self.disk.load, self.gold.newest_hours, WINDOW_HOURS, disk=self.disk)
 
     def accept(self, source: IdSource, n: int, watch: Stopwatch | None = None) -> None:

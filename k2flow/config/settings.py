@@ -52,6 +52,7 @@ REGISTRY_VARIABLES = {REGISTRY_PREFIX + name.upper().replace(".", "_"): name for
 SERVERS = f"{KAFKA_PREFIX}BOOTSTRAP_SERVERS"
 DEFAULT_SERVERS = "127.0.0.1:9092"
 MIN_SIMILARITY = 0.75
+WINDOW_MEMORY_IDS = 4_000_000
 """Of a misspelt setting to the one that an error suggests; 1 is the same."""
 SECRET = re.compile(
     r"passw|passphrase|secret(?!s[_.]dir)|token|credential|jaas|key\.pem|(access|account|api)[-_.]key|connection[-_.]string"
@@ -85,7 +86,7 @@ class Settings(BaseSettings):
     """Folder for all files of k2flow on this machine: the local Kafka and the default catalog."""
     cache_dir: Path | None = None
     """Folder of files that may be lost: older ids of the window, what audits have proven. Default: `cache` in home."""
-    window_memory_ids: int = Field(default=4_000_000, ge=1)
+    window_memory_ids: int = Field(default=WINDOW_MEMORY_IDS, ge=1)
     """Ids of a worker's deduplication window in memory, about; older ones are in K2FLOW_CACHE_DIR."""
     secrets_dir: Path | None = None
     """Folder of secrets: each file has the name of a variable and holds its value."""

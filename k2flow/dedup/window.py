@@ -29,7 +29,6 @@ from k2flow.dedup.spilled import SpilledRun, open_run, write_run
 from k2flow.errors import CacheError, CatalogError, one_line
 
 log = logging.getLogger(__name__)
-MEMORY_IDS = 4_000_000
 CORES = os.cpu_count() or 1
 Proofs = tuple[tuple[int, int], ...]
 
@@ -60,9 +59,7 @@ class Gold(Protocol):
 class DiskWindow:
     """The ids of one worker on disk, and the proof that they are in Gold. Pass its `load` to `SeenIds`."""
 
-    def __init__(
-        self, folder: CacheFolder, gold: Gold, memory_ids: int = MEMORY_IDS, start_merge: Start = in_thread
-    ) -> None:
+    def __init__(self, folder: CacheFolder, gold: Gold, memory_ids: int, start_merge: Start = in_thread) -> None:
         """Touch no file yet. `memory_ids` is the number of ids above which memory is spilled."""
         self.memory_ids, self.hits = memory_ids, 0
         self._folder, self._gold = folder, gold

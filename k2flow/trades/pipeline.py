@@ -18,9 +18,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyiceberg.catalog import Catalog
 
+from k2flow.config.settings import WINDOW_MEMORY_IDS
 from k2flow.dedup.cache import CacheFolder, Origin
 from k2flow.dedup.index import SeenIds
-from k2flow.dedup.window import MEMORY_IDS, DiskWindow
+from k2flow.dedup.window import DiskWindow
 from k2flow.exchange import Exchange
 from k2flow.iceberg.committable import Committable
 from k2flow.iceberg.writer import TableWriters
@@ -49,7 +50,7 @@ class Pipeline:
     """Returns the next offset of each partition that a table held at the start. Earlier rows are not written again."""
     owners: int = 1  # the workers that share the deduplication keys
     cache: Path | None = None  # folder for ids of the window; without it they stay in memory
-    memory_ids: int = MEMORY_IDS  # of each worker; more go to the cache
+    memory_ids: int = WINDOW_MEMORY_IDS  # of each worker; more go to the cache
 
     def process(self, batch: MessageBatch) -> list[Committable]:
         """Return what every table commits of a batch, and end its epoch. For the one owner of all keys."""
