@@ -78,10 +78,10 @@ def delete_first_bronze(lake: Lake) -> None:
 
 
 def first_new_offset(lake: Lake) -> int:
-    """Return the first offset of partition 0 that no audit has proven."""
+    """Return the first offset of partition 0 that no audit has proven: it may have had no message then."""
     (file,) = lake.home.glob("cache/audit/*/proof")
     logs = json.loads(file.read_bytes().split(b"\n", 2)[2])["extents"][lake.exchange]
-    return next(int(held["bronze"][1]) for log, held in logs.items() if log.split("/")[1] == "0")
+    return next((int(held["bronze"][1]) for log, held in logs.items() if log.split("/")[1] == "0"), 0)
 
 
 def delete_last_bronze(lake: Lake) -> None:
