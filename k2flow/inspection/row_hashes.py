@@ -26,7 +26,7 @@ POSITION = ("topic", "partition", "offset")  # the columns that name a message
 WORDING = ("detail",)  # text for people, which may change with k2flow
 FOLDER, LOCK = "k2flow-hashes-", "lock"
 SETTLED_SECONDS = 60  # a live process certainly holds the lock of its folder this long after it created the folder
-MEMORY_MB = 320  # in use; freed memory comes on top. Checks of 10 million messages fail with 200
+MEMORY_MB = 320  # in use; freed memory comes on top. With 200, a check of 10 million messages failed
 FLUSH_MB = 16  # DuckDB returns freed memory to the system when it is this much: its own defaults are 128 and 512 MB
 THREADS = 2
 
