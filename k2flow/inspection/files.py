@@ -16,7 +16,7 @@ from k2flow.iceberg.reader import FileReader
 from k2flow.inspection.pinned import FIRST_DAY, PinnedTables
 from k2flow.layers import Layer
 
-BATCH_ROWS = 16_384
+BATCH_ROWS = 32_768
 T = TypeVar("T")
 Advance = Callable[[int], None]  # takes the number of rows read since the last call
 Observer = Callable[[FileScanTask, pa.RecordBatch], None]  # sees each batch of each file as it is read
