@@ -12,7 +12,6 @@ import numpy.typing as npt
 MAX_RUNS = 8
 """The runs of one hour of one exchange. More are merged."""
 CHUNK = 1_000_000  # ids held in memory at once, of each run
-_PARTS = 64  # ranges of ids that are merged one after the other
 Ids = npt.NDArray[np.uint64]
 
 
@@ -29,7 +28,7 @@ def write_run(folder: Path, batches: Iterable[Ids]) -> IdRun | None:
     name, ids, checksum = f"{uuid.uuid4().hex}.ids", 0, 0
     with (folder / name).open("wb") as file:
         for batch in batches:
-            content = np.ascontiguousarray(batch, "<u8").tobytes()
+            content = np.ascontiguousarray(batch, "<u8").data
             file.write(content)
             ids, checksum = ids + len(batch), zlib.crc32(content, checksum)
     if ids:
@@ -68,7 +67,7 @@ def found_in(folder: Path, run: IdRun, ids: Ids) -> npt.NDArray[np.bool_]:
 
 
 def merge_runs(folder: Path, runs: Sequence[IdRun]) -> list[IdRun]:
-    """Return `runs`, as one if they are more than MAX_RUNS. The memory is a few parts in _PARTS of them."""
+    """Return `runs`, as one if they are more than MAX_RUNS. Holds about CHUNK ids of all runs at once."""
     if len(runs) <= MAX_RUNS:
         return list(runs)
     merged = write_run(folder, _merged(folder, runs))
@@ -76,10 +75,11 @@ def merge_runs(folder: Path, runs: Sequence[IdRun]) -> list[IdRun]:
 
 
 def _merged(folder: Path, runs: Sequence[IdRun]) -> Iterator[Ids]:
-    edges = np.arange(1, _PARTS, dtype=np.uint64) * np.uint64(2**64 // _PARTS)
+    parts = 2 + sum(run.ids for run in runs) // CHUNK  # ranges of ids, merged one after the other
+    edges = np.arange(1, parts, dtype=np.uint64) * np.uint64(2**64 // parts)
     stored = [np.memmap(folder / run.name, "<u8", "r") for run in runs]
     cuts = [[0, *np.searchsorted(each, edges).tolist(), len(each)] for each in stored]
-    for part in range(_PARTS):
+    for part in range(parts):
         pieces = [
             _read(folder / run.name, cut[part], cut[part + 1] - cut[part]) for run, cut in zip(runs, cuts, strict=True)
         ]

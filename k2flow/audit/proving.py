@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 
 import duckdb
-import numpy as np
 
 from k2flow.audit.context import AuditContext
 from k2flow.audit.coverage import compares_rows
@@ -126,4 +125,4 @@ def _ids(context: AuditContext, pinned: Sequence[PinnedTables], newest: Mapping[
 
 def _batches(context: AuditContext, sql: str) -> Iterator[Ids]:
     for batch in context.store.batches_beside(sql, CHUNK):
-        yield batch.column("id").to_numpy().astype(np.uint64)
+        yield batch.column("id").to_numpy()

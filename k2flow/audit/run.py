@@ -59,9 +59,9 @@ def audit(
     k2flow.audit.scope. Where they do not add up, where nothing was proven before, or with `full`, everything is read.
     `seed` chooses the sample; None: a new one.
 
-    Memory is bounded, whatever the tables hold; the hashes take about 70 bytes of disk per message that is read. A
-    broker that does not answer is a finding, since the ledgers prove most of it. `progress` takes the number of rows
-    read.
+    Memory is bounded, however many messages the tables hold: the database takes MEMORY_MB and what it frees, and one
+    file is read at a time, in small batches. The hashes take about 70 bytes of disk per message that is read. A broker
+    that does not answer is a finding, since the ledgers prove most of it. `progress` takes the number of rows read.
 
     `since` (aware): check only the Bronze rows ingested from then on, and their rows in the other tables. Other rows of
     Silver and Gold, and the ledgers' totals, are not checked. Nothing is kept for later audits.

@@ -11,6 +11,7 @@ from k2flow.audit import AuditReport, audit
 from k2flow.audit.report import AuditCollector, Verdict
 from k2flow.cli.output import console, print_json, progress_bars
 from k2flow.cli.process import every, exit_on_error, stop_event
+from k2flow.compat.pyarrow import keep_freed_memory
 from k2flow.config.settings import Settings, load_settings
 from k2flow.errors import K2flowError, SettingsError
 from k2flow.exchange import all_exchanges, exchange_names, find_exchange
@@ -34,6 +35,7 @@ def run_audit(
     seed: int | None,
 ) -> None:
     """Audit once and exit with the code of the verdict; or every `interval` seconds, until a signal."""
+    keep_freed_memory()
     with exit_on_error(EXIT_INCOMPLETE, INCOMPLETE):
         settings = load_settings(exchange_names())
         set_up_logging("CRITICAL" if interval is None else settings.log_level, settings.log_format)

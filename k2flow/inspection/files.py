@@ -1,6 +1,5 @@
 """Reads the data files of a pinned table in bounded batches, and shows each batch to an observer."""
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,13 +11,12 @@ from pyiceberg.table import FileScanTask, Table
 from k2flow.errors import AuditError, DataFileError
 from k2flow.iceberg.catalog import catalog_errors
 from k2flow.iceberg.deletes import applied_deletes, deletes_text
-from k2flow.iceberg.manifests import data_manifests
+from k2flow.iceberg.manifests import data_manifests, without_statistics
 from k2flow.iceberg.reader import FileReader
 from k2flow.inspection.pinned import FIRST_DAY, PinnedTables
 from k2flow.layers import Layer
 
 BATCH_ROWS = 32_768
-_AHEAD = 2
 T = TypeVar("T")
 Advance = Callable[[int], None]  # takes the number of rows read since the last call
 Observer = Callable[[FileScanTask, pa.RecordBatch], None]  # sees each batch of each file as it is read
@@ -55,8 +53,11 @@ def plan(pinned: PinnedTables, layer: Layer, first_day: int = FIRST_DAY, last_da
     if deletes := applied_deletes(table, table.current_snapshot()):
         raise AuditError(deletes_text(pinned.name(layer), deletes))
     with catalog_errors():
-        entries = [entry for each in data_manifests(table) for entry in each.fetch_manifest_entry(table.io)]
-    tasks = [FileScanTask(entry.data_file) for entry in entries]
+        tasks = [
+            FileScanTask(without_statistics(entry.data_file))
+            for manifest in data_manifests(table)
+            for entry in manifest.fetch_manifest_entry(table.io)
+        ]
     wanted = [
         task
         for task in tasks
@@ -87,10 +88,11 @@ def read(
 
 
 def prefetch(items: Iterable[T]) -> Iterator[T]:
-    """Yield `items`; another thread computes the next _AHEAD of them meanwhile."""
+    """Yield `items`; another thread computes the next one meanwhile. At the end, return freed memory to the system."""
     iterator, end = iter(items), object()
     with ThreadPoolExecutor(1) as pool:
-        waiting = deque(pool.submit(next, iterator, end) for _ in range(_AHEAD))
-        while (item := waiting.popleft().result()) is not end:
-            waiting.append(pool.submit(next, iterator, end))
+        following = pool.submit(next, iterator, end)
+        while (item := following.result()) is not end:
+            following = pool.submit(next, iterator, end)
             yield item  # type: ignore[misc]
+    pa.default_memory_pool().release_unused()

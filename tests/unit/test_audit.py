@@ -3,6 +3,7 @@
 import os
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,27 @@ def test_prefetch_yields_all_items_and_errors_in_order() -> None:
     assert next(items) == [1]
     with pytest.raises(ValueError, match="no"):
         next(items)
+
+
+def test_prefetch_is_one_item_ahead() -> None:
+    made: list[int] = []
+
+    def each() -> Iterator[int]:
+        for i in range(10):
+            made.append(i)
+            yield i
+
+    for item in prefetch(each()):
+        assert len(made) <= item + 2
+
+
+def test_rows_are_fetched_in_bounded_batches_in_order() -> None:
+    with open_row_hashes("CREATE TABLE t AS SELECT hash(range) AS id FROM range(10_000)") as store:
+        found = [batch.column("id").to_numpy() for batch in store.batches_beside("SELECT id FROM t ORDER BY id", 4_096)]
+    assert [len(ids) for ids in found] == [4_096, 4_096, 1_808]
+    ids = np.concatenate(found)
+    assert ids.dtype == np.uint64
+    assert (ids[:-1] < ids[1:]).all()
 
 
 def test_hash_of_columns_does_not_depend_on_their_order() -> None:

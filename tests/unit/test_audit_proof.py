@@ -65,10 +65,12 @@ def test_ids_are_found_in_a_run(
 
 
 @settings(max_examples=20)
-@given(st.lists(IDS, min_size=MAX_RUNS, max_size=MAX_RUNS + 2))
-def test_many_runs_are_merged(tmp_path_factory: pytest.TempPathFactory, pieces: list[list[int]]) -> None:
+@given(st.lists(IDS, min_size=MAX_RUNS, max_size=MAX_RUNS + 2), st.integers(1, 50))
+def test_many_runs_are_merged(tmp_path_factory: pytest.TempPathFactory, pieces: list[list[int]], chunk: int) -> None:
     folder = tmp_path_factory.mktemp("runs")
-    merged = merge_runs(folder, [run_of(folder, ids) for ids in pieces])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(id_runs, "CHUNK", chunk)
+        merged = merge_runs(folder, [run_of(folder, ids) for ids in pieces])
     assert len(merged) == (1 if len(pieces) > MAX_RUNS else len(pieces))
     stored = [i for run in merged for i in np.fromfile(folder / run.name, "<u8").tolist()]
     assert sorted(stored) == sorted(i for ids in pieces for i in ids)
