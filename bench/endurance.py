@@ -7,8 +7,8 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
-from statistics import mean
 from typing import Annotated
 
 import typer
@@ -16,20 +16,18 @@ from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 from matplotlib.axes import Axes
 from pyiceberg.catalog import Catalog, load_catalog
-from pyiceberg.exceptions import NoSuchTableError
 
 from bench.measure import FlowProcess, Sample, Usage, logged_commits, run, samples
 from bench.report import BenchResult, report
-from k2flow.errors import CatalogError
+from bench.soak import QUARTERS, quarter, quarter_edges
 from k2flow.exchange import find_exchange
 from k2flow.iceberg import ledger as ledgers
-from k2flow.iceberg.catalog import CATALOG, default_properties, load_table
+from k2flow.iceberg.catalog import CATALOG, default_properties, find_table
 from k2flow.layers import GOLD_TABLE
 from k2flow.sandbox.kafka.local import LocalKafka, free_port
 from k2flow.sandbox.producer import Manifest, ProduceOptions, produce
 
 EXCHANGE = find_exchange("binance")
-QUARTERS = 4
 POLL_SECONDS = 0.5
 LOST_SECONDS = 600.0
 """Without a commit for so long, the flow is stuck."""
@@ -72,8 +70,9 @@ def endurance(
                     flow.catch_up(sent)
                     audits.append(run([sys.executable, "-m", "k2flow", "audit", EXCHANGE.name, "--json"], settings))
                     forget(kafka.bootstrap, sent.result())
-            finally:
                 flow.end()
+            finally:
+                flow.kill()
     _report(messages, flow, audits)
 
 
@@ -114,6 +113,10 @@ class LongRun:
         self._flow.end()
         self.taken += self._sampled.result()
 
+    def kill(self) -> None:
+        """Kill the flow if it still runs."""
+        self._flow.kill()
+
     def _start(self) -> None:
         self._flow = FlowProcess(EXCHANGE.name, self._settings)
         self._sampled = self._pool.submit(samples, self._flow.process)
@@ -138,9 +141,8 @@ class LongRun:
         """Return the number of offsets in Gold's ledger."""
         if self._catalog is None:
             self._catalog = load_catalog(CATALOG, **default_properties(Path(self._settings["K2FLOW_HOME"])))
-        try:
-            table = load_table(self._catalog, GOLD_TABLE)
-        except (NoSuchTableError, CatalogError):
+        table = find_table(self._catalog, GOLD_TABLE)
+        if table is None:
             return 0
         held = ledgers.read(table.properties, EXCHANGE.name, EXCHANGE.settings.topic)
         return sum(each.next for each in held.partitions.values())
@@ -165,23 +167,11 @@ def verdict_of(audit: Usage) -> dict[str, str]:
     return found
 
 
-def quarters_of(taken: Sequence[Sample]) -> list[Sequence[Sample]]:
-    """Split the samples into parts of equal time, none of them empty."""
-    began, ended = taken[0].at, taken[-1].at
-    edge = [began + (ended - began) * i / QUARTERS for i in range(1, QUARTERS)]
-    return [[each for each in taken if sum(each.at > at for at in edge) == i] or [taken[-1]] for i in range(QUARTERS)]
-
-
 def _report(messages: int, flow: LongRun, audits: Sequence[Usage]) -> None:
     found = [verdict_of(each) for each in audits]
-    rows = [
-        [
-            f"{i} of {QUARTERS}",
-            f"{mean(each.resident for each in some) / 1e6:.0f}",
-            f"{max(each.resident for each in some) / 1e6:.0f}",
-        ]
-        for i, some in enumerate(quarters_of(flow.taken), 1)
-    ]
+    edges = quarter_edges(flow.taken[0].at, flow.taken[-1].at)
+    quarters = [quarter(flow.taken, [], begin, end) for begin, end in pairwise(edges)]
+    rows = [[f"{i} of {QUARTERS}", f"{q.mean_mb:.0f}", f"{q.peak_mb:.0f}"] for i, q in enumerate(quarters, 1)]
     first = ", ".join(f"{seconds:.1f}" for seconds in flow.first_commits) or "-"
     last, said = audits[-1], found[-1]
     notes = [

@@ -144,12 +144,17 @@ def quartered(flow: FlowProcess, taken: Sequence[Sample]) -> SoakRun:
     """Split the run into parts of equal time."""
     commits = logged_commits(flow.log)
     began, ended = started_at(flow.log), commits[-1].at
-    edges = [began + (ended - began) * i / QUARTERS for i in range(QUARTERS + 1)]
+    edges = quarter_edges(began, ended)
     quarters = [
         quarter(taken, [c for c in commits if begin < c.at <= end], begin, end)
         for begin, end in itertools.pairwise(edges)
     ]
     return SoakRun(began, ended, taken, quarters)
+
+
+def quarter_edges(began: float, ended: float) -> list[float]:
+    """Return where the quarters of a run begin, and where the last one ends."""
+    return [began + (ended - began) * i / QUARTERS for i in range(QUARTERS + 1)]
 
 
 def quarter(taken: Sequence[Sample], commits: Sequence[LoggedCommit], begin: float, end: float) -> Quarter:
