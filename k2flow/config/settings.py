@@ -52,8 +52,8 @@ REGISTRY_VARIABLES = {REGISTRY_PREFIX + name.upper().replace(".", "_"): name for
 SERVERS = f"{KAFKA_PREFIX}BOOTSTRAP_SERVERS"
 DEFAULT_SERVERS = "127.0.0.1:9092"
 MIN_SIMILARITY = 0.75
-WINDOW_MEMORY_IDS = 4_000_000
 """Of a misspelt setting to the one that an error suggests; 1 is the same."""
+WINDOW_MEMORY_IDS = 4_000_000
 SECRET = re.compile(
     r"passw|passphrase|secret(?!s[_.]dir)|token|credential|jaas|key\.pem|(access|account|api)[-_.]key|connection[-_.]string"
     r"|user\.?info|header|auth$|sas$",

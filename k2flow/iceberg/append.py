@@ -1,6 +1,7 @@
 """Builds snapshots that only add files, or nothing."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table, Transaction
@@ -24,13 +25,13 @@ class EmptyTransaction(Transaction):
 
 
 def append_files(
-    table: Table, files: Sequence[DataFile] = (), properties: Mapping[str, str] | None = None
+    table: Table, files: Sequence[DataFile] = (), properties: Mapping[str, str] = MappingProxyType({})
 ) -> MergeAppendFiles:
     """Return a snapshot on the head of main, not committed, with `files` added and `properties` in its summary.
 
     It carries the copies of ledgers on, see k2flow.iceberg.head.
     """
-    copies = {**carried_copies(table.metadata), **(properties or {})}
+    copies = {**carried_copies(table.metadata), **properties}
     snapshot = MergeAppendFiles(Operation.APPEND, EmptyTransaction(table), table.io, snapshot_properties=copies)
     snapshot._target_size_bytes = MANIFEST_BYTES
     for file in files:
