@@ -35,7 +35,7 @@ _UUID, _DIGEST = 0, len(WORDS) - 1
 _MAX_BYTES = np.array([8 * words - 1 for words in WORDS[1:-1]])  # bytes of text; one more byte holds the length
 _UUID_BYTES, _DASH = 36, ord("-")
 _DASHES = (8, 13, 18, 23)
-_EACH = np.uint64(0x0101010101010101)
+EACH_BYTE = np.uint64(0x0101010101010101)
 _U64 = np.dtype("<u8")
 _BYTE_MASKS = np.array([(1 << 8 * size) - 1 for size in range(9)], np.uint64)  # the low 0-8 bytes of a word
 _HALF = np.uint64(32)
@@ -197,19 +197,19 @@ def _uuid_words(text: Bytes) -> tuple[Words, Bools]:
     for column, (first, second) in zip((1, 2), ((9, 14), (19, 24)), strict=True):
         halves[column, :, 0], halves[column, :, 1] = _column(text, first, "<u4"), _column(text, second, "<u4")
     is_letter = hexes >> np.uint64(6)
-    is_letter &= _EACH
-    value = hexes & _EACH * np.uint64(0x0F)
+    is_letter &= EACH_BYTE
+    value = hexes & EACH_BYTE * np.uint64(0x0F)
     value += is_letter * np.uint64(9)
     # Formatted back as lower-case hex, the values must give the same bytes. The letters g-o would too, as 16-24, so
     # values above 15 are rejected as well.
-    wrong = value + _EACH * np.uint64(6)  # above 9: the higher digit is 1
+    wrong = value + EACH_BYTE * np.uint64(6)  # above 9: the higher digit is 1
     wrong >>= np.uint64(4)
-    wrong &= _EACH
+    wrong &= EACH_BYTE
     wrong *= np.uint64(ord("a") - ord("0") - 10)
     wrong += value
-    wrong += _EACH * np.uint64(ord("0"))
+    wrong += EACH_BYTE * np.uint64(ord("0"))
     wrong ^= hexes
-    wrong |= value & _EACH * np.uint64(0xF0)
+    wrong |= value & EACH_BYTE * np.uint64(0xF0)
     canonical = np.bitwise_or.reduce(wrong) == 0
     for place in _DASHES:
         canonical &= text[:, place] == _DASH

@@ -63,9 +63,8 @@ def merged(sources: Sequence[Source], threads: int) -> Iterator[Records]:
 def _sorted(parts: Sequence[Records]) -> Records:
     """Return the records of all parts. Each part is sorted: the stable sort is a merge."""
     kind = parts[0].dtype
-    whole = np.concatenate(
-        [part.view(f"V{kind.itemsize}") for part in parts]
-    )  # field by field, it takes ten times as long
+    # As raw bytes: field by field, it takes ten times as long.
+    whole = np.concatenate([part.view(f"V{kind.itemsize}") for part in parts])
     if len(parts) > 1:
         whole = whole.take(np.argsort(np.concatenate([part["head"] for part in parts]), kind="stable"))
     return whole.view(kind)

@@ -14,7 +14,7 @@ from threading import Event, Lock
 
 import numpy as np
 
-from k2flow.dedup.keys import Bools, Ints, Share, Words
+from k2flow.dedup.keys import EACH_BYTE, Bools, Ints, Share, Words
 from k2flow.dedup.merging import Source, merged, record_type
 from k2flow.dedup.run_file import Records, RunFile
 from k2flow.dedup.sorted_runs import TAGS
@@ -24,7 +24,6 @@ from k2flow.failpoints import Point, reach
 _KEYS_PER_CELL = 5
 _BLOCK = 1 << 18  # records with one checksum
 _MAX_PAGES = 64  # read before they are unmapped; the kernel maps up to 16 at once
-_EACH = np.uint64(0x0101010101010101)
 _TOPS = np.uint64(0x8080808080808080)
 _LOW_BYTE = np.uint64(0xFF)
 _MASKS = np.array([(1 << 8 * size) - 1 for size in range(9)], np.uint64)  # the first 0-8 bytes of a word
@@ -179,7 +178,7 @@ class _Index:
         """Return pairs of a row and a position whose low bytes agree."""
         cell = self._share.cells(head, len(self._cells) - 1)
         at, end = self._cells.take(cell).astype(np.int64), self._cells.take(cell + 1).astype(np.int64)
-        row, wanted = np.arange(len(head)), (head & _LOW_BYTE) * _EACH
+        row, wanted = np.arange(len(head)), (head & _LOW_BYTE) * EACH_BYTE
         rows, places = [], []
         while (inside := np.flatnonzero(at < end)).size:
             if len(inside) < len(at):
@@ -187,7 +186,7 @@ class _Index:
             # Bytes that are zero after the exclusive or get their top bit; the borrow of one may mark the next ones.
             # Source: H. Warren, Hacker's Delight, second edition, 6-1.
             tops = self._words[at] ^ wanted
-            tops = (tops - _EACH) & ~tops & _TOPS & _MASKS.take(end - at, mode="clip")
+            tops = (tops - EACH_BYTE) & ~tops & _TOPS & _MASKS.take(end - at, mode="clip")
             some = np.flatnonzero(tops)
             which, byte = tops.take(some).astype("<u8").view(np.uint8).reshape(-1, 8).nonzero()
             some = some.take(which)
