@@ -14,7 +14,7 @@ from k2flow.config.settings import PREFIX, ExchangeSettings, load_exchange_setti
 from k2flow.errors import SettingsError, UnknownExchangeError
 from k2flow.layers import BRONZE, COLUMNS_OF_STREAM, DLQ, LAYERS, SILVER, Layer
 
-DEDUP_KEY = ("message_id",)  # the one deduplication key that the audit, the lookups and reprocessing support
+DEDUP_KEY = ("message_id",)  # the default deduplication key, and that of rows of earlier versions
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ def _key_problem(key: tuple[str, ...]) -> str | None:
     types = {field.name: field.type for field in SILVER.fields}
     if not key or any(not isinstance(types.get(column), StringType) for column in key):
         return f"the deduplication key {key} must be one or more string columns of Silver"
-    if key != DEDUP_KEY:
-        return f"the deduplication key {key} is not supported yet: the audit and reprocessing compare by {DEDUP_KEY}"
+    if len(set(key)) < len(key):
+        return f"the deduplication key {key} names a column twice"
     return None
 
 

@@ -15,9 +15,11 @@ from k2flow.exchange import Exchange
 from k2flow.iceberg import ledger
 from k2flow.iceberg.catalog import load_table
 from k2flow.iceberg.commit import Committer
+from k2flow.iceberg.dedup_key import check_key, key_properties
 from k2flow.iceberg.ledger import OffsetRange
 from k2flow.iceberg.tables import create, definitions
 from k2flow.iceberg.writer import TableWriters
+from k2flow.layers import GOLD_TABLE
 from k2flow.sandbox.producer import ProduceOptions
 from k2flow.trades.messages import MESSAGE_SCHEMA, MessageBatch
 from k2flow.trades.pipeline import Pipeline
@@ -56,7 +58,11 @@ class PipelineRun:
             committed=self.committed.__getitem__,
             owners=owners,
         )
-        self._committers = {name: Committer(catalog, name, exchange.name, self._topic) for name in wanted}
+        check_key(tables[GOLD_TABLE].properties, exchange)
+        self._committers = {
+            name: Committer(catalog, name, exchange.name, self._topic, own_properties=key_properties(exchange, name))
+            for name in wanted
+        }
         for committer in self._committers.values():
             committer.fence(TOPIC_ID)
 

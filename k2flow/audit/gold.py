@@ -5,7 +5,8 @@ Each check proves:
 - `gold_duplicated`: no key of an exchange is in Gold twice, except in different hours, at most one of them within the
   hot window (`dedup_window_hours` back from Gold's newest hour of the exchange up to now). Afterwards no more can be
   proved: two rows that are both outside the window now were perhaps inside when they were written.
-- `gold_two_exchanges`: no key is in Gold under two exchanges.
+- `gold_two_exchanges`: no key with a `message_id` is in Gold under two exchanges. Two exchanges may have the same trade
+  ids.
 - `gold_unexpected`: no row belongs to an exchange that has no file in flows/. Each row is one that Silver has, with
   the same values in all columns that Gold does not derive. Rows of days that Silver no longer keeps cannot be compared,
   nor rows of messages that only Gold's ledger holds yet.
@@ -21,7 +22,7 @@ from k2flow.audit.context import MAX_ROWS, AuditContext
 from k2flow.audit.database import HOUR, outside, within
 from k2flow.audit.file_checks import read_checked
 from k2flow.audit.report import SAMPLES, Severity
-from k2flow.exchange import all_exchanges
+from k2flow.exchange import Exchange, all_exchanges
 from k2flow.inspection.files import ReadPlan, prefetch
 from k2flow.inspection.pinned import PinnedTables
 from k2flow.inspection.row_hashes import RowHashStore, content_hash, hashable, id_hash
@@ -83,7 +84,11 @@ class GoldKeyCheck:
         self._context.broken("gold_duplicated", text, count, pinned, GOLD, samples)
 
     def _check_two_exchanges(self) -> None:
-        two = "FROM (SELECT id FROM repeated GROUP BY id HAVING min(exchange) <> max(exchange))"
+        numbers = [UNAUDITED, UNDECLARED, *(each.number for each in self._pinned if is_global(each.exchange))]
+        two = (
+            f"FROM (SELECT id FROM repeated WHERE exchange IN ({', '.join(map(str, numbers))}) GROUP BY id "
+            "HAVING min(exchange) <> max(exchange))"
+        )
         if count := self._store.count(two):
             samples = self._trades(self.id, f"SELECT id {two}")
             if count > SAMPLES or len(_keys(samples)) < len(samples):
@@ -107,6 +112,11 @@ class GoldKeyCheck:
 
     def _broken(self, check: str, text: str, count: int, samples: Sequence[dict[str, Any]]) -> None:
         self._context.report.add(check, Severity.BROKEN, text, count, None, GOLD_TABLE, samples)
+
+
+def is_global(exchange: Exchange) -> bool:
+    """Return whether no other exchange may have the same key."""
+    return "message_id" in exchange.dedup_key
 
 
 def newest_hour(store: RowHashStore, pinned: PinnedTables) -> int:

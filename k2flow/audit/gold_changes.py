@@ -5,7 +5,8 @@ raises NotProvenError:
 
 - the proven rows are those of the files that are gone, by their sum;
 - each other row is one that a new message gives, in all columns that Gold does not derive;
-- its id is in no other row of its hour or of the deduplication window, and under no other exchange there;
+- its id is in no other row of its hour or of the deduplication window. An id with a `message_id` is under no other
+  exchange there;
 - the id of each new message is in Gold.
 
 The earlier ids come from the proof, which has those of the window. Those of other hours, with rows of late trades or
@@ -20,7 +21,7 @@ import pyarrow as pa
 
 from k2flow.audit.context import AuditContext
 from k2flow.audit.database import HOUR, within
-from k2flow.audit.gold import UNAUDITED, UNDECLARED, GoldKeyCheck, newest_hour
+from k2flow.audit.gold import UNAUDITED, UNDECLARED, GoldKeyCheck, is_global, newest_hour
 from k2flow.audit.id_runs import CHUNK, found_in
 from k2flow.audit.proof import NotProvenError, Proof, ProofStore, RowSum
 from k2flow.audit.sums import SUMS
@@ -76,7 +77,7 @@ def _check_exchange(context: AuditContext, pinned: PinnedTables, newest: int) ->
         ),
         (
             f"FROM new_gold g JOIN earlier e USING (id) WHERE g.exchange = {x} AND "
-            f"(e.exchange <> {x} OR least(g.hour, e.hour) > {window})",
+            f"CASE e.exchange WHEN {x} THEN least(g.hour, e.hour) > {window} ELSE {is_global(pinned.exchange)} END",
             "their ids were there before",
         ),
     ):

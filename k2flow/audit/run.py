@@ -4,6 +4,7 @@ import logging
 import secrets
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 
@@ -25,6 +26,7 @@ from k2flow.config.settings import Settings
 from k2flow.errors import AuditError, CatalogError, CommitError, DataFileError, SettingsError, one_line
 from k2flow.exchange import Exchange
 from k2flow.iceberg.catalog import find_table
+from k2flow.iceberg.dedup_key import key_problem, recorded_key
 from k2flow.inspection.files import Progress, ReadPlan
 from k2flow.inspection.partitions import TopicPartition, TopicPartitions
 from k2flow.inspection.pinned import FIRST_DAY, PinnedTables, pin
@@ -81,7 +83,7 @@ def audit(
         raise AuditError(f"{names}: no tables to audit; run `k2flow tables create`, or a flow")
     for exchange in absent:
         report.add("absent", Severity.NOTE, f"there are no tables of {exchange.name}", 1, exchange.name)
-    run = _Run(settings, pinned, progress)
+    run = _Run(settings, [_by_recorded_key(each, report) for each in pinned], progress)
     if since is not None:
         report.reading = Reading.SINCE
         run.read(report, since=since)
@@ -226,6 +228,17 @@ def _readable(catalog: Catalog, exchanges: Sequence[Exchange], report: AuditRepo
         except DataFileError as error:
             report.add("unreadable", Severity.UNKNOWN, str(error), 1, exchange.name)
     return readable
+
+
+def _by_recorded_key(pinned: PinnedTables, report: AuditReport) -> PinnedTables:
+    """Return the tables with the key of Gold's rows, and report (`gold_key`) if the exchange declares another."""
+    gold, exchange = pinned.tables[GOLD].properties, pinned.exchange
+    recorded = recorded_key(gold, exchange.name)
+    if recorded and (problem := key_problem(gold, exchange)):
+        report.add("gold_key", Severity.BROKEN, problem, 1, exchange.name, GOLD_TABLE)
+        with suppress(SettingsError):  # another program has written the property
+            return replace(pinned, exchange=replace(exchange, dedup_key=recorded))
+    return pinned
 
 
 def _audit_gold(context: AuditContext, exchanges: Sequence[TopicPartitions], store: ProofStore | None) -> None:

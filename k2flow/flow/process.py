@@ -18,6 +18,7 @@ from k2flow.flow.epoch_wait import EpochWait
 from k2flow.flow.schedule import Turns
 from k2flow.iceberg import ledger as ledgers
 from k2flow.iceberg.catalog import load_table, open_catalog
+from k2flow.iceberg.dedup_key import check_key
 from k2flow.iceberg.head import reconcile
 from k2flow.iceberg.ledger import Ledger
 from k2flow.iceberg.staging import publish
@@ -27,6 +28,7 @@ from k2flow.kafka.marks import describe, marks_of, replaced_log, wait_for_other_
 from k2flow.kafka.properties import consumer_properties
 from k2flow.kafka.start_offsets import check_same_topic, ends_in_replaced_log
 from k2flow.kafka.topic import Topic, wait_for_topic
+from k2flow.layers import GOLD_TABLE
 from k2flow.trades.pipeline import Pipeline
 from k2flow.trades.registry import open_schemas
 from k2flow.trades.stored_schemas import stored_texts
@@ -132,6 +134,7 @@ def open_session(exchange: Exchange, settings: Settings, catalog: Catalog, worke
     for name, done in create(catalog, wanted.values(), settings.accept_lost_tables).items():
         if done:
             log.info("table %s: %s", name, done)
+    check_key(load_table(catalog, GOLD_TABLE).properties, exchange)
     publish(catalog, exchange)
     topic = wait_for_topic(settings.kafka, own.topic, lambda: _was_read(catalog, exchange, wanted))
     tables = {name: load_table(catalog, name) for name in wanted}

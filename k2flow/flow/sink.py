@@ -20,6 +20,7 @@ from k2flow.flow.first_error import record_first_error
 from k2flow.flow.process import FlowProcess
 from k2flow.iceberg.commit import HUNG_SECONDS, Committer
 from k2flow.iceberg.committable import Committable
+from k2flow.iceberg.dedup_key import key_properties
 from k2flow.iceberg.ledger import OffsetRange
 from k2flow.iceberg.staging import abort_replacements
 from k2flow.observability import metrics, tracing
@@ -68,6 +69,7 @@ class TableSinkPartition(StatefulSinkPartition[Committable, None]):
             settings.accept_lost_offsets,
             settings.after_rollback,
             process.session.of_log(name),
+            key_properties(exchange, name),
         )
         self._committer.fence(process.session.topic.id, process.session.ledgers[name])
         if name == exchange.bronze:

@@ -96,10 +96,12 @@ class Committer:
         accept_gaps: bool = False,
         after_rollback: AfterRollback = "stop",
         of_log: Callable[[Ledger], Ledger] = lambda ledger: ledger,
+        own_properties: Mapping[str, str] = NO_PROPERTIES,
     ) -> None:
         """Read the table. Raises HeadMovedError (see k2flow.iceberg.head), CommitError, CatalogError.
 
         Until the fence, `after_rollback` says what to do with a moved head, and `of_log` is applied to the ledger.
+        Every commit sets `own_properties`.
         """
         self._catalog = catalog
         self._name = name
@@ -108,6 +110,7 @@ class Committer:
         self._accept_gaps = accept_gaps
         self._after_rollback = after_rollback
         self._of_log = of_log
+        self._own_properties = own_properties
         self._writer = Writer.this()
         self._table = load_table(catalog, name)
         self._fresh = True  # whether `_table` is as this writer's last commit left it
@@ -264,7 +267,7 @@ class Committer:
         """Write the manifests of a request. Return its changes, and the snapshot to append, if any."""
         metadata = self._table.metadata
         own = request.after.properties(self._exchange)
-        properties = SetPropertiesUpdate(updates={**own, **request.properties})
+        properties = SetPropertiesUpdate(updates={**own, **self._own_properties, **request.properties})
         same_table = AssertTableUUID(uuid=metadata.table_uuid)
         if not request.append:
             return ((properties,), (same_table, same_head(self._table))), None

@@ -45,6 +45,7 @@ from k2flow.iceberg import ledger as ledgers
 from k2flow.iceberg.catalog import load_table
 from k2flow.iceberg.changes import note_replaced
 from k2flow.iceberg.commit import NO_PROPERTIES, REPLACED_KEY, STAGED_BRANCH, STAGED_KEY, Committer, same_head
+from k2flow.iceberg.dedup_key import key_properties
 from k2flow.iceberg.head import carried_copies, reconcile
 from k2flow.iceberg.retry import Changes
 from k2flow.iceberg.rewrite import RewriteFiles, commit_change, tag_for_readers
@@ -93,7 +94,9 @@ class Staging:
         self._branch = f"{STAGED_BRANCH}{exchange.name}-{epoch}"
         for name in self._names:
             self._bronze.check_not_fenced()
-            Committer(self._catalog, name, exchange.name, exchange.settings.topic).fence("", branch=self._branch)
+            own = key_properties(exchange, name)
+            topic = exchange.settings.topic
+            Committer(self._catalog, name, exchange.name, topic, own_properties=own).fence("", branch=self._branch)
 
     def abort(self) -> None:
         """Roll back before the commit: the tables stay as they were. Raises CommitError, CatalogError."""

@@ -16,9 +16,9 @@ from k2flow.iceberg.catalog import catalog_errors
 from k2flow.inspection.files import Advance, ReadPlan, plan, prefetch, read
 from k2flow.inspection.partitions import TopicPartitions
 from k2flow.inspection.pinned import FIRST_DAY, UNIX_EPOCH, PinnedTables
-from k2flow.inspection.row_hashes import RowHashStore, id_hash
+from k2flow.inspection.row_hashes import RowHashStore, hash_of, id_hash
 from k2flow.layers import BRONZE, DLQ, GOLD, SILVER, Layer
-from k2flow.trades.decode import TradeDecoder
+from k2flow.trades.decode import MESSAGE_ID, TradeDecoder
 from k2flow.trades.messages import MESSAGE_SCHEMA, MessageBatch
 from k2flow.trades.stored_schemas import StoredSchemas
 
@@ -26,18 +26,20 @@ REPLACED_LAYERS = (DLQ, SILVER, GOLD)  # the layers whose rows are replaced
 VALID = "valid"  # what a message is that is no dead letter
 UNRESOLVED = "unresolved"  # what a message is whose schema is not known
 
+ID = hash_of(MESSAGE_ID, SILVER.arrow_schema)
+"""The SQL of `id`, which names a message and its row of Silver: a hash of its `message_id`."""
 SCHEMA = """
-CREATE TABLE message (partition INTEGER, "offset" BIGINT, id UBIGINT, row UBIGINT, day INTEGER,
+CREATE TABLE message (partition INTEGER, "offset" BIGINT, id UBIGINT, key UBIGINT, row UBIGINT, day INTEGER,
                       reason VARCHAR, content UBIGINT);  -- as decoded today; valid ones have no reason
 CREATE TABLE letter (partition INTEGER, "offset" BIGINT, row UBIGINT, file INTEGER,
                      reason VARCHAR, content UBIGINT, failed_at BIGINT);
-CREATE TABLE silver (id UBIGINT, row UBIGINT, day INTEGER, file INTEGER);
-CREATE TABLE gold (id UBIGINT, row UBIGINT, file INTEGER);
-CREATE TABLE moved (partition INTEGER, "offset" BIGINT, id UBIGINT, row UBIGINT, day INTEGER,
+CREATE TABLE silver (id UBIGINT, key UBIGINT, row UBIGINT, day INTEGER, file INTEGER);
+CREATE TABLE gold (key UBIGINT, row UBIGINT, file INTEGER);
+CREATE TABLE moved (partition INTEGER, "offset" BIGINT, id UBIGINT, key UBIGINT, row UBIGINT, day INTEGER,
                     was VARCHAR, reason VARCHAR, failed_at BIGINT);  -- messages with another result today
 CREATE TABLE superseded (partition INTEGER, "offset" BIGINT, id UBIGINT);  -- messages whose row of Silver is removed
 CREATE TABLE removed (layer VARCHAR, file INTEGER, row UBIGINT, n BIGINT, present BIGINT);  -- n of those in a file
-CREATE TABLE gold_added (id UBIGINT, row UBIGINT);  -- rows of Silver that are added to Gold
+CREATE TABLE gold_added (key UBIGINT, row UBIGINT);  -- rows of Silver that are added to Gold
 """
 _COLUMNS = {
     BRONZE: ("avro_payload", "topic", "partition", "offset", "kafka_timestamp", "ingestion_timestamp"),
@@ -167,6 +169,6 @@ class ReprocessContext:
         return TradeDecoder(self.pinned.exchange, self.schemas)
 
     @property
-    def id_hash(self) -> str:
-        """The SQL that hashes a trade's deduplication key."""
+    def key(self) -> str:
+        """The SQL of `key`, which names a trade in Gold: a hash of its deduplication key."""
         return id_hash(self.pinned.exchange)

@@ -107,28 +107,28 @@ def find_replacements(context: ReprocessContext, newest_hour: int | None, advanc
 def _find_affected(context: ReprocessContext) -> None:
     context.store.run(
         "CREATE OR REPLACE TEMP TABLE affected AS "
-        "SELECT id FROM moved WHERE reason IS NULL UNION SELECT id FROM superseded"
+        "SELECT key FROM moved WHERE reason IS NULL UNION SELECT key FROM silver_removed"
     )
     context.store.run(
-        'CREATE OR REPLACE TEMP TABLE silver_after AS SELECT id, row, min("offset") AS "offset" FROM ('
-        'SELECT id, row, 1 AS n, NULL AS "offset" FROM silver SEMI JOIN affected USING (id) UNION ALL '
-        'SELECT id, row, 1, "offset" FROM moved WHERE reason IS NULL UNION ALL '
-        "SELECT id, row, -n, NULL FROM silver_removed) GROUP BY id, row HAVING sum(n) > 0"
+        'CREATE OR REPLACE TEMP TABLE silver_after AS SELECT key, row, min("offset") AS "offset" FROM ('
+        'SELECT key, row, 1 AS n, NULL AS "offset" FROM silver SEMI JOIN affected USING (key) UNION ALL '
+        'SELECT key, row, 1, "offset" FROM moved WHERE reason IS NULL UNION ALL '
+        "SELECT key, row, -n, NULL FROM silver_removed) GROUP BY key, row HAVING sum(n) > 0"
     )
 
 
 def _read_gold(context: ReprocessContext, newest_hour: int | None, advance: Advance) -> None:
-    key, code = context.id_hash, context.pinned.exchange.code
+    key, code = context.key, context.pinned.exchange.code
     for number, batch in context.files.read(_gold_plan(context, newest_hour), GOLD.columns, advance):
         own = batch.filter(pc.equal(batch.column("exchange"), code))
         if own.num_rows:
             columns = f"{key}, {content_hash(GOLD)}, {number}"
-            context.store.insert("gold", hashable(own), columns, f"{key} IN (SELECT id FROM affected)")
+            context.store.insert("gold", hashable(own), columns, f"{key} IN (SELECT key FROM affected)")
 
 
 def _gold_plan(context: ReprocessContext, newest_hour: int | None) -> ReadPlan:
     """Plan the files of Gold of the affected trades' days, and of the hot window."""
-    sql = "SELECT day FROM moved WHERE reason IS NULL UNION SELECT day FROM silver SEMI JOIN affected USING (id)"
+    sql = "SELECT day FROM moved WHERE reason IS NULL UNION SELECT day FROM silver SEMI JOIN affected USING (key)"
     days = set(context.store.column(sql))
     if days and newest_hour is not None:
         window = context.pinned.exchange.settings.dedup_window_hours
@@ -147,8 +147,8 @@ def _find_in_gold(context: ReprocessContext) -> None:
         "SEMI JOIN vanished USING (row) GROUP BY ALL"
     )
     context.store.run(
-        'INSERT INTO gold_added SELECT id, arg_min(row, coalesce("offset", -1)) FROM silver_after ANTI JOIN '
-        "(SELECT DISTINCT id FROM gold ANTI JOIN vanished USING (row)) USING (id) GROUP BY id"
+        'INSERT INTO gold_added SELECT key, arg_min(row, coalesce("offset", -1)) FROM silver_after ANTI JOIN '
+        "(SELECT DISTINCT key FROM gold ANTI JOIN vanished USING (row)) USING (key) GROUP BY key"
     )
 
 
@@ -171,16 +171,14 @@ def changes(
     before = _before(context, definition, places)
     found = []
     for (partition, offset), new in sorted(after.items()):
-        old = before.get(_key(context, new), new)
+        old = before.get(new["message_id"], new)
         values = {name: (old[name], new[name]) for name in SILVER.columns if old[name] != new[name]}
         found.append(TradeChange(partition, offset, new["message_id"], values))
     return found
 
 
-def _before(
-    context: ReprocessContext, definition: TableDefinition, places: str
-) -> dict[tuple[Any, ...], dict[str, Any]]:
-    """Return the rows of Silver that are removed for the messages at `places`, by deduplication key."""
+def _before(context: ReprocessContext, definition: TableDefinition, places: str) -> dict[str, dict[str, Any]]:
+    """Return the rows of Silver that are removed for the messages at `places`, by message id."""
     store = context.store
     store.run(
         "CREATE OR REPLACE TEMP TABLE shown AS SELECT DISTINCT row FROM silver_removed WHERE id IN "
@@ -188,13 +186,9 @@ def _before(
     )
     wanted = store.arrays("SELECT row FROM shown")["row"]
     reader = FileReader.of_table(context.pinned.tables[SILVER], definition)
-    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
+    rows: dict[str, dict[str, Any]] = {}
     for number in store.column("SELECT DISTINCT file FROM silver SEMI JOIN shown USING (row)"):
         for batch in reader.read(context.files.file(SILVER, number)):
             found = np.isin(store.hashes(hashable(batch), content_hash(SILVER)), wanted)
-            rows |= {_key(context, row): row for row in batch.filter(pa.array(found)).to_pylist()}
+            rows |= {row["message_id"]: row for row in batch.filter(pa.array(found)).to_pylist()}
     return rows
-
-
-def _key(context: ReprocessContext, row: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(row[name] for name in context.pinned.exchange.dedup_key)

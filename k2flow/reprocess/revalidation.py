@@ -1,14 +1,14 @@
 """Messages, decoded again: what each one is today, and which are something else than before.
 
-A dead letter names its message. A row of Silver does not, but it has the key of its message, and the values that the
-message gives. So, with rows as hashes in a database:
+A dead letter names its message. A row of Silver has no offset, but the id of its message (`message_id`), and the values
+that the message gives. So, with rows as hashes in a database:
 
 - a message with a dead letter was bad, any other was valid;
 - a message that was valid and still is has changed if Silver has fewer rows of its values than such messages give;
-- a message supersedes its row of Silver if it has changed, or was valid and is bad. The row is one of those of its key
+- a message supersedes its row of Silver if it has changed, or was valid and is bad. The row is one of those of its id
   that no unchanged message gives.
 
-If that does not identify the row, the message stays as it is, and its key counts as ambiguous: the key has other rows
+If that does not identify the row, the message stays as it is, and its id counts as ambiguous: the id has other rows
 in Silver too, which messages out of scope may have given, or fewer than its messages must have given, since retention
 has removed them.
 """
@@ -24,7 +24,7 @@ from k2flow.errors import ReprocessError
 from k2flow.inspection.files import Advance, plan
 from k2flow.inspection.row_hashes import content_hash, hash_of, hashable
 from k2flow.layers import DLQ, SILVER
-from k2flow.reprocess.context import UNRESOLVED, VALID, ReplaceableMessages, ReprocessContext, Scope
+from k2flow.reprocess.context import ID, UNRESOLVED, VALID, ReplaceableMessages, ReprocessContext, Scope
 from k2flow.trades.messages import MessageBatch
 
 LETTER_KEY = ("partition", "offset", "failed_at")  # the columns that name a dead-letter row
@@ -42,8 +42,8 @@ class MovedMessages:
         """Return how many messages were decoded."""
         return self._store.count("FROM message")
 
-    def ambiguous_keys(self) -> int:
-        """Return how many keys stay as they are, because it is unknown which rows their messages gave."""
+    def ambiguous_ids(self) -> int:
+        """Return how many ids stay as they are, because it is unknown which rows their messages gave."""
         return self._store.count("FROM ambiguous")
 
     def counts(self) -> dict[tuple[str, str], int]:
@@ -114,13 +114,15 @@ def _store_messages(context: ReprocessContext, messages: MessageBatch) -> None:
         batch = hashable(trades.rows)
         batch = batch.append_column("part", pa.array(trades.partition))
         batch = batch.append_column("kafka_offset", pa.array(trades.offset))
-        hashes = f"{context.id_hash}, {content_hash(SILVER)}"
+        hashes = f"{ID}, {context.key}, {content_hash(SILVER)}"
         context.store.insert("message", batch, f"part, kafka_offset, {hashes}, {_day()}, NULL, NULL")
     if failures.rows.num_rows:
         unresolved = context.schemas.are_unresolved(failures.rows)
         rows = hashable(failures.rows).append_column("unresolved", pa.array(unresolved))
         reason = f"CASE WHEN unresolved THEN '{UNRESOLVED}' ELSE reason END"
-        context.store.insert("message", rows, f'partition, "offset", NULL, NULL, NULL, {reason}, {content_hash(DLQ)}')
+        context.store.insert(
+            "message", rows, f'partition, "offset", NULL, NULL, NULL, NULL, {reason}, {content_hash(DLQ)}'
+        )
 
 
 def _read_letters(context: ReprocessContext, replaceable: ReplaceableMessages, advance: Advance) -> None:
@@ -134,7 +136,7 @@ def _read_letters(context: ReprocessContext, replaceable: ReplaceableMessages, a
 
 def _read_silver(context: ReprocessContext, advance: Advance) -> None:
     for number, batch in context.files.read(plan(context.pinned, SILVER), SILVER.columns, advance):
-        columns = f"{context.id_hash}, {content_hash(SILVER)}, {_day()}, {number}"
+        columns = f"{ID}, {context.key}, {content_hash(SILVER)}, {_day()}, {number}"
         context.store.insert("silver", hashable(batch), columns)
 
 
@@ -150,7 +152,7 @@ def _find_changed(context: ReprocessContext) -> None:
         f"(SELECT row, count(*) AS s FROM silver GROUP BY row) USING (row) WHERE e > coalesce(s, 0)"
     )
     context.store.run(
-        'INSERT INTO moved SELECT partition, "offset", id, row, day, NULL, NULL, NULL FROM ('
+        'INSERT INTO moved SELECT partition, "offset", id, key, row, day, NULL, NULL, NULL FROM ('
         'SELECT *, row_number() OVER (PARTITION BY row ORDER BY partition, "offset" DESC) AS k '
         f"FROM {_VALID} AND row IN (SELECT row FROM too_few)) JOIN too_few USING (row) WHERE k <= n"
     )
@@ -165,7 +167,7 @@ def _find_moved(context: ReprocessContext, compare_content: bool) -> None:
     if compare_content:
         differs += " OR (m.reason IS NOT NULL AND l.reason IS NOT NULL AND m.content <> l.content)"
     context.store.run(
-        'INSERT INTO moved SELECT m.partition, m."offset", m.id, m.row, m.day, l.reason, m.reason, l.failed_at '
+        'INSERT INTO moved SELECT m.partition, m."offset", m.id, m.key, m.row, m.day, l.reason, m.reason, l.failed_at '
         f'FROM message m LEFT JOIN letter l USING (partition, "offset") WHERE ({differs}) '
         f"AND (l.reason IS NULL OR m.reason IS DISTINCT FROM '{UNRESOLVED}')"
     )
@@ -176,12 +178,11 @@ def _find_superseded(context: ReprocessContext, moved: MovedMessages, advance: A
     context.store.run(
         'INSERT INTO superseded SELECT partition, "offset", id FROM moved WHERE was IS NULL AND reason IS NULL'
     )
-    key = context.pinned.exchange.dedup_key
     for messages in moved.messages(advance, "was IS NULL AND reason IS NOT NULL"):
         identities = context.decoder.identify(messages)
-        unread = np.any([identities.column(name).is_null().to_numpy(zero_copy_only=False) for name in key], axis=0)
-        if unread.any():
-            i = int(np.flatnonzero(unread)[0])
+        unread = identities.column(0).is_null()
+        if unread.true_count:
+            i = unread.index(True).as_py()
             raise ReprocessError(
                 f"partition {messages.partition[i]}, offset {messages.offset[i]} was a valid trade and cannot be "
                 f"decoded any more{_why(context)}, so its row in Silver is unknown: restore its schema, or exclude its "
@@ -189,7 +190,7 @@ def _find_superseded(context: ReprocessContext, moved: MovedMessages, advance: A
             )
         for name, values in (("part", messages.partition), ("kafka_offset", messages.offset)):
             identities = identities.append_column(name, pa.array(values))
-        context.store.insert("superseded", identities, f"part, kafka_offset, {context.id_hash}")
+        context.store.insert("superseded", identities, f"part, kafka_offset, {ID}")
 
 
 def _why(context: ReprocessContext) -> str:
@@ -199,15 +200,15 @@ def _why(context: ReprocessContext) -> str:
 
 
 def _drop_ambiguous(context: ReprocessContext) -> None:
-    """Drop ambiguous keys from `moved`, and find the rows of Silver that the other messages supersede.
+    """Drop ambiguous ids from `moved`, and find the rows of Silver that the other messages supersede.
 
-    Keys of messages that seem unchanged are ambiguous too, if Silver has rows of them that no message of the scope
+    Ids of messages that seem unchanged are ambiguous too, if Silver has rows of them that no message of the scope
     gives.
     """
     run = context.store.run
     run(
-        "CREATE OR REPLACE TEMP TABLE surplus AS SELECT id, row, s - least(s, coalesce(e, 0)) AS n FROM "
-        "(SELECT id, row, count(*) AS s FROM silver GROUP BY ALL) "
+        "CREATE OR REPLACE TEMP TABLE surplus AS SELECT id, key, row, s - least(s, coalesce(e, 0)) AS n FROM "
+        "(SELECT id, key, row, count(*) AS s FROM silver GROUP BY ALL) "
         f"LEFT JOIN (SELECT row, count(*) AS e FROM {_VALID} GROUP BY row) USING (row) WHERE s > coalesce(e, 0)"
     )
     run(
@@ -227,7 +228,7 @@ def _drop_ambiguous(context: ReprocessContext) -> None:
     )
     run("DELETE FROM superseded WHERE id IN (SELECT id FROM ambiguous)")
     run(
-        "CREATE OR REPLACE TEMP TABLE silver_removed AS SELECT s.id, s.row, "
+        "CREATE OR REPLACE TEMP TABLE silver_removed AS SELECT s.id, s.key, s.row, "
         "CASE kinds WHEN 1 THEN wanted ELSE s.n END AS n FROM surplus s JOIN found USING (id) "
         "ANTI JOIN ambiguous USING (id)"
     )

@@ -1,7 +1,7 @@
 """Reprocessing from start to end: find what would change, write it, and publish it in one commit per table.
 
 Delivery guarantee: exactly once, whichever process crashes when (k2flow.iceberg.staging). Memory: the hashes and the
-rows read and written at once are bounded; each moved message takes about 25 bytes more. The hashes take about 40 bytes
+rows read and written at once are bounded; each moved message takes about 25 bytes more. The hashes take about 50 bytes
 of disk for each message, each row of Silver and each affected one of Gold.
 """
 
@@ -16,12 +16,14 @@ from k2flow.config.settings import Settings
 from k2flow.errors import FencedError, ReprocessError
 from k2flow.exchange import Exchange
 from k2flow.failpoints import Point, reach
+from k2flow.iceberg.catalog import find_table
+from k2flow.iceberg.dedup_key import check_key
 from k2flow.iceberg.staging import Staging, publish
 from k2flow.iceberg.tables import create, definitions
 from k2flow.inspection.files import Advance, Progress
 from k2flow.inspection.pinned import LAST_DAY, UNIX_EPOCH, PinnedTables, pin
 from k2flow.inspection.row_hashes import open_row_hashes
-from k2flow.layers import BRONZE, SILVER
+from k2flow.layers import BRONZE, GOLD_TABLE, SILVER
 from k2flow.reprocess.context import (
     REPLACED_LAYERS,
     SCHEMA,
@@ -52,7 +54,7 @@ class Outcome:
         changes: Some of those trades.
         tables: The changes by layer's name.
         skipped: Messages of a deleted topic, or not in all tables yet.
-        ambiguous: Keys that stay as they are, because it is unknown which rows of Silver their messages gave.
+        ambiguous: Message ids that stay as they are, because it is unknown which rows of Silver their messages gave.
         since: The day on which Bronze ingested the first message, or the first dead letter failed.
         finished: An earlier replacement that was committed, and has been published first.
         published: Whether the replacement is in all tables.
@@ -121,6 +123,8 @@ class _Reprocessing:
 
     def run(self, what: str, scope_of: ScopeOf) -> Outcome:
         _check_layers(self._exchange)
+        if gold := find_table(self._catalog, GOLD_TABLE):
+            check_key(gold.properties, self._exchange)
         if self._dry_run:
             return self._compare(Outcome(what), scope_of, None)[0]
         exchange = self._exchange
@@ -163,7 +167,7 @@ class _Reprocessing:
             schemas = StoredSchemas(self._settings, pinned.tables[BRONZE].properties, self._exchange.name)
             context = ReprocessContext(store=store, pinned=pinned, schemas=schemas)
             moved = revalidate(context, scope, replaceable, self._advance("revalidate", scope))
-            outcome.messages, outcome.ambiguous = moved.messages_in_scope(), moved.ambiguous_keys()
+            outcome.messages, outcome.ambiguous = moved.messages_in_scope(), moved.ambiguous_ids()
             day = scope.plan.first_day
             outcome.skipped, outcome.since = (
                 scope.skipped,
@@ -175,7 +179,9 @@ class _Reprocessing:
             if outcome.moved:
                 advance = self._advance("compare", scope)
                 now = int(time.time() // 3600)  # Gold may have a later, absurd hour: no hot window ends there
-                (newest_hour,) = GoldIds(self._catalog, self._exchange.code).newest_hours([now + 1])
+                (newest_hour,) = GoldIds(self._catalog, self._exchange.code, self._exchange.dedup_key).newest_hours(
+                    [now + 1]
+                )
                 found = find_replacements(context, newest_hour, advance)
                 if staging is not None:
                     rewriter = Rewriter(context, moved, found, self._definitions, self._advance("write", scope))

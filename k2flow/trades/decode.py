@@ -27,6 +27,7 @@ _WHOLE_BATCH_SHARE = 0.9
 """If this share of a batch uses one schema, decode the whole batch with it: copying the share out costs more."""
 _MAX_CHARACTERS = 200  # of a value in the text of a dead letter; longer ones are cut
 _MAX_DETAIL = 2_000  # characters of the whole text: a schema or a registry may be quoted in it
+MESSAGE_ID = ("message_id",)  # the columns that name a message
 Ints = npt.NDArray[np.int64]
 Reasons = npt.NDArray[np.uint8]
 
@@ -57,7 +58,6 @@ class TradeDecoder:
         self._topic = exchange.settings.topic
         self._silver = SILVER.arrow_schema
         self._dlq = DLQ.arrow_schema
-        self._identity = list(dict.fromkeys((*exchange.dedup_key, "timestamp")))
 
     def decode(self, messages: MessageBatch) -> DecodedBatch:
         """Decode n messages (rows of MESSAGE_SCHEMA): trades by their time, dead letters in the order of the messages.
@@ -76,7 +76,7 @@ class TradeDecoder:
         return DecodedBatch(trades=self._trades(parts, reasons, messages), dead_letters=dead_letters)
 
     def identify(self, messages: MessageBatch) -> pa.RecordBatch:
-        """Return the deduplication key and `timestamp` of n messages, valid or not; null for an unreadable message.
+        """Return the column `message_id` of n messages, valid or not; null for an unreadable message.
 
         Raises RegistryError, as `decode`.
         """
@@ -84,10 +84,10 @@ class TradeDecoder:
         reasons, ids = read_headers(payloads)
         parts, _ = self._decode_parts(messages, reasons, ids)
         rows = [np.zeros(0, np.int64)]
-        batches = [pa.RecordBatch.from_pylist([], self._silver).select(self._identity)]
+        batches = [pa.RecordBatch.from_pylist([], self._silver).select(MESSAGE_ID)]
         for part in parts:
             whole = np.flatnonzero(part.has_schema & (part.records.defect == 0))
-            identities = part.records.batch.take(pa.array(whole)).select(self._identity)
+            identities = part.records.batch.take(pa.array(whole)).select(MESSAGE_ID)
             batches.append(identities.cast(batches[0].schema))
             rows.append(part.rows[whole])
         at = np.full(len(payloads), -1)

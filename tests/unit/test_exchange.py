@@ -45,8 +45,12 @@ def test_deduplication_key_must_be_strings_of_silver(key: tuple[str, ...]) -> No
         exchange(dedup_key=key)
 
 
-@pytest.mark.parametrize("key", [("trade_id",), ("exchange", "message_id")])
-def test_other_deduplication_keys_are_refused_for_now(key: tuple[str, ...]) -> None:
-    assert {type(field.type) for field in SILVER.fields if field.name in key} == {StringType}
-    with pytest.raises(SettingsError, match="is not supported yet: the audit and reprocessing compare by"):
-        exchange(dedup_key=key)
+def test_any_strings_of_silver_are_a_deduplication_key() -> None:
+    strings = [field.name for field in SILVER.fields if isinstance(field.type, StringType)]
+    for key in (("symbol", "trade_id"), *((name,) for name in strings), tuple(strings)):
+        assert exchange(dedup_key=key).dedup_key == key
+
+
+def test_deduplication_key_names_each_column_once() -> None:
+    with pytest.raises(SettingsError, match=r"\('symbol', 'symbol'\) names a column twice"):
+        exchange(dedup_key=("symbol", "symbol"))
