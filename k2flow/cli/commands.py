@@ -207,7 +207,7 @@ def produce(
     exchange: Annotated[
         str | None, argument("EXCHANGE", "Exchange whose topic gets the trades. Omit with --replay.")
     ] = None,
-    count: Annotated[int, option("N", "Number of messages, with bad ones and duplicates.")] = 100_000,
+    count: Annotated[int, option("N", "Number of messages of each handler, with bad ones and duplicates.")] = 100_000,
     rate: Annotated[float, option("N", "Messages per second. 0: as fast as possible.")] = 0.0,
     over: Annotated[
         float | None,
@@ -217,6 +217,10 @@ def produce(
     duplicates: Annotated[
         float, option("SHARE", "Share of duplicates, from 0 to 1: exact copies, and copies with another timestamp.")
     ] = 0.0,
+    loss: Annotated[float, option("SHARE", "Share of messages that are not sent, from 0 to 1.")] = 0.0,
+    handlers: Annotated[
+        int, option("N", "Feed handlers. All send the same trades, with message ids, delays and losses of their own.")
+    ] = 1,
     seed: Annotated[int, option("N", "The same seed and start time give the same messages.")] = 0,
     schema_id: Annotated[int, option("N", "Schema id in the header of each message.")] = 1,
     manifest: Annotated[Path | None, option("FILE", "Write the counts of sent messages to this JSON file.")] = None,
@@ -230,7 +234,15 @@ def produce(
 
     if replay_csv is None:
         options = ProduceOptions(
-            count=count, rate=rate, bad=bad, duplicates=duplicates, seed=seed, over_seconds=over, schema_id=schema_id
+            count=count,
+            rate=rate,
+            bad=bad,
+            duplicates=duplicates,
+            loss=loss,
+            handlers=handlers,
+            seed=seed,
+            over_seconds=over,
+            schema_id=schema_id,
         )
         produce_trades(exchange, options, manifest)
     else:

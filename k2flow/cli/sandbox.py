@@ -73,7 +73,14 @@ def produce_trades(exchange: str | None, options: ProduceOptions, path: Path | N
     found = find_exchange(exchange)
     topic = found.settings.topic
     with progress_bars() as advance:
-        manifest = produce(found.code, topic, settings.kafka, options, lambda n: advance("sending", n, options.count))
+        manifest = produce(
+            found.code,
+            topic,
+            settings.kafka,
+            options,
+            lambda n: advance("sending", n, options.count * options.handlers),
+            found.dedup_key,
+        )
     _show_manifest(manifest, path)
 
 
@@ -83,7 +90,7 @@ def replay_trades(csv: Path, exchange: str | None, schema_id: int, path: Path | 
     _check_writable(path)
     if exchange is not None:
         raise ProduceError("--replay sends to every exchange in the file: omit the exchange")
-    targets = {e.name: Target(e.code, e.settings.topic) for e in all_exchanges()}
+    targets = {e.name: Target(e.code, e.settings.topic, e.dedup_key) for e in all_exchanges()}
     with progress_bars() as advance:
         manifests = replay(csv, targets, settings.kafka, schema_id, progress=lambda n: advance("sending", n, None))
     for name, manifest in manifests.items():

@@ -1,5 +1,6 @@
 """The producer without Kafka: its messages."""
 
+import hashlib
 import io
 import json
 from collections import Counter
@@ -89,6 +90,41 @@ def test_same_seed_and_start_give_the_same_messages() -> None:
     later = take(**given, start=datetime(2026, 3, 15, tzinfo=UTC))[1]
     ids = [{found[1]["message_id"] for _, m in rows if not (found := look(m))[0]} for rows in (first, later)]
     assert not ids[0] & ids[1]
+
+
+def test_handlers_send_the_same_trades_with_ids_and_delays_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each handler loses, copies and spoils messages of its own. The counts say what Gold holds by either key."""
+    monkeypatch.setattr("k2flow.sandbox.producer.stream.CHUNK", 2_000)
+    each = 5_000
+    given: dict[str, Any] = {"count": each, "handlers": 2, "loss": 0.2, "bad": 0.05, "duplicates": 0.05}
+    stream, rows = take(**given)
+    assert rows == take(**given)[1]
+    found = [(route, look(message)) for route, message in rows]
+    trades = [trade for _, (reason, trade) in found if not reason]
+    by_trade: dict[tuple[str, str], dict[str, Any]] = {}
+    for trade in trades:
+        by_trade.setdefault((trade["symbol"], trade["trade_id"]), {})[trade["message_id"]] = trade
+    counts = stream.counts
+    assert len(rows) == 2 * (each - each // 5)
+    assert counts.originals == len({trade["message_id"] for trade in trades}) == 2 * round(each * 0.7)
+    assert counts.trades == len(by_trade)
+    assert len(by_trade) == pytest.approx(each * (1 - 0.3**2), rel=0.02)  # the handlers lose independently
+    assert len(trades) - counts.originals == counts.duplicates_exact + counts.duplicates_shifted == 2 * round(each / 20)
+    assert counts.bad.total() == 2 * each // 20
+    twice = [list(copies.values()) for copies in by_trade.values() if len(copies) == 2]
+    assert max(len(copies) for copies in by_trade.values()) == 2
+    same = ("symbol", "exchange", "price", "quantity", "side", "currency", "source_sequence", "vendor_data")
+    assert all(one[name] == other[name] for one, other in twice for name in same)
+    delays = [one["ingestion_timestamp"] - other["ingestion_timestamp"] for one, other in twice]
+    assert 1_000_000 < max(map(abs, delays)) < 2_100_000
+
+
+def test_one_handler_without_losses_sends_what_it_always_has() -> None:
+    """The options of several handlers draw no random number: a seed gives the messages of earlier versions."""
+    digest = hashlib.sha256()
+    for _, message in take(count=CHUNK + 500, bad=0.02, duplicates=0.03, seed=5)[1]:
+        digest.update(message.value or b"-")
+    assert digest.hexdigest()[:16] == "cba4bc2ee25b0755"
 
 
 def test_copies_have_the_partition_and_nearly_the_time_of_the_original() -> None:

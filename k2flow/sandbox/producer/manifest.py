@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pydantic import TypeAdapter
 
 from k2flow.errors import ProduceError
+from k2flow.exchange import DEDUP_KEY
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class Manifest:
 
     `seed` is None for recorded trades. `started` and `ended` are ISO 8601, UTC. Valid messages are the `originals`,
     `duplicates_exact` (the same bytes again) and `duplicates_shifted` (the same message_id with another timestamp).
-    `bad` counts by reason code.
+    `bad` counts by reason code. `trades` counts the trades that any of the `handlers` has brought, once each; None in
+    manifests of earlier versions. `dedup_key` is the exchange's.
     """
 
     exchange: str
@@ -42,6 +44,9 @@ class Manifest:
     duplicates_shifted: int
     bad: Mapping[str, int]
     partitions: Mapping[int, PartitionRange]
+    handlers: int = 1
+    trades: int | None = None
+    dedup_key: tuple[str, ...] = DEDUP_KEY
 
     @property
     def sent(self) -> int:
@@ -60,8 +65,8 @@ class Manifest:
 
     @property
     def gold(self) -> int:
-        """Distinct message ids of valid messages: the expected rows of Gold."""
-        return self.originals
+        """Distinct deduplication keys of valid messages: the expected rows of Gold. A key must name a trade."""
+        return self.originals if self.trades is None or "message_id" in self.dedup_key else self.trades
 
     def to_json(self) -> str:
         """Return the manifest as indented JSON, with the expected rows of each table."""

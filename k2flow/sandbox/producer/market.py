@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from k2flow.sandbox.producer.trades import MESSAGE_ID, SIDES, UNIT, VENDOR_DATA, Bools, Bytes, Ints, repeated
+from k2flow.sandbox.producer.trades import MESSAGE_ID, SIDES, UNIT, VENDOR_DATA, Bools, Ints, repeated
 
 MINUTE_US = 60_000_000
 HOUR_US = 60 * MINUTE_US
@@ -109,7 +109,7 @@ class Market:
         vendor = np.where(rng.random(n) < _VENDOR_DATA_SHARE, rng.integers(1, len(_VENDOR_DATA), n), 0)
         coded = pa.DictionaryArray.from_arrays
         columns = {
-            "message_id": pa.Array.from_buffers(MESSAGE_ID, n, [None, pa.py_buffer(_uuid4(rng, n))]),
+            "message_id": message_ids(rng, n),
             "trade_id": _numbered(self._exchange, self._first_trade + numbers),
             "exchange": repeated(self._exchange, n),
             "symbol": coded(symbol, self.symbols),
@@ -171,11 +171,12 @@ class Market:
         return delay.astype(np.int64), late
 
 
-def _uuid4(rng: np.random.Generator, n: int) -> Bytes:
+def message_ids(rng: np.random.Generator, n: int) -> pa.FixedSizeBinaryArray:
+    """Return n random UUIDs of version 4."""
     ids = rng.integers(0, 256, (n, 16), np.uint8)
     ids[:, 6] = ids[:, 6] & 0x0F | 0x40
     ids[:, 8] = ids[:, 8] & 0x3F | 0x80
-    return ids
+    return pa.Array.from_buffers(MESSAGE_ID, n, [None, pa.py_buffer(ids)])
 
 
 def _numbered(exchange: str, numbers: Ints) -> pa.StringArray:

@@ -17,6 +17,7 @@ import pyarrow as pa
 from pydantic import Field, TypeAdapter, ValidationError
 
 from k2flow.errors import ProduceError
+from k2flow.exchange import DEDUP_KEY
 from k2flow.sandbox.producer.encode import encode
 from k2flow.sandbox.producer.manifest import Manifest
 from k2flow.sandbox.producer.send import Sender
@@ -33,10 +34,11 @@ Amount = Annotated[Decimal, Field(gt=0, max_digits=18, decimal_places=_DECIMALS)
 
 @dataclass(frozen=True)
 class Target:
-    """The destination of one exchange's trades: the value of TradeV2's field `exchange`, and the Kafka topic."""
+    """The destination of one exchange's trades: the value of TradeV2's field `exchange`, the topic, and Gold's key."""
 
     code: str
     topic: str
+    dedup_key: tuple[str, ...] = DEDUP_KEY
 
 
 @dataclass(frozen=True)
@@ -146,10 +148,12 @@ def _send(
 ) -> Manifest:
     started, clock = datetime.now(UTC), time.monotonic()
     ids: set[uuid.UUID] = set()
+    numbers: set[tuple[str, str]] = set()
     for first in range(0, len(trades), CHUNK):
         part = trades[first : first + CHUNK]
         part_ids = [message_id(name, trade) for trade in part]
         ids.update(part_ids)
+        numbers.update((trade.symbol, trade.trade_id) for trade in part)
         values = encode(_columns(target.code, part, part_ids), schema_id).values()
         keys = [trade.symbol.encode() for trade in part]
         time_us = np.array([trade.time_ms for trade in part], np.int64) * 1000
@@ -168,6 +172,8 @@ def _send(
         duplicates_exact=len(trades) - len(ids),
         duplicates_shifted=0,
         bad={},
+        trades=len(numbers),
+        dedup_key=target.dedup_key,
     )
 
 
