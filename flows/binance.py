@@ -14,6 +14,7 @@ EXCHANGE = Exchange(
         "bronze_retention_days": 7,
         "bronze_file_size_mb": 128,
     },
+    dense_trade_ids=True,
 )
 
 flow = build(EXCHANGE)

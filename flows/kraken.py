@@ -14,6 +14,7 @@ EXCHANGE = Exchange(
         "bronze_retention_days": 14,
         "bronze_file_size_mb": 64,
     },
+    dense_trade_ids=True,
 )
 
 flow = build(EXCHANGE)

@@ -37,6 +37,7 @@ class Exchange:
     rules: tuple[Rule, ...] = ()  # validation rules after the common ones
     dedup_key: tuple[str, ...] = DEDUP_KEY  # the columns that identify a trade; Gold has each key once
     layers: tuple[Layer, ...] = LAYERS  # the tables: the four of every exchange, then any more
+    dense_trade_ids: bool = False  # whether trade ids are <code>-<integer>, consecutive for each symbol
 
     def __post_init__(self) -> None:
         problem = _key_problem(self.dedup_key) or _layers_problem(self.layers)

@@ -26,6 +26,7 @@ from k2flow.cli.options import (
     duration,
     flag,
     group,
+    moment,
     option,
 )
 from k2flow.cli.process import DEBUG, any_output, exit_on_error
@@ -137,6 +138,26 @@ def audit(
     from k2flow.cli.audit import run_audit
 
     run_audit(exchange, as_json, since, every, full, sample, seed)
+
+
+@app.command()
+def gaps(
+    exchange: Annotated[str, argument("EXCHANGE", "Exchange that declares dense trade ids.")],
+    symbol: Annotated[list[str] | None, option("SYMBOL", "Only this symbol. Repeatable. Default: all.")] = None,
+    first: Annotated[datetime | None, moment("--from", "Only trades from this time on. Default zone: UTC.")] = None,
+    last: Annotated[datetime | None, moment("--to", "Only trades before this time. Default zone: UTC.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find holes in the trade ids of each symbol in Gold.
+
+    The ids of an exchange with dense trade ids are consecutive, so a missing one is a trade that Gold does not have.
+    docs/operations.md says what a hole can mean.
+
+    Exit code: 0 without holes, 1 with holes, 2 if the ids could not be checked.
+    """
+    from k2flow.cli.gaps import show_gaps
+
+    show_gaps(exchange, symbol or [], first, last, as_json)
 
 
 @app.command()

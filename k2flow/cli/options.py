@@ -51,6 +51,11 @@ def day(name: str, text: str) -> Any:
     return option("DATE", text, name, formats=["%Y-%m-%d"])
 
 
+def moment(name: str, text: str) -> Any:
+    """Return an option that takes a time such as 2026-01-31T12:00."""
+    return option("TIME", text, name, formats=TIME)
+
+
 def parse_duration(value: str | float) -> float:
     """Return the seconds of text such as "90s", "5m", "1h" or "7d". A number is in seconds already."""
     if not isinstance(value, str):

@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 EXTENSIONS = ("avro", "iceberg")
 S3 = "s3://"
 CREATING = "k2flow_creates_views"  # DuckDB's variable that is set meanwhile
+THREADS = 4  # of a connection in bounded memory: each thread needs some
 AsOf = datetime | int  # a moment (with a time zone), or the id of a snapshot of any table: the moment of its commit
 
 
@@ -85,6 +86,13 @@ def connect_tables(
             _create_view(connection, name, f"SELECT t.* FROM (SELECT {columns}) t, {_raises(text)}")
     connection.execute(f"RESET VARIABLE {CREATING}")
     return connection
+
+
+def limit_memory(connection: duckdb.DuckDBPyConnection, megabytes: int, folder: str) -> None:
+    """Let a connection use this much memory; it spills what exceeds it to `folder`. Raises QueryError."""
+    with query_errors():
+        connection.execute(f"SET memory_limit = '{megabytes}MB'; SET threads = {THREADS}")
+        connection.execute(f"SET preserve_insertion_order = false; SET temp_directory = {string_literal(folder)}")
 
 
 def _create_view(connection: duckdb.DuckDBPyConnection, name: str, select: str) -> None:

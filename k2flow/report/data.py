@@ -19,7 +19,7 @@ from k2flow.iceberg.catalog import configured, default_properties, find_table
 from k2flow.layers import Layer
 from k2flow.maintain.actions import target_bytes
 from k2flow.maintain.plans import is_small, live_files
-from k2flow.query.connection import connect_tables, query_errors, string_literal
+from k2flow.query.connection import connect_tables, limit_memory
 from k2flow.query.recent import recent_metadata
 from k2flow.report import queries
 from k2flow.report.axes import DAY_US, utc
@@ -31,7 +31,7 @@ from k2flow.status.flows import history
 from k2flow.status.tables import column_errors, totals
 
 T = TypeVar("T")
-MEMORY_MB, THREADS = 512, 4  # DuckDB's limits; it spills what exceeds its memory to disk
+MEMORY_MB = 512
 SHOWN_PROPERTIES = ("type", "uri", "warehouse", "s3.endpoint", "s3.region")
 """Properties of a catalog that a report may show: people pass reports on."""
 
@@ -93,14 +93,8 @@ def _connection(tables: Mapping[str, Table], since_us: int | None) -> Iterator[d
             yield db
             return
         with closing(db):
-            _limit(db, folder)
+            limit_memory(db, MEMORY_MB, folder)
             yield db
-
-
-def _limit(db: duckdb.DuckDBPyConnection, folder: str) -> None:
-    with query_errors():
-        db.execute(f"SET memory_limit = '{MEMORY_MB}MB'; SET threads = {THREADS}")
-        db.execute(f"SET preserve_insertion_order = false; SET temp_directory = {string_literal(folder)}")
 
 
 def _commits(exchanges: Sequence[Exchange], tables: Mapping[str, Table], since_us: int | None) -> list[Commit]:

@@ -1,0 +1,78 @@
+"""Runs of consecutive trade ids and the holes between them, as SQL for DuckDB. Pure functions of their arguments.
+
+A run (symbol, first, last) says that each id from `first` to `last` is there, both inclusive. Ids are integers of 63
+bits. Dense ids are few runs, however many there are, and however often each is there.
+"""
+
+ALL_BITS = f"{2**64 - 1}::UBIGINT"
+
+
+def number_of(code: str) -> str:
+    """Return SQL for the integer of `trade_id`, <code>-<integer>; null for any other text. `code` is SQL.
+
+    An id parses only if the integer, written again, gives the same text. So signs, spaces, leading zeros and more than
+    63 bits do not parse, and no two texts are one id.
+    """
+    number = f"TRY_CAST(substr(trade_id, length({code}) + 2) AS BIGINT)"
+    return f"CASE WHEN symbol IS NOT NULL AND {number} >= 0 AND {text_of(code, number)} = trade_id THEN {number} END"
+
+
+def text_of(code: str, number: str) -> str:
+    """Return SQL for the trade id of an integer."""
+    return f"concat({code}, '-', {number})"
+
+
+def chunk_of(number: str) -> str:
+    """Return SQL for the chunk of an integer: 64 ids are one."""
+    return f"{number} // 64"
+
+
+def bits_of(number: str) -> str:
+    """Return SQL for the aggregate that has a bit for each id of a chunk that is there."""
+    return f"bit_or(1::UBIGINT << ({number} & 63)::UBIGINT)"
+
+
+def runs_of(chunks: str) -> str:
+    """Return SQL for runs from the rows (symbol, chunk, bits) of a table, one for each symbol and chunk.
+
+    A run ends with its chunk at the latest.
+    """
+    return f"""
+        SELECT symbol, 64 * chunk AS first, 64 * chunk + 63 AS last FROM {chunks} WHERE bits = {ALL_BITS}
+        UNION ALL
+        SELECT symbol, 64 * chunk + bit, 64 * chunk + bit FROM {chunks}, range(64) of_chunk(bit)
+        WHERE bits <> {ALL_BITS} AND ((bits >> bit::UBIGINT) & 1) = 1"""
+
+
+def joined(runs: str) -> str:
+    """Return SQL for the fewest runs that hold the same ids as the query `runs`, whose runs may overlap."""
+    return f"""
+        SELECT symbol, min(first) AS first, max(last) AS last FROM (
+            SELECT *, count(*) FILTER (begins) OVER (PARTITION BY symbol ORDER BY first, last ROWS UNBOUNDED PRECEDING)
+                AS island
+            FROM (
+                SELECT *, coalesce(first - max(last) OVER earlier > 1, true) AS begins FROM ({runs})
+                WINDOW earlier AS
+                    (PARTITION BY symbol ORDER BY first, last ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)))
+        GROUP BY symbol, island"""
+
+
+def holes(runs: str) -> str:
+    """Return SQL for holes (symbol, after, before), the ids around each, from the query `runs`, which may overlap."""
+    return f"""
+        SELECT * FROM (
+            SELECT symbol, max(last) OVER (own ROWS UNBOUNDED PRECEDING) AS after, lead(first) OVER own AS before
+            FROM ({runs}) WINDOW own AS (PARTITION BY symbol ORDER BY first, last))
+        WHERE before - after > 1"""
+
+
+def holes_between(holes: str, bounds: str) -> str:
+    """Return SQL for the holes of a query between the ids `low` and `high` of their symbol in the table `bounds`."""
+    return f"SELECT h.* FROM ({holes}) h JOIN {bounds} USING (symbol) WHERE after >= low AND before <= high"
+
+
+def sums(holes: str, bounds: str) -> str:
+    """Return SQL for (symbol, holes, missing ids, low, high) of each symbol in the table `bounds`, by symbol."""
+    return f"""
+        SELECT symbol, count(after), coalesce(sum(before - after - 1), 0), low, high
+        FROM {bounds} LEFT JOIN {holes} USING (symbol) GROUP BY symbol, low, high ORDER BY symbol"""
