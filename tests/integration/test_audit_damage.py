@@ -158,7 +158,7 @@ def silver_null_instead_of_empty(lake: Lake) -> None:
     trades = d.rows(lake, "silver")
     empty = trades.filter(pc.equal(pc.list_value_length(trades["trade_conditions"]), 0))
     one = empty.sort_by([("timestamp", "descending")]).slice(0, 1)
-    d.delete(lake, "silver", f"trade_id = '{one['trade_id'][0].as_py()}'")
+    d.delete(lake, "silver", f"message_id = '{one['message_id'][0].as_py()}'")
     d.append(lake, "silver", d.changed(one, trade_conditions=None))
 
 

@@ -185,7 +185,8 @@ def test_encoding_matches_fastavro() -> None:
     encoded = encode(trades, 7)
     assert encoded.header == b"\0\0\0\0\x07"
     columns = trades.to_pylist(maps_as_pydicts="strict")
-    for i, (value, trade) in enumerate(zip(encoded.values(), columns, strict=True)):
+    numbers = Counter[str]()
+    for value, trade in zip(encoded.values(), columns, strict=True):
         stream = io.BytesIO(value[5:])
         record = fastavro.schemaless_reader(stream, SCHEMA, None)
         assert isinstance(record, dict)
@@ -193,7 +194,8 @@ def test_encoding_matches_fastavro() -> None:
         for name in ("symbol", "currency", "side", "trade_conditions", "source_sequence", "platform_sequence"):
             assert record[name] == trade[name]
         assert record["symbol"].endswith(record["currency"])
-        assert record["trade_id"] == trade["trade_id"] == f"BINANCE-{1_700_000_000_000 + i}"
+        assert record["trade_id"] == trade["trade_id"] == f"BINANCE-{1_700_000_000_000 + numbers[trade['symbol']]}"
+        numbers[trade["symbol"]] += 1
         assert record["message_id"].replace("-", "") == trade["message_id"].hex()
         assert (record["exchange"], record["asset_class"]) == ("BINANCE", "crypto")
         assert record["price"] == Decimal(trade["price"]).scaleb(-8) > 0

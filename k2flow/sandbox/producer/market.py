@@ -84,8 +84,8 @@ class Market:
         self._usd_price = np.array([pair.usd for pair in pairs])
         self._lot = 10 ** np.clip(np.round(np.log10(UNIT / self._usd_price)), 0, 8).astype(np.int64)
         self._sequence = rng.integers(10**8, 10**9, count)
+        self._trade_id_shift = start_us // 1000 - 1 - self._sequence  # the ids of each symbol are consecutive
         self._produced = 0
-        self._first_trade = start_us // 1000
 
     def arrivals(self, count: int, start_us: float, span_us: float) -> Ints:
         """Return the Kafka times of `count` trades within `span_us` after `start_us`, ascending, in bursts."""
@@ -110,7 +110,7 @@ class Market:
         coded = pa.DictionaryArray.from_arrays
         columns = {
             "message_id": message_ids(rng, n),
-            "trade_id": _numbered(self._exchange, self._first_trade + numbers),
+            "trade_id": _numbered(self._exchange, self._trade_id_shift[symbol] + sequence),
             "exchange": repeated(self._exchange, n),
             "symbol": coded(symbol, self.symbols),
             "timestamp": arrival_us // 1000 * 1000 - delay - received,
