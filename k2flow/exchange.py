@@ -12,7 +12,7 @@ from pyiceberg.types import StringType
 
 from k2flow.config.settings import PREFIX, ExchangeSettings, load_exchange_settings
 from k2flow.errors import SettingsError, UnknownExchangeError
-from k2flow.layers import BRONZE, COLUMNS_OF_STREAM, DLQ, LAYERS, SILVER, Layer
+from k2flow.layers import BRONZE, CANDLES, COLUMNS_OF_STREAM, DLQ, LAYERS, SILVER, Layer
 
 DEDUP_KEY = ("message_id",)  # the default deduplication key, and that of rows of earlier versions
 
@@ -97,6 +97,8 @@ def _layers_problem(layers: tuple[Layer, ...]) -> str | None:
     for layer in layers:
         if layer.deduplicated and layer not in LAYERS:
             return f"layer {layer.name} cannot be deduplicated: Gold is the only deduplicated layer"
+        if len(layer.sorted_by) > 1:
+            return f"layer {layer.name}: its files can be sorted by one column only, a time"
         if not layer.table_pattern.startswith(f"{layer.name}_"):
             return f"layer {layer.name}: the name of its table must begin with {layer.name}_"
         types = {field.name: field.type for field in COLUMNS_OF_STREAM[layer.stream]}
@@ -109,10 +111,10 @@ def _layers_problem(layers: tuple[Layer, ...]) -> str | None:
 
 
 def exchange_names() -> list[str]:
-    """Return the names of the files in flows/, sorted. Do not import them."""
+    """Return the names of the exchanges' files in flows/, sorted. Do not import them."""
     import flows
 
-    return sorted(module.name for module in pkgutil.iter_modules(flows.__path__))
+    return sorted(module.name for module in pkgutil.iter_modules(flows.__path__) if module.name != CANDLES.name)
 
 
 def find_exchange(name: str) -> Exchange:

@@ -24,6 +24,7 @@ from pyiceberg.types import IcebergType, NestedField
 from k2flow.config.settings import ExchangeSettings
 
 GOLD_FILE_SIZE_MB = 256
+CANDLES_FILE_SIZE_MB = 128
 HOUR_US = 3_600_000_000
 MIN_TIME_US = -62_135_596_800_000_000
 """0001-01-01T00:00:00Z in microseconds since 1970: the earliest time PyIceberg can append."""
@@ -38,6 +39,7 @@ class Stream(Enum):
     MESSAGES = "messages"
     TRADES = "trades"
     DEAD_LETTERS = "dead letters"
+    CANDLES = "candles"
 
 
 class Field(NamedTuple):
@@ -69,7 +71,7 @@ class Layer:
     partitioned_by: tuple[PartitionBy, ...]  # its partition fields; the first one dates the row
     event_time: str  # the time column that the first partition field's date comes from
     time_column: str  # the time column that orders rows when files are merged
-    sorted_by: str | None = None  # the column that every file is sorted by, ascending
+    sorted_by: tuple[str, ...] = ()  # the columns that every file is sorted by, ascending
     deduplicated: bool = False  # whether each deduplication key of an exchange has one row only
     file_size_mb: Callable[[ExchangeSettings], int]  # target size of a data file in MiB
     retention_days: Callable[[ExchangeSettings], int | None]  # days that the table keeps; None means unlimited
@@ -238,13 +240,39 @@ GOLD = Layer(
     ),
     event_time="timestamp",
     time_column="timestamp",
-    sorted_by="timestamp",
+    sorted_by=("timestamp",),
     deduplicated=True,
     file_size_mb=lambda _: GOLD_FILE_SIZE_MB,
     retention_days=lambda _: None,
     properties=(("write.distribution-mode", "hash"),),
 )
 GOLD_TABLE = GOLD.table_pattern
+CANDLES = Layer(
+    name="candles",
+    table_pattern="gold_crypto_candles_1m",
+    stream=Stream.CANDLES,
+    fields=(
+        Field("exchange", _STRING, repeats=True),
+        Field("symbol", _STRING, repeats=True),
+        Field("open_time", _TIME, repeats=True),
+        *(Field(name, _AMOUNT) for name in ("open", "high", "low", "close")),
+        Field("volume", ice.DecimalType(38, 8)),
+        Field("quote_volume", ice.DecimalType(38, 16)),
+        Field("buy_volume", ice.DecimalType(38, 8)),
+        Field("trades", _LONG),
+        *(Field(name, _STRING) for name in ("first_trade_id", "last_trade_id")),
+        *(Field(name, _TIME) for name in ("first_trade_time", "last_trade_time")),
+        Field("exchange_date", _DATE, repeats=True),
+        Field("exchange_hour", _INT, repeats=True),
+    ),
+    partitioned_by=GOLD.partitioned_by,
+    event_time="open_time",
+    time_column="open_time",
+    sorted_by=("symbol", "open_time"),
+    file_size_mb=lambda _: CANDLES_FILE_SIZE_MB,
+    retention_days=lambda _: None,
+)
+CANDLES_TABLE = CANDLES.table_pattern
 LAYERS = (BRONZE, SILVER, DLQ, GOLD)  # the layers of every exchange, in the order of the data
 COLUMNS_OF_STREAM = {Stream.MESSAGES: BRONZE.fields, Stream.TRADES: SILVER.fields, Stream.DEAD_LETTERS: DLQ.fields}
 """The columns that a layer of each stream can take."""

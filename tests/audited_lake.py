@@ -169,7 +169,7 @@ class AuditedLake:
             values[at] = change(values[at])
             field = layer.arrow_schema.field(column)
             rows = rows.set_column(layer.columns.index(column), field, pa.array(values, field.type))
-        table.overwrite(rows.sort_by(layer.sorted_by) if layer.sorted_by else rows)
+        table.overwrite(rows.sort_by([(column, "ascending") for column in layer.sorted_by]) if layer.sorted_by else rows)
 
     @contextmanager
     def restored(self) -> Iterator["AuditedLake"]:

@@ -19,7 +19,7 @@ def columns_by_check(layer: Layer) -> dict[str, tuple[str, ...]]:
         "derived_column": tuple(field.name for field in layer.derived),
     }
     if layer.sorted_by:
-        found["file_order"] = (layer.sorted_by,)
+        found["file_order"] = layer.sorted_by
     if layer is BRONZE:
         found |= {"bronze_outside_ledger": POSITION, "bronze_changed": content(layer)}
     elif layer is DLQ:

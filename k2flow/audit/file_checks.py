@@ -56,7 +56,7 @@ class FileChecks:
             _all_have(batch, by, transform, value) for (by, transform), value in partitions
         ):
             self._note("file_partition", task)
-        if self._layer.sorted_by and not self._continues(batch.column(self._layer.sorted_by)):
+        if self._layer.sorted_by and not self._continues(batch.column(self._layer.sorted_by[0])):
             self._note("file_order", task)
         for column in self._layer.derived:
             self._check_derived(column, task, batch)
@@ -65,7 +65,7 @@ class FileChecks:
         """Report the wrong files and columns."""
         texts = {
             "file_partition": "{} data files have a partition value that is not that of all their rows",
-            "file_order": f"{{}} data files are not in the order of {self._layer.sorted_by}",
+            "file_order": f"{{}} data files are not in the order of {''.join(self._layer.sorted_by)}",
         }
         for check, files in self._wrong.items():
             if files:

@@ -2,12 +2,14 @@
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from pyiceberg.catalog import Catalog
 from pyiceberg.table import Table
+from typing_extensions import override
 
 from k2flow.compat.pyarrow import pickle_batches_as_ipc
 from k2flow.compat.pyiceberg.metadata_cache import install_metadata_cache
@@ -58,22 +60,30 @@ class FlowSession:
         return {p: held.next for p, held in self.topic.held(self.ledgers[table]).partitions.items()}
 
 
-class FlowProcess:
-    """Shared by the workers of one process. `open` sets `session` and `pipeline`."""
+class Process(ABC):
+    """One process of any flow, shared by its workers."""
 
-    session: FlowSession
-    pipeline: Pipeline
-
-    def __init__(self, exchange: Exchange) -> None:
-        self.exchange = exchange
-        self.stop = threading.Event()  # asks the source to end: it emits the messages read so far, to be committed
+    def __init__(self, name: str, exchanges: Sequence[Exchange] = ()) -> None:
+        self.name = name  # of the flow: in commands, logs and metrics
+        self.exchanges = exchanges  # whose status its metrics show
+        self.stop = threading.Event()  # asks the source to end: it emits what it has read so far, to be committed
         self.reading = False  # whether a source is open
         self.finished_reading = False  # whether a source has ended
-        self.turns = Turns()
-        self._epoch_waits: dict[int, EpochWait] = {}
         self.trigger_override: float | None = None  # the trigger in seconds that Bytewax's command line gave
-        self._lock = threading.Lock()
-        self._is_open = False
+
+    @property
+    @abstractmethod
+    def source(self) -> str:
+        """What it reads, as the log says it."""
+
+    @property
+    @abstractmethod
+    def trigger_seconds(self) -> float:
+        """Seconds between two commits."""
+
+    @abstractmethod
+    def open(self, workers: int) -> None:
+        """Open what the flow reads and writes, once for all workers of this process; `workers` counts those of all."""
 
     @cached_property
     def settings(self) -> Settings:
@@ -85,17 +95,38 @@ class FlowProcess:
         """The Iceberg catalog, opened once. Raises CatalogError."""
         return open_catalog(self.settings)
 
+
+class FlowProcess(Process):
+    """One process of an exchange's flow. `open` sets `session` and `pipeline`."""
+
+    session: FlowSession
+    pipeline: Pipeline
+
+    def __init__(self, exchange: Exchange) -> None:
+        super().__init__(exchange.name, [exchange])
+        self.exchange = exchange
+        self.turns = Turns()
+        self._epoch_waits: dict[int, EpochWait] = {}
+        self._lock = threading.Lock()
+        self._is_open = False
+
     @property
+    @override
+    def source(self) -> str:
+        return f"topic {self.exchange.settings.topic}"
+
+    @property
+    @override
     def trigger_seconds(self) -> float:
-        """Seconds between two commits."""
         return self.trigger_override or self.exchange.settings.trigger_seconds
 
     def epoch_wait(self, worker: int) -> EpochWait:
         """Return that of one worker of this process."""
         return self._epoch_waits.setdefault(worker, EpochWait())
 
+    @override
     def open(self, workers: int) -> None:
-        """Open the session, once for all workers of this process. Raises what `open_session` raises."""
+        """Open the session. Raises what `open_session` raises."""
         with self._lock:
             if not self._is_open:
                 arm(self.settings.failpoints)
@@ -134,8 +165,8 @@ def open_session(exchange: Exchange, settings: Settings, catalog: Catalog, worke
     for name, done in create(catalog, wanted.values(), settings.accept_lost_tables).items():
         if done:
             log.info("table %s: %s", name, done)
-    check_key(load_table(catalog, GOLD_TABLE).properties, exchange)
     publish(catalog, exchange)
+    check_key(load_table(catalog, GOLD_TABLE).properties, exchange)
     topic = wait_for_topic(settings.kafka, own.topic, lambda: _was_read(catalog, exchange, wanted))
     tables = {name: load_table(catalog, name) for name in wanted}
     read = {name: ledgers.read(table.properties, exchange.name, topic.name) for name, table in tables.items()}

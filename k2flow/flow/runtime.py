@@ -24,7 +24,7 @@ from k2flow.compat.pyarrow import keep_freed_memory
 from k2flow.errors import K2flowError, RunError
 from k2flow.flow.first_error import end_at_first_error, first_error
 from k2flow.flow.peers import watch_peers
-from k2flow.flow.process import FlowProcess
+from k2flow.flow.process import Process
 from k2flow.iceberg.catalog import open_catalog
 from k2flow.observability import tracing
 from k2flow.observability.endpoint import serve
@@ -41,7 +41,7 @@ _ending = threading.Lock()
 STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 
 
-def install_runner(process: FlowProcess) -> None:
+def install_runner(process: Process) -> None:
     """If bytewax.run is this process's main program, have it run the flow of `process` as this module does."""
 
     def run(cli_main: CliMain, interval: timedelta | None, kwargs: dict[str, Any]) -> None:
@@ -57,7 +57,7 @@ def install_runner(process: FlowProcess) -> None:
     replace_cli_main(run)
 
 
-def _run(process: FlowProcess, cli_main: CliMain, kwargs: dict[str, Any]) -> None:
+def _run(process: Process, cli_main: CliMain, kwargs: dict[str, Any]) -> None:
     """Run the dataflow to its end. After an error of k2flow, exit with one line; raise any other error."""
     keep_freed_memory()
     workers = int(kwargs.get("workers_per_process") or 1) * max(1, len(kwargs.get("addresses") or []))
@@ -82,28 +82,28 @@ def _run(process: FlowProcess, cli_main: CliMain, kwargs: dict[str, Any]) -> Non
             _start(process, workers, kwargs)
             cli_main(**kwargs)
             tracing.shut_down()
-            log.info("%s: stopped, everything read is committed", process.exchange.name)
+            log.info("%s: stopped, everything read is committed", process.name)
     except BaseException as error:
         end(error)
         raise
 
 
-def _start(process: FlowProcess, workers: int, kwargs: Mapping[str, Any]) -> None:
+def _start(process: Process, workers: int, kwargs: Mapping[str, Any]) -> None:
     """Set up logs, signals, metrics, traces and the watch on peers, then open the session."""
-    settings, exchange = process.settings, process.exchange
+    settings = process.settings
     set_up_logging(settings.log_level, settings.log_format)
     _stop_on_signals(process)
     if SUPERVISED in os.environ:
         _end_with_supervisor()
     _serve_metrics(process, kwargs.get("process_id") or 0)
     if settings.traces:
-        tracing.set_up(exchange.name)
+        tracing.set_up(process.name)
     if addresses := kwargs.get("addresses"):
         _watch_peers(process, addresses, kwargs["process_id"])
     process.open(workers)
-    STAGE.labels(exchange.name).set(Stage.OPENED)
-    text = "%s: trigger %g s, %d worker(s), from topic %s"
-    log.info(text, exchange.name, process.trigger_seconds, workers, exchange.settings.topic)
+    STAGE.labels(process.name).set(Stage.OPENED)
+    text = "%s: trigger %g s, %d worker(s), from %s"
+    log.info(text, process.name, process.trigger_seconds, workers, process.source)
 
 
 def _end_with_supervisor() -> None:
@@ -116,7 +116,7 @@ def _end_with_supervisor() -> None:
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _stop_on_signals(process: FlowProcess) -> None:
+def _stop_on_signals(process: Process) -> None:
     """On SIGTERM or SIGINT ask the source to end: the messages read so far are committed, and the exit code is 0.
 
     By default SIGTERM kills Bytewax at once, and SIGINT leaves the other processes of a cluster hanging. A thread acts
@@ -131,37 +131,37 @@ def _stop_on_signals(process: FlowProcess) -> None:
     threading.Thread(target=_await_signal, args=(process, read), name="signals", daemon=True).start()
 
 
-def _await_signal(process: FlowProcess, pipe: int) -> None:
+def _await_signal(process: Process, pipe: int) -> None:
     while (number := os.read(pipe, 1)[0]) not in STOP_SIGNALS:
         pass
-    log.info("%s: %s, stopping", process.exchange.name, signal.Signals(number).name)
+    log.info("%s: %s, stopping", process.name, signal.Signals(number).name)
     process.stop.set()
     if not process.reading:  # nothing has begun that could be left half done
         logging.shutdown()
         os._exit(0)
 
 
-def _serve_metrics(process: FlowProcess, process_id: int) -> None:
+def _serve_metrics(process: Process, process_id: int) -> None:
     """Serve this process's metrics, unless a supervisor serves those of all processes. Raises SettingsError."""
     port = process.settings.metrics_port
     if port is None or SUPERVISED in os.environ:
         return
 
     def not_ready() -> str | None:
-        return None if process.reading else f"{process.exchange.name}: does not read yet"
+        return None if process.reading else f"{process.name}: does not read yet"
 
     serve(process.settings.metrics_host, port + process_id, REGISTRY, lambda: None, not_ready)
     if process_id == 0:  # one of a cluster is enough
         from k2flow.status.collector import StatusCollector
         from k2flow.status.metrics import StatusMetrics
 
-        collector = StatusCollector(open_catalog(process.settings), process.settings, [process.exchange])
+        collector = StatusCollector(open_catalog(process.settings), process.settings, process.exchanges)
         status = StatusMetrics(collector.collect)
         REGISTRY.register(status)
         status.start()
 
 
-def _watch_peers(process: FlowProcess, addresses: Sequence[str], number: int) -> None:
+def _watch_peers(process: Process, addresses: Sequence[str], number: int) -> None:
     """End this process once another one of its flow is lost: without it no epoch would ever be committed again."""
     settings = process.settings
 

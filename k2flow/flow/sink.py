@@ -107,7 +107,8 @@ class TableSinkPartition(StatefulSinkPartition[Committable, None]):
             if files:
                 raise CommitError(f"{self._name}: {len(files)} files came without their offsets: start again")
             return
-        self._check_age(began_at)
+        if began_at is not None:
+            check_age(self._name, began_at, "set BATCH_ROWS and COMMIT_BATCHES of the exchange lower, and start again")
         began = time.monotonic()
         reach(Point.EPOCH_COMPLETE)
         try:
@@ -123,15 +124,6 @@ class TableSinkPartition(StatefulSinkPartition[Committable, None]):
         text = "%s: %d rows in %d files from %d offsets, commit %d in %.0f ms"
         log.info(text, self._name, rows, len(files), offsets, self._committer.ledger.sequence, seconds * 1000)
 
-    def _check_age(self, began_at: float | None) -> None:
-        """Refuse files so old that maintenance may be about to delete them as orphans."""
-        seconds = 0.0 if began_at is None else time.monotonic() - began_at
-        if seconds > MAX_FILE_SECONDS:
-            raise CommitError(
-                f"{self._name}: writing the files of one commit took {seconds:.0f} s, and maintenance may delete such "
-                "old ones; nothing is lost: set BATCH_ROWS and COMMIT_BATCHES of the exchange lower, and start again"
-            )
-
     def _finished_files(self) -> list[DataFile]:
         waiting, self._writing = self._writing, []
         try:
@@ -146,3 +138,16 @@ class TableSinkPartition(StatefulSinkPartition[Committable, None]):
     @override
     def close(self) -> None:
         """Commit nothing: Bytewax also calls this while a crash unwinds."""
+
+
+def check_age(table: str, began: float, remedy: str) -> None:
+    """Refuse files so old that maintenance may be about to delete them as orphans. `began` is a monotonic time.
+
+    Raises CommitError, which says the remedy.
+    """
+    seconds = time.monotonic() - began
+    if seconds > MAX_FILE_SECONDS:
+        raise CommitError(
+            f"{table}: writing the files of one commit took {seconds:.0f} s, and maintenance may delete such old ones; "
+            f"nothing is lost: {remedy}"
+        )

@@ -11,7 +11,7 @@ Other removals show in the number of rows: then the table must be read whole.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 from uuid import UUID
@@ -91,6 +91,22 @@ def changes(table: Table, after: Position | None, rows_in: Callable[[Partition],
         return Changes(now, [without_statistics(file) for file in appended], files)
 
 
+def files_of(table: Table, partitions: Collection[Partition] | None = None) -> dict[Partition, list[DataFile]]:
+    """Return the data files of some partitions of a table, as it was loaded, without statistics; None: of all.
+
+    Reads the manifests of their days. Raises CatalogError.
+    """
+    with catalog_errors():
+        manifests = [each for each in data_manifests(table) if has_live_files(each)]
+        if partitions is not None:
+            return _files_of(table, manifests, partitions)
+        found: dict[Partition, list[DataFile]] = {}
+        for manifest in manifests:
+            for entry in manifest.fetch_manifest_entry(table.io):
+                found.setdefault(partition_values(entry.data_file), []).append(without_statistics(entry.data_file))
+        return found
+
+
 def note_replaced(metadata: TableMetadata, partitions: Iterable[Partition]) -> SetPropertiesUpdate:
     """Return the update that lists partitions whose rows the next commit to a table replaces or removes.
 
@@ -141,7 +157,7 @@ def _whole(table: Table, manifests: Sequence[ManifestFile], position: Position, 
 
 
 def _files_of(
-    table: Table, manifests: Sequence[ManifestFile], partitions: set[Partition]
+    table: Table, manifests: Sequence[ManifestFile], partitions: Collection[Partition]
 ) -> dict[Partition, list[DataFile]]:
     found: dict[Partition, list[DataFile]] = {partition: [] for partition in sorted(partitions)}
     days = {partition[0] for partition in partitions}

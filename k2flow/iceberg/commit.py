@@ -31,6 +31,7 @@ from pyiceberg.exceptions import CommitFailedException
 from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
 from pyiceberg.table.refs import MAIN_BRANCH, SnapshotRefType
+from pyiceberg.table.snapshots import Operation
 from pyiceberg.table.update import (
     AssertRefSnapshotId,
     AssertTableUUID,
@@ -44,16 +45,18 @@ from k2flow.compat.pyiceberg.private import MergeAppendFiles
 from k2flow.errors import AlreadyRunningError, CatalogError, CommitError, FencedError, one_line
 from k2flow.failpoints import Point, reach
 from k2flow.iceberg import ledger as ledgers
-from k2flow.iceberg.append import append_files
+from k2flow.iceberg.append import MANIFEST_BYTES, append_files
 from k2flow.iceberg.catalog import OUTAGES, load_table
-from k2flow.iceberg.head import AfterRollback, reconcile
-from k2flow.iceberg.ledger import Ledger, OffsetRange, Writer
+from k2flow.iceberg.head import AfterRollback, carried_copies, reconcile
+from k2flow.iceberg.ledger import CommittedRange, Ledger, OffsetRange, Writer
+from k2flow.iceberg.replace import RewriteFiles, tag_for_readers
 from k2flow.iceberg.retry import Changes, commit_once, retry_conflicts
 from k2flow.iceberg.snapshots import plan_expiration
 from k2flow.observability.metrics import COMMIT_RETRIES, layer_of
 from k2flow.timeouts import REQUESTS, DeadlinePassedError, run_with_timeout
 
 log = logging.getLogger(__name__)
+Snapshots = MergeAppendFiles | RewriteFiles
 STAGED_BRANCH = "k2flow-staged-"
 """Prefix of a branch whose head replaces rows once it is committed; the exchange and a writer epoch follow."""
 STAGED_KEY = "k2flow.staged."
@@ -65,6 +68,10 @@ NO_PROPERTIES: Mapping[str, str] = MappingProxyType({})
 RETRY_SECONDS = 120
 MAX_WAIT_SECONDS = 5
 OUTAGE_LOG_SECONDS = 10
+TAG_SECONDS = 600
+"""Between two tags for readers of removed files. Maintenance leaves younger files alone for longer than that."""
+SMALL = MANIFEST_BYTES // 8
+"""Manifests below this size are merged when files are removed: about a hundred entries."""
 HUNG_SECONDS = 180
 """How long a commit may take without another request. PyIceberg's clients wait forever for a frozen server."""
 
@@ -75,7 +82,8 @@ class LedgerCommit:
 
     after: Ledger  # the ledger after the commit
     append: bool  # whether to append a snapshot, which moves the head; otherwise only properties change
-    files: Sequence[DataFile] = ()  # appended
+    files: Sequence[DataFile] = ()  # added
+    removed: Mapping[str, int] = field(default_factory=dict)  # the paths of files to remove, with their days since 1970
     branch: str | None = None  # created at the appended snapshot
     properties: Mapping[str, str] = field(default_factory=dict)  # set beside the ledger
 
@@ -115,7 +123,8 @@ class Committer:
         self._table = load_table(catalog, name)
         self._fresh = True  # whether `_table` is as this writer's last commit left it
         self._outage_logged = -math.inf  # when, by the monotonic clock
-        self._refused: MergeAppendFiles | None = None  # the last attempt's snapshot, if the catalog refused it
+        self._tagged_at = -math.inf  # when the head was last tagged for readers of removed files, since 1970
+        self._refused: Snapshots | None = None  # the last attempt's snapshot, if the catalog refused it
         self.ledger = self._read()
 
     def fence(self, topic_id: str, began_with: Ledger | None = None, branch: str | None = None) -> None:
@@ -175,6 +184,26 @@ class Committer:
         for key in new.keys() & self._table.properties.keys():
             raise CommitError(f"{self._name}: property {key} has another value than this process has used: start again")
         self._commit(LedgerCommit(after=after, append=bool(files), files=files, properties=new))
+
+    def overwrite(
+        self,
+        files: Sequence[DataFile],
+        removed: Mapping[str, int],
+        held: Mapping[int, CommittedRange],
+        properties: Mapping[str, str] = NO_PROPERTIES,
+    ) -> None:
+        """Replace the files `removed` (paths, with their days since 1970) by `files`, and set properties.
+
+        Then the table holds exactly the rows of `held`. Without files only the ledger changes, unless `held` ends
+        before it. Raises what `commit` raises, and CommitConflictError if a removed file is not in the table.
+        """
+        after = self.ledger.restated(held)
+        back = any(held[p].next < known.next for p, known in self.ledger.partitions.items() if p in held)
+        self._commit(
+            LedgerCommit(
+                after=after, append=back or bool(files or removed), files=files, removed=removed, properties=properties
+            )
+        )
 
     def _commit(self, request: LedgerCommit) -> None:
         if request.append:
@@ -263,7 +292,7 @@ class Committer:
                 "process does it any more, the next start of that exchange's flow ends it"
             )
 
-    def _build(self, request: LedgerCommit) -> tuple[Changes, MergeAppendFiles | None]:
+    def _build(self, request: LedgerCommit) -> tuple[Changes, Snapshots | None]:
         """Write the manifests of a request. Return its changes, and the snapshot to append, if any."""
         metadata = self._table.metadata
         own = request.after.properties(self._exchange)
@@ -272,10 +301,19 @@ class Committer:
         if not request.append:
             return ((properties,), (same_table, same_head(self._table))), None
         copy = {ledgers.KEY + self._exchange: request.after.to_json()}
-        producer = append_files(self._table, request.files, copy)
+        if request.removed:
+            copies, days = {**carried_copies(metadata), **copy}, set(request.removed.values())
+            producer: Snapshots = RewriteFiles(
+                self._table, Operation.OVERWRITE, request.removed, request.files, copies, days=days, merge_bytes=SMALL
+            )
+        else:
+            producer = append_files(self._table, request.files, copy)
         appended, unchanged_head = producer._commit()
         reach(Point.MANIFEST_WRITTEN)
         updates: list[TableUpdate] = [*appended, properties]
+        if request.removed and (now := time.time()) - self._tagged_at >= TAG_SECONDS:
+            self._tagged_at = now
+            updates.append(tag_for_readers(self._table, int(now * 1000)))
         if len(metadata.snapshots) >= EXPIRE_AT:  # readers' tags stay for maintenance
             updates += plan_expiration(metadata).updates()
         if request.branch is not None:

@@ -231,6 +231,12 @@ class Ledger:
         evidence = replace(self.evidence, marks=marks)
         return replace(self, sequence=self.sequence + 1, partitions=partitions, committed_at=_now(), evidence=evidence)
 
+    def restated(self, held: Mapping[int, CommittedRange]) -> "Ledger":
+        """Return the ledger of a table whose rows are computed anew, so that it holds exactly `held`."""
+        evidence = Evidence(appended=self.evidence.appended)
+        partitions = dict(held)
+        return replace(self, sequence=self.sequence + 1, partitions=partitions, committed_at=_now(), evidence=evidence)
+
     def corrected(self, more: Mapping[int, int]) -> "Ledger":
         """Return the ledger with `more` rows (negative: fewer) from the same offsets of each partition."""
         partitions = {p: replace(old, rows=old.rows + more.get(p, 0)) for p, old in self.partitions.items()}

@@ -35,7 +35,7 @@ class FileReader:
         table: Table,
         wanted: pa.Schema,
         *,
-        sorted_by: str | None = None,
+        sorted_by: tuple[str, ...] = (),
         find_by_name: bool = False,
         buffered: bool = False,
     ) -> None:

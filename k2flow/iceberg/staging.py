@@ -21,7 +21,8 @@ But publishing applies the same files to a newer main, because flows of other ex
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from pydantic import TypeAdapter, ValidationError
 from pyiceberg.catalog import Catalog
@@ -47,8 +48,9 @@ from k2flow.iceberg.changes import note_replaced
 from k2flow.iceberg.commit import NO_PROPERTIES, REPLACED_KEY, STAGED_BRANCH, STAGED_KEY, Committer, same_head
 from k2flow.iceberg.dedup_key import key_properties
 from k2flow.iceberg.head import carried_copies, reconcile
+from k2flow.iceberg.replace import RewriteFiles, tag_for_readers
 from k2flow.iceberg.retry import Changes
-from k2flow.iceberg.rewrite import RewriteFiles, commit_change, tag_for_readers
+from k2flow.iceberg.rewrite import commit_change
 
 log = logging.getLogger(__name__)
 RETRY_SECONDS = 120
@@ -57,11 +59,15 @@ FENCED = "the flow of {} has started meanwhile: nothing was replaced. Stop it an
 
 @dataclass(frozen=True)
 class StagedTable:
-    """The replacement in one table: a branch, its head, and the change of each partition's row count."""
+    """The replacement in one table: a branch, its head, and the change of each partition's row count.
+
+    Its publication sets `properties`.
+    """
 
     branch: str
     head: int
     rows: Mapping[int, int]
+    properties: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -76,12 +82,16 @@ _JSON: TypeAdapter[CommittedReplacement] = TypeAdapter(CommittedReplacement)
 
 
 class Staging:
-    """One replacement of rows of one exchange in tables `names`, up to its commit. Bronze's rows stay."""
+    """One replacement of rows of one exchange in tables `names`, up to its commit. Bronze's rows stay.
 
-    def __init__(self, catalog: Catalog, exchange: Exchange, names: Sequence[str]) -> None:
+    With `new_key` Gold's deduplication key stays as it is recorded.
+    """
+
+    def __init__(self, catalog: Catalog, exchange: Exchange, names: Sequence[str], new_key: bool = False) -> None:
         self._catalog = catalog
         self._exchange = exchange
         self._names = names
+        self._new_key = new_key
         self._bronze = Committer(catalog, exchange.bronze, exchange.name, exchange.settings.topic)
         self._branch = ""
 
@@ -94,7 +104,7 @@ class Staging:
         self._branch = f"{STAGED_BRANCH}{exchange.name}-{epoch}"
         for name in self._names:
             self._bronze.check_not_fenced()
-            own = key_properties(exchange, name)
+            own = {} if self._new_key else key_properties(exchange, name)
             topic = exchange.settings.topic
             Committer(self._catalog, name, exchange.name, topic, own_properties=own).fence("", branch=self._branch)
 
@@ -117,11 +127,15 @@ class Staging:
         reach(Point.STAGED)
 
     def commit_replacement(
-        self, rows: Mapping[str, Mapping[int, int]], what: str, properties: Mapping[str, str] = NO_PROPERTIES
+        self,
+        rows: Mapping[str, Mapping[int, int]],
+        what: str,
+        properties: Mapping[str, str] = NO_PROPERTIES,
+        published: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
     ) -> None:
         """Commit the replacement, described by `what`; `rows` has, by table and partition, the change of row counts.
 
-        The same commit sets `properties` of Bronze.
+        The same commit sets `properties` of Bronze. The publication in a table sets those of `published`, by table.
         After FencedError, the flow has started and nothing was committed. After CommitError or CatalogError the commit
         may have landed.
         """
@@ -130,7 +144,7 @@ class Staging:
             ref = load_table(self._catalog, name).metadata.refs.get(self._branch)
             if ref is None:
                 raise FencedError(f"{name}: {FENCED.format(self._exchange.name)}")
-            tables[name] = StagedTable(self._branch, ref.snapshot_id, rows.get(name, {}))
+            tables[name] = StagedTable(self._branch, ref.snapshot_id, rows.get(name, {}), published.get(name, {}))
         text = _JSON.dump_json(CommittedReplacement(what, tables), ensure_ascii=True).decode()
         self._bronze.commit_properties({STAGED_KEY + self._exchange.name: text, **properties})
         reach(Point.COMMITTED)
@@ -207,7 +221,7 @@ def _publication(table: Table, exchange: Exchange, staged: StagedTable) -> Chang
     if removed or added:
         ledger = ledger.in_snapshot()
     entry = {ledgers.KEY + exchange.name: ledger.to_json()}
-    properties = SetPropertiesUpdate(updates=ledger.properties(exchange.name))
+    properties = SetPropertiesUpdate(updates={**ledger.properties(exchange.name), **staged.properties})
     updates: tuple[TableUpdate, ...] = (properties, *_drop_branch(table, branch))
     same_branch = AssertRefSnapshotId.model_validate({"ref": branch, "snapshot-id": staged.head})
     if removed or added:

@@ -29,7 +29,17 @@ from k2flow.iceberg.catalog import NAMESPACE, catalog_errors
 from k2flow.iceberg.evolution import Evolution
 from k2flow.iceberg.new_locations import default_location, lost_metadata, unique_location
 from k2flow.iceberg.retry import retry_conflicts
-from k2flow.layers import GOLD, GOLD_FILE_SIZE_MB, GOLD_TABLE, Field, Layer, iceberg_schema
+from k2flow.layers import (
+    CANDLES,
+    CANDLES_FILE_SIZE_MB,
+    CANDLES_TABLE,
+    GOLD,
+    GOLD_FILE_SIZE_MB,
+    GOLD_TABLE,
+    Field,
+    Layer,
+    iceberg_schema,
+)
 
 RETENTION = "k2flow.retention-days"
 TARGET_FILE_SIZE = "write.target-file-size-bytes"
@@ -88,9 +98,8 @@ class TableDefinition:
     @property
     def sort_order(self) -> SortOrder:
         """The sort order."""
-        if self.layer.sorted_by is None:
-            return UNSORTED_SORT_ORDER
-        return SortOrder(SortField(self.schema.find_field(self.layer.sorted_by).field_id, IdentityTransform()))
+        ids = [self.schema.find_field(column).field_id for column in self.layer.sorted_by]
+        return SortOrder(*(SortField(id_, IdentityTransform()) for id_ in ids)) if ids else UNSORTED_SORT_ORDER
 
     @property
     def properties(self) -> dict[str, str]:
@@ -103,6 +112,11 @@ class TableDefinition:
 def gold_definition() -> TableDefinition:
     """Return the definition of Gold, one table for all exchanges."""
     return TableDefinition(layer=GOLD, name=GOLD_TABLE, file_size_mb=GOLD_FILE_SIZE_MB)
+
+
+def candles_definition() -> TableDefinition:
+    """Return the definition of the candles, one table for all exchanges."""
+    return TableDefinition(layer=CANDLES, name=CANDLES_TABLE, file_size_mb=CANDLES_FILE_SIZE_MB)
 
 
 def definitions(exchange: Exchange) -> dict[str, TableDefinition]:
@@ -225,7 +239,7 @@ def differences(table: Table, definition: TableDefinition, renamed: Mapping[str,
     wanted = [f"{transform}({column})" for column, transform, _ in layer.partitioned_by]
     found += _compare("partitioning", partitioning, wanted)
     sorted_by = [f"{names.get(f.source_id)} {f.direction.name.lower()}" for f in table.sort_order().fields]
-    found += _compare("sort order", sorted_by, [f"{layer.sorted_by} asc"] if layer.sorted_by else [])
+    found += _compare("sort order", sorted_by, [f"{column} asc" for column in layer.sorted_by])
     for key, value in definition.properties.items():
         if table.properties.get(key) != value:
             found.append(f"property {key} is {table.properties.get(key, 'absent')}, not {value}")

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyiceberg.io.pyarrow import compute_statistics_plan, parquet_path_to_id_mapping
 from pyiceberg.manifest import DataFile, DataFileContent, FileFormat
@@ -213,9 +214,11 @@ class TableWriters:
         return sending.result
 
 
-def sort_rows(rows: pa.RecordBatch, time_column: str) -> pa.RecordBatch:
-    """Return `rows` in ascending order of a time column, stably. Rows that are in order are not copied."""
-    values = rows.column(time_column).cast(pa.int64()).to_numpy()
+def sort_rows(rows: pa.RecordBatch, columns: tuple[str, ...]) -> pa.RecordBatch:
+    """Return `rows` in ascending order of some columns, stably. By one time column, rows in order are not copied."""
+    if len(columns) > 1:
+        return rows.take(pc.sort_indices(rows, [(column, "ascending") for column in columns]))
+    values = rows.column(columns[0]).cast(pa.int64()).to_numpy()
     if (values[1:] >= values[:-1]).all():
         return rows
     return rows.take(pa.array(np.argsort(values, kind="stable")))

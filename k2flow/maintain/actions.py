@@ -12,7 +12,7 @@ from k2flow.iceberg.catalog import catalog_errors
 from k2flow.iceberg.commit import staged_branch
 from k2flow.iceberg.deletes import applied_deletes, deletes_text
 from k2flow.iceberg.manifests import data_manifests, has_live_files
-from k2flow.iceberg.rewrite import MERGE_BYTES
+from k2flow.iceberg.replace import MERGE_BYTES
 from k2flow.iceberg.snapshots import SnapshotExpiration, plan_expiration
 from k2flow.iceberg.tables import TARGET_FILE_SIZE, number_property, retention_days
 from k2flow.maintain.plans import Compaction, LiveFile, day_text, expired_files, plan_compactions

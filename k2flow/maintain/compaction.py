@@ -63,16 +63,16 @@ def merge_sorted(
         cuts = [int(np.searchsorted(_times(each, time_column), heap[0][0], side="right")) for each in held]
         ready = sum(cuts)
         if rows - ready >= limit_rows or (rows >= limit_rows and ready < chunk_rows // 2):
-            yield run, sort_rows(pa.concat_batches(held), time_column)
+            yield run, sort_rows(pa.concat_batches(held), (time_column,))
             held, rows = [], 0
             run += 1
         elif ready >= chunk_rows // 2:
             first = [each.slice(0, cut) for each, cut in zip(held, cuts, strict=True)]
-            yield run, sort_rows(pa.concat_batches(first), time_column)
+            yield run, sort_rows(pa.concat_batches(first), (time_column,))
             held = [each.slice(cut) for each, cut in zip(held, cuts, strict=True) if cut < each.num_rows]
             rows -= ready
     if held:
-        yield run, sort_rows(pa.concat_batches(held), time_column)
+        yield run, sort_rows(pa.concat_batches(held), (time_column,))
 
 
 def concatenate(sources: Sequence[Source], chunk_rows: int = CHUNK_ROWS) -> Iterator[tuple[int, pa.RecordBatch]]:
@@ -109,7 +109,8 @@ class Compactor:
     def compact(self, files: Sequence[LiveFile]) -> list[DataFile]:
         """Write new files that hold exactly the rows of `files`. Commit none of them."""
         if self._sorted_by:
-            batches = merge_sorted(self._by_time(files, self._sorted_by), self._sorted_by)
+            (time_column,) = self._sorted_by
+            batches = merge_sorted(self._by_time(files, time_column), time_column)
         else:
             batches = concatenate([Source(0, partial(self._reader.read, live.file)) for live in files])
         return [
@@ -136,5 +137,5 @@ class Compactor:
             sources.append(Source(since, partial(self._reader.read, live.file, READ_ROWS, first.num_rows)))
         if not early:
             return []
-        rows = sort_rows(pa.Table.from_batches(early).combine_chunks().to_batches()[0], column)
+        rows = sort_rows(pa.Table.from_batches(early).combine_chunks().to_batches()[0], (column,))
         return [Source(rows.column(column)[0].value, lambda: iter((rows,))), *sources]

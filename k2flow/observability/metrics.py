@@ -20,6 +20,8 @@ from prometheus_client.registry import Collector
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_fixed
 from typing_extensions import override
 
+from k2flow.layers import CANDLES, CANDLES_TABLE
+
 if TYPE_CHECKING:
     from pyiceberg.manifest import DataFile
 
@@ -112,8 +114,8 @@ EMPTY_STATS = BatchStats()
 
 
 def layer_of(table: str) -> str:
-    """Return the layer of a table, the first part of its name: bronze, silver, dlq or gold."""
-    return table.partition("_")[0]
+    """Return the layer of a table: candles, or the first part of its name, such as bronze, silver, dlq or gold."""
+    return CANDLES.name if table == CANDLES_TABLE else table.partition("_")[0]
 
 
 def count_commit(

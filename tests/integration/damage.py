@@ -130,7 +130,7 @@ def add_file(table: Table, file: DataFile) -> None:
 
 
 def unsorted(writer: DataFileWriter, batch: pa.RecordBatch) -> DataFile:
-    writer._sorted_by = None
+    writer._sorted_by = ()
     backwards = batch.take(pa.array(range(batch.num_rows - 1, -1, -1)))
     (file,) = writer.write(backwards)
     return file

@@ -26,7 +26,8 @@ from k2flow.exchange import find_exchange
 from k2flow.iceberg.catalog import load_table
 from k2flow.iceberg.commit import STAGED_KEY
 from k2flow.iceberg.manifests import data_manifests
-from k2flow.iceberg.rewrite import RewriteFiles, commit_change, set_property
+from k2flow.iceberg.replace import RewriteFiles
+from k2flow.iceberg.rewrite import commit_change, set_property
 from k2flow.iceberg.tables import gold_definition
 from k2flow.layers import GOLD_TABLE
 from k2flow.maintain.actions import Timing

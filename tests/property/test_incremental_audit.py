@@ -86,7 +86,7 @@ class History:
 
 
 def _in_order(rows: pa.Table, layer: Layer) -> pa.Table:
-    return rows.sort_by(layer.sorted_by) if layer.sorted_by else rows
+    return rows.sort_by([(column, "ascending") for column in layer.sorted_by]) if layer.sorted_by else rows
 
 
 def proofs(lake: AuditedLake) -> Path:

@@ -41,8 +41,8 @@ NOWHERE = "127.0.0.1:9"  # nothing listens there
 @pytest.fixture(autouse=True)
 def small_manifests(monkeypatch: pytest.MonkeyPatch) -> None:
     """A manifest of a few files counts as large, as in a table of many files."""
-    monkeypatch.setattr(k2flow.iceberg.rewrite, "MERGE_BYTES", 1)
-    monkeypatch.setattr(k2flow.iceberg.rewrite, "MANIFEST_ENTRIES", 4)
+    monkeypatch.setattr(k2flow.iceberg.replace, "MERGE_BYTES", 1)
+    monkeypatch.setattr(k2flow.iceberg.replace, "MANIFEST_ENTRIES", 4)
     monkeypatch.setattr(k2flow.iceberg.append, "MANIFEST_BYTES", 1)
 
 

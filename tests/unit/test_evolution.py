@@ -158,7 +158,7 @@ def test_extra_columns_stay_and_nested_types_evolve(
 
 def test_nothing_evolves_if_more_than_columns_differs(lake: Lake) -> None:
     today = gold_definition()
-    lake.evolve(changed(today, {"timestamp": None}, sorted_by="message_id"))
+    lake.evolve(changed(today, {"timestamp": None}, sorted_by=("message_id",)))
     with pytest.raises(TableDiffersError, match="sort order: has message_id asc and lacks timestamp asc"):
         lake.evolve(today)
     assert "timestamp" not in load_table(lake.catalog, GOLD_TABLE).schema().column_names
@@ -259,7 +259,7 @@ def test_columns_of_the_partitioning_and_sort_order_are_renamed(lake: Lake) -> N
     renamed = {"timestamp": "time", "exchange_hour": "hour"}
     fields = tuple(each._replace(name=renamed.get(each.name, each.name)) for each in today.layer.fields)
     by = tuple(each._replace(column=renamed.get(each.column, each.column)) for each in today.layer.partitioned_by)
-    lake.evolve(with_layer(today, fields=fields, partitioned_by=by, sorted_by="time"))
+    lake.evolve(with_layer(today, fields=fields, partitioned_by=by, sorted_by=("time",)))
     new = with_layer(today, former_names=tuple((name, former) for name, former in renamed.items()))
     assert lake.evolve(new) == "evolved: column timestamp was time; column exchange_hour was hour"
     assert lake.evolve(today) == ""
@@ -386,7 +386,7 @@ def test_rows_of_an_unsorted_file_are_sorted(lake: Lake) -> None:
     table = load_table(lake.catalog, GOLD_TABLE)
     times = [NOON.replace(second=second) for second in (5, 1, 3)]
     rows = pa.concat_batches([row(today, str(time), timestamp=time) for time in times])
-    (file,) = DataFileWriter(table, replace(today, layer=replace(today.layer, sorted_by=None))).write(rows)
+    (file,) = DataFileWriter(table, replace(today, layer=replace(today.layer, sorted_by=()))).write(rows)
     assert file.sort_order_id is None
     (batch,) = FileReader.of_table(table, today).read(file)
     assert batch["timestamp"].to_pylist() == sorted(times)

@@ -1,0 +1,55 @@
+"""Reads the trades of Gold's data files as candles."""
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+from pyiceberg.manifest import DataFile
+from pyiceberg.table import Table
+
+from k2flow.candles.aggregate import TRADES, candles_of, empty, merge
+from k2flow.errors import DataFileError
+from k2flow.iceberg.changes import Partition
+from k2flow.iceberg.deletes import applied_deletes, deletes_text
+from k2flow.iceberg.reader import FileReader
+from k2flow.layers import GOLD_TABLE, HOUR_US
+
+READ_ROWS = 1 << 18
+HELD_CANDLES = 1 << 17  # before those of equal keys are merged
+
+
+class GoldTrades:
+    """Reads files of Gold, as the table was loaded. Raises DataFileError, CatalogError.
+
+    Memory: a batch of READ_ROWS trades, and the candles of one hour.
+    """
+
+    def __init__(self, table: Table) -> None:
+        """Refuse a table to which another engine's delete files apply: they may take rows from files read before."""
+        if deletes := applied_deletes(table, table.current_snapshot()):
+            raise DataFileError(deletes_text(GOLD_TABLE, deletes))
+        self._reader = FileReader(table, TRADES, find_by_name=True)
+
+    def candles(self, files: Sequence[DataFile], partition: Partition) -> pa.RecordBatch:
+        """Return the candles of all trades in some files of one hour, merged, as PARTIAL."""
+        held = [empty()]
+        for file in files:
+            rows = 0
+            for batch in self._reader.stream(file, READ_ROWS):
+                _check(batch, file, partition)
+                held.append(candles_of(batch))
+                rows += batch.num_rows
+                if sum(each.num_rows for each in held) > HELD_CANDLES:
+                    held = [merge(pa.concat_batches(held)).candles]
+            if rows != file.record_count:
+                raise DataFileError(f"{file.file_path} has {rows} rows, and its manifest says {file.record_count}")
+        return merge(pa.concat_batches(held)).candles
+
+
+def _check(trades: pa.RecordBatch, file: DataFile, partition: Partition) -> None:
+    """Refuse trades that another program has written: without a value, or in a partition of another hour."""
+    for name, column in zip(trades.schema.names, trades.columns, strict=True):
+        if column.null_count:
+            raise DataFileError(f"{file.file_path} has a trade without {name}: run k2flow audit")
+    hours = trades.column("timestamp").cast(pa.int64()).to_numpy() // HOUR_US
+    if (hours != partition[0] * 24 + partition[1]).any():
+        raise DataFileError(f"{file.file_path} has trades of another hour than its partition: run k2flow audit")

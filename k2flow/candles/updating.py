@@ -1,0 +1,182 @@
+"""Brings the candle table from one state of Gold to another one.
+
+The table is a pure function of Gold at one of its snapshots. Work follows new trades: of the files that Gold has got
+since, candles are made and merged with those of their minutes in the table. The candles of an hour are computed anew if
+
+- a commit replaced or removed trades of it, or a compacted file has new trades beside old ones, see
+  k2flow.iceberg.changes;
+- an open or close ties with that of the table up to the trade id, see k2flow.candles.aggregate.
+
+All hours are computed anew if Gold is another table, went back to an earlier snapshot, or lost rows to another program.
+"""
+
+import json
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from uuid import UUID
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyiceberg.catalog import Catalog
+from pyiceberg.manifest import DataFile
+from pyiceberg.table import Table
+
+from k2flow.candles.aggregate import KEY, merge
+from k2flow.candles.gold import GoldTrades
+from k2flow.candles.hours import CandleHours, Hour
+from k2flow.iceberg.changes import Changes, Partition, Position, changes, files_of
+from k2flow.iceberg.ledger import CommittedRange, Ledger
+from k2flow.iceberg.manifests import partition_values
+from k2flow.layers import GOLD_TABLE
+
+log = logging.getLogger(__name__)
+NAME = "candles"
+"""In the ledger's property, in metrics, in commands: it takes the place of an exchange's name."""
+SOURCE_KEY = "k2flow.source"
+"""The property with the state of Gold that the candles are of: its uuid and its snapshot's sequence number, in JSON."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CandleUpdate:
+    """One commit of the candle table: the files to add, and those to remove, with their days since 1970."""
+
+    source: Position  # the state of Gold that the table has afterwards
+    files: Sequence[DataFile] = ()
+    removed: Mapping[str, int] = field(default_factory=dict)
+    hours: Mapping[Partition, Hour] = field(default_factory=dict)  # as they are then
+    whole: bool = False  # whether all hours are new
+    began: float = 0.0  # when its first file may have been written, by the monotonic clock
+    gold_committed_ms: int | None = None  # the time of Gold's first commit that the table did not have
+
+    @property
+    def held(self) -> dict[int, CommittedRange]:
+        """What the ledger holds afterwards: Gold's sequence numbers are its offsets, and its rows are trades."""
+        return {0: CommittedRange(0, self.source.sequence_number + 1, self.source.rows)}
+
+    @property
+    def properties(self) -> dict[str, str]:
+        """The table properties to set."""
+        source = {"table_uuid": str(self.source.table_uuid), "sequence_number": self.source.sequence_number}
+        return {SOURCE_KEY: json.dumps(source)}
+
+
+def position_of(ledger: Ledger) -> Position | None:
+    """Return the state of Gold that the candle table has; None before its first commit."""
+    held = ledger.partitions.get(0)
+    return None if held is None else Position(UUID(ledger.topic_id), held.next - 1, held.rows)
+
+
+class CandleTable:
+    """Computes the updates of the candle table. Raises CatalogError, CommitError, DataFileError.
+
+    Memory: a batch of trades, the candles of one hour, and those of the hours used last.
+    """
+
+    def __init__(self, catalog: Catalog, position: Position | None) -> None:
+        """`position` is the state of Gold that the table has; None: it must be computed anew."""
+        self.position = position
+        self._hours = CandleHours(catalog)
+
+    def update(self, gold: Table) -> CandleUpdate | None:
+        """Return the update to Gold as it was loaded; None if the table has this state already. Writes data files."""
+        if self.position is not None and self.position == _state(gold, self.position.rows):
+            return None
+        began = time.monotonic()
+        feed = changes(gold, self.position, self._trades_in)
+        trades = GoldTrades(gold)
+        update = self._whole(feed, trades) if feed.whole else self._changed(feed, gold, trades)
+        return replace(update, began=began, gold_committed_ms=_first_commit_ms(gold, self.position))
+
+    def on_committed(self, update: CandleUpdate) -> None:
+        """Note that an update is in the table."""
+        self.position = update.source
+        if update.whole:
+            self._hours.forget_all()
+        self._hours.keep(update.hours)
+
+    def _trades_in(self, partition: Partition) -> int:
+        return self._hours.read([partition])[partition].trades
+
+    def _whole(self, feed: Changes, trades: GoldTrades) -> CandleUpdate:
+        """Compute all hours anew, one after the other."""
+        removed = self._hours.all_paths()
+        if removed:
+            log.warning("all candles are computed anew: of %s: %s", GOLD_TABLE, feed.whole)
+        added: list[DataFile] = []
+        for partition, files in _by_partition(feed.appended):
+            candles = trades.candles(files, partition)
+            _warn_of_overflows(candles)
+            added += self._hours.write(candles)
+        return CandleUpdate(source=feed.position, files=added, removed=removed, whole=True)
+
+    def _changed(self, feed: Changes, gold: Table, trades: GoldTrades) -> CandleUpdate:
+        """Merge new trades with the hours they belong to, and compute replaced hours anew."""
+        added: list[DataFile] = []
+        removed: dict[str, int] = {}
+        hours: dict[Partition, Hour] = {}
+        for partition, candles, old in self._new_hours(feed, gold, trades):
+            _warn_of_overflows(candles)
+            files = self._hours.write(candles)
+            added += files
+            removed |= dict.fromkeys(old.paths, partition[0])
+            hours[partition] = Hour(candles, tuple(file.file_path for file in files))
+        return CandleUpdate(source=feed.position, files=added, removed=removed, hours=hours)
+
+    def _new_hours(
+        self, feed: Changes, gold: Table, trades: GoldTrades
+    ) -> Iterator[tuple[Partition, pa.RecordBatch, Hour]]:
+        """Yield each hour whose candles change: its partition, its new candles, and the hour as it was."""
+        for partition, files in _by_partition(feed.appended):
+            old = self._hours.read([partition])[partition]
+            yield partition, _with_new(old, trades.candles(files, partition), partition, gold, trades), old
+        for partition, all_files in feed.replaced.items():
+            old = self._hours.read([partition])[partition]
+            candles = trades.candles(all_files, partition)
+            if not _same(candles, old.candles):
+                yield partition, candles, old
+
+
+def _with_new(old: Hour, new: pa.RecordBatch, partition: Partition, gold: Table, trades: GoldTrades) -> pa.RecordBatch:
+    """Return the candles of an hour with those of new trades."""
+    touched = pc.is_in(old.candles.column("open_time"), pc.unique(new.column("open_time")))
+    merged = merge(pa.concat_batches([old.candles.filter(touched), new]))
+    if merged.ambiguous:
+        return trades.candles(files_of(gold, [partition])[partition], partition)
+    return pa.concat_batches([old.candles.filter(pc.invert(touched)), merged.candles])
+
+
+def _same(one: pa.RecordBatch, other: pa.RecordBatch) -> bool:
+    """Return whether both have the same candles, in any order."""
+    columns = [name for name in one.schema.names if not name.endswith("_message_id")]
+    keys = [(name, "ascending") for name in KEY]
+    first, second = (each.take(pc.sort_indices(each, keys)).select(columns) for each in (one, other))
+    return bool(first.equals(second))
+
+
+def _by_partition(files: Sequence[DataFile]) -> list[tuple[Partition, list[DataFile]]]:
+    found: dict[Partition, list[DataFile]] = defaultdict(list)
+    for file in files:
+        found[partition_values(file)].append(file)
+    return sorted(found.items())
+
+
+def _state(gold: Table, rows: int) -> Position:
+    snapshot = gold.current_snapshot()
+    return Position(gold.metadata.table_uuid, (snapshot.sequence_number or 0) if snapshot else 0, rows)
+
+
+def _first_commit_ms(gold: Table, after: Position | None) -> int | None:
+    """Return the time of Gold's first commit after a position, among the snapshots that it still has."""
+    number = after.sequence_number if after else 0
+    times = [each.timestamp_ms for each in gold.metadata.snapshots if (each.sequence_number or 0) > number]
+    return min(times, default=None)
+
+
+def _warn_of_overflows(candles: pa.RecordBatch) -> None:
+    """Name the candles whose sum of price x quantity has more digits than its column."""
+    for row in candles.filter(candles.column("quote_volume").is_null()).to_pylist():
+        text = "%s %s, minute %s: the sum of price x quantity has more than 38 digits: quote_volume is null"
+        log.error(text, row["exchange"], row["symbol"], row["open_time"].isoformat())
