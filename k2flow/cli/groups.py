@@ -59,14 +59,14 @@ def dlq_replay(
 
 
 @tables_app.command("create")
-def tables_create(exchange: Annotated[str, argument("EXCHANGE", "Exchange, or `all`.")] = "all") -> None:
+def tables_create(flow: Annotated[str, argument("FLOW", "Exchange, `candles`, or `all`.")] = "all") -> None:
     """Create missing tables and update the columns of existing ones.
 
     Any other difference from the definition is an error. Nothing is ever dropped.
     """
     from k2flow.cli.tables import create_tables
 
-    create_tables(exchange)
+    create_tables(flow)
 
 
 @tables_app.command("list")

@@ -78,6 +78,7 @@ Version = Annotated[bool, typer.Option("--version", help="Show the version.", ca
 Format = Literal["table", "csv", "json", "parquet", "arrow"]
 """A format of query results. `json` is one object per line, `arrow` an IPC stream."""
 Exchanges = Annotated[list[str] | None, argument("EXCHANGE", "Exchanges. Default: all.")]
+Flows = Annotated[list[str] | None, argument("FLOW", "Exchanges, or `candles`. Default: all.")]
 StoppedExchange = Annotated[str, argument("EXCHANGE", "Exchange. Its flow must be stopped.")]
 AsJson = Annotated[bool, flag("--json", "Print one JSON object.")]
 Since = Annotated[

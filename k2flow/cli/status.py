@@ -21,6 +21,7 @@ from k2flow.config.settings import Settings, load_settings
 from k2flow.errors import CatalogError, K2flowError
 from k2flow.exchange import Exchange, exchange_names, find_exchange
 from k2flow.iceberg.catalog import open_catalog
+from k2flow.layers import CANDLES, GOLD_TABLE
 from k2flow.observability.logs import set_up_logging
 from k2flow.process_exit import EXIT_FAILED
 from k2flow.status import model
@@ -45,17 +46,19 @@ STATES = {
 }
 
 
-def show_status(exchanges: Sequence[str] | None, watch: bool, interval: float | None, as_json: bool) -> None:
-    """Print the status once, or with `watch` every `interval` seconds until SIGINT or SIGTERM.
+def show_status(flows: Sequence[str] | None, watch: bool, interval: float | None, as_json: bool) -> None:
+    """Print the status of some flows, or of all.
 
-    The exit code is 1 if a table cannot be read.
+    Print it once, or with `watch` every `interval` seconds until SIGINT or SIGTERM. The exit code is 1 if a table
+    cannot be read.
     """
     settings = load_settings(exchange_names())
     set_up_logging("CRITICAL")  # the status has librdkafka's messages about a broker that is down
     if interval is not None and not watch:
         raise typer.BadParameter("--every is the interval of --watch: add --watch")
-    found = [find_exchange(name) for name in dict.fromkeys(exchanges or exchange_names())]
-    collector = TimeLimitedCollector(settings, found)
+    names = dict.fromkeys(flows or [*exchange_names(), CANDLES.name])
+    found = [find_exchange(name) for name in names if name != CANDLES.name]
+    collector = TimeLimitedCollector(settings, found, CANDLES.name in names)
     if watch:
         _watch(collector, max(SHORTEST_INTERVAL_SECONDS, interval or DEFAULT_INTERVAL_SECONDS), as_json)
         return
@@ -71,9 +74,10 @@ def show_status(exchanges: Sequence[str] | None, watch: bool, interval: float | 
 class TimeLimitedCollector:
     """A StatusCollector in a thread of its own: Ctrl-C works at once, and no server blocks it forever."""
 
-    def __init__(self, settings: Settings, exchanges: Sequence[Exchange]) -> None:
+    def __init__(self, settings: Settings, exchanges: Sequence[Exchange], candles: bool) -> None:
         self._settings = settings
         self._exchanges = exchanges
+        self._candles = candles
         self._collector: StatusCollector | None = None
 
     def collect(self) -> Status:
@@ -84,7 +88,9 @@ class TimeLimitedCollector:
         previous, self._collector = self._collector, None
 
         def run() -> tuple[StatusCollector, Status]:
-            collector = previous or StatusCollector(open_catalog(self._settings), self._settings, self._exchanges)
+            collector = previous or StatusCollector(
+                open_catalog(self._settings), self._settings, self._exchanges, self._candles
+            )
             return collector, collector.collect()
 
         try:
@@ -148,16 +154,15 @@ def render(status: Status) -> RenderableType:
     parts: list[RenderableType] = []
     for name, exchange in status.exchanges.items():
         parts += [*_exchange(name, exchange, status.at), ""]
+    if status.candles:
+        parts += [*_candles(status.candles, status.at), ""]
     parts.append(_tables(status))
     parts.append(Text(f"as of {moment(status.at)} UTC, collected in {status.took_seconds:.1f} s", "dim"))
     return Group(*parts)
 
 
 def _exchange(name: str, exchange: model.ExchangeStatus, now: int) -> Iterator[RenderableType]:
-    flow = exchange.flow
-    state = STATES[flow.state].format(" and ".join(map(str, flow.writers)))
-    epoch = f", epoch {flow.epoch}" if flow.epoch else ""
-    yield Text.assemble((name, "bold"), styled(f": {state}{epoch}; topic {exchange.topic}"))
+    yield _flow(name, exchange.flow, f"topic {exchange.topic}")
     if any(exchange.layers.values()):
         yield _layers(exchange, now)
     if exchange.dead_letters:
@@ -171,9 +176,40 @@ def _exchange(name: str, exchange: model.ExchangeStatus, now: int) -> Iterator[R
         hidden, ends = each.log_end - each.stable_end, f"{each.log_end:,}, readable up to {each.stable_end:,}"
         text = f"partition {each.partition}: an open transaction hides {hidden:,} messages: the log ends at {ends}"
         yield styled(text, "yellow")
-    for problem in (exchange.kafka_problem, *exchange.problems):
-        if problem:
-            yield styled(f"problem: {problem}", "bold red")
+    yield from _problems([exchange.kafka_problem] if exchange.kafka_problem else [])
+    yield from _problems(exchange.problems)
+
+
+def _candles(candles: model.CandlesStatus, now: int) -> Iterator[RenderableType]:
+    yield _flow(CANDLES.name, candles.flow, f"from {GOLD_TABLE}")
+    if candles.flow.state is not FlowState.NEVER:
+        yield _candles_table(candles, now)
+    yield from _problems(candles.problems)
+
+
+def _candles_table(candles: model.CandlesStatus, now: int) -> Table:
+    table = new_table(
+        "layer", *_right_aligned("lag", "behind", "sequence number", "of Gold", "trades", "trades/s", "last commit")
+    )
+    lag = [Text(text, STYLES[candles.level]) for text in (_count(candles.lag), _behind(candles))]
+    numbers = (_count(candles.sequence_number), _count(candles.gold_sequence_number), f"{candles.trades:,}")
+    rate = "unknown" if candles.trades_per_second is None else f"{candles.trades_per_second:,.1f}"
+    table.add_row(CANDLES.name, *lag, *numbers, rate, _when(candles.committed_at, now))
+    return table
+
+
+def _flow(name: str, flow: model.FlowStatus, source: str) -> Text:
+    state = STATES[flow.state].format(" and ".join(map(str, flow.writers)))
+    epoch = f", epoch {flow.epoch}" if flow.epoch else ""
+    return Text.assemble((name, "bold"), styled(f": {state}{epoch}; {source}"))
+
+
+def _problems(problems: Sequence[str]) -> Iterator[Text]:
+    return (styled(f"problem: {problem}", "bold red") for problem in problems)
+
+
+def _count(number: int | None) -> str:
+    return "unknown" if number is None else f"{number:,}"
 
 
 def _layers(exchange: model.ExchangeStatus, now: int) -> Table:
@@ -182,16 +218,18 @@ def _layers(exchange: model.ExchangeStatus, now: int) -> Table:
         if layer is None:
             table.add_row(name, Text("no table", "dim"))
             continue
-        lag = "unknown" if layer.lag is None else f"{layer.lag:,}"
-        behind = [Text(text, STYLES[layer.level]) for text in (lag, _behind(layer))]
+        behind = [Text(text, STYLES[layer.level]) for text in (_count(layer.lag), _behind(layer))]
         per_second = (layer.messages_per_second, layer.rows_per_second)
         rates = ["unknown" if rate is None else f"{rate:,.1f}" for rate in per_second]
         table.add_row(name, *behind, f"{layer.messages:,}", *rates, _when(layer.committed_at, now))
     return table
 
 
-def _behind(layer: model.LayerStatus) -> str:
-    """Return the age of the oldest missing message, to 0.1 s while it is short, then to the minute; and the level."""
+def _behind(layer: model.LayerStatus | model.CandlesStatus) -> str:
+    """Return the age of the oldest missing message or commit, and the level.
+
+    The age is to 0.1 s while it is short, then to the minute.
+    """
     if layer.lag_seconds is None:
         return "unknown"
     if layer.lag_seconds < SHORT_LAG_SECONDS:

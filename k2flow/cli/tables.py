@@ -19,8 +19,8 @@ from k2flow.errors import CatalogError, DataFileError, MaintenanceError, one_lin
 from k2flow.exchange import all_exchanges, exchange_names, find_exchange
 from k2flow.iceberg.catalog import NAMESPACE, find_table, open_catalog, table_names
 from k2flow.iceberg.deletes import delete_files
-from k2flow.iceberg.tables import TableDefinition, create, definitions
-from k2flow.layers import GOLD_TABLE
+from k2flow.iceberg.tables import TableDefinition, candles_definition, create, definitions, gold_definition
+from k2flow.layers import CANDLES, CANDLES_TABLE, GOLD_TABLE
 from k2flow.maintain.actions import MaintenanceAction, Timing
 from k2flow.maintain.lease import MaintenanceLeases
 from k2flow.maintain.ownership import OtherTables
@@ -34,13 +34,16 @@ from k2flow.status.tables import totals
 log = logging.getLogger(__name__)
 
 
-def create_tables(exchange: str) -> None:
-    """Create the tables of one exchange, or of all, and print the result for each."""
+def create_tables(flow: str) -> None:
+    """Create the tables of one flow, or of all, and print the result for each."""
     settings = load_settings(exchange_names())
-    exchanges = all_exchanges() if exchange == "all" else [find_exchange(exchange)]
+    exchanges = all_exchanges() if flow == "all" else [] if flow == CANDLES.name else [find_exchange(flow)]
+    wanted = [list(definitions(each).values()) for each in exchanges]
+    if flow in ("all", CANDLES.name):
+        wanted.append([candles_definition()] if exchanges else [gold_definition(), candles_definition()])
     catalog = open_catalog(settings)
-    for each in exchanges:
-        for name, done in create(catalog, definitions(each).values(), settings.accept_lost_tables).items():
+    for each in wanted:
+        for name, done in create(catalog, each, settings.accept_lost_tables).items():
             print(f"{NAMESPACE}.{name}: {done or 'up to date'}")
 
 
@@ -50,7 +53,7 @@ def list_tables() -> None:
     exchanges = all_exchanges()
     medallion = [name for e in exchanges for name in (e.bronze, e.silver)] + [GOLD_TABLE]
     rows, errors = {}, []
-    for name in sorted(medallion + [e.dlq for e in exchanges]):
+    for name in sorted([*medallion, *(e.dlq for e in exchanges), CANDLES_TABLE]):
         try:
             rows[name] = _row(catalog, name)
         except (DataFileError, ValueError) as error:  # the other tables are listed
@@ -143,6 +146,7 @@ def _maintain(
 def _chosen(catalog: Catalog, names: Sequence[str]) -> list[TableDefinition]:
     """Return the definitions of the named tables, or of all that exist. Raises MaintenanceError, CatalogError."""
     known = {name: each for exchange in all_exchanges() for name, each in definitions(exchange).items()}
+    known[CANDLES_TABLE] = candles_definition()
     unknown = [name for name in names if name not in known]
     if unknown:
         raise MaintenanceError(f"unknown table {unknown[0]}: known are {', '.join(sorted(known))}")

@@ -26,6 +26,7 @@ from k2flow.flow.first_error import end_at_first_error, first_error
 from k2flow.flow.peers import watch_peers
 from k2flow.flow.process import Process
 from k2flow.iceberg.catalog import open_catalog
+from k2flow.layers import CANDLES
 from k2flow.observability import tracing
 from k2flow.observability.endpoint import serve
 from k2flow.observability.logs import NativeStderr, set_up_logging
@@ -155,7 +156,8 @@ def _serve_metrics(process: Process, process_id: int) -> None:
         from k2flow.status.collector import StatusCollector
         from k2flow.status.metrics import StatusMetrics
 
-        collector = StatusCollector(open_catalog(process.settings), process.settings, process.exchanges)
+        candles = process.name == CANDLES.name
+        collector = StatusCollector(open_catalog(process.settings), process.settings, process.exchanges, candles)
         status = StatusMetrics(collector.collect)
         REGISTRY.register(status)
         status.start()

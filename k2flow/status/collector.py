@@ -29,10 +29,11 @@ from k2flow.iceberg.staging import committed_replacement
 from k2flow.inspection.broker import TopicReader
 from k2flow.inspection.files import ReadPlan
 from k2flow.inspection.files import read as read_columns
-from k2flow.layers import BRONZE, DLQ, GOLD, SILVER
+from k2flow.layers import BRONZE, CANDLES, CANDLES_TABLE, DLQ, GOLD, GOLD_TABLE, SILVER
 from k2flow.maintain.actions import Timing, due_actions, target_bytes
 from k2flow.maintain.lease import read_lease
 from k2flow.maintain.plans import LiveFile, is_small
+from k2flow.status.candles import candles_status
 from k2flow.status.flows import (
     TopicState,
     flow_status,
@@ -44,7 +45,16 @@ from k2flow.status.flows import (
     open_transactions,
     window_status,
 )
-from k2flow.status.model import DeadLetters, ExchangeStatus, FlowStatus, Leader, Replacement, Status, TableStatus
+from k2flow.status.model import (
+    CandlesStatus,
+    DeadLetters,
+    ExchangeStatus,
+    FlowStatus,
+    Leader,
+    Replacement,
+    Status,
+    TableStatus,
+)
 from k2flow.status.tables import dead_letters, files_of, maintenance_done, maintenance_due, rows_since, totals
 
 log = logging.getLogger(__name__)
@@ -69,11 +79,17 @@ class TableFiles:
 class StatusCollector:
     """Collects on each call, one call at a time. Manifests and dead letters that cannot have changed are cached."""
 
-    def __init__(self, catalog: Catalog, settings: Settings, exchanges: Sequence[Exchange]) -> None:
+    def __init__(
+        self, catalog: Catalog, settings: Settings, exchanges: Sequence[Exchange], candles: bool = False
+    ) -> None:
+        """Take the exchanges, and whether to collect the status of the candles."""
         self._catalog = catalog
         self._settings = settings
         self._exchanges = exchanges
+        self._has_candles = candles
         self._layers = {name: layer for each in exchanges for name, layer in each.layer_by_table.items()}
+        if candles:
+            self._layers |= {GOLD_TABLE: GOLD, CANDLES_TABLE: CANDLES}
         self._manifests: dict[str, dict[str, list[LiveFile]]] = defaultdict(dict)
         self._reasons: dict[str, dict[str, Counter[str]]] = defaultdict(dict)
         self._no_broker: TopicState | None = None
@@ -99,7 +115,8 @@ class StatusCollector:
                 log.debug("%s", name, exc_info=True)
                 errors[name] = one_line(error)
         exchanges = {each.name: self._exchange(each, found, errors, now_ms) for each in self._exchanges}
-        return Status(now_ms, time.monotonic() - began, exchanges, shown, errors)
+        candles = self._candles(found, errors, now_ms) if self._has_candles else None
+        return Status(now_ms, time.monotonic() - began, exchanges, shown, errors, candles)
 
     def _find(self, name: str, now_ms: int) -> TableFiles | None:
         table = find_table(self._catalog, name)
@@ -150,6 +167,22 @@ class StatusCollector:
             window=window_status(*window) if window else None,
             problems=(*problems, *lost, *hung_transactions(s.topic, kafka, s.trigger_seconds, now_ms)),
         )
+
+    def _candles(self, found: Mapping[str, TableFiles | None], errors: Mapping[str, str], now_ms: int) -> CandlesStatus:
+        names = (GOLD_TABLE, CANDLES_TABLE)
+        problems = [f"{NAMESPACE}.{name}: {errors[name]}" for name in names if name in errors]
+        gold, candles = (each.table.metadata if (each := found[name]) else None for name in names)
+        past: list[Ledger] = []
+        try:
+            past = history(candles, CANDLES.name, GOLD_TABLE) if candles else []
+        except CommitError as error:
+            problems.append(str(error))
+        if gold is None and candles is not None and GOLD_TABLE not in errors:
+            problems.append(
+                f"there is no table {NAMESPACE}.{GOLD_TABLE}: start the flow, or run `k2flow tables create`"
+            )
+        flow, trigger = _flow({CANDLES.name: past[-1]} if past else {}), self._settings.candles_trigger_seconds
+        return candles_status(gold, past, flow, trigger, now_ms, problems)
 
     def _ask(self, exchange: Exchange, ledgers: Mapping[str, Ledger]) -> TopicState:
         """Ask Kafka for an exchange's topic; wait only once for a broker that does not answer."""

@@ -10,7 +10,8 @@ from prometheus_client.registry import Collector
 from typing_extensions import override
 
 from k2flow.errors import one_line
-from k2flow.status.model import Status
+from k2flow.layers import CANDLES
+from k2flow.status.model import FlowState, Status
 
 log = logging.getLogger(__name__)
 EVERY_SECONDS = 5.0
@@ -63,7 +64,7 @@ class StatusMetrics(Collector):
 
 def _layers(status: Status) -> Iterable[Metric]:
     messages = GaugeMetricFamily("k2flow_lag_messages", "Messages that a layer does not hold yet.", labels=LAYER)
-    seconds = GaugeMetricFamily("k2flow_lag_seconds", "Age of the oldest of those messages.", labels=LAYER)
+    seconds = GaugeMetricFamily("k2flow_lag_seconds", "Age of the oldest of those messages, or commits.", labels=LAYER)
     for exchange, its in status.exchanges.items():
         for name, layer in its.layers.items():
             if layer and layer.lag is not None:
@@ -71,7 +72,15 @@ def _layers(status: Status) -> Iterable[Metric]:
             if layer and layer.lag_seconds is not None:
                 seconds.add_metric([exchange, name], layer.lag_seconds)
                 yield GaugeMetricFamily(f"{exchange}_{name}_lag", "As k2flow_lag_seconds.", layer.lag_seconds)
+    commits = GaugeMetricFamily("k2flow_lag_commits", "Commits of Gold that the candles lack.", labels=LAYER)
+    candles = status.candles
+    if candles and candles.flow.state is not FlowState.NEVER:  # only a flow that has started can be late
+        if candles.lag is not None:
+            commits.add_metric([CANDLES.name, CANDLES.name], candles.lag)
+        if candles.lag_seconds is not None:
+            seconds.add_metric([CANDLES.name, CANDLES.name], candles.lag_seconds)
     yield messages
+    yield commits
     yield seconds
 
 

@@ -170,6 +170,25 @@ class ExchangeStatus:
     problems: tuple[str, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class CandlesStatus:
+    """The candles, which follow Gold. `problems` say what is wrong and what to do."""
+
+    table: str
+    trigger_seconds: float
+    flow: FlowStatus
+    level: Level
+    sequence_number: int | None  # of Gold's snapshot that the candles are of; None: of none of this Gold
+    gold_sequence_number: int | None  # of Gold's newest snapshot; None: there is no Gold
+    lag: int | None  # the sequence numbers between the two: Gold's commits that the candles lack
+    lag_seconds: Rounded | None  # the age of the oldest of these commits
+    trades: int  # that the candles are made of
+    trades_per_second: Rounded | None  # in the commits of the last `rate_over_seconds`
+    rate_over_seconds: Rounded | None
+    committed_at: TimeMs | None  # None: never
+    problems: tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class TableTotals:
     """The totals in the summary of a table's newest snapshot, and its time; None if there is no snapshot."""
@@ -225,6 +244,7 @@ class Status:
     exchanges: Mapping[str, ExchangeStatus]
     tables: Mapping[str, TableStatus | None]
     errors: Mapping[str, str]  # by table: why it, or a part of it, cannot be read
+    candles: CandlesStatus | None = None  # None: not asked for
 
     def to_dict(self) -> dict[str, Any]:
         """Return the output of `--json`, whose keys are stable within a `version`."""

@@ -22,7 +22,7 @@ class FlowFailure:
     permanent: bool
 
 
-def find_failure(exchange: str, codes: Sequence[int | None], errors: Sequence[str], was_up: bool) -> FlowFailure | None:
+def find_failure(flow: str, codes: Sequence[int | None], errors: Sequence[str], was_up: bool) -> FlowFailure | None:
     """Return the failure of a flow, or None if all its processes ended well.
 
     The cause is a killed process, else the first of the processes' `errors`, else an unexpected exit code. A process
@@ -41,7 +41,7 @@ def find_failure(exchange: str, codes: Sequence[int | None], errors: Sequence[st
         return FlowFailure(PEER_LOST, True, False)
     crashed = [(i, f"ended with exit code {code}") for i, code in enumerate(codes) if code not in expected]
     i, how = next(iter(killed + crashed), (codes.index(None) if None in codes else 0, "hung"))
-    reason = f"process {i} of {len(codes)} of {exchange} {how}; nothing is lost: a restart resumes where the tables end"
+    reason = f"process {i} of {len(codes)} of {flow} {how}; nothing is lost: a restart resumes where the tables end"
     retryable = bool(killed) or not crashed or was_up
     return FlowFailure(reason, retryable, not retryable)
 

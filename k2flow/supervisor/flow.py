@@ -1,4 +1,4 @@
-"""One exchange's processes: started together, ended together, and restarted with back-off after a failure."""
+"""One flow's processes: started together, ended together, and restarted with back-off after a failure."""
 
 import logging
 import random
@@ -27,7 +27,7 @@ HEALTHY_SECONDS = 300.0  # after a run this long, the next failure counts as the
 
 
 class SupervisedFlow:
-    """One exchange's processes, run in a thread of their own.
+    """One flow's processes, run in a thread of their own.
 
     After a failure all processes are ended, and restarted after a pause. The pause doubles from failure to failure, up
     to a minute. It varies randomly, so that flows that failed together do not restart together.
@@ -61,21 +61,21 @@ class SupervisedFlow:
         reading = stages.count(Stage.READING)
         if self._ended or reading == len(self.plan.numbers):
             return None
-        return f"{self.plan.exchange}: {reading} of {len(self.plan.numbers)} processes read"
+        return f"{self.plan.flow}: {reading} of {len(self.plan.numbers)} processes read"
 
     def run(self, log_failure: bool) -> None:
         """Run until the flow ends, or fails permanently."""
         try:
             self._run_with_backoff()
             if self._failure and log_failure:
-                log.error("%s: %s", self.plan.exchange, self._failure.reason)
+                log.error("%s: %s", self.plan.flow, self._failure.reason)
         except Exception as error:  # an error of this thread would go unnoticed
-            log.exception("%s: the supervisor failed", self.plan.exchange)
-            self._failure = FlowFailure(f"{self.plan.exchange}: the supervisor failed: {error!r}", False, True)
+            log.exception("%s: the supervisor failed", self.plan.flow)
+            self._failure = FlowFailure(f"{self.plan.flow}: the supervisor failed: {error!r}", False, True)
         self._ended = True
 
     def _run_with_backoff(self) -> None:
-        exchange, failures = self.plan.exchange, 0
+        flow, failures = self.plan.flow, 0
         while not self._stopping.is_set():
             started = time.monotonic()
             failure = self._run_once(again=failures > 0)
@@ -87,11 +87,11 @@ class SupervisedFlow:
             failures = 1 if time.monotonic() - started > HEALTHY_SECONDS else failures + 1
             pause = min(2.0 ** (failures - 1), MAX_BACKOFF_SECONDS) * random.uniform(0.5, 1)
             text = "%s; starting %s again in %.1f s (failure %d in a row)"
-            log.error(text, failure.reason, exchange, pause, failures)
+            log.error(text, failure.reason, flow, pause, failures)
             self._stopping.wait(pause)
 
     def _run_once(self, again: bool) -> FlowFailure | None:
-        exchange, started = self.plan.exchange, time.monotonic()
+        flow, started = self.plan.flow, time.monotonic()
         with StderrRelay() as stderr:
             try:
                 self._start(stderr.pipe)
@@ -103,14 +103,14 @@ class SupervisedFlow:
             codes = [0 if code == -signal.SIGTERM else code for code in codes]
         elif not connected:
             seconds = self._settings.start_seconds
-            text = f"the processes of {exchange} did not connect to each other within {seconds:g} s"
+            text = f"the processes of {flow} did not connect to each other within {seconds:g} s"
             return FlowFailure(text, True, False)
-        return find_failure(exchange, codes, stderr.errors, again or time.monotonic() - started > UP_SECONDS)
+        return find_failure(flow, codes, stderr.errors, again or time.monotonic() - started > UP_SECONDS)
 
     def _start(self, stderr: int) -> None:
         self._processes = []
         addresses = self.plan.addresses or ";".join(free_addresses(len(self.plan.numbers)))
-        command = [sys.executable, "-m", "bytewax.run", f"flows.{self.plan.exchange}"]
+        command = [sys.executable, "-m", "bytewax.run", f"flows.{self.plan.flow}"]
         environment = {**secret_files.inheritable_environment(), **self._environment}
         for i in self.plan.numbers:
             cluster = ["-i", str(i), "-a", addresses] if ";" in addresses else []
@@ -144,7 +144,7 @@ class SupervisedFlow:
                         process.send_signal(signal.SIGTERM)  # does nothing to a process that has ended
                 elif now > stopped_at + self._settings.stop_seconds:
                     text = "%s: not drained %g s after the signal to stop: killed; nothing is lost"
-                    log.error(text, self.plan.exchange, self._settings.stop_seconds)
+                    log.error(text, self.plan.flow, self._settings.stop_seconds)
                     break
             elif not reading and failed_at is None:
                 stages = [self._stage(process) for process in self._processes]
@@ -156,4 +156,4 @@ class SupervisedFlow:
         return True
 
     def _stage(self, process: subprocess.Popen[bytes]) -> Stage:
-        return process_stage(self._environment[SUPERVISED], self.plan.exchange, process.pid)
+        return process_stage(self._environment[SUPERVISED], self.plan.flow, process.pid)

@@ -1,4 +1,4 @@
-"""Which processes of an exchange run on this host, and at which addresses."""
+"""Which processes of a flow run on this host, and at which addresses."""
 
 import re
 import socket
@@ -12,18 +12,18 @@ from k2flow.errors import SettingsError
 
 @dataclass(frozen=True)
 class ProcessPlan:
-    """The processes of one exchange that run on this host.
+    """The processes of one flow that run on this host.
 
     `numbers` index `addresses`, those of all hosts. Without addresses all processes run on this host, and get new
     addresses at each start.
     """
 
-    exchange: str
+    flow: str  # the name of its module in flows/: an exchange, or the candles
     numbers: Sequence[int]
     addresses: str | None = None
 
 
-def plan_processes(exchange: str, processes: int, cluster: str | None, process_id: int | None) -> ProcessPlan:
+def plan_processes(flow: str, processes: int, cluster: str | None, process_id: int | None) -> ProcessPlan:
     """Plan `processes` processes on this host, or in a cluster the one numbered `process_id`. Raises SettingsError.
 
     Without `process_id` the number is the digits at the end of this host's name.
@@ -31,7 +31,7 @@ def plan_processes(exchange: str, processes: int, cluster: str | None, process_i
     if cluster is None:
         if process_id is not None:
             raise SettingsError(f"{PREFIX}PROCESS_ID needs {PREFIX}CLUSTER, the addresses of all hosts: set both")
-        return ProcessPlan(exchange, range(processes))
+        return ProcessPlan(flow, range(processes))
     addresses = [address.strip() for address in cluster.split(";") if address.strip()]
     wrong = [address for address in addresses if not re.fullmatch(r"[^\s,]+:\d+", address)]
     if wrong or not addresses:
@@ -44,7 +44,7 @@ def plan_processes(exchange: str, processes: int, cluster: str | None, process_i
     if process_id >= len(addresses):
         last = len(addresses) - 1
         raise SettingsError(f"process {process_id} is not in the cluster: its processes are 0 to {last}")
-    return ProcessPlan(exchange, [process_id], ";".join(addresses))
+    return ProcessPlan(flow, [process_id], ";".join(addresses))
 
 
 def free_addresses(count: int) -> list[str]:

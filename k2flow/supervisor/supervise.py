@@ -1,4 +1,4 @@
-"""Runs the flows of several exchanges until they end, with one metrics endpoint for all their processes."""
+"""Runs several flows until they end, with one metrics endpoint for all their processes."""
 
 import signal
 import tempfile
@@ -12,6 +12,7 @@ from k2flow.config.settings import Settings
 from k2flow.errors import FlowFailedError, RunError
 from k2flow.exchange import find_exchange
 from k2flow.iceberg.catalog import open_catalog
+from k2flow.layers import CANDLES
 from k2flow.observability.endpoint import HealthCheck, serve
 from k2flow.observability.metrics import SUPERVISED, ProcessCounts
 from k2flow.observability.systemd import report_to_systemd
@@ -22,7 +23,7 @@ from k2flow.supervisor.plan import ProcessPlan
 def supervise(plans: Sequence[ProcessPlan], settings: Settings, extra: Mapping[str, str]) -> None:
     """Run the processes of all `plans` until they have ended; `extra` is added to their environment.
 
-    When one process crashes, the others of its exchange are ended, and all restart after a pause (SupervisedFlow).
+    When one process crashes, the others of its flow are ended, and all restart after a pause (SupervisedFlow).
     Nothing is lost: messages that were not committed are read again. SIGTERM and SIGINT go to all processes, which then
     drain and commit; those that have not ended after `stop_seconds` are killed. If this process itself is killed, they
     get a SIGTERM. Once all have ended, errors that a restart cannot fix raise FlowFailedError. Errors that only kept
@@ -41,7 +42,7 @@ def supervise(plans: Sequence[ProcessPlan], settings: Settings, extra: Mapping[s
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: stopping.set())
             log_failure = len(flows) > 1  # the error of a single flow ends the command, which reports it
-            threads = [threading.Thread(target=flow.run, name=flow.plan.exchange, args=[log_failure]) for flow in flows]
+            threads = [threading.Thread(target=flow.run, name=flow.plan.flow, args=[log_failure]) for flow in flows]
             for thread in threads:
                 thread.start()
             for thread in threads:
@@ -66,8 +67,10 @@ def _metrics_served(
 
     registry = CollectorRegistry()
     registry.register(ProcessCounts(counts))
-    exchanges = [find_exchange(flow.plan.exchange) for flow in flows]
-    status = StatusMetrics(StatusCollector(open_catalog(settings), settings, exchanges).collect)
+    names = [flow.plan.flow for flow in flows]
+    exchanges = [find_exchange(name) for name in names if name != CANDLES.name]
+    collector = StatusCollector(open_catalog(settings), settings, exchanges, candles=CANDLES.name in names)
+    status = StatusMetrics(collector.collect)
     registry.register(status)
     serve(settings.metrics_host, port, registry, health, readiness)
     status.start()

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from uuid import UUID
 
 import pytest
 from pyiceberg.manifest import DataFile, DataFileContent, FileFormat
@@ -15,8 +16,10 @@ from k2flow.cli.status import render
 from k2flow.dedup.cache import Figures
 from k2flow.iceberg.ledger import KEY, CommittedRange, Ledger, Writer
 from k2flow.kafka.topic import Topic
+from k2flow.layers import GOLD_TABLE
 from k2flow.maintain.actions import MaintenanceAction
 from k2flow.maintain.plans import LiveFile
+from k2flow.status.candles import candles_status
 from k2flow.status.flows import (
     Rate,
     TopicState,
@@ -32,9 +35,12 @@ from k2flow.status.flows import (
     rate,
     window_status,
 )
+from k2flow.status.metrics import StatusMetrics
 from k2flow.status.model import (
+    CandlesStatus,
     ExchangeStatus,
     FlowState,
+    FlowStatus,
     Leader,
     Level,
     MaintenanceDone,
@@ -355,3 +361,74 @@ def test_as_json() -> None:
     assert table_dict["leader"] == {
         "host": "here", "pid": 7, "started": 1.0, "until": "2026-09-21T14:13:20.001+00:00",
     }  # fmt: skip
+
+
+RUNS = FlowStatus(FlowState.RUNS, (HERE,), 1, NOW)
+GOLD_UUID = "5f1cd9ae-6e1f-4f0a-9a52-0f6ac0ef1c55"
+
+
+def candle_ledger(held: int, ago: float = 0.0, sequence: int = 1) -> Ledger:
+    """Return the ledger of candles of Gold at sequence number `held`, of 10 trades for each."""
+    extents = {0: CommittedRange(0, held + 1, 10 * held)}
+    return Ledger(GOLD_TABLE, GOLD_UUID, 1, sequence, HERE, NOW - int(ago * 1000), extents)
+
+
+def gold(*ages: tuple[int, float], uuid: str = GOLD_UUID) -> TableMetadata:
+    """Return Gold with snapshots of these sequence numbers and ages in seconds, the last one its head."""
+    found = [snapshot(number).model_copy(update={"timestamp_ms": NOW - int(age * 1000)}) for number, age in ages]
+    return metadata(*found).model_copy(update={"table_uuid": UUID(uuid), "current_snapshot_id": ages[-1][0]})
+
+
+def candles_of(gold: TableMetadata | None, *past: Ledger) -> CandlesStatus:
+    return candles_status(gold, past, RUNS, 1.0, NOW)
+
+
+@pytest.mark.parametrize(
+    ("gold", "past", "held", "lag", "seconds", "level"),
+    [
+        (gold((3, 9), (4, 5)), [candle_ledger(4)], 4, 0, 0.0, Level.OK),
+        (gold((3, 9), (4, 5), (6, 1)), [candle_ledger(3)], 3, 3, 5.0, Level.OK),
+        (gold((3, 90), (4, 40)), [candle_ledger(3)], 3, 1, 40.0, Level.LATE),
+        (gold((8, 400), (9, 5)), [candle_ledger(3, ago=500)], 3, 6, 500.0, Level.STALE),  # snapshot 4 has expired
+        (gold((8, 400)), [candle_ledger(3, 900), candle_ledger(3, 500, 2)], 3, 5, 900.0, Level.STALE),
+        (gold((8, 4), (3, 40)), [candle_ledger(5)], 5, 0, 0.0, Level.OK),  # Gold went back
+        (gold((2, 7), uuid="00000000-0000-0000-0000-000000000001"), [candle_ledger(5)], None, 2, 7.0, Level.OK),
+        (gold((1, 50), (2, 7)), [Ledger(GOLD_TABLE, GOLD_UUID)], None, 2, 50.0, Level.LATE),
+        (None, [candle_ledger(5)], 5, None, None, Level.UNKNOWN),
+        (gold((2, 7)), [], None, None, None, Level.UNKNOWN),  # there is no table of candles
+    ],
+)
+def test_lag_of_candles_is_that_behind_gold(
+    gold: TableMetadata | None,
+    past: list[Ledger],
+    held: int | None,
+    lag: int | None,
+    seconds: float | None,
+    level: Level,
+) -> None:
+    found = candles_of(gold, *past)
+    assert (found.sequence_number, found.lag, found.lag_seconds, found.level) == (held, lag, seconds, level)
+
+
+def test_candles_are_shown_and_exported() -> None:
+    late = candles_of(gold((3, 90), (4, 40)), candle_ledger(2, ago=65, sequence=1), candle_ledger(3, 5, sequence=2))
+    never = replace(late, flow=FlowStatus(FlowState.NEVER, (), 0, None))
+    assert lags(late) == {"k2flow_lag_commits": 1.0, "k2flow_lag_seconds": 40.0}
+    assert lags(never) == {}
+    console = Console(width=200)
+    with console.capture() as shown:
+        console.print(render(Status(NOW, 0.1, {}, {}, {}, late)))
+    assert "candles: runs: process 7 on here, epoch 1; from gold_crypto_trades" in shown.get()
+    row = next(line for line in shown.get().splitlines() if line.startswith("│ candles"))
+    assert row.replace("│", "").split()[:8] == ["candles", "1", "40.0", "s,", "late", "3", "4", "30"]
+    with console.capture() as shown:
+        console.print(render(Status(NOW, 0.1, {}, {}, {}, never)))
+    assert "candles: no flow has started yet; from gold_crypto_trades" in shown.get()
+
+
+def lags(candles: CandlesStatus) -> dict[str, float]:
+    """Return the metrics of the candles' lag."""
+    collector = StatusMetrics(lambda: Status(NOW, 0.1, {}, {}, {}, candles))
+    collector._last = collector._collect_status()
+    samples = [sample for family in collector.collect() for sample in family.samples]
+    return {each.name: each.value for each in samples if each.labels == {"exchange": "candles", "layer": "candles"}}
