@@ -120,11 +120,14 @@ class AuditedLake:
         change: Callable[[MessageBatch], MessageBatch] = lambda messages: messages,
         pieces: int = 1,
         seed: int = 11,
+        handlers: int = 1,
+        loss: float = 0.0,
     ) -> None:
         """Fill the tables with the first of `pieces` of simulated messages, which `change` may change first."""
         self.folder = folder
         self.exchange = exchange
-        self._waiting = [change(piece) for piece in batches(pieces, count=count, seed=seed, partitions=2)]
+        whole = batches(pieces, count=count, seed=seed, partitions=2, handlers=handlers, loss=loss)
+        self._waiting = [change(piece) for piece in whole]
         self.messages = _concatenate(self._waiting)
         self._schemas = schemas
         with self.environment():
@@ -169,7 +172,9 @@ class AuditedLake:
             values[at] = change(values[at])
             field = layer.arrow_schema.field(column)
             rows = rows.set_column(layer.columns.index(column), field, pa.array(values, field.type))
-        table.overwrite(rows.sort_by([(column, "ascending") for column in layer.sorted_by]) if layer.sorted_by else rows)
+        table.overwrite(
+            rows.sort_by([(column, "ascending") for column in layer.sorted_by]) if layer.sorted_by else rows
+        )
 
     @contextmanager
     def restored(self) -> Iterator["AuditedLake"]:

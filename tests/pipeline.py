@@ -80,9 +80,14 @@ class PipelineRun:
                 self._committers[table].commit(files[table], offsets, properties[table])
 
 
-def batches(pieces: int, count: int, seed: int, partitions: int = 3) -> list[MessageBatch]:
-    """Return `count` simulated messages of Binance, with bad ones and duplicates, in as many batches as `pieces`."""
-    options = ProduceOptions(count=count, bad=0.05, duplicates=0.05, seed=seed)
+def batches(
+    pieces: int, count: int, seed: int, partitions: int = 3, handlers: int = 1, loss: float = 0.0
+) -> list[MessageBatch]:
+    """Return simulated messages of Binance, with bad ones and duplicates, in as many batches as `pieces`.
+
+    Each of `handlers` has `count` messages, and loses a share of them.
+    """
+    options = ProduceOptions(count=count, bad=0.05, duplicates=0.05, seed=seed, handlers=handlers, loss=loss)
     (whole,) = message_batches(options, count, partitions)
     key, value, microseconds = whole.rows.columns
     times = pc.floor_temporal(microseconds, unit="millisecond")  # as Kafka keeps them

@@ -9,7 +9,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from k2flow.audit.context import AuditContext
-from k2flow.audit.database import HOUR
 from k2flow.audit.file_checks import read_checked
 from k2flow.audit.ledgers import LedgerFilter
 from k2flow.audit.offsets import report_damage
@@ -21,7 +20,7 @@ from k2flow.exchange import Exchange
 from k2flow.inspection.broker import TopicReader
 from k2flow.inspection.files import ReadPlan, prefetch
 from k2flow.inspection.partitions import OUTSIDE, TopicPartition, TopicPartitions
-from k2flow.inspection.row_hashes import content_hash, hashable, id_hash
+from k2flow.inspection.row_hashes import HOUR, content_hash, hashable, id_hash
 from k2flow.layers import BRONZE, DLQ, SILVER
 from k2flow.trades.messages import HEADER_BYTES, MESSAGE_SCHEMA, MessageBatch, bronze_rows
 from k2flow.trades.schema_headers import put_ids_in_front, schema_key

@@ -6,10 +6,7 @@ from k2flow.audit.coverage import compares_rows
 from k2flow.exchange import Exchange
 from k2flow.inspection.partitions import TopicPartition
 from k2flow.inspection.row_hashes import RowHashStore, content, hash_of
-from k2flow.layers import GOLD, HOUR_US, MIN_TIME_US, Layer
-
-HOUR = f"(epoch_us(timestamp) - {MIN_TIME_US}) // {HOUR_US} + {MIN_TIME_US // HOUR_US}"
-"""The SQL of a trade's hour since 1970, rounded down."""
+from k2flow.layers import GOLD, Layer
 
 
 class TradeHashes:

@@ -19,13 +19,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from k2flow.audit.context import MAX_ROWS, AuditContext
-from k2flow.audit.database import HOUR, outside, within
+from k2flow.audit.database import outside, within
 from k2flow.audit.file_checks import read_checked
 from k2flow.audit.report import SAMPLES, Severity
 from k2flow.exchange import Exchange, all_exchanges
 from k2flow.inspection.files import ReadPlan, prefetch
 from k2flow.inspection.pinned import PinnedTables
-from k2flow.inspection.row_hashes import RowHashStore, content_hash, hashable, id_hash
+from k2flow.inspection.row_hashes import HOUR, RowHashStore, content_hash, hashable, id_hash
 from k2flow.layers import GOLD, GOLD_TABLE, SILVER, Layer
 
 UNAUDITED = -1  # the number of an exchange that is not audited now

@@ -20,14 +20,14 @@ import numpy as np
 import pyarrow as pa
 
 from k2flow.audit.context import AuditContext
-from k2flow.audit.database import HOUR, within
+from k2flow.audit.database import within
 from k2flow.audit.gold import UNAUDITED, UNDECLARED, GoldKeyCheck, is_global, newest_hour
 from k2flow.audit.id_runs import CHUNK, found_in
 from k2flow.audit.proof import NotProvenError, Proof, ProofStore, RowSum
 from k2flow.audit.sums import SUMS
 from k2flow.inspection.files import ReadPlan, read
 from k2flow.inspection.pinned import PinnedTables
-from k2flow.inspection.row_hashes import hashable
+from k2flow.inspection.row_hashes import HOUR, hashable
 from k2flow.layers import GOLD, GOLD_TABLE
 from k2flow.trades.gold_ids import hour_of
 

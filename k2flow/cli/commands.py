@@ -209,18 +209,27 @@ def maintain(
 @app.command()
 def reprocess(
     exchange: StoppedExchange,
-    first: Annotated[datetime, day("--from", "First day (UTC) of ingestion into Bronze.")],
+    first: Annotated[datetime | None, day("--from", "First day (UTC) of ingestion into Bronze.")] = None,
     last: Annotated[datetime | None, day("--to", "Last day. Default: today.")] = None,
+    new_key: Annotated[
+        bool, flag("--new-key", "Deduplicate Gold again, by the deduplication key that the exchange declares.")
+    ] = False,
     dry_run: Annotated[bool, flag("--dry-run", "Only show which rows would be replaced. The flow may run.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Reprocess messages from Bronze with today's schemas and rules.
 
-    Their rows in Silver, the dead letters and Gold are replaced exactly once, whatever crashes in between.
+    Their rows in Silver, the dead letters and Gold are replaced exactly once, whatever crashes in between. With
+    --new-key, all rows of the exchange in Gold are deduplicated again.
     """
-    from k2flow.cli.reprocess import reprocess_days
+    from k2flow.cli.reprocess import change_key, reprocess_days
 
-    reprocess_days(exchange, first.date(), last.date() if last else None, dry_run, as_json)
+    if new_key == (first is not None) or (new_key and last is not None):
+        raise typer.BadParameter("give either --from, and --to if you like, or --new-key")
+    if first is None:
+        change_key(exchange, dry_run, as_json)
+    else:
+        reprocess_days(exchange, first.date(), last.date() if last else None, dry_run, as_json)
 
 
 @app.command()

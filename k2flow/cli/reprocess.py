@@ -17,9 +17,10 @@ from k2flow.errors import ReprocessError
 from k2flow.exchange import all_exchanges, exchange_names, find_exchange
 from k2flow.failpoints import arm
 from k2flow.iceberg.catalog import find_table, open_catalog
+from k2flow.layers import GOLD_TABLE
 from k2flow.observability.logs import set_up_logging
 from k2flow.query.connection import connect, table_names
-from k2flow.reprocess import Outcome, replay, reprocess
+from k2flow.reprocess import Outcome, replay, reprocess, set_new_key
 from k2flow.reprocess.dead_letters import DeadLetter, Explanation, count_by_reason, explain, find_dead_letters, hex_dump
 from k2flow.trades.stored_schemas import StoredSchemas
 
@@ -34,6 +35,21 @@ def reprocess_days(exchange: str, first: date, last: date | None, dry_run: bool,
     with progress_bars() as progress:
         outcome = reprocess(open_catalog(settings), settings, find_exchange(exchange), first, last, dry_run, progress)
     _show_outcome(outcome, dry_run, as_json)
+
+
+def change_key(exchange: str, dry_run: bool, as_json: bool) -> None:
+    """Replace the rows of an exchange in Gold by those of the key that it declares, and show the result."""
+    settings = load_settings(exchange_names())
+    _set_up_process(settings)
+    with progress_bars() as progress:
+        found = set_new_key(open_catalog(settings), settings, find_exchange(exchange), dry_run, progress)
+    if as_json:
+        print_json(asdict(found))
+        return
+    would = "would be " if dry_run else ""
+    before, after = " and ".join(found.before), " and ".join(found.after)
+    print(f"deduplication key of {exchange}: {before} before, {after} {'then' if dry_run else 'now'}")
+    print(f"{GOLD_TABLE}: {found.rows_removed:,} rows {would}removed, {found.rows_added:,} rows {would}added")
 
 
 def list_dead_letters(exchange: str | None, as_json: bool) -> None:

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from k2flow.errors import AuditError
 from k2flow.exchange import Exchange
-from k2flow.layers import SILVER, Layer, Stream
+from k2flow.layers import HOUR_US, MIN_TIME_US, SILVER, Layer, Stream
 
 POSITION = ("topic", "partition", "offset")  # the columns that name a message
 WORDING = ("detail",)  # text for people, which may change with k2flow
@@ -29,6 +29,8 @@ SETTLED_SECONDS = 60  # a live process certainly holds the lock of its folder th
 MEMORY_MB = 320  # in use; freed memory comes on top. With 200, a check of 10 million messages failed
 FLUSH_MB = 16  # DuckDB returns freed memory to the system when it is this much: its own defaults are 128 and 512 MB
 THREADS = 2
+HOUR = f"(epoch_us(timestamp) - {MIN_TIME_US}) // {HOUR_US} + {MIN_TIME_US // HOUR_US}"
+"""The SQL of a trade's hour since 1970, rounded down."""
 
 
 @contextmanager

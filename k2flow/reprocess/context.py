@@ -9,13 +9,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+from pyiceberg.catalog import Catalog
 from pyiceberg.manifest import DataFile
 
 from k2flow.errors import ReprocessError
+from k2flow.exchange import Exchange
 from k2flow.iceberg.catalog import catalog_errors
 from k2flow.inspection.files import Advance, ReadPlan, plan, prefetch, read
 from k2flow.inspection.partitions import TopicPartitions
-from k2flow.inspection.pinned import FIRST_DAY, UNIX_EPOCH, PinnedTables
+from k2flow.inspection.pinned import FIRST_DAY, UNIX_EPOCH, PinnedTables, pin
 from k2flow.inspection.row_hashes import RowHashStore, hash_of, id_hash
 from k2flow.layers import BRONZE, DLQ, GOLD, SILVER, Layer
 from k2flow.trades.decode import MESSAGE_ID, TradeDecoder
@@ -172,3 +174,18 @@ class ReprocessContext:
     def key(self) -> str:
         """The SQL of `key`, which names a trade in Gold: a hash of its deduplication key."""
         return id_hash(self.pinned.exchange)
+
+
+def pin_tables(catalog: Catalog, exchange: Exchange, same_offsets: bool) -> PinnedTables:
+    """Pin the tables. Raises ReprocessError if there are none, or if they must hold the same offsets and do not."""
+    pinned, _ = pin(catalog, [exchange])
+    name = exchange.name
+    if not pinned:
+        raise ReprocessError(f"there are no tables of {name}: run its flow first")
+    held = [{p: extent.next for p, extent in ledger.partitions.items()} for ledger in pinned[0].ledgers.values()]
+    if same_offsets and any(each != held[0] for each in held):
+        raise ReprocessError(
+            f"the tables of {name} do not hold the same offsets, because the flow was killed between its commits: "
+            f"run `k2flow run {name} --until-caught-up`, then repeat this"
+        )
+    return pinned[0]

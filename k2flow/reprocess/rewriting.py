@@ -52,28 +52,26 @@ class Rewriter:
     def __init__(
         self,
         context: ReprocessContext,
-        moved: MovedMessages,
         replacements: RowReplacements,
         definitions: Mapping[str, TableDefinition],
         advance: Advance,
     ) -> None:
         self._context = context
-        self._moved = moved
         self._replacements = replacements
         self._definitions = {layer: definitions[context.pinned.name(layer)] for layer in REPLACED_LAYERS}
         self._advance = advance
 
-    def write_added(self) -> dict[Layer, TableReplacement]:
-        """Write the rows added to all tables."""
+    def write_added(self, moved: MovedMessages) -> dict[Layer, TableReplacement]:
+        """Write the rows that the moved messages add to all tables."""
         tables = {layer: TableReplacement() for layer in REPLACED_LAYERS}
         silver, dlq = self._buffer(SILVER), self._buffer(DLQ)
-        for messages in self._moved.messages(self._advance):
+        for messages in moved.messages(self._advance):
             decoded = self._context.decoder.decode(messages)
             silver.add(decoded.trades.rows)
-            dlq.add(self._letters(decoded.dead_letters))
+            dlq.add(_letters(moved, decoded.dead_letters))
         tables[SILVER].added = silver.flush()
         tables[DLQ].added = dlq.flush()
-        tables[GOLD].added = self._write_gold(tables[SILVER].added)
+        tables[GOLD].added = self.write_gold(tables[SILVER].added)
         for table in tables.values():
             table.rows_added = sum(file.record_count for file in table.added)
         return tables
@@ -96,7 +94,7 @@ class Rewriter:
             replacement.rows_removed += file.record_count - rows
             self._advance(file.record_count)
 
-    def _write_gold(self, new: Iterable[DataFile]) -> list[DataFile]:
+    def write_gold(self, new: Iterable[DataFile] = ()) -> list[DataFile]:
         """Write the rows added to Gold, from Silver's files and from its new ones."""
         wanted = self._replacements.added_to_gold()
         missing = np.ones(len(wanted), np.bool_)
@@ -131,15 +129,16 @@ class Rewriter:
             if kept.num_rows:
                 yield kept
 
-    def _letters(self, failures: MessageBatch) -> pa.RecordBatch:
-        """Return rows of dead letters. Those that were dead letters before keep the time at which they failed."""
-        rows = failures.rows
-        before = self._moved.failed_at(failures)
-        now = rows.column("failed_at").cast(pa.int64()).to_numpy()
-        times = pa.array(np.where(before == 0, now, before)).cast(rows.schema.field("failed_at").type)
-        columns = {name: rows.column(name) for name in rows.schema.names}
-        columns |= {"failed_at": times, "failed_date": times.cast(pa.date32())}
-        return pa.RecordBatch.from_pydict(columns, schema=rows.schema)
-
     def _buffer(self, layer: Layer) -> RowBuffer:
         return RowBuffer(DataFileWriter(self._context.pinned.tables[layer], self._definitions[layer]))
+
+
+def _letters(moved: MovedMessages, failures: MessageBatch) -> pa.RecordBatch:
+    """Return rows of dead letters. Those that were dead letters before keep the time at which they failed."""
+    rows = failures.rows
+    before = moved.failed_at(failures)
+    now = rows.column("failed_at").cast(pa.int64()).to_numpy()
+    times = pa.array(np.where(before == 0, now, before)).cast(rows.schema.field("failed_at").type)
+    columns = {name: rows.column(name) for name in rows.schema.names}
+    columns |= {"failed_at": times, "failed_date": times.cast(pa.date32())}
+    return pa.RecordBatch.from_pydict(columns, schema=rows.schema)

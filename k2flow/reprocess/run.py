@@ -21,9 +21,9 @@ from k2flow.iceberg.dedup_key import check_key
 from k2flow.iceberg.staging import Staging, publish
 from k2flow.iceberg.tables import create, definitions
 from k2flow.inspection.files import Advance, Progress
-from k2flow.inspection.pinned import LAST_DAY, UNIX_EPOCH, PinnedTables, pin
+from k2flow.inspection.pinned import LAST_DAY, UNIX_EPOCH, PinnedTables
 from k2flow.inspection.row_hashes import open_row_hashes
-from k2flow.layers import BRONZE, GOLD_TABLE, SILVER
+from k2flow.layers import BRONZE, GOLD_TABLE, SILVER, Layer
 from k2flow.reprocess.context import (
     REPLACED_LAYERS,
     SCHEMA,
@@ -32,6 +32,7 @@ from k2flow.reprocess.context import (
     Scope,
     day_scope,
     dead_letter_scope,
+    pin_tables,
 )
 from k2flow.reprocess.replacements import TableReplacement, TradeChange, changes, find_replacements
 from k2flow.reprocess.revalidation import revalidate
@@ -123,12 +124,12 @@ class _Reprocessing:
 
     def run(self, what: str, scope_of: ScopeOf) -> Outcome:
         _check_layers(self._exchange)
-        if gold := find_table(self._catalog, GOLD_TABLE):
-            check_key(gold.properties, self._exchange)
         if self._dry_run:
+            self._check_key()
             return self._compare(Outcome(what), scope_of, None)[0]
         exchange = self._exchange
         outcome = Outcome(what, finished=publish(self._catalog, exchange))
+        self._check_key()
         create(self._catalog, self._definitions.values())  # an earlier k2flow may have created them
         names = [layer.table(exchange.name) for layer in REPLACED_LAYERS]
         staging = Staging(self._catalog, exchange, names)
@@ -160,7 +161,7 @@ class _Reprocessing:
         Return also by how many more rows are valid, and the properties that keep the schemas used. Raises
         RegistryError if the registry does not answer, and without it no dead letter changes.
         """
-        pinned = self._pin(same_offsets=staging is not None)
+        pinned = pin_tables(self._catalog, self._exchange, same_offsets=staging is not None)
         replaceable = ReplaceableMessages(pinned)
         scope = scope_of(pinned, replaceable)
         with open_row_hashes(SCHEMA) as store:
@@ -184,28 +185,17 @@ class _Reprocessing:
                 )
                 found = find_replacements(context, newest_hour, advance)
                 if staging is not None:
-                    rewriter = Rewriter(context, moved, found, self._definitions, self._advance("write", scope))
-                    outcome.tables = _stage(rewriter, pinned, staging)
+                    rewriter = Rewriter(context, found, self._definitions, self._advance("write", scope))
+                    outcome.tables = _stage(rewriter.write_added(moved), rewriter, pinned, staging)
                 else:
                     outcome.changes = changes(context, moved, self._definitions[pinned.name(SILVER)], advance)
                     outcome.tables = {layer.name: table for layer, table in found.sizes().items()}
             properties = schema_properties(self._exchange.name, schemas.new_texts())
             return outcome, moved.rows_by_partition(), properties
 
-    def _pin(self, same_offsets: bool) -> PinnedTables:
-        """Pin the tables. Raises ReprocessError if there are none, or if they must hold the same offsets and do not."""
-        pinned, _ = pin(self._catalog, [self._exchange])
-        if not pinned:
-            raise ReprocessError(f"there are no tables of {self._exchange.name}: run its flow first")
-        ledgers = pinned[0].ledgers
-        held = [{p: extent.next for p, extent in ledger.partitions.items()} for ledger in ledgers.values()]
-        if same_offsets and any(each != held[0] for each in held):
-            name = self._exchange.name
-            raise ReprocessError(
-                f"the tables of {name} do not hold the same offsets, because the flow was killed between its commits: "
-                f"run `k2flow run {name} --until-caught-up`, then repeat this"
-            )
-        return pinned[0]
+    def _check_key(self) -> None:
+        if gold := find_table(self._catalog, GOLD_TABLE):
+            check_key(gold.properties, self._exchange)
 
     def _advance(self, what: str, scope: Scope) -> Advance:
         total = scope.plan.rows
@@ -213,8 +203,9 @@ class _Reprocessing:
         return lambda rows: self._progress(what, rows, total)
 
 
-def _stage(rewriter: Rewriter, pinned: PinnedTables, staging: Staging) -> dict[str, TableReplacement]:
-    tables = rewriter.write_added()
+def _stage(
+    tables: dict[Layer, TableReplacement], rewriter: Rewriter, pinned: PinnedTables, staging: Staging
+) -> dict[str, TableReplacement]:
     for layer, table in tables.items():
         rewriter.rewrite(layer, table)
         reach(Point.REWRITTEN)
