@@ -39,16 +39,17 @@ class Gold:
         committer.fence("id")
         self._committers[exchange] = committer
 
-    def add(self, exchange: str, hours: np.ndarray) -> None:
-        """Commit a row in each of these hours."""
+    def add(self, exchange: str, hours: np.ndarray, **more: pa.Array) -> None:
+        """Commit a row in each of these hours; `more` has its other columns of Silver, and may have its time."""
         n, first = len(hours), self._offset[exchange]
         ids = [f"{exchange}-{first + i}" for i in range(n)]
-        times = pa.array(hours * HOUR * 1_000_000 + 7).cast(pa.timestamp("us", "UTC"))
+        times = more.get("timestamp", pa.array(hours * HOUR * 1_000_000 + 7).cast(pa.timestamp("us", "UTC")))
         columns = {
             "message_id": pa.array(ids),
             "exchange": pa.repeat(find_exchange(exchange).code, n),
             "timestamp": times,
             "exchange_date": times.cast(pa.date32()),
+            **more,
         }
         nullable = pa.schema([field.with_nullable(True) for field in SILVER.arrow_schema])
         silver = [columns.get(field.name, pa.nulls(n, field.type)) for field in nullable]

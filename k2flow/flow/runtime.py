@@ -153,6 +153,7 @@ def _serve_metrics(process: Process, process_id: int) -> None:
 
     serve(process.settings.metrics_host, port + process_id, REGISTRY, lambda: None, not_ready)
     if process_id == 0:  # one of a cluster is enough
+        from k2flow.gaps.metrics import start_gap_metrics
         from k2flow.status.collector import StatusCollector
         from k2flow.status.metrics import StatusMetrics
 
@@ -161,6 +162,7 @@ def _serve_metrics(process: Process, process_id: int) -> None:
         status = StatusMetrics(collector.collect)
         REGISTRY.register(status)
         status.start()
+        start_gap_metrics(REGISTRY, open_catalog(process.settings), process.exchanges)
 
 
 def _watch_peers(process: Process, addresses: Sequence[str], number: int) -> None:

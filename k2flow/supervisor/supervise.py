@@ -62,6 +62,7 @@ def _metrics_served(
     readiness: HealthCheck,
 ) -> Iterator[None]:
     """Serve the processes' metrics, those of the tables and topics, and the health of the flows."""
+    from k2flow.gaps.metrics import start_gap_metrics
     from k2flow.status.collector import StatusCollector
     from k2flow.status.metrics import StatusMetrics
 
@@ -74,10 +75,12 @@ def _metrics_served(
     registry.register(status)
     serve(settings.metrics_host, port, registry, health, readiness)
     status.start()
+    gaps = start_gap_metrics(registry, open_catalog(settings), exchanges)
     try:
         yield
     finally:
         status.stop()
+        gaps.stop()
 
 
 def _first(checks: Sequence[HealthCheck]) -> HealthCheck:

@@ -12,6 +12,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from k2flow.audit.report import AuditCollector, Verdict
+from k2flow.gaps.metrics import GapMetrics
 from k2flow.observability import metrics
 from k2flow.status.metrics import StatusMetrics
 from k2flow.status.model import Status
@@ -32,7 +33,8 @@ def exported() -> set[str]:
     collector._last = nothing
     audited = AuditCollector()
     audited.record(Verdict.HOLDS, [], "2026-01-01T00:00:00+00:00")
-    families = [*REGISTRY.collect(), *collector.collect(), *audited.collect()]
+    gaps = GapMetrics(lambda _: {})
+    families = [*REGISTRY.collect(), *collector.collect(), *audited.collect(), *gaps.collect()]
     return {family.name + suffix for family in families for suffix in SUFFIXES.get(family.type, ("",))}
 
 
