@@ -179,6 +179,36 @@ def test_three_workers_accept_the_same_rows_as_one(batches: list[list[tuple[str,
             assert one.accept(batch, [3]) == three.accept(batch, [3])
 
 
+TRADES = st.tuples(*[st.sampled_from(["", "a", "1", "1:", "ab", "b", "2:ab", "é" * 9, POOL[0]])] * 2)
+
+
+@pytest.mark.usefixtures("small_thresholds")
+@pytest.mark.parametrize("workers", [1, 3])
+@QUICK
+@given(
+    steps=st.lists(st.lists(st.tuples(TRADES, st.integers(0, 3)), max_size=30) | st.sampled_from(["commit", "restart"]))
+)
+def test_keys_of_two_columns_are_new_as_in_a_plain_set(workers: int, steps: list[object]) -> None:
+    """Of symbols and trade ids, some of which are equal when joined: also after a restart, from those in Gold."""
+    flow, gold, accepted = Flow([], workers, WINDOW), set[tuple[str, str]](), set[tuple[str, str]]()
+    for step in steps:
+        match step:
+            case "commit":
+                flow.commit()
+                gold |= accepted
+            case "restart":
+                flow.restart()
+                accepted = set(gold)
+            case list(rows) if rows:
+                columns = [pa.array(column, pa.string()) for column in zip(*(trade for trade, _ in rows), strict=True)]
+                batch = pa.RecordBatch.from_arrays(columns, ["symbol", "trade_id"])
+                ids = keys.key_column(batch, ("symbol", "trade_id")).to_pylist()
+                marks = flow.accept([(text, hour) for text, (_, hour) in zip(ids, rows, strict=True)], [3])
+                for (trade, _), first in zip(rows, marks, strict=True):
+                    assert first == (trade not in accepted)
+                    accepted.add(trade)
+
+
 @given(
     ids=st.lists(
         st.one_of(
