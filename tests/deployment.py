@@ -12,12 +12,14 @@ import yaml
 
 from k2flow.cli.options import parse_duration
 from k2flow.exchange import exchange_names
+from k2flow.layers import CANDLES
 
 ROOT = Path(__file__).parents[1]
 DOCKER, KUBERNETES, SYSTEMD = ROOT / "docker", ROOT / "kubernetes", ROOT / "systemd"
 DOCKERFILE, COMPOSE = DOCKER / "Dockerfile", DOCKER / "compose.yml"
 COMPOSE_SECRETS = "/run/secrets"
 IMAGE = "k2flow"
+FLOW_NAMES = (*exchange_names(), CANDLES.name)
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,8 @@ class Container:
         return self.name
 
     @property
-    def exchange(self) -> str | None:
-        """The exchange of the flow that it runs, if any."""
+    def flow(self) -> str | None:
+        """The flow that it runs, if any: of an exchange, or of the candles."""
         return self.command[2] if list(self.command[:2]) == ["k2flow", "run"] else None
 
     @property
@@ -165,7 +167,7 @@ class Unit:
     name: str
     file: str
     text: str
-    exchange: str | None
+    flow: str | None
 
     def __str__(self) -> str:
         return self.name
@@ -199,10 +201,10 @@ class Unit:
 
 
 def units() -> Iterator[Unit]:
-    """Yield the services of systemd/, the template once for each exchange."""
+    """Yield the services of systemd/, the template once for each flow."""
     for path in sorted(SYSTEMD.glob("*.service")):
         text = path.read_text("utf-8")
-        for name in exchange_names() if "@" in path.name else [None]:
+        for name in FLOW_NAMES if "@" in path.name else [None]:
             instance = text.replace("%i", name or "%i")
             yield Unit(path.name.replace("@", f"@{name}"), path.name, instance, name)
 

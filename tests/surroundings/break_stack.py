@@ -35,10 +35,10 @@ class Fault:
     strike: Callable[[Stack, Engine], None]
 
 
-KEYED = ("store", "binance", "kraken", "maintain", "audit")
+KEYED = ("store", "binance", "kraken", "candles", "maintain", "audit")
 """Services that hold the keys of the store while they run."""
-STATELESS = ("schema-registry", "maintain", "audit", "prometheus")
-"""Services that no commit needs, once their schemas are known: killed in turn, with one wait for all."""
+STATELESS = ("schema-registry", "candles", "maintain", "audit", "prometheus")
+"""Services that no commit of an exchange needs, once their schemas are known: killed in turn, with one wait for all."""
 
 
 def _crash(service: str) -> Fault:
@@ -208,9 +208,8 @@ def main(
 
 
 CANDLES = """
-SELECT symbol, date_trunc('minute', "timestamp") AS minute, first(price ORDER BY "timestamp") AS open,
-       max(price) AS high, min(price) AS low, last(price ORDER BY "timestamp") AS close, sum(quantity) AS volume
-FROM gold_crypto_trades GROUP BY ALL ORDER BY minute DESC, symbol LIMIT 3
+SELECT symbol, open_time, open, high, low, close, volume, trades FROM candles('1m')
+ORDER BY open_time DESC, symbol LIMIT 3
 """
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """docker/compose.yml on a real engine: up until healthy, then broken in turn. See scripts/stack.
 
 Each fault is followed by the wait for recovery: all services run and are healthy again, and the tables hold all
-messages that Kafka had when the fault ended.
+messages that Kafka had when the fault ended, the candles included.
 """
 
 import json
@@ -24,8 +24,10 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from pyiceberg.catalog import Catalog, load_catalog
 from pyiceberg.exceptions import RESTError
 
+from k2flow.candles.updating import SOURCE_KEY
 from k2flow.exchange import Exchange, all_exchanges
 from k2flow.iceberg.ledger import read
+from k2flow.layers import CANDLES_TABLE, GOLD_TABLE
 from k2flow.sandbox.kafka.local import free_port
 from tests.deployment import DOCKER, IMAGE, ROOT, compose
 from tests.surroundings.engine import Engine
@@ -239,7 +241,15 @@ class Stack:
                 ledger = read(properties, exchange.name, exchange.declared["topic"])
                 held = {p: ledger.next_offset(p) or 0 for e, p in ends if e == exchange.name}
                 missing = max(missing, sum(max(0, ends[exchange.name, p] - held[p]) for p in held))
-        return missing
+        return missing or self._commits_behind(catalog)
+
+    @staticmethod
+    def _commits_behind(catalog: Catalog) -> int:
+        """Return how many of Gold's commits up to now are not in the candles yet."""
+        head = catalog.load_table(f"market_data.{GOLD_TABLE}").current_snapshot()
+        properties = catalog.load_table(f"market_data.{CANDLES_TABLE}").properties
+        held = json.loads(properties.get(SOURCE_KEY, "{}")).get("sequence_number", 0)
+        return max(0, (head.sequence_number or 0) - held) if head else 0
 
     def _catalog(self) -> Catalog:
         return load_catalog(

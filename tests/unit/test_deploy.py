@@ -38,6 +38,7 @@ from tests.deployment import (
     COMPOSE,
     COMPOSE_SECRETS,
     DOCKER,
+    FLOW_NAMES,
     IMAGE,
     KUBERNETES,
     ROOT,
@@ -60,7 +61,7 @@ SERVICES: dict[str, dict[str, Any]] = compose()["services"]
 JOBS = {name for name, service in SERVICES.items() if service.get("restart") == "no"}
 ON_DOCKER, ON_KUBERNETES = list(compose_containers()), list(kubernetes_containers())
 EVERY = [*ON_DOCKER, *ON_KUBERNETES]
-FLOWS = [each for each in EVERY if each.exchange]
+FLOWS = [each for each in EVERY if each.flow]
 DIGEST = r"@sha256:[0-9a-f]{64}"
 PINNED = re.compile(rf"[a-z0-9./-]+(:v?\d+\.\d+\.\d+[a-z0-9.-]*({DIGEST})?|{DIGEST})|chrislusf/seaweedfs:\d\.\d\d")
 """Exactly one version of an image. SeaweedFS uses two numbers, all others three."""
@@ -312,7 +313,7 @@ def test_settings_are_known_and_accepted(
                 "s3.secret-access-key",
             }
             assert needed <= configured(settings).keys()
-        if container.exchange:
+        if container.flow:
             assert container.grace_seconds >= settings.stop_seconds + 10
 
 
@@ -344,7 +345,7 @@ def test_commands_exist(container: Container) -> None:
     assert container.command[0] == "k2flow"
     parse(container.command)
     if container.command[1] in {"run", "produce"}:
-        find_exchange(container.command[2])
+        assert container.command[2] in (FLOW_NAMES if container.flow else exchange_names())
     if "--every" in container.command:
         assert parse_duration(container.command[container.command.index("--every") + 1]) >= 300
 
@@ -373,9 +374,9 @@ def test_unknown_command_fails(command: list[str]) -> None:
         parse(command)
 
 
-def test_every_exchange_has_a_flow_on_docker_and_kubernetes() -> None:
+def test_every_flow_runs_on_docker_and_kubernetes() -> None:
     for started in (ON_DOCKER, ON_KUBERNETES):
-        assert {each.exchange for each in started} - {None} == set(exchange_names())
+        assert {each.flow for each in started} - {None} == set(FLOW_NAMES)
 
 
 def test_cluster_addresses_match_the_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -389,7 +390,7 @@ def test_cluster_addresses_match_the_hosts(monkeypatch: pytest.MonkeyPatch) -> N
         for host in hosts:
             number = host.environment.get("K2FLOW_PROCESS_ID")
             monkeypatch.setattr("socket.gethostname", lambda name=host.host: name)
-            plan = plan_processes(str(host.exchange), 1, cluster, int(number) if number else None)
+            plan = plan_processes(str(host.flow), 1, cluster, int(number) if number else None)
             (found,) = plan.numbers
             numbers.append(found)
             assert plan.addresses is not None
@@ -654,13 +655,13 @@ def test_autoscaler_starts_and_stops_an_exchange_without_a_cluster() -> None:
     assert target["kind"] == spec["scaleTargetRef"]["kind"]
     assert (spec["minReplicaCount"], spec["maxReplicaCount"]) == (0, 1)
     (container,) = [each for each in ON_KUBERNETES if each.workload == target["metadata"]["name"]]
-    assert container.exchange
+    assert container.flow
     assert "K2FLOW_CLUSTER" not in container.environment
     (trigger,) = spec["triggers"]
     assert trigger["authenticationRef"]["name"] == login["metadata"]["name"]
     wanted = trigger["metadata"]
-    assert wanted["topic"] == find_exchange(container.exchange).settings.topic
-    assert wanted["consumerGroup"] == f"k2flow-{container.exchange}"
+    assert wanted["topic"] == find_exchange(container.flow).settings.topic
+    assert wanted["consumerGroup"] == f"k2flow-{container.flow}"
     assert wanted["bootstrapServers"] == container.environment["K2FLOW_KAFKA_BOOTSTRAP_SERVERS"]
     assert wanted["sasl"].replace("_", "").upper() == container.environment["K2FLOW_KAFKA_SASL_MECHANISM"].replace(
         "-", ""
@@ -675,4 +676,4 @@ def test_cluster_refuses_a_pod_that_its_addresses_lack() -> None:
     flow = next(each for each in ON_KUBERNETES if "K2FLOW_CLUSTER" in each.environment)
     cluster = flow.environment["K2FLOW_CLUSTER"]
     with pytest.raises(SettingsError, match="process 3 is not in the cluster"):
-        plan_processes(str(flow.exchange), 1, cluster, len(cluster.split(";")))
+        plan_processes(str(flow.flow), 1, cluster, len(cluster.split(";")))

@@ -16,10 +16,9 @@ import pytest
 
 from k2flow.cli.options import parse_duration
 from k2flow.config.settings import Settings
-from k2flow.exchange import exchange_names
 from k2flow.observability.systemd import MAX_STATUS, report_to_systemd
 from k2flow.process_exit import EXIT_FAILED, EXIT_UNAVAILABLE
-from tests.deployment import SYSTEMD, Unit, secrets_drop_in, units
+from tests.deployment import FLOW_NAMES, SYSTEMD, Unit, secrets_drop_in, units
 from tests.documents import as_a_process, parse
 from tests.notify import NotifySocket
 from tests.unit.test_deploy import load_all_settings
@@ -40,11 +39,11 @@ def systemd_analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Copy the units with a program that exists, the template as an instance of each exchange; return their paths."""
+    """Copy the units with a program that exists, the template as an instance of each flow; return their paths."""
     folder = tmp_path_factory.mktemp("units")
     for source in (*SYSTEMD.glob("*.service"), *SYSTEMD.glob("*.target")):
         text = source.read_text("utf-8").replace(INSTALLED, sys.executable)
-        for name in exchange_names() if "@" in source.name else [""]:
+        for name in FLOW_NAMES if "@" in source.name else [""]:
             (folder / source.name.replace("@", f"@{name}")).write_text(text)
     return [str(path) for path in folder.iterdir()]
 
@@ -103,7 +102,7 @@ def test_settings_and_secrets_are_known(unit: Unit, tmp_path: Path, monkeypatch:
 
 def test_services_of_a_host_have_their_own_ports() -> None:
     ports = [unit.environment["K2FLOW_METRICS_PORT"] for unit in UNITS if "K2FLOW_METRICS_PORT" in unit.environment]
-    assert len(set(ports)) == len(ports) == len(exchange_names()) + 1
+    assert len(set(ports)) == len(ports) == len(FLOW_NAMES) + 1
 
 
 def test_credentials_are_files_of_their_names() -> None:
@@ -126,7 +125,7 @@ def test_unit_restarts_what_may_pass_by_itself(unit: Unit) -> None:
     assert unit.one("StartLimitIntervalSec") == "0"
     assert unit.one("Type") == "notify"
     assert int(unit.one("WatchdogSec")) <= int(unit.one("TimeoutStartSec"))  # it is extended by that
-    if unit.exchange:
+    if unit.flow:
         assert int(unit.one("TimeoutStopSec")) >= Settings.model_fields["stop_seconds"].default + 10
 
 
