@@ -1,9 +1,11 @@
-"""A fifth table, by one `Layer` in one file of flows/: created, written, committed with a ledger, and queried."""
+"""What an exchange may declare in its file of flows/: a fifth table by one `Layer`, and another deduplication key."""
 
 import sys
 from collections import Counter
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -87,3 +89,61 @@ def test_fifth_layer_is_a_table_like_the_others(new_lake: Callable[..., Lake], f
 
 def lake_tables(lake: Lake) -> list[str]:
     return [lake.table(layer).name()[-1] for layer in ("bronze", "silver", "dlq", "gold")]
+
+
+class TwoHandlers:
+    """Binance's lake with the messages of two feed handlers, deduplicated by (symbol, trade_id)."""
+
+    def __init__(self, lake: Lake) -> None:
+        self.lake = lake
+
+    def run(self, *command: str, key: bool = True, code: int = 0, **extra: str) -> str:
+        """Return the output of `python -m`, with the declared key or the default one."""
+        module, arguments = ("tests.integration.other_key", command) if key else (command[0], command[1:])
+        done = self.lake.command(*arguments, module=module, **extra)
+        assert done.returncode == code, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.stdout + done.stderr
+
+    def catch_up(self, *arguments: str, **extra: Any) -> str:
+        return self.run("bytewax.run", "flows.binance", *arguments, K2FLOW_UNTIL_CAUGHT_UP="1", **extra)
+
+    def assert_each_trade_once(self) -> None:
+        """Assert that Gold has one of Silver's rows of each trade that a valid message of either handler brings."""
+        silver = expect(read_topic(self.lake.bootstrap, self.lake.topic), "BINANCE").silver
+        assert Counter(rows_of(self.lake.table("silver"))) == silver
+        rows = rows_of(self.lake.table("gold"))
+        assert all(row[:-1] in silver for row in rows)
+        assert Counter(row[1:3] for row in rows) == Counter({row[1:3] for row in silver})
+
+
+def test_two_handlers_that_lose_messages_are_one_stream(new_lake: Callable[..., Lake]) -> None:
+    """Each loses 20 %. Gold has every trade that either brings, once: of two workers, restarted, and reprocessed."""
+    both = TwoHandlers(new_lake())
+    options: dict[str, Any] = {"count": 2_000, "handlers": 2, "loss": 0.2, "bad": 0.03, "duplicates": 0.03}
+    sent = fill(both.lake, **options, seed=1)
+    assert sent.trades
+    assert 2_000 * 0.9 < sent.trades < 2_000 < sent.originals
+    both.catch_up("-w", "2")
+    both.assert_each_trade_once()
+    both.run("k2flow", "audit", "binance")
+    fill(both.lake, **options, seed=2)
+    both.catch_up()
+    both.assert_each_trade_once()
+    both.run("k2flow", "audit", "binance")
+
+    assert "k2flow reprocess binance --new-key" in both.catch_up(key=False, code=1)
+    assert "broken: gold_key in gold_crypto_trades" in both.run("k2flow", "audit", "binance", key=False, code=1)
+
+    since = (datetime.now(UTC).date() - timedelta(days=1)).isoformat()
+    other, reprocess = "tests.integration.other_rules", ("k2flow", "reprocess", "binance", "--from", since)
+    assert "declares message_id" in both.run(*reprocess, key=False, code=1)
+    both.run(other, *reprocess)
+    both.run(other, "k2flow", "audit", "binance")
+    both.run(*reprocess)
+    both.assert_each_trade_once()
+
+    both.run("k2flow", "reprocess", "binance", "--new-key", key=False)
+    both.catch_up(key=False)
+    both.run("k2flow", "audit", "binance", key=False)
+    silver, gold = (rows_of(both.lake.table(layer)) for layer in ("silver", "gold"))
+    assert Counter(row[0] for row in gold) == Counter({row[0] for row in silver})
