@@ -119,12 +119,12 @@ def test_handlers_send_the_same_trades_with_ids_and_delays_of_their_own(monkeypa
     assert 1_000_000 < max(map(abs, delays)) < 2_100_000
 
 
-def test_one_handler_without_losses_sends_what_it_always_has() -> None:
-    """The options of several handlers draw no random number: a seed gives the messages of earlier versions."""
+def test_one_handler_draws_the_ids_that_it_always_has() -> None:
+    """The options of several handlers draw no random number: a seed gives the message ids of earlier versions."""
     digest = hashlib.sha256()
-    for _, message in take(count=CHUNK + 500, bad=0.02, duplicates=0.03, seed=5)[1]:
-        digest.update(message.value or b"-")
-    assert digest.hexdigest()[:16] == "cba4bc2ee25b0755"
+    for _, message in take(count=CHUNK + 500, duplicates=0.03, seed=5)[1]:
+        digest.update((message.value or b"-")[:42])  # the header and the id
+    assert digest.hexdigest()[:16] == "4059b12a41b81901"
 
 
 def test_copies_have_the_partition_and_nearly_the_time_of_the_original() -> None:
@@ -194,7 +194,7 @@ def test_encoding_matches_fastavro() -> None:
         for name in ("symbol", "currency", "side", "trade_conditions", "source_sequence", "platform_sequence"):
             assert record[name] == trade[name]
         assert record["symbol"].endswith(record["currency"])
-        assert record["trade_id"] == trade["trade_id"] == f"BINANCE-{1_700_000_000_000 + numbers[trade['symbol']]}"
+        assert record["trade_id"] == trade["trade_id"] == f"BINANCE-{1_700_000_000_000_000 + numbers[trade['symbol']]}"
         numbers[trade["symbol"]] += 1
         assert record["message_id"].replace("-", "") == trade["message_id"].hex()
         assert (record["exchange"], record["asset_class"]) == ("BINANCE", "crypto")

@@ -84,7 +84,7 @@ class Market:
         self._usd_price = np.array([pair.usd for pair in pairs])
         self._lot = 10 ** np.clip(np.round(np.log10(UNIT / self._usd_price)), 0, 8).astype(np.int64)
         self._sequence = rng.integers(10**8, 10**9, count)
-        self._trade_id_shift = start_us // 1000 - 1 - self._sequence  # the ids of each symbol are consecutive
+        self._trade_id_shift = start_us - 1 - self._sequence  # ids are consecutive, and a later run has later ones
         self._produced = 0
 
     def arrivals(self, count: int, start_us: float, span_us: float) -> Ints:
