@@ -17,6 +17,7 @@ Together they are the conservation law: no message appears or disappears on its 
   keys and compares it with Silver, `ledgers` compares the ledgers' counts with all of them;
 - `sums` adds up the rows of files, `gold_changes` checks Gold's new files against the ids in `id_runs`, and `proving`
   makes the next proof;
+- `candles` checks the candle table: `candle_rows` computes its rows again from Gold's;
 - `coverage` declares which check covers each column, and `report` holds the findings.
 
 Rows are compared by 64-bit hashes of all their columns: of n rows a wrong one stays unseen with a probability of

@@ -5,7 +5,7 @@ it. `unchecked` is empty for the layers of every exchange.
 """
 
 from k2flow.inspection.row_hashes import POSITION, WORDING, content
-from k2flow.layers import BRONZE, DLQ, GOLD, Layer, Stream
+from k2flow.layers import BRONZE, CANDLES, DLQ, GOLD, Layer, Stream
 
 
 def columns_by_check(layer: Layer) -> dict[str, tuple[str, ...]]:
@@ -24,6 +24,8 @@ def columns_by_check(layer: Layer) -> dict[str, tuple[str, ...]]:
         found |= {"bronze_outside_ledger": POSITION, "bronze_changed": content(layer)}
     elif layer is DLQ:
         found |= {"dlq_outside_ledger": POSITION, "dlq_changed": content(layer), "dlq_reworded": WORDING}
+    elif layer is CANDLES:
+        found["candles_differ"] = layer.columns
     elif layer is GOLD or compares_rows(layer):
         found[f"{layer.name}_unexpected"] = content(layer)
     return found

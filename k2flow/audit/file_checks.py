@@ -28,7 +28,7 @@ class FileChecks:
 
     - `file_partition`: the partition value is that of every row: of each partition field's column, and of the day of
       the layer's event time. A reader that prunes by partition misses no row.
-    - `file_order`: the rows are in the order of the layer's sort column, as the table's sort order declares.
+    - `file_order`: the rows are in the order of the layer's sort columns, as the table's sort order declares.
     - `derived_column`: each derived column has the value that the layer derives from the row's other columns.
 
     It proves nothing about files that are left out because retention may have removed their day.
@@ -42,12 +42,12 @@ class FileChecks:
         self._wrong: dict[str, dict[str, dict[str, Any]]] = {"file_partition": {}, "file_order": {}}
         self._derived = {column.name: _WrongColumn() for column in plan.layer.derived}
         self.task: FileScanTask | None = None  # the file of the last batch
-        self._last: Any = None
+        self._last: list[pa.RecordBatch] = []  # the sort columns of the file's last row
 
     def __call__(self, task: FileScanTask, batch: pa.RecordBatch) -> None:
         """Check the next batch of a file."""
         if task is not self.task:
-            self.task, self._last = task, None
+            self.task, self._last = task, []
         if batch.num_rows == 0:
             return
         values = [task.file.partition[i] for i in range(len(self._transforms))]
@@ -56,7 +56,7 @@ class FileChecks:
             _all_have(batch, by, transform, value) for (by, transform), value in partitions
         ):
             self._note("file_partition", task)
-        if self._layer.sorted_by and not self._continues(batch.column(self._layer.sorted_by[0])):
+        if self._layer.sorted_by and not self._continues(batch.select(self._layer.sorted_by)):
             self._note("file_order", task)
         for column in self._layer.derived:
             self._check_derived(column, task, batch)
@@ -65,7 +65,7 @@ class FileChecks:
         """Report the wrong files and columns."""
         texts = {
             "file_partition": "{} data files have a partition value that is not that of all their rows",
-            "file_order": f"{{}} data files are not in the order of {''.join(self._layer.sorted_by)}",
+            "file_order": f"{{}} data files are not in the order of {', '.join(self._layer.sorted_by)}",
         }
         for check, files in self._wrong.items():
             if files:
@@ -80,15 +80,15 @@ class FileChecks:
         times = batch.column(self._layer.event_time)
         return not times.null_count and bool((times.cast(pa.int64()).to_numpy() // DAY_US == day).all())
 
-    def _continues(self, column: pa.Array) -> bool:
+    def _continues(self, columns: pa.RecordBatch) -> bool:
         """Return whether a batch continues the order of the file. Nulls have no order; they are other checks'."""
-        ordered = column.drop_null()
-        if not len(ordered):
-            return True
-        first, last = ordered[0], ordered[-1]
-        in_order = self._last is None or pc.less_equal(self._last, first).as_py()
-        self._last = last
-        return bool(in_order and pc.all(pc.less_equal(ordered[:-1], ordered[1:]), min_count=0).as_py())
+        rows = pa.concat_batches([*self._last, columns.drop_null()])
+        self._last = [rows.slice(max(0, rows.num_rows - 1))]
+        in_order = pa.scalar(True)
+        for column in reversed(rows.columns):
+            before, after = column[:-1], column[1:]
+            in_order = pc.or_(pc.less(before, after), pc.and_(pc.equal(before, after), in_order))
+        return bool(pc.all(in_order, min_count=0).as_py())
 
     def _check_derived(self, column: Field, task: FileScanTask, batch: pa.RecordBatch) -> None:
         found = batch.column(column.name)

@@ -4,8 +4,9 @@ A proof is a function of the tables. It has, for each data file, the number of i
 and for each partition of a topic the extent of each ledger. Row hashes add up: the sum of a table is the sum over its
 files. So a compaction is right if the sums of the files that it removed and added agree.
 
-The folder has one file `proof`, and for the newest hours of Gold the ids: `id_runs`. All have checksums. What is
-damaged, or was made by another version or for other tables, is refused, and everything is read again.
+The folder has one file `proof`, and for the newest hours of Gold the ids: `id_runs`. The file `candles` has the hours
+whose candles are proven. All have checksums. What is damaged, or was made by another version or for other tables, is
+refused, and everything is read again.
 """
 
 import hashlib
@@ -22,7 +23,7 @@ from filelock import FileLock, Timeout
 
 from k2flow.audit.id_runs import IdRun, damaged_run
 
-FILE, LOCK = "proof", "lock"
+FILE, CANDLES, LOCK = "proof", "candles", "lock"
 HOUR_SECONDS = 3600
 _MODULUS = 2**64
 Hours = dict[int, dict[str, list[IdRun]]]  # of Gold, since 1970: the sorted ids of each exchange
@@ -165,16 +166,30 @@ class ProofStore:
 
     def save(self, proof: Proof) -> None:
         """Replace the proof, and remove the runs that it does not use. Raises OSError."""
-        text = f"{proof.full_at}\n".encode() + proof.to_json()
-        partial = self.folder / f"{FILE}.new"
-        partial.write_bytes(digest(text) + b"\n" + text)
-        partial.replace(self.folder / FILE)
-        self._remove_others({run.name for run in runs_of(proof)} | {FILE, LOCK})
+        self._write(FILE, f"{proof.full_at}\n".encode() + proof.to_json())
+        self._remove_others({run.name for run in runs_of(proof)} | {FILE, CANDLES, LOCK})
+
+    def load_candles(self) -> dict[tuple[int, ...], str]:
+        """Return the digests of the hours whose candles are proven, by day and hour; none if they cannot be used."""
+        try:
+            checksum, text = (self.folder / CANDLES).read_bytes().split(b"\n", 1)
+            return {(day, hour): files for day, hour, files in json.loads(text)} if checksum == digest(text) else {}
+        except (OSError, ValueError, TypeError):
+            return {}
+
+    def save_candles(self, hours: Mapping[tuple[int, ...], str]) -> None:
+        """Replace the digests of `load_candles`. Raises OSError."""
+        self._write(CANDLES, json.dumps([[*hour, files] for hour, files in hours.items()]).encode())
 
     def undo(self) -> None:
         """Remove what was written since the store was opened, if possible: a full disk must not fill up further."""
         with suppress(OSError):
             self._remove_others(self._before)
+
+    def _write(self, name: str, text: bytes) -> None:
+        partial = self.folder / f"{name}.new"
+        partial.write_bytes(digest(text) + b"\n" + text)
+        partial.replace(self.folder / name)
 
     def _remove_others(self, used: Collection[str]) -> None:
         for path in self.folder.iterdir():

@@ -15,7 +15,7 @@ from rich.table import Table
 from typing_extensions import override
 
 VERSION = 1
-SAMPLES = 10  # the most samples of a finding
+SAMPLES = 10  # the most samples of a finding, except for candles
 Samples = Sequence[Mapping[str, Any]]
 
 
@@ -74,7 +74,8 @@ class AuditReport:
       of `layers`, the ledger's `first`, `next`, `rows` (or null);
     - `findings`: a list of `check`, `severity` (`broken`, `unknown`, `note`), `exchange`, `table` (or null), `count`,
       `text`, `samples` (objects whose keys depend on the check: `topic`, `partition`, `offset` or `first` and `next`;
-      the columns of the deduplication key, `exchange`, `timestamp`; `file`);
+      the columns of the deduplication key, `exchange`, `timestamp`; `exchange`, `symbol`, `open_time`, `differs` of a
+      candle; `file`);
     - `reading` (`full`, `incremental`, `since`), `why_full` (why it is not incremental, or null), `proven_rows`
       (proven by earlier audits), `sampled_files` (of those rows, read again), `seed` (of the sample, or null),
       `last_full` (when the last full audit without a violation ended, or null).
@@ -104,9 +105,10 @@ class AuditReport:
         exchange: str | None = None,
         table: str | None = None,
         samples: Samples = (),
+        most: int = SAMPLES,
     ) -> None:
-        """Add a finding, with the first SAMPLES of its samples."""
-        self.findings.append(Finding(check, severity, text, count, exchange, table, tuple(samples[:SAMPLES])))
+        """Add a finding, with `most` of its samples, the first ones."""
+        self.findings.append(Finding(check, severity, text, count, exchange, table, tuple(samples[:most])))
 
     @property
     def verdict(self) -> Verdict:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 
 from pyiceberg.catalog import Catalog
 
+from k2flow.audit.candles import ProvenHours, audit_candles
 from k2flow.audit.context import AuditContext
 from k2flow.audit.database import TradeHashes
 from k2flow.audit.exchange_audit import ExchangeAudit
@@ -17,7 +18,7 @@ from k2flow.audit.gold import GoldKeyCheck, check_gold_rows
 from k2flow.audit.gold_changes import check_gold_changes
 from k2flow.audit.ledgers import check_totals
 from k2flow.audit.offsets import OffsetsFound
-from k2flow.audit.proof import DroppedProofError, NotProvenError, Proof, ProofStore, open_proofs
+from k2flow.audit.proof import HOUR_SECONDS, DroppedProofError, NotProvenError, Proof, ProofStore, open_proofs
 from k2flow.audit.proving import bronze_holds_all, made_for, next_proof
 from k2flow.audit.report import AuditReport, Reading, Severity, Verdict
 from k2flow.audit.scope import Scope
@@ -31,7 +32,7 @@ from k2flow.inspection.files import Progress, ReadPlan
 from k2flow.inspection.partitions import TopicPartition, TopicPartitions
 from k2flow.inspection.pinned import FIRST_DAY, PinnedTables, pin
 from k2flow.inspection.row_hashes import open_row_hashes
-from k2flow.layers import BRONZE, GOLD, GOLD_TABLE
+from k2flow.layers import BRONZE, CANDLES_TABLE, GOLD, GOLD_TABLE
 
 log = logging.getLogger(__name__)
 SAMPLE = 0.01
@@ -68,7 +69,7 @@ def audit(
     `since` (aware): check only the Bronze rows ingested from then on, and their rows in the other tables. Other rows of
     Silver and Gold, and the ledgers' totals, are not checked. Nothing is kept for later audits.
 
-    A table that cannot be read is a finding; the others are audited.
+    The candles are checked last, see `candles`. A table that cannot be read is a finding; the others are audited.
 
     Raises AuditError if there are no tables, CommitError if a ledger is unreadable,
     CatalogError or SettingsError. After each of these, nothing was proved.
@@ -87,10 +88,12 @@ def audit(
     if since is not None:
         report.reading = Reading.SINCE
         run.read(report, since=since)
+        _audit_candles(catalog, report, progress, first_hour=int(since.timestamp() // HOUR_SECONDS))
     else:
         folder = settings.cache / FOLDER / "+".join(each.exchange.name for each in pinned)
         with open_proofs(folder) as store:
             report = run.incremental(report, store, sample, seed, full)
+            _audit_candles(catalog, report, progress, None if isinstance(store, str) else store, sample)
     report.seconds = round(time.monotonic() - began, 3)
     return report
 
@@ -258,6 +261,32 @@ def _audit_gold(context: AuditContext, exchanges: Sequence[TopicPartitions], sto
             rows = context.store.count(f"FROM gold WHERE exchange = {each.pinned.number}")
             check_totals(context, each, GOLD, rows)
         check_gold_rows(context, each.pinned)
+
+
+def _audit_candles(
+    catalog: Catalog,
+    report: AuditReport,
+    progress: Progress,
+    store: ProofStore | None = None,
+    sample: float = 0.0,
+    first_hour: int | None = None,
+) -> None:
+    """Check the candles: an incremental audit those of hours that changed. They have a proof of their own."""
+    known = store.load_candles() if store and report.reading is Reading.INCREMENTAL else {}
+    try:
+        right = audit_candles(catalog, report, progress, ProvenHours(known, sample, report.seed), first_hour)
+    except OUTAGES:
+        raise
+    except Exception as error:
+        log.debug("%s", CANDLES_TABLE, exc_info=True)
+        report.add("unreadable", Severity.UNKNOWN, one_line(error), table=CANDLES_TABLE)
+        return
+    try:
+        if store:
+            store.save_candles(right)
+    except OSError as error:
+        text = f"what was proven of the candles cannot be kept ({error}): the next audit reads it again"
+        report.add("proof_not_kept", Severity.NOTE, text, table=CANDLES_TABLE)
 
 
 def _describe(report: AuditReport, pinned: PinnedTables, offsets: Mapping[TopicPartition, OffsetsFound]) -> None:

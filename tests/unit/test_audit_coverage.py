@@ -8,11 +8,11 @@ from pyiceberg.types import StringType
 
 from k2flow.audit.coverage import columns_by_check, unchecked
 from k2flow.inspection.row_hashes import content
-from k2flow.layers import GOLD, LAYERS, SILVER, Field, Layer
+from k2flow.layers import CANDLES, GOLD, LAYERS, SILVER, Field, Layer
 from tests.audited_lake import COPY, RAW, add_field
 
 
-@pytest.mark.parametrize("layer", [*LAYERS, COPY], ids=lambda layer: layer.name)
+@pytest.mark.parametrize("layer", [*LAYERS, CANDLES, COPY], ids=lambda layer: layer.name)
 def test_every_column_is_in_a_check(layer: Layer) -> None:
     assert unchecked(layer) == []
     assert {name for columns in columns_by_check(layer).values() for name in columns} == set(layer.columns)
