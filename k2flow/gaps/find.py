@@ -8,7 +8,7 @@ import duckdb
 
 from k2flow.errors import QueryError, SettingsError
 from k2flow.exchange import Exchange
-from k2flow.gaps.runs import bits_of, chunk_of, holes, holes_between, number_of, runs_of, sums, text_of
+from k2flow.gaps.runs import bits_of, chunk_of, holes, holes_between, numbered, runs_of, sums, text_of
 from k2flow.layers import GOLD_TABLE, HOUR_US, MAX_TIME_US, MIN_TIME_US
 from k2flow.query.connection import query_errors, string_literal
 
@@ -167,10 +167,8 @@ def _times(since_us: int | None, until_us: int | None) -> str:
 def _trades(exchange: Exchange, wanted: TradeRange) -> str:
     """Return SQL for the trades nearby, with their number and whether they are inside of the range."""
     code = string_literal(exchange.code)
-    return (
-        f"SELECT symbol, trade_id, {number_of(code)} AS number, {wanted.inside()} AS inside "
-        f"FROM {GOLD_TABLE} WHERE exchange = {code} AND {wanted.nearby()}"
-    )
+    rows = f"FROM {GOLD_TABLE} WHERE exchange = {code} AND {wanted.nearby()}"
+    return numbered(code, f"SELECT symbol, trade_id, {wanted.inside()} AS inside {rows}")
 
 
 def _make_chunks(db: duckdb.DuckDBPyConnection, exchange: Exchange, wanted: TradeRange) -> None:

@@ -17,7 +17,7 @@ from pyiceberg.table import Table
 from k2flow.errors import QueryError
 from k2flow.exchange import Exchange
 from k2flow.gaps.find import SymbolGaps
-from k2flow.gaps.runs import bits_of, chunk_of, holes, holes_between, joined, number_of, runs_of, sums
+from k2flow.gaps.runs import bits_of, chunk_of, holes, holes_between, joined, numbered, runs_of, sums
 from k2flow.iceberg.catalog import catalog_errors, find_table
 from k2flow.iceberg.manifests import data_manifests, days_of
 from k2flow.iceberg.reader import FileReader
@@ -126,7 +126,7 @@ class RecentGaps:
             f"""
             WITH chunks AS MATERIALIZED (
                 SELECT {SYMBOL} AS symbol, {chunk_of("number")} AS chunk, {bits_of("number")} AS bits
-                FROM (SELECT exchange, symbol, {number_of("exchange")} AS number FROM rows WHERE exchange IN ({codes}))
+                FROM ({numbered("exchange", f"FROM rows WHERE exchange IN ({codes})")})
                 WHERE number IS NOT NULL GROUP BY ALL)
             {joined(f"FROM known UNION ALL {runs_of('chunks')}")}"""
         ).to_arrow_table()

@@ -7,14 +7,18 @@ bits. Dense ids are few runs, however many there are, and however often each is 
 ALL_BITS = f"{2**64 - 1}::UBIGINT"
 
 
-def number_of(code: str) -> str:
-    """Return SQL for the integer of `trade_id`, <code>-<integer>; null for any other text. `code` is SQL.
+def numbered(code: str, rows: str) -> str:
+    """Return SQL for the rows of a query with `number`, the integer of `trade_id`; null unless it is <code>-<integer>.
 
     An id parses only if the integer, written again, gives the same text. So signs, spaces, leading zeros and more than
-    63 bits do not parse, and no two texts are one id.
+    63 bits do not parse, and no two texts are one id. Nor does the id of a trade without a symbol. `code` is SQL.
     """
-    number = f"TRY_CAST(substr(trade_id, length({code}) + 2) AS BIGINT)"
-    return f"CASE WHEN symbol IS NOT NULL AND {number} >= 0 AND {text_of(code, number)} = trade_id THEN {number} END"
+    return f"""
+        SELECT * EXCLUDE (digits, parsed),
+            CASE WHEN parsed >= 0 AND parsed::VARCHAR = digits AND symbol IS NOT NULL THEN parsed END AS number
+        FROM (SELECT *, TRY_CAST(digits AS BIGINT) AS parsed FROM (
+            SELECT *, CASE WHEN starts_with(trade_id, concat({code}, '-')) THEN substr(trade_id, length({code}) + 2) END
+                AS digits FROM ({rows})))"""
 
 
 def text_of(code: str, number: str) -> str:
