@@ -1,7 +1,7 @@
 """One HTML page about the flows, from the tables, and from Kafka if it answers.
 
-`data` gathers the `figures`: `queries` and `freshness` aggregate them in DuckDB. `axes` divides time and values,
-`charts` draws, `formats` formats numbers, `page` renders the template and writes the file.
+`data` gathers the `figures`: `queries`, `freshness` and `gaps` aggregate them in DuckDB. `axes` divides time and
+values, `charts` draws, `formats` formats numbers, `page` renders the template and writes the file.
 """
 
 from k2flow.report.data import gather

@@ -25,6 +25,7 @@ from k2flow.report import queries
 from k2flow.report.axes import DAY_US, utc
 from k2flow.report.figures import Figures, FileStats, Unavailable, attempt
 from k2flow.report.freshness import LAYERS, Commit, commits, freshness
+from k2flow.report.gaps import exchange_gaps
 from k2flow.report.queries import ReportSource
 from k2flow.status.collector import StatusCollector
 from k2flow.status.flows import history
@@ -75,6 +76,7 @@ def gather(
             freshness=figure(lambda source: freshness(source, _commits(exchanges, found, since_us))),
             reasons=figure(queries.reasons),
             markets=figure(lambda source: queries.markets(source, symbols)),
+            gaps=figure(exchange_gaps),
             files={name: _files(loaded[name], layer, since_us) for name, layer in layers.items()},
         )
 

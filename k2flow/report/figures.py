@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from k2flow.errors import one_line
 from k2flow.exchange import Exchange
+from k2flow.gaps.find import Gap, SymbolGaps
 from k2flow.report.axes import Axis
 from k2flow.status.model import Status
 
@@ -102,6 +103,22 @@ class MarketCandles:
     outside: int
 
 
+@dataclass(frozen=True)
+class ExchangeGaps:
+    """The holes in one exchange's trade ids: by symbol, the largest ones, and the trades whose ids do not parse."""
+
+    exchange: str
+    symbols: Mapping[str, SymbolGaps]
+    largest: Sequence[Gap]
+    unparsed: int
+
+    @property
+    def holed(self) -> dict[str, SymbolGaps]:
+        """The symbols with holes, those that miss most first."""
+        holed = [(name, its) for name, its in self.symbols.items() if its.holes]
+        return dict(sorted(holed, key=lambda each: (-each[1].missing, each[0])))
+
+
 @dataclass(frozen=True, kw_only=True)
 class FileStats:
     """A table's snapshot and data files; `histogram` counts by n the files of 2^n up to 2^(n+1) bytes.
@@ -141,6 +158,7 @@ class Figures:
     freshness: Freshness | Unavailable | None
     reasons: Sequence[DeadLetterReason] | Unavailable
     markets: Sequence[MarketCandles] | Unavailable
+    gaps: Sequence[ExchangeGaps] | Unavailable
     files: Mapping[str, FileStats | Unavailable | None]
 
     def missing(self, layer: str) -> list[str]:

@@ -26,6 +26,7 @@ from k2flow.status.model import Level
 
 Value = TypeVar("Value")
 MAX_BARS = 20  # reasons that have a bar; the table has all of them
+MAX_SYMBOLS = 50  # rows of a table of symbols with holes
 
 
 def render(figures: Figures, audit_result: AuditReport | Unavailable | None) -> str:
@@ -43,6 +44,7 @@ def render(figures: Figures, audit_result: AuditReport | Unavailable | None) -> 
             colours={each.name: charts.colour(i) for i, each in enumerate(figures.exchanges)},
             status=status.exchanges if status else {},
             share=_share,
+            shown_symbols=MAX_SYMBOLS,
             summary=_summary(figures, audit_result),
             charts=_charts(figures),
         )

@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 from k2flow.cli import report as command
 from k2flow.cli.commands import app
 from k2flow.exchange import find_exchange
+from k2flow.gaps.find import TradeRange, find_gaps
 from k2flow.iceberg.ledger import KEY
 from k2flow.inspection import pinned as snapshots
 from k2flow.layers import GOLD_TABLE
@@ -149,6 +150,7 @@ def test_page_shows_the_content_of_the_tables(
     assert page.tips["chart-market-1"][0].endswith("open 64,000.5, high 64,000.5, low 64,000.5, close 64,000.5, "
                                                    "volume 0.001, 1 trades")  # fmt: skip
     assert "There are no trades of NONE." in page.sections["candles"]
+    assert_gaps(page, db)
     assert_files(page, lake)
     assert "All invariants hold." in page.sections["audit"]
     assert [(row[1], row[7], row[8]) for row in page.body("partitions")] == [(str(p), "0", "0") for p in range(3)]
@@ -282,6 +284,22 @@ def assert_candles(page: Page, db: duckdb.DuckDBPyConnection, chart: str, symbol
         ]
         expected.append(f"{formats.moment(int(str(at)) * step_us, True)}: {', '.join(texts)}, {values[-1]:,} trades")
     assert drawn == expected
+
+
+def assert_gaps(page: Page, db: duckdb.DuckDBPyConnection) -> None:
+    """The simulated market numbers its trades without holes, so dead letters are the holes."""
+    found = find_gaps(db, find_exchange("binance"), TradeRange())
+    holed = sorted(found.symbols.items(), key=lambda each: (-each[1].missing, each[0]))
+    assert page.body("gap-symbols-binance") == [
+        [name, f"{its.holes}", f"{its.missing}", f"{100 * its.share:.3g} %", f"{its.first}", f"{its.last}"]
+        for name, its in holed
+        if its.holes
+    ]
+    assert [row[:3] for row in page.body("gap-holes-binance")] == [
+        [gap.symbol, f"{gap.first}", f"{gap.last}"] for gap in found.gaps(largest=20)
+    ]
+    assert found.holes > 20
+    assert "There are no trades yet." in page.sections["gaps"]  # of kraken
 
 
 def assert_files(page: Page, lake: Lake) -> None:

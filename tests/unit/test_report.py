@@ -17,6 +17,7 @@ from markupsafe import Markup
 from k2flow.audit import AuditReport, Severity
 from k2flow.errors import QueryError, ReportError
 from k2flow.exchange import find_exchange
+from k2flow.gaps.find import Gap, SymbolGaps
 from k2flow.iceberg.ledger import CommittedRange, FormerTopic, Ledger
 from k2flow.layers import GOLD_TABLE
 from k2flow.report import check_writable, formats, queries, render, write
@@ -26,6 +27,7 @@ from k2flow.report.figures import (
     Candle,
     DeadLetterReason,
     Delays,
+    ExchangeGaps,
     Figures,
     FileStats,
     MarketCandles,
@@ -276,7 +278,7 @@ ALL_UNAVAILABLE = Figures(
     catalog=[("uri", "sqlite:///x.db")],
     exchanges=[find_exchange("binance"), find_exchange("kraken")],
     symbols=(),
-    **dict.fromkeys(("status", "rows", "ingested", "traded", "freshness", "reasons", "markets"), UNAVAILABLE),
+    **dict.fromkeys(("status", "rows", "ingested", "traded", "freshness", "reasons", "markets", "gaps"), UNAVAILABLE),
     files=dict.fromkeys([*find_exchange("binance").tables, *find_exchange("kraken").tables], UNAVAILABLE),
 )
 
@@ -285,7 +287,7 @@ def test_unavailable_figures_are_shown_in_their_sections() -> None:
     assert attempt(failing) == UNAVAILABLE
     page = render(ALL_UNAVAILABLE, UNAVAILABLE)
     assert page.startswith("<!DOCTYPE html>")
-    for section in ("flows", "throughput", "freshness", "candles", "dead-letters", "tables", "audit"):
+    for section in ("flows", "throughput", "freshness", "candles", "gaps", "dead-letters", "tables", "audit"):
         part = page[page.index(f'<section id="{section}"') :].partition("</section>")[0]
         assert "why it failed" in part, section
     assert "<svg" not in page
@@ -310,7 +312,7 @@ def test_missing_and_empty_tables_are_shown_in_their_sections() -> None:
     figures = replace(
         ALL_UNAVAILABLE,
         rows={"binance": dict.fromkeys(none, 0), "kraken": none},
-        ingested=None, traded=None, freshness=None, reasons=[], markets=[],
+        ingested=None, traded=None, freshness=None, reasons=[], markets=[], gaps=[],
         files={name: None if "kraken" in name else empty for name in ALL_UNAVAILABLE.files},
         symbols=["NO<b>"],
     )  # fmt: skip
@@ -331,12 +333,14 @@ def test_text_from_messages_is_escaped() -> None:
     """In tables, in charts, and in the audit's findings."""
     time = Axis(NOW_US, SECOND_US, 1)
     price = candle("1", "2", "0.5", "1")
+    hole = Gap(symbol=HOSTILE, first=2, last=3, after_us=NOW_US, before_us=None)
     figures = replace(
         ALL_UNAVAILABLE,
         catalog=[("uri", HOSTILE)],
         ingested=RowCounts(time, {"binance": [1], "kraken": [0]}, 3),
         reasons=[DeadLetterReason("binance", HOSTILE, 2, NOW_US, HOSTILE)],
         markets=[MarketCandles("binance", HOSTILE, 2, time, {0: price}, 1)],
+        gaps=[ExchangeGaps("binance", {HOSTILE: SymbolGaps(1, 2, 1, 4)}, [hole], 3)],
         files={**ALL_UNAVAILABLE.files, GOLD_TABLE: Unavailable(HOSTILE)},
     )
     found = AuditReport("2026-01-31T12:00:00+00:00")
@@ -344,7 +348,7 @@ def test_text_from_messages_is_escaped() -> None:
     page = render(figures, found)
     assert "An invariant is broken." in page
     assert "<script" not in page
-    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 12
+    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 14
     assert not set(HOSTILE[-4:]) & set(page)
     page.encode()
 
