@@ -1,8 +1,8 @@
 """The audit: whether all invariants hold in the tables, and where they are violated.
 
     Each Kafka offset is in exactly one Bronze row. Each Bronze row is in exactly one of Silver or the dead-letter
-    table. Each (exchange, message_id) of Silver is in Gold exactly once (twice only in different hours, at most one of
-    them within the hot window).
+    table. Each deduplication key of an exchange's Silver is in Gold exactly once (twice only in different hours, at
+    most one of them within the hot window).
 
 Together they are the conservation law: no message appears or disappears on its way. The modules, in the order of use:
 

@@ -132,7 +132,7 @@ def audit(
     """Check that no message was lost or duplicated.
 
     Each Kafka offset must be in exactly one Bronze row, each Bronze row in exactly one of Silver and the dead letters,
-    and each message id of Silver in Gold exactly once. It reads what is new since the last audit, or everything.
+    and each deduplication key of Silver in Gold once. It reads what is new since the last audit, or everything.
     Exit code: 0 if all invariants hold, 1 if one is broken, 2 if the audit is incomplete.
     """
     from k2flow.cli.audit import run_audit

@@ -183,7 +183,7 @@ class ExchangeSettings(BaseSettings):
     dlq_file_size_mb: int = Field(default=32, ge=1)
     """Target size of a dead-letter file, in MiB."""
     dedup_window_hours: int = Field(default=24, ge=1)
-    """Hours, back from the newest trade in Gold up to Kafka's time, in which a message_id is unique."""
+    """Hours, back from the newest trade in Gold up to Kafka's time, in which a deduplication key is unique."""
     batch_rows: int = Field(default=100_000, ge=1)
     """Messages per batch, at most."""
     batch_mb: int = Field(default=64, ge=1)

@@ -52,7 +52,7 @@ COMMITTED_AT = Gauge(
 )
 WORKER = ("exchange", "worker")
 SEEN_IDS = Gauge(
-    "k2flow_dedup_ids", "Message ids in a worker's deduplication index.", WORKER, multiprocess_mode="livesum"
+    "k2flow_dedup_ids", "Keys in a worker's deduplication index.", WORKER, multiprocess_mode="livesum"
 )
 SEEN_BYTES = Gauge(
     "k2flow_dedup_bytes", "Memory of a worker's deduplication index.", WORKER, multiprocess_mode="livesum"

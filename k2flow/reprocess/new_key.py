@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from pyiceberg.catalog import Catalog
 
 from k2flow.config.settings import Settings
-from k2flow.errors import FencedError, ReprocessError
+from k2flow.errors import FencedError
 from k2flow.exchange import Exchange
 from k2flow.failpoints import Point, reach
 from k2flow.iceberg.catalog import load_table
@@ -56,18 +56,17 @@ def set_new_key(
     dry_run: bool = False,
     progress: Progress = lambda name, more, total: None,
 ) -> NewKey:
-    """Replace the rows of `exchange` in Gold by those of the key that it declares.
+    """Replace the rows of `exchange` in Gold by those of the key that it declares; nothing if they have this key.
 
-    The flow must be stopped, unless it is a dry run. Raises ReprocessError if the rows have this key, and what
-    `reprocess` raises: after CommitError, the next call or start of the flow publishes a committed replacement.
+    The flow must be stopped, unless it is a dry run. Raises what `reprocess` raises: after CommitError, the next call
+    or start of the flow publishes a committed replacement.
     """
     if not dry_run:
         publish(catalog, exchange)
     gold = load_table(catalog, GOLD_TABLE).properties
     before = recorded_key(gold, exchange.name) or exchange.dedup_key
     if key_problem(gold, exchange) is None:
-        key = " and ".join(exchange.dedup_key)
-        raise ReprocessError(f"the rows of {exchange.name} in Gold have the key {key} that it declares: nothing to do")
+        return NewKey(exchange.name, before, exchange.dedup_key, 0, 0, published=False)
     change = _NewKey(catalog, settings, exchange, progress)
     found = change.planned() if dry_run else change.published(f"deduplication key {' and '.join(exchange.dedup_key)}")
     return NewKey(exchange.name, before, exchange.dedup_key, found.rows_removed, found.rows_added, not dry_run)

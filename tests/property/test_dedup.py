@@ -189,7 +189,7 @@ TRADES = st.tuples(*[st.sampled_from(["", "a", "1", "1:", "ab", "b", "2:ab", "é
     steps=st.lists(st.lists(st.tuples(TRADES, st.integers(0, 3)), max_size=30) | st.sampled_from(["commit", "restart"]))
 )
 def test_keys_of_two_columns_are_new_as_in_a_plain_set(workers: int, steps: list[object]) -> None:
-    """Of symbols and trade ids, some of which are equal when joined: also after a restart, from those in Gold."""
+    """Some symbols and trade ids are equal when joined. A restart reads the keys back from Gold."""
     flow, gold, accepted = Flow([], workers, WINDOW), set[tuple[str, str]](), set[tuple[str, str]]()
     for step in steps:
         match step:
