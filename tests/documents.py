@@ -164,7 +164,8 @@ def run(command: Sequence[str], settings: Mapping[str, str] = MappingProxyType({
     with as_a_process():
         os.environ.update(settings)
         done = CliRunner().invoke(app, list(command[1:]))
-    assert done.exit_code == 0, f"{shlex.join(command)}: {done.exception!r}\n{done.output}"
+    holes = command[1] == "gaps" and done.exit_code == 1  # trades that were dead letters
+    assert done.exit_code == 0 or holes, f"{shlex.join(command)}: {done.exception!r}\n{done.output}"
     return done.stdout
 
 

@@ -12,13 +12,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import typer
+from pyiceberg.catalog import Catalog
 
 import k2flow
 from k2flow.cli.commands import app
 from k2flow.sandbox.kafka.local import LocalKafka, free_port
-from tests.documents import ROOT, blocks
+from tests.documents import ROOT, blocks, documents
+from tests.gold import Gold
 from tests.unit.test_cli_help import PRINT_ALL_HELP
 
 pytestmark = [pytest.mark.xdist_group("package"), pytest.mark.timeout(600)]  # pip is slow on a busy machine
@@ -196,6 +200,7 @@ def test_wheel_runs_every_command(clean: Path, kafka: LocalKafka, tmp_path: Path
     expected = {
         "status coinbase": "gold_crypto_trades",
         "tables list": "bronze_coinbase_trades",
+        "gaps binance": "there are no trades of binance to check",
         "maintain": "nothing to do",
         "config": "K2FLOW_COINBASE_TOPIC",
         "dlq list coinbase": "coinbase",
@@ -211,3 +216,16 @@ def test_wheel_runs_every_command(clean: Path, kafka: LocalKafka, tmp_path: Path
     assert "all invariants hold" in run("audit coinbase")
     lines = [f"{line} " for line in (*ran, *expected)]
     assert not [command for command in COMMANDS if not any(line.startswith(f"{command} ") for line in lines)]
+
+
+def test_examples_with_pandas_run(clean: Path, catalog: Catalog, tmp_path: Path) -> None:
+    """Pandas is no extra of k2flow, and where it is installed, Arrow loads it: so it is here only."""
+    gold = Gold(catalog)
+    n = 100
+    symbol, ids = pa.array(["BTCUSD", "ETHUSD"] * (n // 2)), pa.array([f"KRAKEN-{i}" for i in range(n)])
+    gold.add("kraken", np.full(n, 490_000), symbol=symbol, trade_id=ids)
+    succeed([TOOLS / "uv", "pip", "install", "--python", clean / "python", "pandas>=2.2,<4"], tmp_path)
+    examples = [each for path in documents() for each in blocks(path) if "import pandas" in each.text]
+    assert examples
+    for each in examples:
+        succeed([clean / "python", "-c", each.text], tmp_path, K2FLOW_HOME=os.environ["K2FLOW_HOME"])
