@@ -78,7 +78,7 @@ def produce_trades(exchange: str | None, options: ProduceOptions, path: Path | N
             topic,
             settings.kafka,
             options,
-            lambda n: advance("sending", n, options.count * options.handlers),
+            lambda n: advance("sending", n, options.messages),
             found.dedup_key,
         )
     _show_manifest(manifest, path)
@@ -132,6 +132,9 @@ def _show_manifest(sent: Manifest, path: Path | None) -> None:
     rate = sent.sent / max(sent.seconds, 0.001)
     print(f"{sent.sent:,} messages to {sent.topic} in {sent.seconds:.1f} s ({rate:,.0f}/s), all acknowledged:")
     print(f"  {sent.silver:,} valid, {sent.silver - sent.originals:,} of them duplicates; {sent.dlq:,} bad")
+    if sent.handlers > 1:
+        key = " and ".join(sent.dedup_key)
+        print(f"  {sent.handlers} handlers, {sent.trades:,} trades: {sent.gold:,} rows in Gold by {key}")
     if path is not None:
         path.write_text(sent.to_json() + "\n", "utf-8")
         print(f"  manifest: {path}")

@@ -72,6 +72,11 @@ class ProduceOptions:
             if not holds:
                 raise ProduceError(rule)
 
+    @property
+    def messages(self) -> int:
+        """How many messages are sent."""
+        return self.handlers * (self.count - round(self.count * self.loss))
+
     def start_us(self) -> int:
         """Return the Kafka timestamp of the first message, in microseconds since 1970: a whole millisecond."""
         start = self.start or datetime.now(UTC) - timedelta(seconds=self.over_seconds or 0)
