@@ -20,6 +20,8 @@ from k2flow.errors import DataFileError, QueryError
 from k2flow.exchange import exchange_names
 from k2flow.iceberg.catalog import NAMESPACE, catalog_errors, find_table, open_catalog
 from k2flow.iceberg.deletes import applied_deletes, deletes_text
+from k2flow.layers import CANDLES_TABLE
+from k2flow.query.candles import candles_macro
 
 log = logging.getLogger(__name__)
 EXTENSIONS = ("avro", "iceberg")
@@ -35,8 +37,10 @@ def connect(as_of: AsOf | None = None) -> duckdb.DuckDBPyConnection:
     As long as the connection is open, each view reads one snapshot: the newest at the time of the call, or at `as_of`.
     A table that had no snapshot then is an empty view. Reading the view of a table is an error if its snapshots of that
     time have expired, if DuckDB cannot read it, or if another engine's equality deletes apply to it; the other views
-    work. Raises SettingsError, or CatalogError if the catalog or its storage failed. Raises QueryError if no table has
-    the snapshot `as_of`.
+    work. The table macro `candles(interval)` gives the candles of an interval from '1m' to '1d'.
+
+    Raises SettingsError, or CatalogError if the catalog or its storage failed. Raises QueryError if no table has the
+    snapshot `as_of`.
     """
     return connect_to(open_catalog(load_settings(exchange_names())), as_of)
 
@@ -85,6 +89,7 @@ def connect_tables(
             text = f"DuckDB cannot read {NAMESPACE}.{name}: {_line(error)}"
             _create_view(connection, name, f"SELECT t.* FROM (SELECT {columns}) t, {_raises(text)}")
     connection.execute(f"RESET VARIABLE {CREATING}")
+    connection.execute(candles_macro(CANDLES_TABLE in tables))
     return connection
 
 
