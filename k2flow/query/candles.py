@@ -15,7 +15,8 @@ def candles_macro(exists: bool) -> str:
     """
     if not exists:
         text = f"there is no table {NAMESPACE}.{CANDLES_TABLE}: start the flow `k2flow run candles`, and connect again"
-        return f"CREATE MACRO {MACRO}(\"interval\") AS TABLE FROM query(error('{text}'))"
+        # With the parameter in it, the error is not raised when the macro is created.
+        return f'CREATE MACRO {MACRO}("interval") AS TABLE FROM query(error(concat(\'{text}\', left("interval", 0))))'
     queries = " ".join(f"WHEN '{name}' THEN $${_query(minutes)}$$" for name, minutes in MINUTES.items())
     given, known = '"interval"::VARCHAR', ", ".join(MINUTES)
     error = f"error('{MACRO}: unknown interval ' || coalesce({given}, 'NULL') || ': known are {known}')"
