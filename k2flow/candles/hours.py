@@ -1,7 +1,7 @@
 """The candle table, an hour at a time: each hour is one data file."""
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -33,6 +33,17 @@ class Hour(NamedTuple):
         return pc.sum(self.candles.column("trades")).as_py() or 0
 
 
+class RecentHours(OrderedDict[Partition, Hour]):
+    """The hours kept last, with up to KEPT_CANDLES candles together, or one hour."""
+
+    def keep(self, partition: Partition, hour: Hour) -> None:
+        """Keep an hour, and forget those kept before it if there are too many candles."""
+        self[partition] = hour
+        self.move_to_end(partition)
+        while len(self) > 1 and sum(each.candles.num_rows for each in self.values()) > KEPT_CANDLES:
+            self.popitem(last=False)
+
+
 class CandleHours:
     """Reads and writes hours of the candle table, to which one process commits. Raises CatalogError, DataFileError."""
 
@@ -42,17 +53,15 @@ class CandleHours:
         table = load_table(catalog, CANDLES_TABLE)
         self._reader = FileReader.of_table(table, candles_definition())
         self._writer = DataFileWriter(table, candles_definition())
-        self._kept: OrderedDict[Partition, Hour] = OrderedDict()
+        self._kept = RecentHours()
 
-    def read(self, partitions: Iterable[Partition]) -> dict[Partition, Hour]:
-        """Return some hours as they were committed. An hour that the table lacks has no candles."""
-        wanted = list(partitions)
-        if unknown := [each for each in wanted if each not in self._kept]:
-            found = files_of(load_table(self._catalog, CANDLES_TABLE), unknown)
-            self.keep({partition: self._hour(found[partition]) for partition in unknown})
-        hours = {partition: self._kept[partition] for partition in wanted}
-        self._forget()
-        return hours
+    def read(self, partition: Partition) -> Hour:
+        """Return an hour as it was committed. One that the table lacks has no candles."""
+        if (hour := self._kept.get(partition)) is None:
+            found = files_of(load_table(self._catalog, CANDLES_TABLE), [partition])
+            hour = self._hour(found[partition])
+        self._kept.keep(partition, hour)
+        return hour
 
     def all_paths(self) -> dict[str, int]:
         """Return the paths of all files of the table, with their days since 1970."""
@@ -66,16 +75,12 @@ class CandleHours:
     def keep(self, hours: Mapping[Partition, Hour]) -> None:
         """Keep hours in memory, as they are now in the table."""
         for partition, hour in hours.items():
-            self._kept[partition] = hour
-            self._kept.move_to_end(partition)
+            self._kept.keep(partition, hour)
 
-    def forget_all(self) -> None:
-        """Forget all hours: the table was written anew."""
-        self._kept.clear()
-
-    def _forget(self) -> None:
-        while len(self._kept) > 1 and sum(hour.candles.num_rows for hour in self._kept.values()) > KEPT_CANDLES:
-            self._kept.popitem(last=False)
+    def forget(self, partitions: Collection[Partition] | None) -> None:
+        """Forget hours that are not in the table as they were; None: all."""
+        for partition in list(self._kept) if partitions is None else partitions:
+            self._kept.pop(partition, None)
 
     def _hour(self, files: Sequence[DataFile]) -> Hour:
         batches = [batch for file in files for batch in self._reader.read(file)]

@@ -14,7 +14,7 @@ import json
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from uuid import UUID
 
@@ -24,9 +24,9 @@ from pyiceberg.catalog import Catalog
 from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
 
-from k2flow.candles.aggregate import KEY, merge
+from k2flow.candles.aggregate import KEY, Merged, merge
 from k2flow.candles.gold import GoldTrades
-from k2flow.candles.hours import CandleHours, Hour
+from k2flow.candles.hours import CandleHours, Hour, RecentHours
 from k2flow.iceberg.changes import Changes, Partition, Position, changes, files_of
 from k2flow.iceberg.ledger import CommittedRange, Ledger
 from k2flow.iceberg.manifests import partition_values
@@ -39,6 +39,10 @@ SOURCE_KEY = "k2flow.source"
 """The property with the state of Gold that the candles are of: its uuid and its snapshot's sequence number, in JSON."""
 
 
+MAX_TRADES = 100_000_000
+"""New trades of one commit, about: maintenance may delete files that wait longer for theirs, see flow.sink."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class CandleUpdate:
     """One commit of the candle table: the files to add, and those to remove, with their days since 1970."""
@@ -46,8 +50,8 @@ class CandleUpdate:
     source: Position  # the state of Gold that the table has afterwards
     files: Sequence[DataFile] = ()
     removed: Mapping[str, int] = field(default_factory=dict)
-    hours: Mapping[Partition, Hour] = field(default_factory=dict)  # as they are then
-    whole: bool = False  # whether all hours are new
+    changed: Collection[Partition] | None = ()  # the hours that are not as before; None: all
+    hours: Mapping[Partition, Hour] = field(default_factory=dict)  # some of them, as they are afterwards
     began: float = 0.0  # when its first file may have been written, by the monotonic clock
     gold_committed_ms: int | None = None  # the time of Gold's first commit that the table did not have
 
@@ -81,11 +85,15 @@ class CandleTable:
         self._hours = CandleHours(catalog)
 
     def update(self, gold: Table) -> CandleUpdate | None:
-        """Return the update to Gold as it was loaded; None if the table has this state already. Writes data files."""
-        if self.position is not None and self.position == _state(gold, self.position.rows):
+        """Return an update towards Gold as it was loaded; None if the table has this state already. Writes data files.
+
+        It takes about MAX_TRADES new trades at most, those with the earliest sequence numbers.
+        """
+        now = gold.metadata.table_uuid, number_of(gold)
+        if self.position and now == (self.position.table_uuid, self.position.sequence_number):
             return None
         began = time.monotonic()
-        feed = changes(gold, self.position, self._trades_in)
+        feed = changes(gold, self.position, self._trades_in, MAX_TRADES)
         trades = GoldTrades(gold)
         update = self._whole(feed, trades) if feed.whole else self._changed(feed, gold, trades)
         return replace(update, began=began, gold_committed_ms=_first_commit_ms(gold, self.position))
@@ -93,12 +101,11 @@ class CandleTable:
     def on_committed(self, update: CandleUpdate) -> None:
         """Note that an update is in the table."""
         self.position = update.source
-        if update.whole:
-            self._hours.forget_all()
+        self._hours.forget(update.changed)
         self._hours.keep(update.hours)
 
     def _trades_in(self, partition: Partition) -> int:
-        return self._hours.read([partition])[partition].trades
+        return self._hours.read(partition).trades
 
     def _whole(self, feed: Changes, trades: GoldTrades) -> CandleUpdate:
         """Compute all hours anew, one after the other."""
@@ -110,42 +117,47 @@ class CandleTable:
             candles = trades.candles(files, partition)
             _warn_of_overflows(candles)
             added += self._hours.write(candles)
-        return CandleUpdate(source=feed.position, files=added, removed=removed, whole=True)
+        return CandleUpdate(source=feed.position, files=added, removed=removed, changed=None)
 
     def _changed(self, feed: Changes, gold: Table, trades: GoldTrades) -> CandleUpdate:
         """Merge new trades with the hours they belong to, and compute replaced hours anew."""
         added: list[DataFile] = []
         removed: dict[str, int] = {}
-        hours: dict[Partition, Hour] = {}
+        changed: list[Partition] = []
+        hours = RecentHours()
         for partition, candles, old in self._new_hours(feed, gold, trades):
             _warn_of_overflows(candles)
             files = self._hours.write(candles)
             added += files
-            removed |= dict.fromkeys(old.paths, partition[0])
-            hours[partition] = Hour(candles, tuple(file.file_path for file in files))
-        return CandleUpdate(source=feed.position, files=added, removed=removed, hours=hours)
+            removed.update((path, partition[0]) for path in old.paths)
+            changed.append(partition)
+            hours.keep(partition, Hour(candles, tuple(file.file_path for file in files)))
+        return CandleUpdate(source=feed.position, files=added, removed=removed, changed=changed, hours=hours)
 
     def _new_hours(
         self, feed: Changes, gold: Table, trades: GoldTrades
     ) -> Iterator[tuple[Partition, pa.RecordBatch, Hour]]:
         """Yield each hour whose candles change: its partition, its new candles, and the hour as it was."""
         for partition, files in _by_partition(feed.appended):
-            old = self._hours.read([partition])[partition]
-            yield partition, _with_new(old, trades.candles(files, partition), partition, gold, trades), old
+            old = self._hours.read(partition)
+            candles, ambiguous = _with_new(old, trades.candles(files, partition))
+            if ambiguous:
+                every = files_of(gold, [partition], feed.position.sequence_number)
+                candles = trades.candles(every[partition], partition)
+            yield partition, candles, old
         for partition, all_files in feed.replaced.items():
-            old = self._hours.read([partition])[partition]
+            old = self._hours.read(partition)
             candles = trades.candles(all_files, partition)
             if not _same(candles, old.candles):
                 yield partition, candles, old
 
 
-def _with_new(old: Hour, new: pa.RecordBatch, partition: Partition, gold: Table, trades: GoldTrades) -> pa.RecordBatch:
-    """Return the candles of an hour with those of new trades."""
+def _with_new(old: Hour, new: pa.RecordBatch) -> Merged:
+    """Return the candles of an hour merged with those of new trades."""
     touched = pc.is_in(old.candles.column("open_time"), pc.unique(new.column("open_time")))
     merged = merge(pa.concat_batches([old.candles.filter(touched), new]))
-    if merged.ambiguous:
-        return trades.candles(files_of(gold, [partition])[partition], partition)
-    return pa.concat_batches([old.candles.filter(pc.invert(touched)), merged.candles])
+    untouched = old.candles.filter(pc.invert(touched))
+    return Merged(pa.concat_batches([untouched, merged.candles]), merged.ambiguous)
 
 
 def _same(one: pa.RecordBatch, other: pa.RecordBatch) -> bool:
@@ -163,9 +175,10 @@ def _by_partition(files: Sequence[DataFile]) -> list[tuple[Partition, list[DataF
     return sorted(found.items())
 
 
-def _state(gold: Table, rows: int) -> Position:
-    snapshot = gold.current_snapshot()
-    return Position(gold.metadata.table_uuid, (snapshot.sequence_number or 0) if snapshot else 0, rows)
+def number_of(table: Table) -> int:
+    """Return the sequence number of a table's current snapshot; 0 without one."""
+    snapshot = table.current_snapshot()
+    return (snapshot.sequence_number or 0) if snapshot else 0
 
 
 def _first_commit_ms(gold: Table, after: Position | None) -> int | None:

@@ -9,7 +9,6 @@ docs/adr/0026-candles-are-a-function-of-gold.md.
 
 import logging
 import time
-from dataclasses import replace
 from datetime import datetime
 
 import bytewax.operators as op
@@ -28,7 +27,7 @@ from tenacity import (
 )
 from typing_extensions import override
 
-from k2flow.candles.updating import NAME, CandleTable, CandleUpdate, position_of
+from k2flow.candles.updating import NAME, CandleTable, CandleUpdate, number_of, position_of
 from k2flow.compat.pyiceberg.metadata_cache import install_metadata_cache
 from k2flow.errors import CatalogError, CommitError, HeadMovedError, SettingsError
 from k2flow.failpoints import Point, arm, reach
@@ -37,10 +36,8 @@ from k2flow.flow.first_error import record_first_error
 from k2flow.flow.process import Process
 from k2flow.flow.runtime import install_runner
 from k2flow.flow.sink import check_age
-from k2flow.iceberg import ledger as ledgers
 from k2flow.iceberg.catalog import OUTAGES, load_table
 from k2flow.iceberg.commit import RETRY_SECONDS, Committer
-from k2flow.iceberg.head import head_problem
 from k2flow.iceberg.tables import candles_definition, create, gold_definition
 from k2flow.layers import CANDLES_TABLE, GOLD_TABLE
 from k2flow.observability import metrics, tracing
@@ -53,13 +50,15 @@ Item = tuple[str, CandleUpdate | None]
 
 
 class CandlesProcess(Process):
-    """The process of the candles flow. `open` fences earlier writers and sets `committer` and `candles`."""
+    """The process of the candles flow. `fence` sets its members."""
 
     committer: Committer
     candles: CandleTable
+    began_at: int  # Gold's sequence number then
 
     def __init__(self) -> None:
         super().__init__(NAME)
+        self.fenced = False
 
     @property
     @override
@@ -73,7 +72,7 @@ class CandlesProcess(Process):
 
     @override
     def open(self, workers: int) -> None:
-        """Create the tables, and read which Gold the candles are of. Raises SettingsError for several workers.
+        """Create the tables. Raises SettingsError for several workers.
 
         Raises CatalogError, TableDiffersError, LostTableError, CommitError.
         """
@@ -89,20 +88,12 @@ class CandlesProcess(Process):
 
     def fence(self) -> None:
         """Fence earlier writers. The candles are computed anew if main was moved, or Gold is another table."""
-        table, gold = load_table(self.catalog, CANDLES_TABLE), load_table(self.catalog, GOLD_TABLE)
-        ledger = ledgers.read(table.properties, NAME, GOLD_TABLE)
-        if problem := head_problem(table.metadata, NAME, ledger):
-            log.warning("%s: its main branch was moved: %s; all candles are computed anew", CANDLES_TABLE, problem)
-        self.committer = Committer(
-            self.catalog,
-            CANDLES_TABLE,
-            NAME,
-            GOLD_TABLE,
-            after_rollback="accept",
-            of_log=lambda ledger: replace(ledger, partitions={}) if problem else ledger,
-        )
+        gold = load_table(self.catalog, GOLD_TABLE)
+        self.committer = Committer(self.catalog, CANDLES_TABLE, NAME, GOLD_TABLE, after_rollback="recompute")
         self.committer.fence(str(gold.metadata.table_uuid))
         self.candles = CandleTable(self.catalog, position_of(self.committer.ledger))
+        self.began_at = number_of(gold)
+        self.fenced = True
 
     def update(self) -> CandleUpdate | None:
         """Return the update of the candles to Gold as it is now, see `CandleTable.update`.
@@ -157,6 +148,7 @@ class GoldSourcePartition(StatelessSourcePartition[Item]):
 
     def __init__(self, process: CandlesProcess) -> None:
         self._process = process
+        self._until_caught_up = process.settings.until_caught_up
         self._begun = self._caught_up = False
         self._next_look = self._next_update = time.monotonic()
 
@@ -168,6 +160,8 @@ class GoldSourcePartition(StatelessSourcePartition[Item]):
         if not self._begun:
             self._begun = True
             return [(CANDLES_TABLE, None)]
+        if not process.fenced:
+            return []
         if not self._caught_up:
             process.stop.wait(max(self._next_look, self._next_update) - time.monotonic())
         if process.stop.is_set() or self._caught_up:
@@ -178,10 +172,11 @@ class GoldSourcePartition(StatelessSourcePartition[Item]):
         tracing.begin_batch()
         with tracing.span("compute", table=CANDLES_TABLE):
             update = process.update()
-        self._caught_up = process.settings.until_caught_up
         if update is None:
+            self._caught_up = self._until_caught_up
             return []
-        self._next_update = time.monotonic() + process.trigger_seconds
+        self._caught_up = self._until_caught_up and update.source.sequence_number >= process.began_at
+        self._next_update = time.monotonic() + (0 if self._until_caught_up else process.trigger_seconds)
         reach(Point.SOURCE_EMITTED)
         return [(CANDLES_TABLE, update)]
 
@@ -229,7 +224,7 @@ class CandlesSinkPartition(StatefulSinkPartition[CandleUpdate | None, None]):
         update, self._update = self._update, None
         if update is None:
             return
-        check_age(CANDLES_TABLE, update.began, "compute the candles while maintenance is stopped, and start again")
+        check_age(CANDLES_TABLE, update.began, "start again, on a machine with less to do")
         began = time.monotonic()
         reach(Point.EPOCH_COMPLETE)
         try:

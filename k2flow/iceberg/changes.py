@@ -8,11 +8,16 @@ since then, whatever maintenance did and however many snapshots have expired.
 A compacted file above the number may also hold rows from before it. So its partition counts as replaced: a sum of
 rows must read it again. A commit of k2flow that removes rows lists their partitions in a table property.
 Other removals show in the number of rows: then the table must be read whole.
+
+A consumer may read the changes in parts of ascending sequence numbers. What compaction moved to a later number, it gets
+with that number. So it has the table's rows once it has read all parts.
 """
 
 import json
+import math
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 from uuid import UUID
 
@@ -55,12 +60,15 @@ class Changes:
     whole: str | None = None
 
 
-def changes(table: Table, after: Position | None, rows_in: Callable[[Partition], int]) -> Changes:
+def changes(
+    table: Table, after: Position | None, rows_in: Callable[[Partition], int], max_rows: int | None = None
+) -> Changes:
     """Return the changes of a table, as it was loaded, since `after`; None: since it was created.
 
-    `rows_in` returns how many rows the consumer has read of a partition. It is asked for replaced partitions only.
-    Reads the manifests that were written since, and those of replaced partitions. Raises CatalogError, and CommitError
-    if the property is damaged.
+    `rows_in` returns how many rows the consumer has read of a partition. It is asked for replaced partitions only. With
+    `max_rows`, the changes end at the sequence number at which that many new rows are reached. Reads the manifests that
+    were written since, and those of replaced partitions. Raises CatalogError, and CommitError if the property is
+    damaged.
     """
     with catalog_errors():
         manifests = [each for each in data_manifests(table) if has_live_files(each)]
@@ -69,9 +77,9 @@ def changes(table: Table, after: Position | None, rows_in: Callable[[Partition],
         number = (snapshot.sequence_number or 0) if snapshot else 0
         now = Position(table.metadata.table_uuid, number, rows)
         if after is None or after.table_uuid != now.table_uuid:
-            return _whole(table, manifests, now, "it was not read before")
+            return _whole(table, manifests, now, max_rows, "it was not read before")
         if number < after.sequence_number:
-            return _whole(table, manifests, now, "it went back to an earlier snapshot")
+            return _whole(table, manifests, now, max_rows, "it went back to an earlier snapshot")
         new = [
             entry
             for manifest in manifests
@@ -79,31 +87,36 @@ def changes(table: Table, after: Position | None, rows_in: Callable[[Partition],
             for entry in manifest.fetch_manifest_entry(table.io)
             if _number(entry) > after.sequence_number
         ]
+        part, position = _first_part(new, now, max_rows)
         replaced = _replaced_since(table.metadata, after.sequence_number)
         if replaced is None:
-            return _whole(table, manifests, now, "many of its partitions were replaced")
+            return _whole(table, manifests, now, max_rows, "many of its partitions were replaced")
         replaced.update(partition_values(entry.data_file) for entry in new if _is_rewritten(entry))
-        appended = [entry.data_file for entry in new if partition_values(entry.data_file) not in replaced]
-        files = _files_of(table, manifests, replaced)
-        other_rows = rows - _rows(file for some in (appended, *files.values()) for file in some)
+        appended = [entry.data_file for entry in part if partition_values(entry.data_file) not in replaced]
+        files = _files_of(table, manifests, replaced, position.sequence_number)
+        other_rows = position.rows - _rows(file for some in (appended, *files.values()) for file in some)
         if other_rows != after.rows - sum(map(rows_in, replaced)):
-            return _whole(table, manifests, now, "another program removed rows, or restored an earlier state")
-        return Changes(now, [without_statistics(file) for file in appended], files)
+            return _whole(table, manifests, now, max_rows, "another program removed rows, or restored an earlier state")
+        return Changes(position, [without_statistics(file) for file in appended], files)
 
 
-def files_of(table: Table, partitions: Collection[Partition] | None = None) -> dict[Partition, list[DataFile]]:
+def files_of(
+    table: Table, partitions: Collection[Partition] | None = None, until: float = math.inf
+) -> dict[Partition, list[DataFile]]:
     """Return the data files of some partitions of a table, as it was loaded, without statistics; None: of all.
 
-    Reads the manifests of their days. Raises CatalogError.
+    Only files with a sequence number up to `until` are returned. Reads the manifests of their days. Raises
+    CatalogError.
     """
     with catalog_errors():
         manifests = [each for each in data_manifests(table) if has_live_files(each)]
         if partitions is not None:
-            return _files_of(table, manifests, partitions)
-        found: dict[Partition, list[DataFile]] = {}
+            return _files_of(table, manifests, partitions, until)
+        found: dict[Partition, list[DataFile]] = defaultdict(list)
         for manifest in manifests:
             for entry in manifest.fetch_manifest_entry(table.io):
-                found.setdefault(partition_values(entry.data_file), []).append(without_statistics(entry.data_file))
+                if _number(entry) <= until:
+                    found[partition_values(entry.data_file)].append(without_statistics(entry.data_file))
         return found
 
 
@@ -151,20 +164,37 @@ def _replaced_since(metadata: TableMetadata, number: int) -> set[Partition] | No
     return {partition for commit, partitions in noted.commits if commit > number for partition in partitions}
 
 
-def _whole(table: Table, manifests: Sequence[ManifestFile], position: Position, why: str) -> Changes:
-    entries = [entry for manifest in manifests for entry in manifest.fetch_manifest_entry(table.io)]
+def _first_part(
+    entries: Sequence[ManifestEntry], position: Position, max_rows: int | None
+) -> tuple[Sequence[ManifestEntry], Position]:
+    """Return the first new entries with about `max_rows` rows, and the position after them; None: all of them."""
+    rows = 0
+    ordered = sorted(entries, key=_number)
+    for i, entry in enumerate(ordered):
+        if max_rows is not None and rows >= max_rows and _number(entry) > _number(ordered[i - 1]):
+            left = sum(each.data_file.record_count for each in ordered[i:])
+            return ordered[:i], replace(position, sequence_number=_number(ordered[i - 1]), rows=position.rows - left)
+        rows += entry.data_file.record_count
+    return entries, position
+
+
+def _whole(
+    table: Table, manifests: Sequence[ManifestFile], position: Position, max_rows: int | None, why: str
+) -> Changes:
+    every = [entry for manifest in manifests for entry in manifest.fetch_manifest_entry(table.io)]
+    entries, position = _first_part(every, position, max_rows)
     return Changes(position, [without_statistics(entry.data_file) for entry in entries], whole=why)
 
 
 def _files_of(
-    table: Table, manifests: Sequence[ManifestFile], partitions: Collection[Partition]
+    table: Table, manifests: Sequence[ManifestFile], partitions: Collection[Partition], until: float
 ) -> dict[Partition, list[DataFile]]:
     found: dict[Partition, list[DataFile]] = {partition: [] for partition in sorted(partitions)}
     days = {partition[0] for partition in partitions}
     for manifest in manifests:
         if any(day in days_of(manifest) for day in days):
             for entry in manifest.fetch_manifest_entry(table.io):
-                if (partition := partition_values(entry.data_file)) in found:
+                if (partition := partition_values(entry.data_file)) in found and _number(entry) <= until:
                     found[partition].append(without_statistics(entry.data_file))
     return found
 

@@ -23,7 +23,7 @@ from k2flow.iceberg.ledger import KEY, CommittedRange, Evidence, Ledger, parse
 from k2flow.iceberg.snapshots import KEEP_SNAPSHOTS
 
 log = logging.getLogger(__name__)
-AfterRollback = Literal["stop", "reread", "accept"]
+AfterRollback = Literal["stop", "reread", "accept", "recompute"]
 """What to do with a table whose head was moved."""
 CARRY_AFTER = KEEP_SNAPSHOTS // 2
 """Snapshots after a copy of a ledger until another one carries it on."""
@@ -107,13 +107,17 @@ def reconcile(
     - `stop`: HeadMovedError, which names the offsets of both.
     - `reread`: the offsets of the head's own snapshot. The flow reads from there again.
     - `accept`: the ledger's offsets; those without rows are `lost` in its evidence.
+    - `recompute`: no offsets, for a table whose rows are all computed anew from another one.
 
-    With neither of the last two does the flow read an offset whose rows the table has. Raises CommitError.
+    With neither `reread` nor `accept` does the flow read an offset whose rows the table has. Raises CommitError.
     """
     head = newest_copy(metadata, exchange)
     if not _moved(metadata, exchange, ledger, head):
         return ledger
     differences = _differences(ledger, head)
+    if after_rollback == "recompute":
+        log.warning("%s: its main branch was moved: %s; its rows are computed anew", name, differences)
+        return replace(ledger, partitions={}, evidence=Evidence())
     if after_rollback == "stop" or (after_rollback == "reread" and head.mixed):
         raise HeadMovedError(_advice(name, exchange, differences, head))
     log.warning("%s: %s; continuing, as AFTER_ROLLBACK=%s says", name, differences, after_rollback)

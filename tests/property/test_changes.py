@@ -35,7 +35,9 @@ STEPS = 25
 def ids_of(files: Iterable[DataFile]) -> Counter[str]:
     found: Counter[str] = Counter()
     for file in files:
-        found.update(pq.read_table(path_of(file.file_path), columns=["message_id"])["message_id"].to_pylist())
+        found.update(
+            pq.read_table(path_of(file.file_path), columns=["message_id"], partitioning=None)["message_id"].to_pylist()
+        )
     return found
 
 
@@ -51,10 +53,11 @@ class Consumer:
         self._after: Position | None = None
         self._ids: dict[tuple[int, ...], Counter[str]] = {}
         self.whole: list[str] = []
+        self.at_end = False
         self.files = 0
 
-    def read(self, table: Table) -> Counter[str]:
-        found = changes(table, self._after, lambda partition: self._ids.get(partition, Counter()).total())
+    def read(self, table: Table, max_rows: int | None = None) -> Counter[str]:
+        found = changes(table, self._after, lambda partition: self._ids.get(partition, Counter()).total(), max_rows)
         if found.whole:
             self.whole.append(found.whole)
             self._ids = {}
@@ -62,6 +65,7 @@ class Consumer:
             self._ids.setdefault(partition_values(file), Counter()).update(ids_of([file]))
         self._ids |= {partition: ids_of(files) for partition, files in found.replaced.items()}
         self._after = found.position
+        self.at_end = found.position.sequence_number == (table.current_snapshot().sequence_number or 0)
         self.files = len(found.appended) + sum(map(len, found.replaced.values()))
         return sum(self._ids.values(), Counter())
 
@@ -106,7 +110,9 @@ class History:
     def replace_rows(self) -> None:
         """Remove a row of some files, as `k2flow reprocess` does: perhaps no row is left."""
         if files := self._some_files():
-            rows = pa.concat_tables(pq.read_table(path_of(live.file.file_path)) for live in files).slice(1)
+            rows = pa.concat_tables(
+                pq.read_table(path_of(live.file.file_path), partitioning=None) for live in files
+            ).slice(1)
             writer = DataFileWriter(self.table(), self.gold.definition)
             batches = rows.cast(GOLD.arrow_schema).combine_chunks().to_batches()
             self._rewrite(Operation.OVERWRITE, files, [file for batch in batches for file in writer.write(batch)])
@@ -160,6 +166,25 @@ def test_consumers_hold_the_rows_of_the_table(catalog: Catalog, seed: int, numbe
         assert consumer.read(history.table()) == rows_of(history.table())
         if number % 2 == 0:  # no commit of k2flow makes a consumer start from the beginning
             assert consumer.whole == ["it was not read before"]
+
+
+@pytest.mark.parametrize("number", [0, 1, *(pytest.param(n, marks=pytest.mark.slow) for n in range(2, 6))])
+def test_a_consumer_may_read_in_parts(catalog: Catalog, seed: int, number: int) -> None:
+    """After the last part it holds the rows of the table, though commits come between the parts."""
+    chance = random.Random(seed + number)
+    history, consumer = History(catalog, seed + number), Consumer()
+    for _ in range(STEPS):
+        history.step((*history.own, *history.foreign) if number % 2 else history.own)
+        if chance.random() < 0.7:
+            found = consumer.read(history.table(), max_rows=chance.randint(1, 6))
+            assert not consumer.at_end or found == rows_of(history.table())
+    for _ in range(1_000):
+        found = consumer.read(history.table(), max_rows=chance.randint(1, 6))
+        if consumer.at_end:
+            break
+    assert found == rows_of(history.table())
+    if number % 2 == 0:
+        assert consumer.whole == ["it was not read before"]
 
 
 def test_compaction_of_old_rows_is_no_change(catalog: Catalog, seed: int) -> None:
