@@ -16,7 +16,7 @@ from pyiceberg.table import Table
 from k2flow.config.settings import Settings, mask
 from k2flow.exchange import Exchange
 from k2flow.iceberg.catalog import configured, default_properties, find_table
-from k2flow.layers import Layer
+from k2flow.layers import CANDLES, CANDLES_TABLE, Layer
 from k2flow.maintain.actions import target_bytes
 from k2flow.maintain.plans import is_small, live_files
 from k2flow.query.connection import connect_tables, limit_memory
@@ -53,9 +53,10 @@ def gather(
     """
     created_us = time.time_ns() // 1000
     layers = {name: layer for exchange in exchanges for name, layer in exchange.layer_by_table.items()}
+    layers[CANDLES_TABLE] = CANDLES
     loaded = {name: attempt(partial(find_table, catalog, name)) for name in layers}
     found = {name: table for name, table in loaded.items() if isinstance(table, Table)}
-    status = attempt(lambda: StatusCollector(catalog, settings, exchanges).collect())
+    status = attempt(lambda: StatusCollector(catalog, settings, exchanges, candles=True).collect())
     with _connection(found, since_us) as db:
 
         def figure(query: Callable[[ReportSource], T]) -> T | Unavailable:

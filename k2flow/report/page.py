@@ -43,6 +43,7 @@ def render(figures: Figures, audit_result: AuditReport | Unavailable | None) -> 
             layers=[layer.name for layer in LAYERS],
             colours={each.name: charts.colour(i) for i, each in enumerate(figures.exchanges)},
             status=status.exchanges if status else {},
+            candles=status.candles if status else None,
             share=_share,
             shown_symbols=MAX_SYMBOLS,
             summary=_summary(figures, audit_result),

@@ -9,9 +9,9 @@ from typing import Any
 import duckdb
 
 from k2flow.exchange import Exchange
-from k2flow.layers import BRONZE, DLQ, GOLD, GOLD_TABLE, SILVER, Layer
+from k2flow.layers import BRONZE, CANDLES, CANDLES_TABLE, DLQ, GOLD, GOLD_TABLE, SILVER, Layer
 from k2flow.query.connection import query_errors, string_literal
-from k2flow.report.axes import SECOND_US, Axis, axis, utc, without_outliers
+from k2flow.report.axes import MILLISECOND_US, MINUTE_US, SECOND_US, Axis, axis, utc, without_outliers
 from k2flow.report.figures import Candle, DeadLetterReason, MarketCandles, RowCounts
 
 MAX_BARS, MAX_CANDLES = 120, 200
@@ -41,8 +41,12 @@ class ReportSource:
 
     def gold(self, columns: str) -> str:
         """Return SQL for columns of the exchanges' rows in Gold."""
+        return f"SELECT {columns} FROM {GOLD_TABLE} WHERE {self.of_exchanges(GOLD)}"
+
+    def of_exchanges(self, layer: Layer) -> str:
+        """Return an SQL condition on the rows of a table of all exchanges: those of these, and recent."""
         codes = ", ".join(string_literal(each.code) for each in self.exchanges)
-        return f"SELECT {columns} FROM {GOLD_TABLE} WHERE exchange IN ({codes}) AND {self.recent(GOLD)}"
+        return f"exchange IN ({codes}) AND {self.recent(layer)}"
 
     def recent(self, layer: Layer) -> str:
         """Return an SQL condition on the rows of a layer's table. DuckDB skips manifests and files by it."""
@@ -164,34 +168,54 @@ def reasons(source: ReportSource) -> list[DeadLetterReason]:
 
 
 def markets(source: ReportSource, symbols: Sequence[str]) -> list[MarketCandles]:
-    """Return candles of `symbols` at each exchange, or of the most traded markets; most traded first."""
-    if GOLD_TABLE not in source.tables:
-        return []
-    wanted, most = (" AND list_contains($symbols, symbol)", "") if symbols else ("", f" LIMIT {MARKETS}")
+    """Return candles of `symbols` at each exchange, or of the most traded markets; most traded first.
+
+    They come from the table of one-minute candles, or from Gold while that table is missing or empty.
+    """
+    for layer, rows, shortest_us in ((CANDLES, _MINUTES, MINUTE_US), (GOLD, _TRADES, MILLISECOND_US)):
+        if layer.table_pattern in source.tables:
+            found = _markets(source, f"SELECT * FROM ({rows}) WHERE {source.of_exchanges(layer)}", symbols, shortest_us)
+            if found:
+                return found
+    return []
+
+
+_TRADES = f"""SELECT *, "timestamp" AS moment, price AS open, price AS high, price AS low, price AS close,
+    quantity AS volume, 1 AS trades, ("timestamp", length(trade_id), trade_id, message_id) AS place FROM {GOLD_TABLE}"""
+_MINUTES = f"SELECT *, open_time AS moment, open_time AS place FROM {CANDLES_TABLE}"
+_KNOWN = " AND ".join(f"{column} IS NOT NULL" for column in ("open", "high", "low", "close", "volume", "trades"))
+"""Another engine may have left values out."""
+
+
+def _markets(source: ReportSource, rows: str, symbols: Sequence[str], shortest_us: int) -> list[MarketCandles]:
+    """Return candles of rows that are candles themselves: of a trade, or of a minute."""
+    wanted, most = (" WHERE list_contains($symbols, symbol)", "") if symbols else ("", f" LIMIT {MARKETS}")
     chosen = source.fetch(
-        f"{source.gold('exchange, symbol')}{wanted} GROUP BY ALL ORDER BY count(*) DESC, exchange, symbol{most}",
+        f"SELECT exchange, symbol FROM ({rows}){wanted} GROUP BY ALL ORDER BY sum(trades) DESC, exchange, symbol{most}",
         **({"symbols": list(symbols)} if symbols else {}),
     )
     names = {each.code: each.name for each in source.exchanges}
-    found = [_market(source, names[code], code, symbol) for code, symbol in chosen]
+    found = [_market(source, rows, names[code], code, symbol, shortest_us) for code, symbol in chosen]
     return [each for each in found if each]
 
 
-def _market(source: ReportSource, exchange: str, code: str, symbol: str) -> MarketCandles | None:
-    known = "price IS NOT NULL AND quantity IS NOT NULL"  # another engine may have left them out
-    rows = f"FROM {GOLD_TABLE} WHERE exchange = $code AND symbol = $symbol AND {known} AND {source.recent(GOLD)}"
-    bounds = _bounds(source, f'SELECT "timestamp" AS moment {rows}', code=code, symbol=symbol)
+def _market(
+    source: ReportSource, rows: str, exchange: str, code: str, symbol: str, shortest_us: int
+) -> MarketCandles | None:
+    own = f"SELECT * FROM ({rows}) WHERE exchange = $code AND symbol = $symbol AND {_KNOWN}"
+    bounds = _bounds(source, own, code=code, symbol=symbol)
     if bounds is None:
         return None
-    first, last, total = bounds
-    time = axis(first, last, MAX_CANDLES)
+    first, last, _ = bounds
+    time = axis(first, last, MAX_CANDLES, shortest_us)
     sums = source.fetch(
-        f'SELECT (epoch_us("timestamp") - $begin) // $step, arg_min(price, ("timestamp", trade_id)), max(price), '
-        f'min(price), arg_max(price, ("timestamp", trade_id)), sum(quantity), count(*) {rows} '
-        'AND "timestamp" >= make_timestamptz($begin) AND "timestamp" < make_timestamptz($end) GROUP BY 1 ORDER BY 1',
+        "SELECT (epoch_us(moment) - $begin) // $step, arg_min(open, place), max(high), min(low), "
+        f"arg_max(close, place), sum(volume), sum(trades)::BIGINT FROM ({own}) "
+        "WHERE moment >= make_timestamptz($begin) AND moment < make_timestamptz($end) GROUP BY 1 ORDER BY 1",
         **_steps(time),
         code=code,
         symbol=symbol,
     )
+    total = source.fetch(f"SELECT sum(trades)::BIGINT FROM ({own})", code=code, symbol=symbol)[0][0]
     candles = {step: Candle(*values) for step, *values in sums}
     return MarketCandles(exchange, symbol, total, time, candles, total - sum(each.trades for each in candles.values()))

@@ -23,7 +23,7 @@ from k2flow.errors import CatalogError
 from k2flow.exchange import exchange_names, find_exchange
 from k2flow.iceberg.catalog import load_table, open_catalog
 from k2flow.iceberg.ledger import read
-from k2flow.layers import GOLD_TABLE
+from k2flow.layers import CANDLES_TABLE, GOLD_TABLE
 from k2flow.supervisor.plan import free_addresses
 from tests.integration.forked import Forked, Started, call
 from tests.oracle import Expected, Message, frozen_map
@@ -68,11 +68,12 @@ class Lake:
     def table(self, layer: str) -> Table:
         exchange = find_exchange(self.exchange)
         names = {"bronze": exchange.bronze, "silver": exchange.silver, "dlq": exchange.dlq, "gold": GOLD_TABLE}
+        names["candles"] = CANDLES_TABLE
         return load_table(self.catalog(), names[layer])
 
-    def start(self, processes: int = 1, arguments: Sequence[str] = (), **extra: str) -> "Flow":
-        """Start `python -m bytewax.run flows.<exchange>`, as one process or as a cluster."""
-        command = [f"flows.{self.exchange}", *arguments]
+    def start(self, processes: int = 1, arguments: Sequence[str] = (), flow: str | None = None, **extra: str) -> "Flow":
+        """Start `python -m bytewax.run flows.<exchange>`, or another flow, as one process or as a cluster."""
+        command = [f"flows.{flow or self.exchange}", *arguments]
         addresses = ";".join(free_addresses(processes))
         logs = tempfile.TemporaryFile()  # noqa: SIM115 - the Flow closes it
         started: list[Started] = []
@@ -91,11 +92,11 @@ class Lake:
         done = call(module, arguments, self.environment(**extra), ROOT, DEADLINE_SECONDS)
         return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
-    def catch_up(self, processes: int = 1, **extra: str) -> str:
-        """Run the flow until it has caught up and return its log. Fail if the flow fails."""
-        with self.start(processes, K2FLOW_UNTIL_CAUGHT_UP="1", **extra) as flow:
-            log = flow.wait()
-            assert flow.codes() == [0] * processes, log
+    def catch_up(self, processes: int = 1, flow: str | None = None, **extra: str) -> str:
+        """Run the flow, or another one, until it has caught up and return its log. Fail if the flow fails."""
+        with self.start(processes, flow=flow, K2FLOW_UNTIL_CAUGHT_UP="1", **extra) as running:
+            log = running.wait()
+            assert running.codes() == [0] * processes, log
         return log
 
 

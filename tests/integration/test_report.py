@@ -27,7 +27,7 @@ from k2flow.exchange import find_exchange
 from k2flow.gaps.find import TradeRange, find_gaps
 from k2flow.iceberg.ledger import KEY
 from k2flow.inspection import pinned as snapshots
-from k2flow.layers import GOLD_TABLE
+from k2flow.layers import CANDLES_TABLE, GOLD_TABLE
 from k2flow.query.connection import connect_to
 from k2flow.report import formats
 from k2flow.sandbox.kafka.local import LocalKafka
@@ -179,6 +179,21 @@ def test_page_of_some_hours_has_their_rows_only(lake: Lake, report: Callable[...
     assert 0 < rows[3] < count(db, GOLD_TABLE)  # the simulated market has stragglers, of hours and days
 
 
+def test_candles_come_from_their_table(lake: Lake, report: Callable[..., tuple[int, Page]]) -> None:
+    """They equal those of Gold, in steps of whole minutes."""
+    done = lake.command("run", "candles", "--until-caught-up")
+    assert done.returncode == 0, done.stderr
+    try:
+        code, page = report("binance", "--no-audit", "--symbol", "BTCUSDT")
+        assert code == 0
+        assert re.search(r"candles of \d+ (min|h|d)", page.sections["candles"])
+        assert "From the table of one-minute candles, which is 0 s behind Gold" in page.sections["candles"]
+        assert_candles(page, connect_to(lake.catalog()), "chart-market-0", "BTCUSDT")
+        assert_files(page, lake)
+    finally:
+        lake.catalog().drop_table(f"market_data.{CANDLES_TABLE}")  # the other tests have none
+
+
 def fetch(db: duckdb.DuckDBPyConnection, sql: str) -> list[tuple[object, ...]]:
     return db.execute(sql).fetchall()
 
@@ -262,9 +277,7 @@ def assert_candles(page: Page, db: duckdb.DuckDBPyConnection, chart: str, symbol
     step = re.search(r"candles of (\d+) (\w+)", page.sections["candles"])
     assert step
     step_us = int(step[1]) * STEPS_US[step[2]]
-    begin, last = (
-        datetime.strptime(drawn[i].partition(": ")[0], "%Y-%m-%d %H:%M:%S.%f").replace(tzinfo=UTC) for i in (0, -1)
-    )
+    begin, last = (datetime.fromisoformat(drawn[i].partition(": ")[0]).replace(tzinfo=UTC) for i in (0, -1))
     end = last + timedelta(microseconds=step_us)
     shown = f"symbol = '{symbol}' AND timestamp >= '{begin.isoformat()}' AND timestamp < '{end.isoformat()}'"
     ((outside,),) = fetch(db, f"SELECT count(*) FROM {GOLD_TABLE} WHERE symbol = '{symbol}' AND NOT ({shown})")
@@ -272,8 +285,9 @@ def assert_candles(page: Page, db: duckdb.DuckDBPyConnection, chart: str, symbol
     candles = fetch(
         db,
         f"""
-        SELECT epoch_us(timestamp) // {step_us} AS step, first(price ORDER BY timestamp, trade_id), max(price),
-               min(price), last(price ORDER BY timestamp, trade_id), sum(quantity), count(*)
+        SELECT epoch_us(timestamp) // {step_us} AS step, first(price ORDER BY timestamp, length(trade_id), trade_id),
+               max(price), min(price), last(price ORDER BY timestamp, length(trade_id), trade_id),
+               sum(quantity), count(*)
         FROM {GOLD_TABLE} WHERE {shown} GROUP BY step ORDER BY step""",
     )
     expected = []
@@ -282,7 +296,8 @@ def assert_candles(page: Page, db: duckdb.DuckDBPyConnection, chart: str, symbol
         texts = [
             f"{name} {price}" for name, price in zip(("open", "high", "low", "close", "volume"), prices, strict=True)
         ]
-        expected.append(f"{formats.moment(int(str(at)) * step_us, True)}: {', '.join(texts)}, {values[-1]:,} trades")
+        moment = formats.moment(int(str(at)) * step_us, step_us % 1_000_000 > 0)
+        expected.append(f"{moment}: {', '.join(texts)}, {values[-1]:,} trades")
     assert drawn == expected
 
 
@@ -304,10 +319,10 @@ def assert_gaps(page: Page, db: duckdb.DuckDBPyConnection) -> None:
 
 def assert_files(page: Page, lake: Lake) -> None:
     for row in page.body("files"):
-        if "kraken" in row[0]:
+        if "kraken" in row[0] or not lake.catalog().table_exists(f"market_data.{row[0]}"):
             assert row[1:] == ["no table"]
             continue
-        layer = row[0].partition("_")[0]
+        layer = "candles" if row[0] == CANDLES_TABLE else row[0].partition("_")[0]
         table = lake.table(layer)
         files = [(task.file.file_size_in_bytes, task.file.record_count) for task in table.scan().plan_files()]
         size = sum(size for size, _ in files)

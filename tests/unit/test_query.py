@@ -184,11 +184,12 @@ def test_without_the_table_the_macro_says_so() -> None:
 
 def test_conditions_reach_the_scan() -> None:
     """DuckDB skips data files by them."""
-    db = with_candles(minutes(random.Random(2), DAYS[1], "X", 5))
+    chosen = random.Random(2)
+    db = with_candles([row for day in DAYS for name in ("X", "Y") for row in minutes(chosen, day, name, 9)])
     for interval, condition in (
         ("1h", "symbol = 'A'"),
         ("1d", "exchange = 'X'"),
-        ("4h", "exchange_date >= DATE '1969-12-01'"),
+        ("4h", "exchange_date >= DATE '1969-12-31'"),
         ("1m", "open_time >= TIMESTAMPTZ '1969-12-31 12:00:00Z'"),
     ):
         plan = db.sql(f"EXPLAIN FROM candles('{interval}') WHERE {condition}").fetchall()[0][1]
