@@ -29,10 +29,18 @@ PIECES = 8
 STEPS = 6
 
 
+EXCHANGE = replace(find_exchange("binance"), layers=(*LAYERS, COPY))
+
+
 @pytest.fixture
 def lake(tmp_path: Path, seed: int) -> AuditedLake:
-    exchange = replace(find_exchange("binance"), layers=(*LAYERS, COPY))
-    return AuditedLake(tmp_path / "lake", exchange, count=800, pieces=PIECES, seed=seed)
+    return AuditedLake(tmp_path / "lake", EXCHANGE, count=800, pieces=PIECES, seed=seed)
+
+
+@pytest.fixture
+def lake_of_two_handlers(tmp_path: Path, seed: int) -> AuditedLake:
+    exchange = replace(EXCHANGE, dedup_key=("symbol", "trade_id"))
+    return AuditedLake(tmp_path / "lake", exchange, count=400, pieces=PIECES, seed=seed, handlers=2, loss=0.1)
 
 
 class History:
@@ -104,7 +112,8 @@ def without_trace(lake: AuditedLake) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("number", [0, 1, *(pytest.param(n, marks=pytest.mark.slow) for n in range(2, 8))])
-def test_incremental_audits_agree_with_full_ones(lake: AuditedLake, seed: int, number: int) -> None:
+def test_incremental_audits_agree_with_full_ones(request: pytest.FixtureRequest, seed: int, number: int) -> None:
+    lake: AuditedLake = request.getfixturevalue("lake_of_two_handlers" if number % 2 else "lake")
     history = History(lake, seed + number)
     lake.audit()
     for _ in range(STEPS):
