@@ -7,6 +7,7 @@ import bytewax.recovery
 import pyiceberg.catalog.sql
 
 import k2flow.cli
+import k2flow.flow.candles
 import k2flow.flow.dataflow
 
 for module in pkgutil.iter_modules(k2flow.cli.__path__, "k2flow.cli."):
