@@ -14,6 +14,7 @@ from k2flow.cli.options import (
     AuditEvery,
     Debug,
     Exchanges,
+    Flows,
     Format,
     FullAudit,
     Sample,
@@ -56,14 +57,14 @@ def _options(debug: Debug = False, version: Version = False) -> None:
 
 @app.command()
 def run(
-    exchanges: Annotated[list[str], argument("EXCHANGE", "Exchanges: names of files in flows/.")],
+    flows: Annotated[list[str], argument("FLOW", "Exchanges, or `candles`: names of files in flows/.")],
     processes: Annotated[
         int | None, option("N", "Processes per exchange. Default: the exchange's setting.", min=1, max=64)
     ] = None,
     trigger: Annotated[
         float | None, option("SECONDS", "Seconds between commits. Default: the exchange's setting.")
     ] = None,
-    until_caught_up: Annotated[bool, flag("--until-caught-up", "Stop at the offsets that end the topic now.")] = False,
+    until_caught_up: Annotated[bool, flag("--until-caught-up", "Stop at what the topic, or Gold, has now.")] = False,
     addresses: Annotated[
         str | None, option("HOST:PORT;...", "Cluster: the address of each process, in the same order on all hosts.")
     ] = None,
@@ -72,24 +73,26 @@ def run(
         option("N", "Cluster: this host's index in --addresses. Default: the digits that end its host name.", min=0),
     ] = None,
 ) -> None:
-    """Run the flows of exchanges until SIGTERM or SIGINT.
+    """Run flows until SIGTERM or SIGINT.
 
     Each exchange has its own Bytewax processes: `k2flow run binance` starts 3 (flows/binance.py), `k2flow run kraken`
     starts 1 (flows/kraken.py). --processes or K2FLOW_<EXCHANGE>_PROCESSES overrides this.
 
-    After a crash all processes of the exchange restart together, with back-off. A failure of one exchange never stops
-    another. On SIGTERM or SIGINT the flows drain, commit and exit.
+    `candles` is the flow from Gold to the one-minute candles, always one process.
+
+    After a crash all processes of a flow restart together, with back-off. A failure of one flow never stops another.
+    On SIGTERM or SIGINT the flows drain, commit and exit.
 
     With --addresses this host runs one process of a cluster.
     """
     from k2flow.cli.run import run_flows
 
-    run_flows(exchanges, processes, trigger, until_caught_up, addresses, process_id)
+    run_flows(flows, processes, trigger, until_caught_up, addresses, process_id)
 
 
 @app.command()
 def status(
-    exchanges: Exchanges = None,
+    flows: Flows = None,
     watch: Annotated[bool, flag("--watch", "Refresh until Ctrl-C.")] = False,
     every: Annotated[float | None, duration("With --watch: the interval. Default: 2s.")] = None,
     as_json: Annotated[bool, flag("--json", "Print one JSON object. With --watch: one line per refresh.")] = False,
@@ -102,7 +105,7 @@ def status(
     """
     from k2flow.cli.status import show_status
 
-    show_status(exchanges, watch, every, as_json)
+    show_status(flows, watch, every, as_json)
 
 
 @app.command()

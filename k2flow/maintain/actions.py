@@ -84,7 +84,12 @@ def retention_action(table: Table, old: Sequence[LiveFile]) -> MaintenanceAction
 
 
 def due_compactions(table: Table, files: Sequence[LiveFile], timing: Timing) -> list[Compaction]:
-    """Return the compactions due; none if another engine's delete files apply to the table."""
+    """Return the compactions due; none if another engine's delete files apply to the table.
+
+    None either if files are sorted by more than a time: those of candles, which the flow writes anew for each hour.
+    """
+    if len(table.sort_order().fields) > 1:
+        return []
     if deletes := applied_deletes(table, table.current_snapshot()):
         log.warning("not compacted: %s", deletes_text(table.name()[-1], deletes))
         return []

@@ -15,6 +15,8 @@ from pathlib import Path
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
+from k2flow.layers import CANDLES_TABLE, GOLD_TABLE
+from k2flow.query.connection import connect_to
 from k2flow.sandbox.kafka.local import free_port
 from tests.integration.conftest import fill
 from tests.integration.harness import ROOT, Lake, assert_tables, read_topic
@@ -123,6 +125,69 @@ def test_exchange_that_keeps_crashing_does_not_stop_another(new_lake: NewLake, t
     for lake in (binance, kraken):
         assert_tables_of(lake)
         assert audited(lake)["verdict"] == "holds"
+
+
+def test_candles_run_beside_an_exchange(new_lake: NewLake, tmp_path: Path) -> None:
+    """Killed and maintained meanwhile: they equal Gold, and every command knows them."""
+    lake = new_lake("kraken", partitions=1)
+    fill(lake, count=1_000, duplicates=0.05, seed=1)
+    with running(lake, tmp_path / "log", "kraken", "candles", "--trigger", "0.5") as run:
+        run.wait_until_ready()
+        run.wait_for(lambda: run.value("k2flow_rows_total", exchange="candles", layer="candles") is not None)
+        (victim,) = run.children("candles")
+        victim.kill()
+        run.wait_for(lambda: "candles: 0 of 1 processes read" in run.get("/readyz")[1])
+        fill(lake, count=500, seed=2)
+        run.wait_until_ready()
+        assert lake.command("maintain", CANDLES_TABLE).returncode == 0
+        fill(lake, count=500, seed=3)
+        run.wait_for(lambda: run.value("kraken_gold_lag") == 0 and rows_of(run, "kraken") == 2_000)
+        lag = {"exchange": "candles", "layer": "candles"}
+        run.wait_for(lambda: run.value("k2flow_lag_commits", **lag) == run.value("k2flow_lag_seconds", **lag) == 0)
+        assert run.stop() == 0
+    assert "starting candles again" in run.log()
+    assert_candles(lake)
+    fill(lake, count=500, seed=4)
+    lake.catch_up()
+    behind = json.loads(lake.command("status", "candles", "--json").stdout)["candles"]
+    assert (behind["flow"]["state"], behind["level"], behind["trades"]) == ("stopped", "ok", gold_rows(lake) - 500)
+    assert 0 < behind["lag"] == behind["gold_sequence_number"] - behind["sequence_number"]
+    done = lake.command("run", "candles", "--until-caught-up")
+    assert done.returncode == 0, done.stderr
+    assert_candles(lake)
+    shown = lake.command("status", "candles").stdout
+    assert "candles: stopped: was process" in shown
+    assert "topic" not in shown
+    assert CANDLES_TABLE in lake.command("tables", "list").stdout
+    assert lake.command("tables", "create", "candles").stdout == (
+        f"market_data.{GOLD_TABLE}: up to date\nmarket_data.{CANDLES_TABLE}: up to date\n"
+    )
+    for wrong in (("candles", "--processes", "2"), ("candles", "--addresses", "a:1;b:2", "--process-id", "0")):
+        done = lake.command("run", *wrong)
+        assert (done.returncode, done.stderr.count("the candles flow is one process")) == (1, 1)
+
+
+def gold_rows(lake: Lake) -> int:
+    return int(connect_to(lake.catalog()).sql(f"SELECT count(*) FROM {GOLD_TABLE}").fetchall()[0][0])
+
+
+def assert_candles(lake: Lake) -> None:
+    """Compare the candles of each interval with those that SQL computes from Gold."""
+    db = connect_to(lake.catalog())
+    order = "(timestamp, length(trade_id), trade_id, message_id)"
+    columns = "exchange, symbol, open_time, open, high, low, close, volume, quote_volume, buy_volume, trades"
+    for interval, minutes in (("1m", 1), ("1h", 60), ("1d", 1440)):
+        us = minutes * 60_000_000
+        expected = f"""
+            SELECT exchange, symbol, make_timestamptz(epoch_us("timestamp") // {us} * {us}), arg_min(price, {order}),
+                max(price), min(price), arg_max(price, {order}), sum(quantity),
+                sum(price::DECIMAL(20, 8) * quantity),
+                sum(CASE WHEN side = 'BUY' THEN quantity ELSE 0 END), count(*)
+            FROM {GOLD_TABLE} GROUP BY 1, 2, 3"""
+        found = f"SELECT {columns} FROM candles('{interval}')"
+        for one, other in ((found, expected), (expected, found)):
+            assert db.sql(f"({one}) EXCEPT ALL ({other}) LIMIT 3").fetchall() == []
+        assert db.sql(f"SELECT count(*) FROM ({found})").fetchall() != [(0,)]
 
 
 def test_systemd_is_notified_when_the_flow_reads_and_stops(new_lake: NewLake, tmp_path: Path) -> None:
