@@ -21,6 +21,7 @@ from pyiceberg.typedef import Record
 from k2flow.compat.pyiceberg.private import InclusiveMetricsEvaluator
 from k2flow.dedup.cache import Position
 from k2flow.dedup.keys import key_column, share_of
+from k2flow.exchange import DEDUP_KEY
 from k2flow.failpoints import Point, reach
 from k2flow.iceberg.catalog import catalog_errors, load_table
 from k2flow.iceberg.concurrent import read_ahead
@@ -63,12 +64,7 @@ class GoldIds:
     """
 
     def __init__(
-        self,
-        catalog: Catalog,
-        exchange: str,
-        dedup_key: tuple[str, ...] = ("message_id",),
-        worker: int = 0,
-        workers: int = 1,
+        self, catalog: Catalog, exchange: str, dedup_key: tuple[str, ...] = DEDUP_KEY, worker: int = 0, workers: int = 1
     ) -> None:
         """Open nothing yet. `exchange` is the value of Gold's column `exchange`.
 

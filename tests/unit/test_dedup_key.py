@@ -9,9 +9,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+from typer.testing import CliRunner
 
 from k2flow.audit import AuditReport
 from k2flow.audit.report import Reading
+from k2flow.cli.commands import app
 from k2flow.config.settings import load_settings
 from k2flow.errors import CommitError, TableDiffersError
 from k2flow.exchange import DEDUP_KEY, Exchange, Rule, exchange_names, find_exchange
@@ -246,6 +248,12 @@ def test_new_key_replaces_the_rows_of_gold_both_ways(tmp_path: Path) -> None:
     assert gold(lake, DEDUP_KEY).keys() == keys_of_messages(lake, DEDUP_KEY)
     assert audited(lake, BY_ID).findings == []
     assert change(lake, BY_ID) == NewKey("binance", DEDUP_KEY, DEDUP_KEY, 0, 0, published=False)
+
+
+@pytest.mark.parametrize("options", [[], ["--from", "2026-01-30", "--new-key"], ["--to", "2026-01-30", "--new-key"]])
+def test_reprocess_takes_days_or_a_new_key(options: list[str]) -> None:
+    result = CliRunner().invoke(app, ["reprocess", "binance", *options])
+    assert (result.exit_code, "give either --from" in result.output) == (2, True)
 
 
 def test_new_key_that_was_committed_is_published_by_the_next_start(
