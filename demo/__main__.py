@@ -1,4 +1,4 @@
-"""`scripts/demo`: run both flows on simulated trades and kill one midway. Exit code 1 if any count is wrong."""
+"""`scripts/demo`: run all flows on simulated trades and kill one midway. Exit code 1 if any count is wrong."""
 
 import logging
 import os
@@ -34,12 +34,9 @@ COUNTS = {"binance": 200_000, "kraken": 20_000}
 BAD, DUPLICATES = 0.02, 0.03
 SPREAD_SECONDS = 3600.0  # so that one-minute candles look like a market
 DEADLINE_SECONDS = 180
-CANDLES = f"""
-    SELECT strftime(time_bucket(INTERVAL 1 minute, "timestamp"), '%H:%M') AS minute,
-           arg_min(price, ("timestamp", trade_id)) AS open, max(price) AS high, min(price) AS low,
-           arg_max(price, ("timestamp", trade_id)) AS close, sum(quantity) AS volume, count(*) AS trades
-    FROM {GOLD_TABLE} WHERE exchange = 'BINANCE' AND symbol = 'BTCUSDT'
-    GROUP BY minute ORDER BY minute DESC LIMIT 8"""
+CANDLES = """
+    SELECT strftime(open_time, '%H:%M') AS minute, open, high, low, close, volume, trades
+    FROM candles('1m') WHERE exchange = 'BINANCE' AND symbol = 'BTCUSDT' ORDER BY open_time DESC LIMIT 8"""
 
 console = Console(width=110)
 
@@ -61,11 +58,13 @@ def main(keep: Annotated[bool, typer.Option("--keep", help="Leave Kafka running 
         subprocess.run([sys.executable, "-m", "k2flow", "tables", "create", "all"], check=True)
         manifests = {e.name: fill(e, kafka.bootstrap) for e in exchanges}
         run_flows(exchanges)
+        run_candles()
         correct = compare_counts(exchanges, manifests)
         audited = run_audit(exchanges)
         correct &= isinstance(audited, AuditReport) and audited.verdict is Verdict.HOLDS
+        page = write_report(exchanges, audited)
         show_candles()
-        show_next_steps(kafka, keep, write_report(exchanges, audited))
+        show_next_steps(kafka, keep, page)
     finally:
         if not keep:
             kafka.stop()
@@ -110,6 +109,12 @@ def run_flows(exchanges: list[Exchange]) -> None:
     for name, process in running.items():
         if process.wait(DEADLINE_SECONDS):
             raise SystemExit(f"the flow of {name} failed: see its output above")
+
+
+def run_candles() -> None:
+    """Run the flow from Gold to the candles until caught up."""
+    print_heading("the flow of the candles, from Gold")
+    subprocess.run([sys.executable, "-m", "k2flow", "run", "candles", "--until-caught-up"], check=True)
 
 
 def start_flow(exchange: Exchange, **settings: int) -> subprocess.Popen[bytes]:
@@ -170,7 +175,7 @@ def run_audit(exchanges: list[Exchange]) -> AuditReport | Unavailable:
 
 
 def show_candles() -> None:
-    print_heading("one-minute candles of BTCUSDT, from Gold by DuckDB")
+    print_heading("one-minute candles of BTCUSDT, by DuckDB")
     found = k2flow.connect().sql(CANDLES)
     table = Table(*found.columns)
     for row in found.fetchall():
@@ -204,7 +209,7 @@ def show_next_steps(kafka: LocalKafka, keep: bool, page: Path) -> None:
     if keep:
         print(f"export K2FLOW_KAFKA_BOOTSTRAP_SERVERS={kafka.bootstrap}")
         print(".venv/bin/k2flow produce kraken --count 5000 --bad 0.02 --over 10m")
-        print(".venv/bin/k2flow run kraken --trigger 1")
+        print(".venv/bin/k2flow run kraken candles --trigger 1")
         print(".venv/bin/k2flow kafka stop")
     else:
         print("scripts/demo --keep    # leaves Kafka running")

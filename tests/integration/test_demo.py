@@ -21,6 +21,10 @@ def test_demo_counts_are_right_and_its_output_is_clean(tmp_path: Path) -> None:
     assert done.returncode == 0, output
     assert "DIFFERS" not in output
     assert "-- killed binance with " in output
+    tables = re.findall(r"^[┏┃].*", done.stdout, re.MULTILINE)
+    assert re.sub(r"\W+", " ", tables[-1]).split() == ["minute", "open", "high", "low", "close", "volume", "trades"]
+    candles = done.stdout[done.stdout.rindex(tables[-1]) :]
+    assert len(re.findall(r"^│ +\d\d:\d\d", candles, re.MULTILINE)) == 8
     foreign = [line for line in output.splitlines() if re.search(r"rdkafka|\[thrd:|GETPID|^%\d\|", line)]
     assert not foreign, "\n".join(foreign)
     assert (tmp_path / ".k2flow" / "demo" / "report.html").stat().st_size > 10_000

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -26,11 +27,13 @@ from pyiceberg.table import Table
 
 from k2flow.exchange import find_exchange
 from k2flow.iceberg.catalog import load_table
+from k2flow.iceberg.commit import Committer
+from k2flow.iceberg.ledger import CommittedRange
 from k2flow.iceberg.rewrite import ATTEMPTS
-from k2flow.iceberg.snapshots import KEEP_SNAPSHOTS
-from k2flow.iceberg.tables import TableDefinition, definitions, gold_definition
+from k2flow.iceberg.snapshots import KEEP_SNAPSHOTS, readers_tag
+from k2flow.iceberg.tables import TableDefinition, candles_definition, create, definitions, gold_definition
 from k2flow.iceberg.writer import DataFileWriter
-from k2flow.layers import GOLD_TABLE
+from k2flow.layers import CANDLES, CANDLES_TABLE, GOLD_TABLE
 from k2flow.maintain.actions import Timing
 from k2flow.maintain.compaction import Compactor
 from k2flow.maintain.lease import LEASE, LEASE_SECONDS, MaintenanceLeases
@@ -216,6 +219,38 @@ def test_compaction_of_more_files_than_may_be_open(catalog: Catalog) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, most))
     assert new.record_count == 200 * 15
+
+
+def test_candles_are_maintained_beside_their_flow_but_not_compacted(catalog: Catalog) -> None:
+    """Each hour is one file, which the flow replaces. What another program adds waits until the flow does."""
+    create(catalog, [candles_definition()])
+    writer = DataFileWriter(load_table(catalog, CANDLES_TABLE), candles_definition())
+    flow = Committer(catalog, CANDLES_TABLE, "candles", GOLD_TABLE)
+    flow.fence(str(uuid.uuid4()))
+    files = [file for _ in range(2) for file in writer.write(candle_of(hour=490_000))]
+    flow.overwrite(files, {}, {0: CommittedRange(0, 2, 2)})
+    table = load_table(catalog, CANDLES_TABLE)
+    head = table.metadata.current_snapshot_id
+    assert head is not None
+    table.manage_snapshots().create_tag(head, readers_tag(1, head)).commit()
+    done = [action.what for action in MaintenanceRun(catalog, candles_definition(), NOW).run()]
+    assert done == ["snapshots"]  # the tag
+    assert set(load_table(catalog, CANDLES_TABLE).refs()) == {"main"}
+    days = {file.file_path: 490_000 // 24 for file in files}
+    flow.overwrite(writer.write(candle_of(hour=490_000)), days, {0: CommittedRange(0, 3, 3)})
+    assert load_table(catalog, CANDLES_TABLE).scan().to_arrow().num_rows == 1
+
+
+def candle_of(hour: int) -> pa.RecordBatch:
+    """Return one candle of an hour (since 1970), whose values are null."""
+    known = {
+        "open_time": pa.array([hour * 3_600_000_000]).cast(pa.timestamp("us", "UTC")),
+        "exchange_date": pa.array([hour // 24], pa.int32()).cast(pa.date32()),
+        "exchange_hour": pa.array([hour % 24], pa.int32()),
+        "symbol": pa.array(["A"]),
+    }
+    columns = [known.get(field.name, pa.nulls(1, field.type)) for field in CANDLES.arrow_schema]
+    return pa.RecordBatch.from_arrays(columns, schema=CANDLES.arrow_schema)
 
 
 @pytest.mark.parametrize("refused", [1, ATTEMPTS])
