@@ -88,7 +88,7 @@ def batches(
     Each of `handlers` has `count` messages, and loses a share of them.
     """
     options = ProduceOptions(count=count, bad=0.05, duplicates=0.05, seed=seed, handlers=handlers, loss=loss)
-    (whole,) = message_batches(options, count, partitions)
+    (whole,) = message_batches(options, options.messages, partitions)
     key, value, microseconds = whole.rows.columns
     times = pc.floor_temporal(microseconds, unit="millisecond")  # as Kafka keeps them
     whole = replace(whole, rows=pa.RecordBatch.from_arrays([key, value, times], schema=MESSAGE_SCHEMA))
