@@ -48,7 +48,7 @@ def batch_of(trades: list[dict[str, Any]]) -> pa.RecordBatch:
 def test_candles_of_trades_and_of_candles(
     trades: list[dict[str, Any]], cut: int, stored: int, chance: random.Random
 ) -> None:
-    """Trades that come in two parts, the first of which is in the table already or not."""
+    """Trades come in two parts. The first part is in the table already or not."""
     ids = [f"m{i}" for i in range(len(trades))]
     chance.shuffle(ids)
     rows = [{**trade, "message_id": message_id} for trade, message_id in zip(trades, ids, strict=True)]
@@ -66,7 +66,7 @@ def test_candles_of_trades_and_of_candles(
 
 
 class TradeHistory(History):
-    """A random history of Gold whose rows are whole trades, many of them with equal times and ids."""
+    """A random history of Gold. Its rows are whole trades with few times and ids, ties are frequent."""
 
     def append(self) -> None:
         chance, n = self._chance, self._chance.randint(1, 6)
