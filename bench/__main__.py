@@ -6,6 +6,7 @@ import typer
 
 from bench.age import age
 from bench.audit import audit
+from bench.candles import candles
 from bench.catchup import catchup
 from bench.commits import commits
 from bench.decode import decode
@@ -28,6 +29,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 app.command("all")(all_)
 app.command("age")(age)
 app.command("audit")(audit)
+app.command("candles")(candles)
 app.command("catchup")(catchup)
 app.command("commits")(commits)
 app.command("decode")(decode)

@@ -179,6 +179,12 @@ def logged_commits(log: Path) -> list[LoggedCommit]:
     ]
 
 
+def logged(log: Path, pattern: str) -> list[tuple[float, re.Match[str]]]:
+    """Return the matches of a pattern in the log of a flow, with the times of their lines in seconds since 1970."""
+    lines = re.finditer(f"{_TIME}.*?{pattern}", log.read_text(errors="replace"), re.MULTILINE)
+    return [(_seconds(found[1]), found) for found in lines]
+
+
 def started_at(log: Path) -> float:
     """Return when the flow of this log began to read, in seconds since 1970."""
     found = _STARTED.search(log.read_text(errors="replace"))

@@ -14,6 +14,7 @@ import typer
 from bench import report
 from bench.age import age
 from bench.audit import audit
+from bench.candles import candles
 from bench.catchup import catchup
 from bench.commits import commits
 from bench.decode import decode
@@ -33,6 +34,7 @@ from torture.catalogs import postgres_programs
 BENCHMARKS: tuple[tuple[Callable[..., None], dict[str, Any]], ...] = (
     (age, {"hours": 100, "files": 24, "rows": 10, "commits": 2, "runs": 1}),
     (audit, {"messages": 20_000, "new": 10_000}),
+    (candles, {"rows": 20_000, "symbols": 5, "days": 1, "seconds": 3, "runs": 1}),
     (catchup, {"messages": 20_000, "runs": 1}),
     (commits, {"commits": 20, "rows": 10}),
     (decode, {"records": 500, "runs": 1}),
