@@ -6,7 +6,10 @@ from datetime import datetime
 from decimal import Context, Decimal
 from typing import Any
 
+import pyarrow as pa
 from pyiceberg.table import Table
+
+from k2flow.layers import CANDLES, HOUR_US
 
 EXACT = Context(prec=200)
 Key = tuple[str, str, datetime]
@@ -70,3 +73,15 @@ def assert_candles_of(candles: Table, gold: Table) -> None:
     """Assert that the candle table, read by PyIceberg, has exactly the candles of Gold's rows."""
     expected = candles_of_rows(gold.scan().to_arrow().to_pylist())
     assert rows_by_key(candles.scan().to_arrow().to_pylist()) == expected
+
+
+def one_candle(hour: int, **columns: Any) -> pa.RecordBatch:
+    """Return one candle of an hour (since 1970), whose values are null but for `columns`."""
+    known = {
+        "open_time": pa.array([hour * HOUR_US]).cast(pa.timestamp("us", "UTC")),
+        "exchange_date": pa.array([hour // 24], pa.int32()).cast(pa.date32()),
+        "exchange_hour": pa.array([hour % 24], pa.int32()),
+    }
+    known |= {name: pa.array([value], CANDLES.arrow_schema.field(name).type) for name, value in columns.items()}
+    found = [known.get(field.name, pa.nulls(1, field.type)) for field in CANDLES.arrow_schema]
+    return pa.RecordBatch.from_arrays(found, schema=CANDLES.arrow_schema)

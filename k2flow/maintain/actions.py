@@ -86,7 +86,7 @@ def retention_action(table: Table, old: Sequence[LiveFile]) -> MaintenanceAction
 def due_compactions(table: Table, files: Sequence[LiveFile], timing: Timing) -> list[Compaction]:
     """Return the compactions due; none if another engine's delete files apply to the table.
 
-    None either if files are sorted by more than a time: those of candles, which the flow writes anew for each hour.
+    Candles, whose files are sorted by more than a time, have none either: their flow writes one file for each hour.
     """
     if len(table.sort_order().fields) > 1:
         return []

@@ -35,6 +35,7 @@ FILL = (
     "produce binance --count 4000 --bad 0.05 --duplicates 0.05",
     "produce kraken --count 4000 --bad 0.05 --duplicates 0.05",
     "run binance kraken --until-caught-up",
+    "run candles --until-caught-up",
 )
 
 

@@ -33,7 +33,7 @@ from k2flow.iceberg.rewrite import ATTEMPTS
 from k2flow.iceberg.snapshots import KEEP_SNAPSHOTS, readers_tag
 from k2flow.iceberg.tables import TableDefinition, candles_definition, create, definitions, gold_definition
 from k2flow.iceberg.writer import DataFileWriter
-from k2flow.layers import CANDLES, CANDLES_TABLE, GOLD_TABLE
+from k2flow.layers import CANDLES_TABLE, GOLD_TABLE
 from k2flow.maintain.actions import Timing
 from k2flow.maintain.compaction import Compactor
 from k2flow.maintain.lease import LEASE, LEASE_SECONDS, MaintenanceLeases
@@ -44,6 +44,7 @@ from k2flow.query.connection import connect_to
 from k2flow.sandbox.producer import ProduceOptions
 from k2flow.sandbox.producer.send import Sender
 from k2flow.sandbox.producer.stream import MessageStream
+from tests.candles import one_candle
 from tests.gold import Gold
 from tests.integration.conftest import fill
 from tests.integration.forked import Forked
@@ -227,7 +228,7 @@ def test_candles_are_maintained_beside_their_flow_but_not_compacted(catalog: Cat
     writer = DataFileWriter(load_table(catalog, CANDLES_TABLE), candles_definition())
     flow = Committer(catalog, CANDLES_TABLE, "candles", GOLD_TABLE)
     flow.fence(str(uuid.uuid4()))
-    files = [file for _ in range(2) for file in writer.write(candle_of(hour=490_000))]
+    files = [file for _ in range(2) for file in writer.write(one_candle(490_000))]
     flow.overwrite(files, {}, {0: CommittedRange(0, 2, 2)})
     table = load_table(catalog, CANDLES_TABLE)
     head = table.metadata.current_snapshot_id
@@ -237,20 +238,8 @@ def test_candles_are_maintained_beside_their_flow_but_not_compacted(catalog: Cat
     assert done == ["snapshots"]  # the tag
     assert set(load_table(catalog, CANDLES_TABLE).refs()) == {"main"}
     days = {file.file_path: 490_000 // 24 for file in files}
-    flow.overwrite(writer.write(candle_of(hour=490_000)), days, {0: CommittedRange(0, 3, 3)})
+    flow.overwrite(writer.write(one_candle(490_000)), days, {0: CommittedRange(0, 3, 3)})
     assert load_table(catalog, CANDLES_TABLE).scan().to_arrow().num_rows == 1
-
-
-def candle_of(hour: int) -> pa.RecordBatch:
-    """Return one candle of an hour (since 1970), whose values are null."""
-    known = {
-        "open_time": pa.array([hour * 3_600_000_000]).cast(pa.timestamp("us", "UTC")),
-        "exchange_date": pa.array([hour // 24], pa.int32()).cast(pa.date32()),
-        "exchange_hour": pa.array([hour % 24], pa.int32()),
-        "symbol": pa.array(["A"]),
-    }
-    columns = [known.get(field.name, pa.nulls(1, field.type)) for field in CANDLES.arrow_schema]
-    return pa.RecordBatch.from_arrays(columns, schema=CANDLES.arrow_schema)
 
 
 @pytest.mark.parametrize("refused", [1, ATTEMPTS])

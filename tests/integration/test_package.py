@@ -9,6 +9,7 @@ import sys
 import tarfile
 import zipfile
 from collections.abc import Iterator, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,14 @@ from pyiceberg.catalog import Catalog
 
 import k2flow
 from k2flow.cli.commands import app
+from k2flow.iceberg.catalog import load_table
+from k2flow.iceberg.commit import Committer
+from k2flow.iceberg.ledger import CommittedRange
+from k2flow.iceberg.tables import candles_definition, create
+from k2flow.iceberg.writer import DataFileWriter
+from k2flow.layers import CANDLES_TABLE, GOLD_TABLE
 from k2flow.sandbox.kafka.local import LocalKafka, free_port
+from tests.candles import one_candle
 from tests.documents import ROOT, blocks, documents
 from tests.gold import Gold
 from tests.unit.test_cli_help import PRINT_ALL_HELP
@@ -224,6 +232,13 @@ def test_examples_with_pandas_run(clean: Path, catalog: Catalog, tmp_path: Path)
     n = 100
     symbol, ids = pa.array(["BTCUSD", "ETHUSD"] * (n // 2)), pa.array([f"KRAKEN-{i}" for i in range(n)])
     gold.add("kraken", np.full(n, 490_000), symbol=symbol, trade_id=ids)
+    create(catalog, [candles_definition()])
+    writer = DataFileWriter(load_table(catalog, CANDLES_TABLE), candles_definition())
+    hours = [one_candle(490_000 + i, exchange="KRAKEN", symbol="BTCUSD", close=Decimal(i + 1)) for i in range(3)]
+    files = [file for hour in hours for file in writer.write(hour)]
+    candles = Committer(catalog, CANDLES_TABLE, "candles", GOLD_TABLE)
+    candles.fence("id")
+    candles.overwrite(files, {}, {0: CommittedRange(0, 2, n)})
     succeed([TOOLS / "uv", "pip", "install", "--python", clean / "python", "pandas>=2.2,<4"], tmp_path)
     examples = [each for path in documents() for each in blocks(path) if "import pandas" in each.text]
     assert examples
