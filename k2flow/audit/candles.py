@@ -123,6 +123,7 @@ class _Source:
         self._table = table
         self._gold = gold
         self._ledger = ledger
+        self._complete = True  # whether the candles are of Gold at a snapshot, not of a part of its changes
 
     def find(self) -> _Found | None:
         """Return the files to compare; None, and a finding, if no hour can be compared."""
@@ -134,7 +135,7 @@ class _Source:
         if self._ledger.topic_id != str(self._gold.metadata.table_uuid):
             self._unknown(f"they are of another table {GOLD_TABLE}, which this one has replaced: {START}")
             return None
-        snapshots = self._gold.metadata.snapshots
+        snapshots = self._gold.metadata.snapshots if self._complete else ()
         if snapshot := next((each for each in snapshots if each.sequence_number == number), None):
             return self._of_snapshot(snapshot, held.rows)
         return self._unchanged(Position(self._gold.metadata.table_uuid, number, held.rows))
@@ -146,6 +147,8 @@ class _Source:
             found = None if text is None else json.loads(text)
         except ValueError:
             found = text
+        if isinstance(found, dict):
+            self._complete = found.pop("complete", True) is not False
         if found != wanted:
             what = "the ledger names no snapshot" if wanted is None else f"the ledger says {json.dumps(wanted)}"
             self._broken(
@@ -169,6 +172,10 @@ class _Source:
         """Return the hours in which Gold has not changed since a snapshot that it no longer has."""
         feed = changes(self._gold, position, self._trades_in)
         since = f"they are of {GOLD_TABLE} at sequence number {position.sequence_number}, whose snapshot has expired"
+        if not self._complete:
+            since = (
+                f"they are of a part of the changes of {GOLD_TABLE}, up to sequence number {position.sequence_number}"
+            )
         if feed.whole:
             self._unknown(f"{since}, and {feed.whole}: {AGAIN}")
             return None

@@ -36,7 +36,10 @@ log = logging.getLogger(__name__)
 NAME = "candles"
 """In the ledger's property, in metrics, in commands: it takes the place of an exchange's name."""
 SOURCE_KEY = "k2flow.source"
-"""The property with the state of Gold that the candles are of: its uuid and its snapshot's sequence number, in JSON."""
+"""The property with the state of Gold that the candles are of, in JSON: its uuid and its snapshot's sequence number.
+
+`"complete": false` stands there while many new trades are committed in parts.
+"""
 
 
 MAX_TRADES = 100_000_000
@@ -48,6 +51,7 @@ class CandleUpdate:
     """One commit of the candle table: the files to add, and those to remove, with their days since 1970."""
 
     source: Position  # the state of Gold that the table has afterwards
+    complete: bool = True  # whether it is Gold at that snapshot, not a part of its changes up to there
     files: Sequence[DataFile] = ()
     removed: Mapping[str, int] = field(default_factory=dict)
     changed: Collection[Partition] | None = ()  # the hours that are not as before; None: all
@@ -64,7 +68,7 @@ class CandleUpdate:
     def properties(self) -> dict[str, str]:
         """The table properties to set."""
         source = {"table_uuid": str(self.source.table_uuid), "sequence_number": self.source.sequence_number}
-        return {SOURCE_KEY: json.dumps(source)}
+        return {SOURCE_KEY: json.dumps(source if self.complete else {**source, "complete": False})}
 
 
 def position_of(ledger: Ledger) -> Position | None:
@@ -96,7 +100,9 @@ class CandleTable:
         feed = changes(gold, self.position, self._trades_in, MAX_TRADES)
         trades = GoldTrades(gold)
         update = self._whole(feed, trades) if feed.whole else self._changed(feed, gold, trades)
-        return replace(update, began=began, gold_committed_ms=_first_commit_ms(gold, self.position))
+        complete = feed.position.sequence_number == now[1]
+        since = _first_commit_ms(gold, self.position)
+        return replace(update, complete=complete, began=began, gold_committed_ms=since)
 
     def on_committed(self, update: CandleUpdate) -> None:
         """Note that an update is in the table."""
