@@ -8,13 +8,14 @@ import duckdb
 
 from k2flow.errors import QueryError, SettingsError
 from k2flow.exchange import Exchange
-from k2flow.gaps.runs import bits_of, chunk_of, holes, holes_between, numbered, runs_of, sums, text_of
+from k2flow.gaps.runs import bits_of, chunk_of, holes, numbered, runs_between, runs_of, sums, text_of
 from k2flow.layers import GOLD_TABLE, HOUR_US, MAX_TIME_US, MIN_TIME_US
 from k2flow.query.connection import query_errors, string_literal
 
 MARGIN_US = HOUR_US
 """A trade this far outside of a range still fills a hole in it: ids are not always in the order of time."""
 FETCH_ROWS = 10_000
+TIMED_HOLES = 1_000_000  # whose times are looked up at once, in memory
 EXAMPLES = 3
 _UNIX_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -119,33 +120,24 @@ def find_gaps(db: duckdb.DuckDBPyConnection, exchange: Exchange, wanted: TradeRa
     """Find the holes of an exchange by a connection's view of Gold, with temporary tables of that connection.
 
     A hole lies between the smallest and the largest id of a symbol in the range. An id that a trade up to MARGIN_US
-    outside of the range has is not missing. Gold is read once, and once more if there are holes, for the times of the
+    outside of the range has is not missing. Gold is read once, and again if there are holes, for the times of the
     trades around them. Raises SettingsError if the exchange's ids are not dense. Raises QueryError, also if Gold has no
     trade of one of the wanted symbols.
     """
     check_dense(exchange)
     with query_errors():
         _make_chunks(db, exchange, wanted)
-        absent = set(wanted.symbols) - {
-            name for (name,) in db.sql("SELECT symbol FROM chunks WHERE trades > 0").fetchall()
-        }
-        if absent:
+        seen = {symbol for (symbol,) in db.execute("SELECT DISTINCT symbol FROM chunks WHERE trades > 0").fetchall()}
+        if absent := sorted(set(wanted.symbols) - seen):
             raise QueryError(
-                f"{GOLD_TABLE} has no trade of {', '.join(sorted(absent))} of {exchange.name}, or none in this time: "
+                f"{GOLD_TABLE} has no trade of {', '.join(absent)} of {exchange.name}, or none in this time: "
                 "check the symbol and the time"
             )
-        db.execute(
-            "CREATE OR REPLACE TEMP TABLE bounds AS "
-            "SELECT symbol, min(low) AS low, max(high) AS high FROM chunks GROUP BY symbol HAVING min(low) IS NOT NULL"
-        )
-        found = holes_between(holes(runs_of("chunks")), "bounds")
-        db.execute(f"CREATE OR REPLACE TEMP TABLE holes AS {found}")
+        ((unparsed,),) = db.execute("SELECT coalesce(sum(trades), 0) FROM chunks WHERE chunk IS NULL").fetchall()
+        _make_holes(db)
         _add_times(db, exchange, wanted)
         symbols = {name: SymbolGaps(*values) for name, *values in db.execute(sums("holes", "bounds")).fetchall()}
-        ((unparsed,),) = db.execute("SELECT coalesce(sum(trades), 0) FROM chunks WHERE chunk IS NULL").fetchall()
-        examples = _examples(db, exchange, wanted) if unparsed else []
-        db.execute("DROP TABLE chunks")
-    return FoundGaps(symbols, unparsed, examples, db)
+    return FoundGaps(symbols, unparsed, _examples(db, exchange, wanted) if unparsed else [], db)
 
 
 def iso(us: int | None) -> str | None:
@@ -182,28 +174,49 @@ def _make_chunks(db: duckdb.DuckDBPyConnection, exchange: Exchange, wanted: Trad
     )
 
 
-def _add_times(db: duckdb.DuckDBPyConnection, exchange: Exchange, wanted: TradeRange) -> None:
-    """Make the table `timed_holes` from `holes`: with the times on both sides, of copies of a trade the earliest."""
-    code = string_literal(exchange.code)
-    sides = " UNION ".join(f"SELECT symbol, {side} AS number FROM holes" for side in ("after", "before"))
-    times = f"""
-        SELECT symbol, number, epoch_us(min("timestamp")) AS us
-        FROM {GOLD_TABLE} JOIN (SELECT *, {text_of(code, "number")} AS trade_id FROM ({sides})) USING (symbol, trade_id)
-        WHERE exchange = {code} AND {wanted.nearby()} GROUP BY symbol, number"""
+def _make_holes(db: duckdb.DuckDBPyConnection) -> None:
+    """Replace the table `chunks` by `bounds`, the smallest and largest ids in the range, and the `holes` between them.
+
+    One table at a time, so that what exceeds the memory is spilled.
+    """
     db.execute(
-        f"""
-        CREATE OR REPLACE TEMP TABLE timed_holes AS
-        WITH times AS MATERIALIZED ({times if _any(db, "holes") else "SELECT '' AS symbol, 0 AS number, 0 AS us"})
-        SELECT h.*, a.us AS after_us, b.us AS before_us FROM holes h
-        LEFT JOIN times a ON a.symbol = h.symbol AND a.number = h.after
-        LEFT JOIN times b ON b.symbol = h.symbol AND b.number = h.before"""
+        "CREATE OR REPLACE TEMP TABLE bounds AS "
+        "SELECT symbol, min(low) AS low, max(high) AS high FROM chunks GROUP BY symbol HAVING min(low) IS NOT NULL"
     )
+    db.execute(f"CREATE OR REPLACE TEMP TABLE runs AS {runs_of('chunks')}")
+    db.execute("DROP TABLE chunks")
+    db.execute(f"CREATE OR REPLACE TEMP TABLE holes AS {holes(runs_between('runs', 'bounds'))}")
+    db.execute("DROP TABLE runs")
 
 
-def _any(db: duckdb.DuckDBPyConnection, table: str) -> bool:
-    return db.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone() is not None
+def _add_times(db: duckdb.DuckDBPyConnection, exchange: Exchange, wanted: TradeRange) -> None:
+    """Make the table `timed_holes` from `holes`: with the times on both sides, of copies of a trade the earliest.
+
+    Gold is read once for each TIMED_HOLES holes.
+    """
+    code = string_literal(exchange.code)
+    sides = " UNION ".join(f"SELECT symbol, {side} AS number FROM part" for side in ("after", "before"))
+    db.execute(
+        "CREATE OR REPLACE TEMP TABLE timed_holes"
+        "(symbol VARCHAR, after BIGINT, before BIGINT, after_us BIGINT, before_us BIGINT)"
+    )
+    ((count,),) = db.execute("SELECT count(*) FROM holes").fetchall()
+    for first in range(0, count, TIMED_HOLES):
+        db.execute(
+            f"""
+            INSERT INTO timed_holes
+            WITH part AS MATERIALIZED (FROM holes WHERE rowid >= {first} AND rowid < {first + TIMED_HOLES}),
+            times AS MATERIALIZED (
+                SELECT symbol, number, epoch_us(min("timestamp")) AS us FROM {GOLD_TABLE}
+                JOIN (SELECT *, {text_of(code, "number")} AS trade_id FROM ({sides})) USING (symbol, trade_id)
+                WHERE exchange = {code} AND {wanted.nearby()} GROUP BY symbol, number)
+            SELECT part.*, a.us, b.us FROM part
+            LEFT JOIN times a ON a.symbol = part.symbol AND a.number = after
+            LEFT JOIN times b ON b.symbol = part.symbol AND b.number = before"""
+        )
 
 
 def _examples(db: duckdb.DuckDBPyConnection, exchange: Exchange, wanted: TradeRange) -> list[str | None]:
     sql = f"SELECT trade_id FROM ({_trades(exchange, wanted)}) WHERE inside AND number IS NULL LIMIT {EXAMPLES}"
-    return [trade_id for (trade_id,) in db.execute(sql).fetchall()]
+    with query_errors():
+        return [trade_id for (trade_id,) in db.execute(sql).fetchall()]

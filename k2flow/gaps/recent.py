@@ -17,7 +17,7 @@ from pyiceberg.table import Table
 from k2flow.errors import QueryError
 from k2flow.exchange import Exchange
 from k2flow.gaps.find import SymbolGaps
-from k2flow.gaps.runs import bits_of, chunk_of, holes, holes_between, joined, numbered, runs_of, sums
+from k2flow.gaps.runs import bits_of, chunk_of, holes, joined, numbered, runs_between, runs_of, sums
 from k2flow.iceberg.catalog import catalog_errors, find_table
 from k2flow.iceberg.manifests import data_manifests, days_of
 from k2flow.iceberg.reader import FileReader
@@ -138,7 +138,7 @@ class RecentGaps:
         db.execute(
             "CREATE TABLE bounds AS SELECT symbol, min(first) AS low, max(last) AS high FROM inside GROUP BY symbol"
         )
-        db.execute(f"CREATE TABLE holes AS {holes_between(holes('FROM nearby'), 'bounds')}")
+        db.execute(f"CREATE TABLE holes AS {holes(runs_between('nearby', 'bounds'))}")
         return {
             (self._names[symbol["exchange"]], symbol["symbol"]): SymbolGaps(*values)
             for symbol, *values in db.execute(sums("holes", "bounds")).fetchall()

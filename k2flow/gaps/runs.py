@@ -70,13 +70,15 @@ def holes(runs: str) -> str:
         WHERE before - after > 1"""
 
 
-def holes_between(holes: str, bounds: str) -> str:
-    """Return SQL for the holes of a query between the ids `low` and `high` of their symbol in the table `bounds`."""
-    return f"SELECT h.* FROM ({holes}) h JOIN {bounds} USING (symbol) WHERE after >= low AND before <= high"
+def runs_between(runs: str, bounds: str) -> str:
+    """Return SQL for those runs of a table that have ids from `low` to `high` of their symbol in the table `bounds`."""
+    return f"SELECT {runs}.* FROM {runs} JOIN {bounds} USING (symbol) WHERE last >= low AND first <= high"
 
 
 def sums(holes: str, bounds: str) -> str:
     """Return SQL for (symbol, holes, missing ids, low, high) of each symbol in the table `bounds`, by symbol."""
     return f"""
-        SELECT symbol, count(after), coalesce(sum(before - after - 1), 0), low, high
-        FROM {bounds} LEFT JOIN {holes} USING (symbol) GROUP BY symbol, low, high ORDER BY symbol"""
+        SELECT symbol, coalesce(holes, 0), coalesce(missing, 0), low, high FROM {bounds}
+        LEFT JOIN (SELECT symbol, count(*) AS holes, sum(before - after - 1) AS missing FROM {holes} GROUP BY symbol)
+            USING (symbol)
+        ORDER BY symbol"""
