@@ -239,11 +239,11 @@ def test_tables_create_is_idempotent_and_list_counts(lake: Lake) -> None:
     assert made.count(": created") == 4
     listed = k2flow(lake, "tables", "list").decode()
     assert "3/5 medallion tables" in listed
-    assert listed.count("missing") == 3
+    assert listed.count("missing") == 4
     second = k2flow(lake, "tables", "create").decode()
-    assert (second.count(": created"), second.count(": up to date")) == (3, 5)
+    assert (second.count(": created"), second.count(": up to date")) == (4, 5)
     third = k2flow(lake, "tables", "create", "all").decode()
-    assert (third.count(": created"), third.count(": up to date")) == (0, 8)
+    assert (third.count(": created"), third.count(": up to date")) == (0, 9)
     assert b"5/5 medallion tables" in k2flow(lake, "tables", "list")
 
 
