@@ -29,7 +29,7 @@ from typing_extensions import override
 
 from k2flow.candles.updating import NAME, CandleTable, CandleUpdate, number_of, position_of
 from k2flow.compat.pyiceberg.metadata_cache import install_metadata_cache
-from k2flow.errors import CatalogError, CommitError, HeadMovedError, SettingsError
+from k2flow.errors import CatalogError, CommitError, SettingsError
 from k2flow.failpoints import Point, arm, reach
 from k2flow.flow.epoch_wait import AT_ONCE
 from k2flow.flow.first_error import record_first_error
@@ -87,7 +87,7 @@ class CandlesProcess(Process):
         reach(Point.OPENED)
 
     def fence(self) -> None:
-        """Fence earlier writers. The candles are computed anew if main was moved, or Gold is another table."""
+        """Fence earlier writers. All candles are computed anew if another program has changed their table."""
         gold = load_table(self.catalog, GOLD_TABLE)
         self.committer = Committer(self.catalog, CANDLES_TABLE, NAME, GOLD_TABLE, after_rollback="recompute")
         self.committer.fence(str(gold.metadata.table_uuid))
@@ -230,11 +230,8 @@ class CandlesSinkPartition(StatefulSinkPartition[CandleUpdate | None, None]):
         try:
             with tracing.span("commit", table=CANDLES_TABLE, files=len(update.files)):
                 self._process.committer.overwrite(update.files, update.removed, update.held, update.properties)
-        except CommitError as error:
+        except CommitError:
             metrics.COMMIT_FAILURES.labels(NAME, metrics.layer_of(CANDLES_TABLE)).inc()
-            if isinstance(error, HeadMovedError):
-                text = f"{CANDLES_TABLE}: its main branch was moved to another snapshot: start again"
-                raise HeadMovedError(f"{text}, to compute all candles anew") from error
             raise
         self._process.candles.on_committed(update)
         seconds = time.monotonic() - began

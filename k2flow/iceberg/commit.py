@@ -149,7 +149,8 @@ class Committer:
             raise self._fenced_by(before, began_with.writer_epoch)
         reach(Point.FENCE)
         self._commit(LedgerCommit(after=before.fenced(self._writer, topic_id), append=True, branch=branch))
-        self._after_rollback, self._of_log = "stop", lambda ledger: ledger
+        self._after_rollback = "restart" if self._after_rollback == "recompute" else "stop"
+        self._of_log = lambda ledger: ledger
         if began_with is not None and began_with != before:
             raise CommitError(
                 f"{self._name}: {before.writer} has committed since this copy of the flow began, and cannot any more: "

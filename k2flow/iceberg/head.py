@@ -23,7 +23,7 @@ from k2flow.iceberg.ledger import KEY, CommittedRange, Evidence, Ledger, parse
 from k2flow.iceberg.snapshots import KEEP_SNAPSHOTS
 
 log = logging.getLogger(__name__)
-AfterRollback = Literal["stop", "reread", "accept", "recompute"]
+AfterRollback = Literal["stop", "reread", "accept", "recompute", "restart"]
 """What to do with a table whose head was moved."""
 CARRY_AFTER = KEEP_SNAPSHOTS // 2
 """Snapshots after a copy of a ledger until another one carries it on."""
@@ -107,17 +107,24 @@ def reconcile(
     - `stop`: HeadMovedError, which names the offsets of both.
     - `reread`: the offsets of the head's own snapshot. The flow reads from there again.
     - `accept`: the ledger's offsets; those without rows are `lost` in its evidence.
-    - `recompute`: no offsets, for a table whose rows are all computed anew from another one.
+    - `recompute`: no offsets, for a table whose rows are all computed anew from another one. The same if another
+      program has changed its rows. `restart`: HeadMovedError in both cases.
 
     With neither `reread` nor `accept` does the flow read an offset whose rows the table has. Raises CommitError.
     """
     head = newest_copy(metadata, exchange)
-    if not _moved(metadata, exchange, ledger, head):
+    moved = _moved(metadata, exchange, ledger, head)
+    if after_rollback in ("recompute", "restart"):
+        if not moved and not _changed_by_others(metadata, exchange):
+            return ledger
+        what = f"main was moved: {_differences(ledger, head)}" if moved else "another program has changed its rows"
+        if after_rollback == "restart":
+            raise HeadMovedError(f"{name}: {what}: start again, to compute all its rows anew")
+        log.warning("%s: %s; all its rows are computed anew", name, what)
+        return replace(ledger, partitions={}, evidence=Evidence())
+    if not moved:
         return ledger
     differences = _differences(ledger, head)
-    if after_rollback == "recompute":
-        log.warning("%s: its main branch was moved: %s; its rows are computed anew", name, differences)
-        return replace(ledger, partitions={}, evidence=Evidence())
     if after_rollback == "stop" or (after_rollback == "reread" and head.mixed):
         raise HeadMovedError(_advice(name, exchange, differences, head))
     log.warning("%s: %s; continuing, as AFTER_ROLLBACK=%s says", name, differences, after_rollback)
@@ -234,6 +241,22 @@ def _same_topic(one: Ledger, other: Ledger) -> bool:
 
 def _adds_rows(snapshot: Snapshot) -> bool:
     return snapshot.summary is None or snapshot.summary.operation in (Operation.APPEND, Operation.OVERWRITE)
+
+
+def _changed_by_others(metadata: TableMetadata, exchange: str) -> bool:
+    """Return whether a snapshot since the newest copy of an exchange's ledger has added or removed files.
+
+    A replace changes no row. A snapshot with a copy of any ledger is k2flow's.
+    """
+    counts = ("added-data-files", "deleted-data-files", "added-delete-files", "removed-delete-files")
+    for snapshot in history(metadata):
+        summary = _summary(snapshot)
+        if KEY + exchange in summary:
+            return False
+        replaces = snapshot.summary is not None and snapshot.summary.operation == Operation.REPLACE
+        if not replaces and any(int(summary.get(count, 0)) for count in counts):
+            return True
+    return False
 
 
 def _summary(snapshot: Snapshot) -> Mapping[str, str]:

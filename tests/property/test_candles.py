@@ -1,6 +1,7 @@
 """Candles are exactly those of an oracle in plain Python, whatever happens to Gold and to the flow."""
 
 import random
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -14,6 +15,7 @@ from pyiceberg.catalog import Catalog
 
 from k2flow.candles import updating
 from k2flow.candles.aggregate import TRADES, candles_of, merge, of_table
+from k2flow.errors import CommitError
 from k2flow.flow.candles import CandlesProcess, CandlesSinkPartition
 from k2flow.iceberg.catalog import load_table
 from k2flow.layers import CANDLES, CANDLES_TABLE, GOLD_TABLE
@@ -120,6 +122,11 @@ def test_the_table_follows_gold(catalog: Catalog, seed: int, number: int, monkey
         monkeypatch.setattr(updating, "MAX_TRADES", chance.choice((3, 10, 1_000)))
         if chance.random() < 0.2:
             flow.step()
+        if chance.random() < 0.2:
+            load_table(catalog, CANDLES_TABLE).delete("symbol = 'ETH'")
+            with suppress(CommitError):
+                flow.step()
+            flow = Flow(catalog)
         if chance.random() < 0.6:
             while flow.step():
                 pass
