@@ -63,7 +63,7 @@ Row = dict[str, Any]
 
 @pytest.fixture(autouse=True)
 def exact() -> Iterator[None]:
-    """Python's decimals have 28 digits unless told."""
+    """Compute with more digits than the 28 of Python's default."""
     with localcontext(prec=60):
         yield
 
