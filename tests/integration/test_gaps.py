@@ -2,8 +2,12 @@
 
 import json
 import random
+import threading
+import time
+import urllib.request
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +21,8 @@ from typer.testing import CliRunner
 
 from k2flow.cli import gaps as command
 from k2flow.cli.commands import app
-from k2flow.exchange import find_exchange
+from k2flow.config.settings import load_settings
+from k2flow.exchange import exchange_names, find_exchange
 from k2flow.gaps import recent
 from k2flow.gaps.find import TradeRange, find_gaps
 from k2flow.gaps.gold import open_gold
@@ -28,6 +33,10 @@ from k2flow.iceberg.tables import gold_definition
 from k2flow.layers import GOLD_TABLE
 from k2flow.maintain.actions import Timing
 from k2flow.maintain.run import MaintenanceRun
+from k2flow.sandbox.kafka.local import free_port
+from k2flow.supervisor.flow import SupervisedFlow
+from k2flow.supervisor.plan import plan_processes
+from k2flow.supervisor.supervise import _metrics_served
 from tests.gold import Gold
 from tests.trade_ids import BINANCE, HOUR, Trade, expect, in_memory
 
@@ -223,3 +232,24 @@ def samples_of(registry: CollectorRegistry) -> dict[tuple[str, str, str], float]
         for family in text_string_to_metric_families(generate_latest(registry).decode())
         for sample in family.samples
     }
+
+
+def test_run_serves_the_metrics(catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a broker, as beside one."""
+    monkeypatch.setenv("K2FLOW_KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:9")
+    add(Gold(catalog), [Trade("A", f"BINANCE-{n}", BEGIN_US + n) for n in (1, 2, 5, 9)])
+    settings, port = load_settings(exchange_names()), free_port()
+    flow = SupervisedFlow(plan_processes("binance", 1, None, None), settings, {}, threading.Event())
+    with _metrics_served([flow], settings, port, str(tmp_path), lambda: None, lambda: None):
+        deadline = time.monotonic() + 60
+        while "k2flow_missing_trades{" not in (text := scraped(port)):
+            assert time.monotonic() < deadline, text
+            time.sleep(0.1)
+    assert 'k2flow_missing_trades{exchange="binance",symbol="A"} 5.0' in text
+    assert 'k2flow_trade_gaps{exchange="binance",symbol="A"} 2.0' in text
+
+
+def scraped(port: int) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        text: str = answer.read().decode()
+    return text
