@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 FORMAT = f"2-{sys.byteorder}"
 MANIFEST = "manifest.json"
 FIGURES = "figures.json"
-_PART = re.compile(r"(\d+)-of-(\d+)")
+_PART = re.compile(r"(\d{1,4})-of-(\d{1,4})")  # a start looks at each worker of such a number
 
 
 @dataclass(frozen=True)

@@ -419,6 +419,15 @@ class TestCache:
             assert not flow.accepted
         assert not warnings(caplog)
 
+    def test_folder_with_an_absurd_name_is_ignored(self, flow: Flow) -> None:
+        own = flow.disks[0]._folder.path
+        foreign = own.with_name("0-of-99999999999")
+        foreign.mkdir()
+        (foreign / MANIFEST).write_bytes((own / MANIFEST).read_bytes())
+        assert CacheFolder(flow.cache, ORIGIN, 0, 2).of_other_workers() == [
+            (own, CacheFolder(flow.cache, ORIGIN, 0, 1).read())
+        ]
+
 
 def written(cache: Path, worker: int, workers: int, at: int) -> Figures:
     """Write figures whose `ids` are the number of the worker."""
