@@ -1,7 +1,8 @@
 """What an exchange may declare in its file of flows/: a fifth table by one `Layer`, and another deduplication key."""
 
+import json
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -115,9 +116,20 @@ class TwoHandlers:
         assert all(row[:-1] in silver for row in rows)
         assert Counter(row[1:3] for row in rows) == Counter({row[1:3] for row in silver})
 
+    def assert_gaps_are_the_rest(self) -> None:
+        """Assert that `k2flow gaps` names each trade that no valid message of either handler brings, and no other."""
+        found = json.loads(self.run("k2flow", "gaps", "binance", "--json", code=1))
+        named = Counter((gap["symbol"], n) for gap in found["gaps"] for n in range(gap["first"], gap["last"] + 1))
+        ids: dict[str, set[int]] = defaultdict(set)
+        for _, trade_id, symbol, *_ in rows_of(self.lake.table("gold")):
+            ids[symbol].add(int(trade_id.removeprefix("BINANCE-")))
+        lacked = Counter((symbol, n) for symbol, own in ids.items() for n in range(min(own), max(own)) if n not in own)
+        assert (named, found["unparsed"]) == (lacked, 0)
+        assert 2_000 * 0.02 < len(named) < 2_000 * 0.2
+
 
 def test_two_handlers_that_lose_messages_are_one_stream(new_lake: Callable[..., Lake]) -> None:
-    """Each loses 20 %. Gold has every trade that either brings, once: of two workers, restarted, and reprocessed."""
+    """Each loses 20 %. Gold has every trade that either brings, once, and `gaps` names the rest."""
     both = TwoHandlers(new_lake())
     options: dict[str, Any] = {"count": 2_000, "handlers": 2, "loss": 0.2, "bad": 0.03, "duplicates": 0.03}
     sent = fill(both.lake, **options, seed=1)
@@ -125,6 +137,7 @@ def test_two_handlers_that_lose_messages_are_one_stream(new_lake: Callable[..., 
     assert 2_000 * 0.9 < sent.trades < 2_000 < sent.originals
     both.catch_up("-w", "2")
     both.assert_each_trade_once()
+    both.assert_gaps_are_the_rest()
     both.run("k2flow", "audit", "binance")
     fill(both.lake, **options, seed=2)
     both.catch_up()
