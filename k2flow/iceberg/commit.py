@@ -42,7 +42,7 @@ from pyiceberg.table.update import (
 from tenacity import stop_after_delay
 
 from k2flow.compat.pyiceberg.private import MergeAppendFiles
-from k2flow.errors import AlreadyRunningError, CatalogError, CommitError, FencedError, one_line
+from k2flow.errors import AlreadyRunningError, CatalogError, CommitConflictError, CommitError, FencedError, one_line
 from k2flow.failpoints import Point, reach
 from k2flow.iceberg import ledger as ledgers
 from k2flow.iceberg.append import MANIFEST_BYTES, append_files
@@ -200,11 +200,8 @@ class Committer:
         """
         after = self.ledger.restated(held)
         back = any(held[p].next < known.next for p, known in self.ledger.partitions.items() if p in held)
-        self._commit(
-            LedgerCommit(
-                after=after, append=back or bool(files or removed), files=files, removed=removed, properties=properties
-            )
-        )
+        append = back or bool(files or removed)
+        self._commit(LedgerCommit(after=after, append=append, files=files, removed=removed, properties=properties))
 
     def _commit(self, request: LedgerCommit) -> None:
         if request.append:
@@ -245,7 +242,7 @@ class Committer:
 
     def _attempt(self, request: LedgerCommit) -> None:
         reach(Point.COMMIT_BEGUN)
-        if not self._fresh or len(self._table.metadata.snapshots) >= EXPIRE_AT:  # maintenance may have expired some
+        if not (fresh := self._fresh and len(self._table.metadata.snapshots) < EXPIRE_AT):  # some may have expired
             self._refresh()
         self._fresh = False
         current = self._read()
@@ -258,7 +255,12 @@ class Committer:
             self._refused._clean_all_uncommitted()
             self._refused = None
         self._check_replacements(request)
-        changes, producer = self._build(request)
+        try:
+            changes, producer = self._build(request)
+        except CommitConflictError as error:
+            if not fresh:
+                raise
+            raise CommitFailedException(str(error)) from error  # others may have changed the table since
         try:
             commit_once(self._table, changes)
         except CommitFailedException:

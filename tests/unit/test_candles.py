@@ -14,7 +14,7 @@ from pyiceberg.catalog import Catalog
 
 from k2flow.audit import AuditReport
 from k2flow.audit.candles import audit_candles
-from k2flow.errors import DataFileError
+from k2flow.errors import DataFileError, HeadMovedError
 from k2flow.iceberg.catalog import load_table
 from k2flow.iceberg.changes import files_of
 from k2flow.iceberg.writer import DataFileWriter
@@ -153,3 +153,20 @@ def replace_file(catalog: Catalog, gold: Gold, kept: str) -> None:
     with table.transaction() as transaction, transaction.update_snapshot().overwrite() as snapshot:
         snapshot.delete_data_file(file)
         snapshot.append_data_file(new)
+
+
+def test_candles_that_another_program_changed_are_computed_anew(catalog: Catalog, gold: Gold) -> None:
+    """A running flow ends at its next commit. A start repairs the table, even if Gold has nothing new."""
+    add(gold, {}, {"symbol": "ETH"}, {"us": NOON + 3_600_000_000})
+    flow = Flow(catalog)
+    flow.step()
+    load_table(catalog, CANDLES_TABLE).delete("symbol = 'ETH'")
+    add(gold, {"symbol": "ETH"})
+    with pytest.raises(HeadMovedError, match="another program has changed its rows: start again, to compute all"):
+        flow.step()
+    Flow(catalog).step()
+    assert_exact(catalog)
+    table = load_table(catalog, CANDLES_TABLE)
+    table.append(table.scan(row_filter="symbol = 'ETH'").to_arrow())
+    Flow(catalog).step()
+    assert_exact(catalog)
