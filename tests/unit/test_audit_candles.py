@@ -20,6 +20,7 @@ from k2flow.audit import AuditReport
 from k2flow.audit.candle_rows import KEY, VALUES
 from k2flow.audit.candles import NOTHING_PROVEN, SOURCE_KEY, ProvenHours, audit_candles
 from k2flow.audit.report import Reading, Severity, Verdict
+from k2flow.candles import updating
 from k2flow.errors import AuditError
 from k2flow.exchange import find_exchange
 from k2flow.iceberg.catalog import load_table
@@ -332,6 +333,22 @@ def test_hours_that_changed_since_an_expired_snapshot_are_unknown(lake: CandleLa
     behind, differ = sorted(report.findings, key=lambda finding: finding.check)
     assert (behind.check, behind.severity, behind.count) == ("candles_behind", Severity.UNKNOWN, 1)
     assert [tuple(sample[name] for name in KEY) for sample in differ.samples] == [*keys_of(wrong[:1])]
+
+
+def test_part_of_the_changes_is_compared_with_its_hours(lake: CandleLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many new trades are committed in parts. The candles of a part are not those of any snapshot."""
+    for seed in range(3):
+        add_trades(lake.gold, seed, range(seed, seed + 1))
+    monkeypatch.setattr(updating, "MAX_TRADES", 1)
+    behind = []
+    for _ in range(8):
+        lake.flow.step()
+        report = lake.audit()
+        assert not report.checks(), report.findings
+        behind.append(sum(finding.count for finding in report.findings))
+        if json.loads(lake.table.properties[SOURCE_KEY]).get("complete", True):
+            break
+    assert behind[0] > 0 == behind[-1]
 
 
 def test_gold_that_lost_rows_since_an_expired_snapshot_is_unknown(lake: CandleLake) -> None:
