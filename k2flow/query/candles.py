@@ -44,8 +44,15 @@ def _query(minutes: int) -> str:
 
 
 def _sum(column: str, scale: int) -> str:
-    """Return SQL for an exact sum of decimals that are not negative. It is null if it, or one of them, is too large."""
-    whole, rest = f"sum(floor({column}))", f"sum({column} - floor({column}))"
+    """Return SQL for an exact sum of up to 1440 decimals that are not negative.
+
+    It is null if it, or one of them, has more than 38 digits. Only large values are split into a whole part and the
+    rest, which costs more than all else.
+    """
     kind, limit = f"DECIMAL(38, {scale})", 10 ** (38 - scale)
+    is_large = f"{column} >= {limit // 2_000}"
+    small = f"coalesce(sum(CASE WHEN NOT {is_large} THEN {column} END), 0)"
+    whole = f"coalesce(sum(CASE WHEN {is_large} THEN floor({column}) END), 0)"
+    rest = f"({small} + coalesce(sum(CASE WHEN {is_large} THEN {column} - floor({column}) END), 0))"
     fits = f"count({column}) = count(*) AND {whole} + floor({rest}) < {limit}"
     return f"CASE WHEN {fits} THEN {whole}::{kind} + {rest}::{kind} END"
