@@ -168,7 +168,7 @@ def _first_of_each(table: pa.RecordBatch, last: bool) -> Ints:
 
 
 def _ambiguous(candles: pa.RecordBatch, chosen: Ints, price: str, ids: Sequence[str]) -> set[int]:
-    """Return the minutes in which a candle ties with the chosen one of its key, and nobody knows which comes first."""
+    """Return the minutes in which a candle ties with the chosen one of its key, in an unknown order."""
     time, trade_id, message_id = (candles.column(name) for name in ids)
     same = pc.and_(pc.equal(time, time.take(pa.array(chosen))), pc.equal(trade_id, trade_id.take(pa.array(chosen))))
     other = pc.not_equal(candles.column(price), candles.column(price).take(pa.array(chosen)))

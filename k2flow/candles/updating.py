@@ -1,13 +1,14 @@
 """Brings the candle table from one state of Gold to another one.
 
-The table is a pure function of Gold at one of its snapshots. Work follows new trades: of the files that Gold has got
-since, candles are made and merged with those of their minutes in the table. The candles of an hour are computed anew if
+The table is a pure function of Gold at one of its snapshots. Work follows new trades: candles are made of Gold's new
+files, and merged with those of their minutes in the table. The candles of an hour are computed again if
 
 - a commit replaced or removed trades of it, or a compacted file has new trades beside old ones, see
   k2flow.iceberg.changes;
 - an open or close ties with that of the table up to the trade id, see k2flow.candles.aggregate.
 
-All hours are computed anew if Gold is another table, went back to an earlier snapshot, or lost rows to another program.
+All hours are computed again if Gold is another table, went back to an earlier snapshot, or lost rows to another
+program.
 """
 
 import json
@@ -84,7 +85,7 @@ class CandleTable:
     """
 
     def __init__(self, catalog: Catalog, position: Position | None) -> None:
-        """`position` is the state of Gold that the table has; None: it must be computed anew."""
+        """`position` is the state of Gold that the table has; None: it must be computed again."""
         self.position = position
         self._hours = CandleHours(catalog)
 
@@ -114,10 +115,10 @@ class CandleTable:
         return self._hours.read(partition).trades
 
     def _whole(self, feed: Changes, trades: GoldTrades) -> CandleUpdate:
-        """Compute all hours anew, one after the other."""
+        """Compute all hours again, one after the other."""
         removed = self._hours.all_paths()
         if removed:
-            log.warning("all candles are computed anew: of %s: %s", GOLD_TABLE, feed.whole)
+            log.warning("all candles are computed again: of %s: %s", GOLD_TABLE, feed.whole)
         added: list[DataFile] = []
         for partition, files in _by_partition(feed.appended):
             candles = trades.candles(files, partition)
@@ -126,7 +127,7 @@ class CandleTable:
         return CandleUpdate(source=feed.position, files=added, removed=removed, changed=None)
 
     def _changed(self, feed: Changes, gold: Table, trades: GoldTrades) -> CandleUpdate:
-        """Merge new trades with the hours they belong to, and compute replaced hours anew."""
+        """Merge new trades with the hours they belong to, and compute replaced hours again."""
         added: list[DataFile] = []
         removed: dict[str, int] = {}
         changed: list[Partition] = []

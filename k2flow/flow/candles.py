@@ -87,7 +87,7 @@ class CandlesProcess(Process):
         reach(Point.OPENED)
 
     def fence(self) -> None:
-        """Fence earlier writers. All candles are computed anew if another program has changed their table."""
+        """Fence earlier writers. All candles are computed again if another program has changed their table."""
         gold = load_table(self.catalog, GOLD_TABLE)
         self.committer = Committer(self.catalog, CANDLES_TABLE, NAME, GOLD_TABLE, after_rollback="recompute")
         self.committer.fence(str(gold.metadata.table_uuid))
@@ -114,7 +114,7 @@ class CandlesProcess(Process):
     def _update(self) -> CandleUpdate | None:
         gold = load_table(self.catalog, GOLD_TABLE)
         if str(gold.metadata.table_uuid) != self.committer.ledger.topic_id:
-            raise CommitError(f"{GOLD_TABLE} was replaced by another table: start again, to compute all candles anew")
+            raise CommitError(f"{GOLD_TABLE} was replaced by another table: start again, to compute all candles again")
         return self.candles.update(gold)
 
 

@@ -107,7 +107,7 @@ def reconcile(
     - `stop`: HeadMovedError, which names the offsets of both.
     - `reread`: the offsets of the head's own snapshot. The flow reads from there again.
     - `accept`: the ledger's offsets; those without rows are `lost` in its evidence.
-    - `recompute`: no offsets, for a table whose rows are all computed anew from another one. The same if another
+    - `recompute`: no offsets, for a table whose rows are all computed again from another one. The same if another
       program has changed its rows. `restart`: HeadMovedError in both cases.
 
     With neither `reread` nor `accept` does the flow read an offset whose rows the table has. Raises CommitError.
@@ -119,8 +119,8 @@ def reconcile(
             return ledger
         what = f"main was moved: {_differences(ledger, head)}" if moved else "another program has changed its rows"
         if after_rollback == "restart":
-            raise HeadMovedError(f"{name}: {what}: start again, to compute all its rows anew")
-        log.warning("%s: %s; all its rows are computed anew", name, what)
+            raise HeadMovedError(f"{name}: {what}: start again, to compute all its rows again")
+        log.warning("%s: %s; all its rows are computed again", name, what)
         return replace(ledger, partitions={}, evidence=Evidence())
     if not moved:
         return ledger

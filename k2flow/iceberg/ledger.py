@@ -232,7 +232,7 @@ class Ledger:
         return replace(self, sequence=self.sequence + 1, partitions=partitions, committed_at=_now(), evidence=evidence)
 
     def restated(self, held: Mapping[int, CommittedRange]) -> "Ledger":
-        """Return the ledger of a table whose rows are computed anew, so that it holds exactly `held`."""
+        """Return the ledger of a table whose rows are computed again, so that it holds exactly `held`."""
         evidence = Evidence(appended=self.evidence.appended)
         partitions = dict(held)
         return replace(self, sequence=self.sequence + 1, partitions=partitions, committed_at=_now(), evidence=evidence)

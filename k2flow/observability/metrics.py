@@ -51,9 +51,7 @@ COMMITTED_AT = Gauge(
     "k2flow_last_commit_timestamp_seconds", "Time of a layer's last commit.", LABELS, multiprocess_mode="max"
 )
 WORKER = ("exchange", "worker")
-SEEN_IDS = Gauge(
-    "k2flow_dedup_ids", "Keys in a worker's deduplication index.", WORKER, multiprocess_mode="livesum"
-)
+SEEN_IDS = Gauge("k2flow_dedup_ids", "Keys in a worker's deduplication index.", WORKER, multiprocess_mode="livesum")
 SEEN_BYTES = Gauge(
     "k2flow_dedup_bytes", "Memory of a worker's deduplication index.", WORKER, multiprocess_mode="livesum"
 )

@@ -155,7 +155,7 @@ def replace_file(catalog: Catalog, gold: Gold, kept: str) -> None:
         snapshot.append_data_file(new)
 
 
-def test_candles_that_another_program_changed_are_computed_anew(catalog: Catalog, gold: Gold) -> None:
+def test_candles_that_another_program_changed_are_computed_again(catalog: Catalog, gold: Gold) -> None:
     """A running flow ends at its next commit. A start repairs the table, even if Gold has nothing new."""
     add(gold, {}, {"symbol": "ETH"}, {"us": NOON + 3_600_000_000})
     flow = Flow(catalog)

@@ -1,7 +1,7 @@
-"""Readers of manifests: PyIceberg derives them from the Avro schema of each file anew.
+"""Readers of manifests: PyIceberg derives them from the Avro schema of each file again.
 
-That takes 2 to 3 ms a file, as much as fifty entries, and a commit reads several manifests. The manifests of a table have
-a few schemas between them. So each schema is parsed once, and its reader is made once.
+That takes 2 to 3 ms a file, as much as fifty entries, and a commit reads several manifests. The manifests of a table
+have a few schemas between them. So each schema is parsed once, and its reader is made once.
 """
 
 import json
