@@ -16,10 +16,11 @@ An hour whose files of Gold and of candles are those of an earlier audit is not 
 import hashlib
 import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import NamedTuple
 
+import pyarrow as pa
 import pyarrow.compute as pc
 from pyiceberg.catalog import Catalog
 from pyiceberg.manifest import DataFile
@@ -42,7 +43,8 @@ from k2flow.inspection.row_hashes import open_row_hashes
 from k2flow.layers import CANDLES, CANDLES_TABLE, GOLD, GOLD_TABLE, Layer
 
 SOURCE_KEY = "k2flow.source"
-GROUP_TRADES = 1_000_000  # hours with as many trades together are compared at once
+BATCH_ROWS = 100_000
+GROUP_TRADES, GROUP_CANDLES = 1_000_000, 100_000  # hours with as many together are compared at once
 COLUMNS = ("exchange", "symbol", "timestamp", "trade_id", "message_id", "price", "quantity", "side")
 FORMAT = 1
 START = "start the candles flow: it computes all candles again"
@@ -223,9 +225,9 @@ def _compare(
         candle_rows = CandleRows(store)
         for group in _groups(hours):
             trades, candles = ([file for some in group.values() for file in some[i]] for i in range(2))
-            for batch in prefetch(read(_plan(GOLD, gold, trades), COLUMNS, None, advance)):
+            for batch in prefetch(_gathered(read(_plan(GOLD, gold, trades), COLUMNS, None, advance))):
                 candle_rows.add_trades(batch)
-            for batch in prefetch(read(_plan(CANDLES, table, candles), CANDLES.columns, checks, advance)):
+            for batch in prefetch(_gathered(read(_plan(CANDLES, table, candles), CANDLES.columns, checks, advance))):
                 candle_rows.add_candles(batch)
             if candle_rows.compare():
                 right |= group
@@ -235,17 +237,30 @@ def _compare(
 
 
 def _groups(hours: Mapping[Partition, HourFiles]) -> Iterator[dict[Partition, HourFiles]]:
-    """Yield hours until they have GROUP_TRADES trades, and then the next ones."""
+    """Yield hours together until they have GROUP_TRADES trades or GROUP_CANDLES candles, and then the next ones."""
     group: dict[Partition, HourFiles] = {}
-    trades = 0
+    trades = candles = 0
     for partition, files in hours.items():
         group[partition] = files
         trades += sum(file.record_count for file in files.trades)
-        if trades >= GROUP_TRADES:
+        candles += sum(file.record_count for file in files.candles)
+        if trades >= GROUP_TRADES or candles >= GROUP_CANDLES:
             yield group
-            group, trades = {}, 0
+            group, trades, candles = {}, 0, 0
     if group:
         yield group
+
+
+def _gathered(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of batches, about BATCH_ROWS at once: small files have few, and each statement costs."""
+    gathered: list[pa.RecordBatch] = []
+    for batch in batches:
+        gathered.append(batch)
+        if sum(each.num_rows for each in gathered) >= BATCH_ROWS:
+            yield pa.concat_batches(gathered)
+            gathered = []
+    if gathered:
+        yield pa.concat_batches(gathered)
 
 
 def _plan(layer: Layer, table: Table, files: Sequence[DataFile]) -> ReadPlan:
