@@ -16,7 +16,7 @@ import pytest
 from pyiceberg.catalog import Catalog
 from pyiceberg.table import Table
 
-from k2flow.audit import AuditReport
+from k2flow.audit import AuditReport, candle_rows, candles
 from k2flow.audit.candle_rows import KEY, VALUES
 from k2flow.audit.candles import NOTHING_PROVEN, SOURCE_KEY, ProvenHours, audit_candles
 from k2flow.audit.report import Reading, Severity, Verdict
@@ -261,6 +261,20 @@ def test_audit_reads_an_hour_again_only_if_its_files_changed(lake: CandleLake) -
     assert [each for each in before if before[each] != lake.digests[each]] == [
         ((FIRST_HOUR + 1) // 24, (FIRST_HOUR + 1) % 24)
     ]
+
+
+def test_small_parts_have_the_same_findings(lake: CandleLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However few rows are compared at once."""
+    monkeypatch.setattr(candle_rows, "PART_ROWS", 7)
+    monkeypatch.setattr(candles, "BATCH_ROWS", 5)
+    monkeypatch.setattr(candles, "GROUP_TRADES", 1)
+    assert lake.audit().findings == []
+    assert len(lake.digests) == HOURS
+    rows = lake.rows()
+    _, wrong = open_and_close_swapped(rows)
+    lake.overwrite(rows)
+    assert named(lake.audit()) == {"candles_differ": keys_of(wrong)}
+    assert len(lake.digests) == HOURS - 1
 
 
 def test_hour_with_a_wrong_candle_is_read_again(lake: CandleLake) -> None:
