@@ -148,7 +148,11 @@ def replace_file(catalog: Catalog, gold: Gold, kept: str) -> None:
     """Replace Gold's one data file by one with some of its rows, as an engine does that applies its deletes."""
     table = load_table(catalog, GOLD_TABLE)
     ((file,),) = files_of(table).values()
-    rows = pq.read_table(path_of(file.file_path)).filter(pc.field("symbol") == kept).cast(GOLD.arrow_schema)
+    rows = (
+        pq.read_table(path_of(file.file_path), partitioning=None)
+        .filter(pc.field("symbol") == kept)
+        .cast(GOLD.arrow_schema)
+    )
     (new,) = DataFileWriter(table, gold.definition).write(rows.combine_chunks().to_batches()[0])
     with table.transaction() as transaction, transaction.update_snapshot().overwrite() as snapshot:
         snapshot.delete_data_file(file)
