@@ -11,6 +11,7 @@ import typer
 from matplotlib.axes import Axes
 
 from bench.measure import Usage
+from bench.peers.connect import KafkaConnect
 from bench.peers.flink import Flink
 from bench.peers.flow import Flow
 from bench.peers.lake import Difference
@@ -26,7 +27,8 @@ from tests.surroundings.apicurio import Apicurio
 
 EXCHANGE = "binance"
 DECODABLE = "decodable"
-PEERS = ("k2flow", "flink")
+VALID = "valid"
+PEERS = ("k2flow", "flink", "connect")
 
 
 @dataclass(frozen=True)
@@ -48,15 +50,15 @@ def peers(
     messages: Annotated[int, typer.Option(help="Messages, 2 % of them bad, 3 % duplicates.")] = 1_000_000,
     only: Annotated[list[str] | None, typer.Option(help=f"Only this one, repeatable: {', '.join(PEERS)}.")] = None,
 ) -> None:
-    """Write the same messages into Iceberg tables by k2flow and by Flink, in turn; kill each one once.
+    """Write the same messages into Iceberg tables by k2flow, Flink and Kafka Connect, in turn; kill each once.
 
-    The first run downloads 600 MB. The JVM is warm. Both commit every 10 s.
+    The first run downloads 700 MB. The JVMs are warm. Each peer commits every 10 s.
     """
     unknown = {*(only or ())} - {*PEERS}
     if unknown:
         raise typer.BadParameter(f"unknown: {', '.join(sorted(unknown))}; known are {', '.join(PEERS)}")
     exchange = find_exchange(EXCHANGE)
-    names = (exchange.settings.topic, DECODABLE)
+    names = (exchange.settings.topic, DECODABLE, VALID)
     with tempfile.TemporaryDirectory() as name, LocalKafka(Path(name) / "kafka", free_port()) as kafka:
         folder = Path(name)
         kafka.start(dict.fromkeys(names, PARTITIONS))
@@ -66,10 +68,11 @@ def peers(
             options = ProduceOptions(
                 count=messages, bad=0.02, duplicates=0.03, seed=1, start=datetime.now(UTC), schema_id=schema_id
             )
-            every, decodable = produce_topics(exchange, kafka.bootstrap, names, options)
+            every, decodable, valid = produce_topics(exchange, kafka.bootstrap, names, options)
             made = {
                 "k2flow": lambda: Flow(every, folder, exchange),
                 "flink": lambda: Flink(decodable, folder, exchange, registry.url),
+                "connect": lambda: KafkaConnect(valid, folder, exchange, registry.native_url),
             }
             results = [_measure(make()) for each, make in made.items() if not only or each in only]
     _report(messages, results)

@@ -53,6 +53,12 @@ def load(warehouse: Path, name: str) -> Table:
     return StaticTable.from_metadata(str(next(folder.glob(f"v{version}.*json"))))
 
 
+def rows_in(warehouse: Path, name: str) -> int:
+    """Return the number of rows of a table."""
+    snapshot = load(warehouse, name).current_snapshot()
+    return 0 if snapshot is None or snapshot.summary is None else int(snapshot.summary["total-records"] or 0)
+
+
 def wait_for_first_commit(lake: Path, seconds: float) -> None:
     """Return as soon as the first manifest of any table under `lake` appears: a commit is under way."""
     deadline = time.monotonic() + seconds

@@ -63,14 +63,16 @@ def position(partition: Ints | int, offset: Ints) -> Ints:
     return (np.int64(partition) << OFFSET_BITS) + offset
 
 
-def produce_topics(exchange: Exchange, bootstrap: str, topics: tuple[str, str], options: ProduceOptions) -> list[Topic]:
-    """Fill two topics: with all messages, and with those whose payload Avro can decode.
+def produce_topics(
+    exchange: Exchange, bootstrap: str, topics: tuple[str, str, str], options: ProduceOptions
+) -> list[Topic]:
+    """Fill three topics: with all messages, with those whose payload Avro can decode, and with the valid trades.
 
     Raise RuntimeError if the decoder and the producer do not agree on the number of valid trades.
     """
     stream = MessageStream(exchange.code, options, options.start_us())
     decoder = TradeDecoder(exchange, FixedSchemas((options.schema_id,)))
-    every, decodable = (
+    every, decodable, trades_only = (
         _Filling(Sender({"bootstrap.servers": bootstrap}, name), np.zeros(PARTITIONS, np.int64), [], [])
         for name in topics
     )
@@ -84,11 +86,12 @@ def produce_topics(exchange: Exchange, bootstrap: str, topics: tuple[str, str], 
         is_readable = ids.is_valid().to_numpy(zero_copy_only=False)
         every.send(messages, is_dead)
         decodable.send(_only(messages, is_readable), is_dead[is_readable])
+        trades_only.send(_only(messages, ~is_dead), is_dead[~is_dead])
         valid.append(decoded.trades.rows.column("message_id"))
     counts, trades = stream.counts, pa.chunked_array(valid)
     if len(trades) != counts.originals + counts.duplicates_exact + counts.duplicates_shifted:
         raise RuntimeError(f"the decoder found {len(trades)} valid trades, the producer sent {counts}")
-    for filling in (every, decodable):
+    for filling in (every, decodable, trades_only):
         filling.sender.finish()
     return [
         Topic(
@@ -101,7 +104,7 @@ def produce_topics(exchange: Exchange, bootstrap: str, topics: tuple[str, str], 
                 GOLD.name: pa.chunked_array([trades.unique()]),
             },
         )
-        for name, filling in zip(topics, (every, decodable), strict=True)
+        for name, filling in zip(topics, (every, decodable, trades_only), strict=True)
     ]
 
 

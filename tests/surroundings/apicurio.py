@@ -18,6 +18,7 @@ from k2flow.sandbox.kafka.local import free_port
 
 VERSION = "3.3.3"
 API = "apis/ccompat/v7"
+NATIVE_API = "apis/registry/v2"
 START_SECONDS = 90.0
 HEAP = "-Xmx384m"
 
@@ -30,6 +31,7 @@ class Apicurio:
         self._program = program(folder)
         self._port, self._management = free_port(), free_port()
         self.url = f"http://127.0.0.1:{self._port}/{API}"
+        self.native_url = f"http://127.0.0.1:{self._port}/{NATIVE_API}"
 
     def start(self) -> None:
         environment = {

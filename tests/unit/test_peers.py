@@ -6,11 +6,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from pyiceberg.types import DateType, TimestamptzType
 
-from bench.peers.lake import Difference, create_tables, difference, keys_of, load
+from bench.peers.connect import transforms
+from bench.peers.lake import Difference, create_tables, difference, keys_of, load, rows_in
 from bench.peers.messages import position
 from k2flow.exchange import find_exchange
 from k2flow.iceberg.tables import definitions
+from k2flow.layers import SILVER
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -35,3 +38,16 @@ def test_created_tables_have_the_columns_of_k2flow_and_no_rows(tmp_path: Path) -
     for name, definition in wanted.items():
         assert [each.name for each in load(tmp_path, name).schema().fields] == list(definition.layer.columns)
         assert len(keys_of(load(tmp_path, name))) == 0
+        assert rows_in(tmp_path, name) == 0
+
+
+def test_kafka_connect_converts_each_time_and_date_of_silver() -> None:
+    settings = transforms()
+    copy, *converters = settings["transforms"].split(",")
+    converted = {
+        settings[f"transforms.{name}.field"]: settings[f"transforms.{name}.target.type"] for name in converters
+    }
+    types = {TimestamptzType(): "Timestamp", DateType(): "Date"}
+    assert converted == {field.name: types[field.type] for field in SILVER.fields if field.type in types}
+    assert settings[f"transforms.{copy}.target.field"] == SILVER.date_column
+    assert settings[f"transforms.{copy}.source.field"] == SILVER.event_time
