@@ -172,6 +172,6 @@ def test_file_changed_in_place_is_seen_when_it_is_read(lake: AuditedLake) -> Non
 
 
 def test_missing_row_of_an_extra_layer_is_found(lake: AuditedLake) -> None:
-    trade = lake.table(COPY).scan().to_arrow().slice(5, 1)["message_id"][0].as_py()
-    lake.table(COPY).delete(f"message_id = '{trade}'")
+    (row,) = lake.table(COPY).scan().to_arrow().slice(5, 1).to_pylist()
+    lake.table(COPY).delete(f"trade_id = '{row['trade_id']}' AND symbol = '{row['symbol']}'")
     assert "copy_missing" in found(lake.audit(), COPY, lake)
