@@ -402,7 +402,7 @@ def test_query_runs_any_statement_of_duckdb(lake: Lake) -> None:
     k2flow(lake, "tables", "create")
     assert k2flow(lake, "query", "SET threads = 1", "-f", "csv") == b""
     shown = k2flow(lake, "query", "SHOW TABLES", "-f", "csv").decode().split()
-    assert (len(shown), shown[0]) == (9, "name")
+    assert (len(shown), shown[0]) == (10, "name")
     assert k2flow(lake, "query", "SELECT 1 AS a; SELECT 2 AS b", "-f", "json") == b'{"b":2}\n'
     assert k2flow(lake, "query", "SELECT count(*) AS n FROM gold_crypto_trades", "-f", "csv") == b"n\n0\n"
 
