@@ -12,7 +12,7 @@ from pyiceberg.io.pyarrow import PyArrowFile, PyArrowFileIO
 
 from k2flow.errors import CommitError
 from k2flow.exchange import find_exchange
-from k2flow.flow.sink import MAX_FILE_SECONDS, TableSinkPartition
+from k2flow.flow.sink import MAX_FILE_SECONDS, check_age
 from k2flow.iceberg.catalog import load_table
 from k2flow.iceberg.concurrent import THREADS, ByteBudget, read_ahead
 from k2flow.layers import GOLD_TABLE
@@ -82,12 +82,10 @@ def test_many_hours_in_one_batch(slow_catalog: Catalog, monkeypatch: pytest.Monk
 
 
 def test_files_that_maintenance_may_delete_are_not_committed() -> None:
-    part = TableSinkPartition.__new__(TableSinkPartition)
-    part._name = "gold"
-    for age in (None, 0.0, MAX_FILE_SECONDS - 60):
-        part._check_age(None if age is None else time.monotonic() - age)
-    with pytest.raises(CommitError, match=r"took 18\d\d s, .* nothing is lost"):
-        part._check_age(time.monotonic() - MAX_FILE_SECONDS - 1)
+    for age in (0.0, MAX_FILE_SECONDS - 60):
+        check_age("gold", time.monotonic() - age, "start again")
+    with pytest.raises(CommitError, match=r"gold: .* took 18\d\d s, .* nothing is lost: start again"):
+        check_age("gold", time.monotonic() - MAX_FILE_SECONDS - 1, "start again")
     assert Timing().orphan_seconds > MAX_FILE_SECONDS
 
 
