@@ -99,7 +99,7 @@ class Settings(BaseSettings):
     accept_lost_tables: bool = False
     """Create missing tables although the storage has tables of these names: a lost catalog's. Their files stay."""
     candles_trigger_seconds: float = Field(default=1, ge=0.1, le=3600)
-    """The candles flow: seconds between commits, at least."""
+    """The candles flow: seconds between commits, about."""
     until_caught_up: bool = False
     """Drain, commit and stop at the offsets that end the topic at start-up."""
     log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_upper)] = "INFO"
