@@ -13,13 +13,12 @@ import pyarrow as pa
 
 from k2flow.audit.report import AuditReport, Severity
 from k2flow.inspection.row_hashes import RowHashStore
-from k2flow.layers import CANDLES, CANDLES_TABLE, MIN_TIME_US
+from k2flow.layers import CANDLES, CANDLES_TABLE, HOUR_US, MIN_TIME_US
 
 NAMED = 10_000  # candles that a finding names
 KEY = ("exchange", "symbol", "open_time")
 VALUES = tuple(name for name in CANDLES.columns if name not in KEY)
 MINUTE_US = 60_000_000
-HOUR_US = 60 * MINUTE_US
 DAY_US = 24 * HOUR_US
 SCHEMA = """
 CREATE OR REPLACE TABLE partial (  -- candles of some trades each; times are in us since the year 1, here and below

@@ -37,7 +37,7 @@ from k2flow.iceberg.changes import Partition, Position, changes, files_of
 from k2flow.iceberg.deletes import applied_deletes, deletes_text
 from k2flow.iceberg.head import head_problem, history
 from k2flow.iceberg.ledger import Ledger
-from k2flow.iceberg.manifests import partition_values
+from k2flow.iceberg.manifests import hour_of, partition_values
 from k2flow.inspection.files import Progress, ReadPlan, prefetch, read
 from k2flow.inspection.row_hashes import open_row_hashes
 from k2flow.layers import CANDLES, CANDLES_TABLE, GOLD, GOLD_TABLE, Layer
@@ -101,7 +101,7 @@ def audit_candles(
     found = _Source(report, table, gold, ledger).find()
     if found is None:
         return {}
-    hours = {each: files for each, files in found.hours.items() if first_hour is None or _hour(each) >= first_hour}
+    hours = {each: files for each, files in found.hours.items() if first_hour is None or hour_of(each) >= first_hour}
     known = {each: files for each, files in hours.items() if proven.digests.get(each) == files.digest}
     again = random.Random(proven.seed).sample(sorted(known), -int(-len(known) * proven.sample // 1))
     report.sampled_files += sum(len(files) for each in again for files in known.pop(each))
@@ -280,8 +280,3 @@ def _describe(report: AuditReport, table: Table) -> None:
         "metadata": table.metadata_location,
         "rows": sum(file.record_count for files in files_of(table).values() for file in files),
     }
-
-
-def _hour(partition: Partition) -> int:
-    """Return the hour since 1970."""
-    return int(partition[0] * 24 + partition[1])

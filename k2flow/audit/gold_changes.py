@@ -25,11 +25,11 @@ from k2flow.audit.gold import UNAUDITED, UNDECLARED, GoldKeyCheck, is_global, ne
 from k2flow.audit.id_runs import CHUNK, found_in
 from k2flow.audit.proof import NotProvenError, Proof, ProofStore, RowSum
 from k2flow.audit.sums import SUMS
+from k2flow.iceberg.manifests import hour_of
 from k2flow.inspection.files import ReadPlan, read
 from k2flow.inspection.pinned import PinnedTables
 from k2flow.inspection.row_hashes import HOUR, hashable
 from k2flow.layers import GOLD, GOLD_TABLE
-from k2flow.trades.gold_ids import hour_of
 
 _EARLIER = "CREATE OR REPLACE TABLE earlier (exchange TINYINT, hour INTEGER, id UBIGINT)"
 _SAME = "e.exchange = g.exchange AND e.hour = g.hour AND e.id = g.id"

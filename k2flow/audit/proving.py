@@ -16,11 +16,11 @@ from k2flow.audit.proof import Extents, FileProof, Hours, NotProvenError, Proof,
 from k2flow.audit.scope import behind_from, identity, log_name
 from k2flow.audit.sums import OTHER_ROWS, file_sums
 from k2flow.config.settings import Settings
+from k2flow.iceberg.manifests import hour_of
 from k2flow.inspection.partitions import TopicPartitions
 from k2flow.inspection.pinned import PinnedTables
 from k2flow.inspection.row_hashes import content_hash, hash_of, id_hash
 from k2flow.layers import BRONZE, GOLD_TABLE
-from k2flow.trades.gold_ids import hour_of
 
 FORMAT = 1
 

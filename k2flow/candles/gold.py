@@ -10,6 +10,7 @@ from k2flow.candles.aggregate import TRADES, candles_of, empty, merge
 from k2flow.errors import DataFileError
 from k2flow.iceberg.changes import Partition
 from k2flow.iceberg.deletes import applied_deletes, deletes_text
+from k2flow.iceberg.manifests import hour_of
 from k2flow.iceberg.reader import FileReader
 from k2flow.layers import GOLD_TABLE, HOUR_US
 
@@ -51,5 +52,5 @@ def _check(trades: pa.RecordBatch, file: DataFile, partition: Partition) -> None
         if column.null_count:
             raise DataFileError(f"{file.file_path} has a trade without {name}: run k2flow audit")
     hours = trades.column("timestamp").cast(pa.int64()).to_numpy() // HOUR_US
-    if (hours != partition[0] * 24 + partition[1]).any():
+    if (hours != hour_of(partition)).any():
         raise DataFileError(f"{file.file_path} has trades of another hour than its partition: run k2flow audit")

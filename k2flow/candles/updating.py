@@ -31,6 +31,7 @@ from k2flow.candles.hours import CandleHours, Hour, RecentHours
 from k2flow.iceberg.changes import Changes, Partition, Position, changes, files_of
 from k2flow.iceberg.ledger import CommittedRange, Ledger
 from k2flow.iceberg.manifests import partition_values
+from k2flow.iceberg.snapshots import head_number
 from k2flow.layers import GOLD_TABLE
 
 log = logging.getLogger(__name__)
@@ -89,19 +90,21 @@ class CandleTable:
         self.position = position
         self._hours = CandleHours(catalog)
 
-    def update(self, gold: Table) -> CandleUpdate | None:
-        """Return an update towards Gold as it was loaded; None if the table has this state already. Writes data files.
+    def has(self, gold: Table) -> bool:
+        """Return whether the table has the state of Gold as it was loaded."""
+        now = gold.metadata.table_uuid, head_number(gold.metadata)
+        return self.position is not None and now == (self.position.table_uuid, self.position.sequence_number)
+
+    def update(self, gold: Table) -> CandleUpdate:
+        """Return an update towards Gold as it was loaded. Writes data files.
 
         It takes about MAX_TRADES new trades at most, those with the earliest sequence numbers.
         """
-        now = gold.metadata.table_uuid, number_of(gold)
-        if self.position and now == (self.position.table_uuid, self.position.sequence_number):
-            return None
         began = time.monotonic()
         feed = changes(gold, self.position, self._trades_in, MAX_TRADES)
         trades = GoldTrades(gold)
         update = self._whole(feed, trades) if feed.whole else self._changed(feed, gold, trades)
-        complete = feed.position.sequence_number == now[1]
+        complete = feed.position.sequence_number == head_number(gold.metadata)
         since = _first_commit_ms(gold, self.position)
         return replace(update, complete=complete, began=began, gold_committed_ms=since)
 
@@ -180,12 +183,6 @@ def _by_partition(files: Sequence[DataFile]) -> list[tuple[Partition, list[DataF
     for file in files:
         found[partition_values(file)].append(file)
     return sorted(found.items())
-
-
-def number_of(table: Table) -> int:
-    """Return the sequence number of a table's current snapshot; 0 without one."""
-    snapshot = table.current_snapshot()
-    return (snapshot.sequence_number or 0) if snapshot else 0
 
 
 def _first_commit_ms(gold: Table, after: Position | None) -> int | None:

@@ -27,18 +27,19 @@ from tenacity import (
 )
 from typing_extensions import override
 
-from k2flow.candles.updating import NAME, CandleTable, CandleUpdate, number_of, position_of
+from k2flow.candles.updating import NAME, CandleTable, CandleUpdate, position_of
 from k2flow.compat.pyiceberg.metadata_cache import install_metadata_cache
 from k2flow.errors import CatalogError, CommitError, SettingsError
 from k2flow.failpoints import Point, arm, reach
 from k2flow.flow.epoch_wait import AT_ONCE
 from k2flow.flow.first_error import record_first_error
-from k2flow.flow.process import Process
+from k2flow.flow.process import Process, create_tables
 from k2flow.flow.runtime import install_runner
 from k2flow.flow.sink import check_age
 from k2flow.iceberg.catalog import OUTAGES, load_table
 from k2flow.iceberg.commit import RETRY_SECONDS, Committer
-from k2flow.iceberg.tables import candles_definition, create, gold_definition
+from k2flow.iceberg.snapshots import head_number
+from k2flow.iceberg.tables import candles_definition, gold_definition
 from k2flow.layers import CANDLES_TABLE, GOLD_TABLE
 from k2flow.observability import metrics, tracing
 from k2flow.observability.metrics import STAGE, BatchStats, Stage
@@ -80,10 +81,7 @@ class CandlesProcess(Process):
             raise SettingsError(f"{workers} workers: one worker computes all candles; start one process without -w")
         arm(self.settings.failpoints)
         install_metadata_cache()
-        wanted = (gold_definition(), candles_definition())
-        for name, done in create(self.catalog, wanted, self.settings.accept_lost_tables).items():
-            if done:
-                log.info("table %s: %s", name, done)
+        create_tables(self.catalog, (gold_definition(), candles_definition()), self.settings)
         reach(Point.OPENED)
 
     def fence(self) -> None:
@@ -92,11 +90,11 @@ class CandlesProcess(Process):
         self.committer = Committer(self.catalog, CANDLES_TABLE, NAME, GOLD_TABLE, after_rollback="recompute")
         self.committer.fence(str(gold.metadata.table_uuid))
         self.candles = CandleTable(self.catalog, position_of(self.committer.ledger))
-        self.began_at = number_of(gold)
+        self.began_at = head_number(gold.metadata)
         self.fenced = True
 
     def update(self) -> CandleUpdate | None:
-        """Return the update of the candles to Gold as it is now, see `CandleTable.update`.
+        """Return the update of the candles to Gold as it is now, see `CandleTable.update`; None if they have it.
 
         If the catalog or its storage fails, or maintenance has just deleted a file that was replaced, it is tried again
         for RETRY_SECONDS. Raises CatalogError then, and CommitError if Gold is another table.
@@ -115,7 +113,11 @@ class CandlesProcess(Process):
         gold = load_table(self.catalog, GOLD_TABLE)
         if str(gold.metadata.table_uuid) != self.committer.ledger.topic_id:
             raise CommitError(f"{GOLD_TABLE} was replaced by another table: start again, to compute all candles again")
-        return self.candles.update(gold)
+        if self.candles.has(gold):
+            return None
+        tracing.begin_batch()
+        with tracing.span("compute", table=CANDLES_TABLE):
+            return self.candles.update(gold)
 
 
 def build_candles() -> Dataflow:
@@ -170,9 +172,7 @@ class GoldSourcePartition(StatelessSourcePartition[Item]):
             raise StopIteration
         began = time.monotonic()
         self._next_look = began + POLL_SECONDS
-        tracing.begin_batch()
-        with tracing.span("compute", table=CANDLES_TABLE):
-            update = process.update()
+        update = process.update()
         if update is None:
             self._caught_up = self._until_caught_up
             return []

@@ -162,9 +162,7 @@ def open_session(exchange: Exchange, settings: Settings, catalog: Catalog, worke
     """
     own = exchange.settings
     wanted = definitions(exchange)
-    for name, done in create(catalog, wanted.values(), settings.accept_lost_tables).items():
-        if done:
-            log.info("table %s: %s", name, done)
+    create_tables(catalog, wanted.values(), settings)
     publish(catalog, exchange)
     check_key(load_table(catalog, GOLD_TABLE).properties, exchange)
     topic = wait_for_topic(settings.kafka, own.topic, lambda: _was_read(catalog, exchange, wanted))
@@ -184,6 +182,13 @@ def open_session(exchange: Exchange, settings: Settings, catalog: Catalog, worke
         log.error("%s; continuing, as %s says", describe(topic.name, other), setting)
     begun = {name: ledger.of_log(ends[name]) for name, ledger in found.items()}
     return FlowSession(definitions=wanted, tables=tables, ledgers=begun, topic=topic, workers=workers, log_ends=ends)
+
+
+def create_tables(catalog: Catalog, wanted: Iterable[TableDefinition], settings: Settings) -> None:
+    """Create or evolve the tables of a flow, and log what was done. Raises what `create` raises."""
+    for name, done in create(catalog, wanted, settings.accept_lost_tables).items():
+        if done:
+            log.info("table %s: %s", name, done)
 
 
 def _was_read(catalog: Catalog, exchange: Exchange, tables: Iterable[str]) -> bool:

@@ -30,6 +30,7 @@ from pyiceberg.table.update import SetPropertiesUpdate
 from k2flow.errors import CommitError
 from k2flow.iceberg.catalog import catalog_errors
 from k2flow.iceberg.manifests import data_manifests, days_of, has_live_files, partition_values, without_statistics
+from k2flow.iceberg.snapshots import head_number
 
 Partition: TypeAlias = tuple[Any, ...]
 KEY = "k2flow.replaced-partitions"
@@ -73,8 +74,7 @@ def changes(
     with catalog_errors():
         manifests = [each for each in data_manifests(table) if has_live_files(each)]
         rows = sum((each.added_rows_count or 0) + (each.existing_rows_count or 0) for each in manifests)
-        snapshot = table.current_snapshot()
-        number = (snapshot.sequence_number or 0) if snapshot else 0
+        number = head_number(table.metadata)
         now = Position(table.metadata.table_uuid, number, rows)
         if after is None or after.table_uuid != now.table_uuid:
             return _whole(table, manifests, now, max_rows, "it was not read before")

@@ -1,9 +1,11 @@
 """Iceberg's manifests and their entries."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from pyiceberg.manifest import DataFile, ManifestContent, ManifestFile
 from pyiceberg.table import Table
+from pyiceberg.typedef import Record
 
 
 def data_manifests(table: Table) -> list[ManifestFile]:
@@ -33,6 +35,11 @@ def days_of(manifest: ManifestFile) -> range:
 def partition_values(file: DataFile) -> tuple[Any, ...]:
     """Return the values of a file's partition fields."""
     return tuple(file.partition[i] for i in range(len(file.partition)))
+
+
+def hour_of(partition: Sequence[Any] | Record) -> int:
+    """Return the hour since 1970 of a partition of Gold or the candles."""
+    return int(partition[0] * 24 + partition[1])
 
 
 def without_statistics(file: DataFile) -> DataFile:

@@ -1,4 +1,4 @@
-"""Which snapshots a table keeps: one rule, for commits and for maintenance."""
+"""The snapshots of a table: its head, and which ones it keeps, by one rule for commits and for maintenance."""
 
 import re
 from dataclasses import dataclass
@@ -8,6 +8,12 @@ from pyiceberg.table.update import RemoveSnapshotRefUpdate, RemoveSnapshotsUpdat
 
 KEEP_SNAPSHOTS = 100
 _READERS_TAG = re.compile(r"k2flow-readers-(\d+)-\d+")
+
+
+def head_number(metadata: TableMetadata) -> int:
+    """Return the sequence number of main's head; 0 without one."""
+    head = metadata.snapshot_by_id(metadata.current_snapshot_id) if metadata.current_snapshot_id is not None else None
+    return (head.sequence_number or 0) if head else 0
 
 
 def readers_tag(at_ms: int, snapshot_id: int | None) -> str:

@@ -10,6 +10,7 @@ from pyiceberg.table.metadata import TableMetadata
 
 from k2flow.candles.updating import position_of
 from k2flow.iceberg.ledger import Ledger
+from k2flow.iceberg.snapshots import head_number
 from k2flow.layers import CANDLES_TABLE
 from k2flow.status.flows import level, rate, rows_of
 from k2flow.status.model import CandlesStatus, FlowStatus
@@ -24,7 +25,7 @@ def candles_status(
     problems: Sequence[str] = (),
 ) -> CandlesStatus:
     """Return the status of the candles; `past` are the ledgers of their table, oldest first, none without a table."""
-    held, newest = _held(gold, past), _sequence_number(gold)
+    held, newest = _held(gold, past), head_number(gold) if gold else None
     seconds = _lag_seconds(gold, held, past, now_ms) if gold and past else None
     recent = rate(past, now_ms, trigger_seconds) if past else None
     return CandlesStatus(
@@ -52,16 +53,8 @@ def _held(gold: TableMetadata | None, past: Sequence[Ledger]) -> int | None:
     return position.sequence_number
 
 
-def _sequence_number(gold: TableMetadata | None) -> int | None:
-    """Return the sequence number of Gold's head; 0 if it is empty."""
-    if gold is None:
-        return None
-    head = gold.snapshot_by_id(gold.current_snapshot_id) if gold.current_snapshot_id is not None else None
-    return (head.sequence_number or 0) if head else 0
-
-
 def _lag_seconds(gold: TableMetadata, held: int | None, past: Sequence[Ledger], now_ms: int) -> float:
-    newest, first = _sequence_number(gold) or 0, (held or 0) + 1
+    newest, first = head_number(gold), (held or 0) + 1
     if newest < first:
         return 0.0
     times = {

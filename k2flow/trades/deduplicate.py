@@ -17,10 +17,10 @@ from k2flow.dedup.keys import Bools, Ints, key_column, owners_of
 from k2flow.dedup.window import DiskWindow
 from k2flow.exchange import Exchange
 from k2flow.iceberg.committable import Committable
+from k2flow.iceberg.manifests import hour_of
 from k2flow.layers import FIRST_TRADE_US, GOLD, GOLD_TABLE, HOUR_US
 from k2flow.observability import metrics, tracing
 from k2flow.observability.metrics import BatchStats
-from k2flow.trades.gold_ids import hour_of
 from k2flow.trades.messages import MessageBatch
 from k2flow.trades.validate import FUTURE_US, int64_times
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,7 +16,6 @@ from pyiceberg.catalog import Catalog
 from pyiceberg.expressions import parser
 from pyiceberg.manifest import ManifestContent, ManifestFile
 from pyiceberg.table import FileScanTask, Table
-from pyiceberg.typedef import Record
 
 from k2flow.compat.pyiceberg.private import InclusiveMetricsEvaluator
 from k2flow.dedup.cache import Position
@@ -25,7 +24,7 @@ from k2flow.exchange import DEDUP_KEY
 from k2flow.failpoints import Point, reach
 from k2flow.iceberg.catalog import catalog_errors, load_table
 from k2flow.iceberg.concurrent import read_ahead
-from k2flow.iceberg.manifests import days_of, without_statistics
+from k2flow.iceberg.manifests import days_of, hour_of, without_statistics
 from k2flow.iceberg.reader import FileReader
 from k2flow.layers import GOLD_TABLE
 
@@ -247,11 +246,6 @@ class GoldIds:
                     ):
                         sure.add(hour)
         return _Entries(dict(found), sorted(own), sure)
-
-
-def hour_of(partition: Sequence[Any] | Record) -> int:
-    """Return the hour since 1970 of a partition of Gold."""
-    return int(partition[0] * 24 + partition[1])
 
 
 def file_prefix(worker: int, workers: int, dedup_key: tuple[str, ...]) -> str:
