@@ -1,8 +1,6 @@
-"""PyArrow: pickling of record batches, and memory that is kept between batches."""
+"""PyArrow: memory that is kept between batches."""
 
-import copyreg
 import ctypes
-from collections.abc import Callable
 
 import pyarrow as pa
 
@@ -10,24 +8,9 @@ from k2flow.compat import require_version
 
 require_version("pyarrow", pa.__version__, (22, 0, 0), (27, 0, 0))
 
-M_ARENA_MAX = -8  # malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # malloc.h
 ARENAS = 2
-
-
-def pickle_batches_as_ipc() -> None:
-    """Have `pickle` send a RecordBatch as an IPC stream: by default it sends the whole parent of a small slice."""
-    copyreg.pickle(pa.RecordBatch, _reduce_batch)
-
-
-def _reduce_batch(batch: pa.RecordBatch) -> tuple[Callable[[bytes], pa.RecordBatch], tuple[bytes]]:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, batch.schema) as writer:
-        writer.write_batch(batch)
-    return _restore_batch, (sink.getvalue().to_pybytes(),)
-
-
-def _restore_batch(data: bytes) -> pa.RecordBatch:
-    return pa.ipc.open_stream(data).read_next_batch()
+MMAP_BYTES, TRIM_BYTES = 32 << 20, 64 << 20  # the most that glibc would raise them to by itself
 
 
 def keep_freed_memory() -> None:
@@ -36,7 +19,13 @@ def keep_freed_memory() -> None:
     Arrow shares them too: the first lines of k2flow set its memory pool to the system's. Its default pool (mimalloc)
     returns the memory of each batch to the system and requests it again for the next one. With large batches this costs
     nearly as much system time as the decoding.
+
+    glibc also returns large blocks. It raises this limit when it frees a larger one, but not for blocks that grow, such
+    as a batch that is pickled for another process. To send it would take twice the CPU. So the limit is the highest one
+    from the start.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):  # glibc only
         libc.mallopt(M_ARENA_MAX, ARENAS)
+        libc.mallopt(M_MMAP_THRESHOLD, MMAP_BYTES)
+        libc.mallopt(M_TRIM_THRESHOLD, TRIM_BYTES)

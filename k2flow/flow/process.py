@@ -11,7 +11,6 @@ from pyiceberg.catalog import Catalog
 from pyiceberg.table import Table
 from typing_extensions import override
 
-from k2flow.compat.pyarrow import pickle_batches_as_ipc
 from k2flow.compat.pyiceberg.metadata_cache import install_metadata_cache
 from k2flow.config.settings import Settings, load_settings
 from k2flow.exchange import Exchange, exchange_names
@@ -130,7 +129,6 @@ class FlowProcess(Process):
         with self._lock:
             if not self._is_open:
                 arm(self.settings.failpoints)
-                pickle_batches_as_ipc()
                 install_metadata_cache()
                 self.session = open_session(self.exchange, self.settings, self.catalog, workers)
                 self.pipeline = self._pipeline(self.session)

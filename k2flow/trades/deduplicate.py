@@ -7,10 +7,12 @@ when a batch first needs that hour. Each key belongs to one worker, so each work
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
 from pyiceberg.manifest import DataFile
+from typing_extensions import override
 
 from k2flow.dedup.index import SeenIds
 from k2flow.dedup.keys import Bools, Ints, key_column, owners_of
@@ -43,11 +45,33 @@ class OwnedTrades:
     kafka_hours: Mapping[int, int]
     ends_checkpoint: bool
 
+    @override
+    def __reduce__(self) -> tuple[Callable[..., "OwnedTrades"], tuple[object, ...]]:
+        """Have `pickle` send an IPC stream: by default it sends the whole parent of a small slice."""
+        return _restored, (self.owner, self.owners, self._ipc_stream, self.kafka_hours, self.ends_checkpoint)
+
+    @cached_property
+    def _ipc_stream(self) -> bytes:
+        """The rows for another process. Bytewax pickles an item twice: the first time to learn its size."""
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, self.rows.schema) as writer:
+            writer.write_batch(self.rows)
+        stream: bytes = sink.getvalue().to_pybytes()
+        return stream
+
+
+def _restored(owner: int, owners: int, stream: bytes, hours: Mapping[int, int], ends_checkpoint: bool) -> OwnedTrades:
+    rows = pa.ipc.open_stream(stream).read_next_batch()
+    return OwnedTrades(owner=owner, owners=owners, rows=rows, kafka_hours=hours, ends_checkpoint=ends_checkpoint)
+
 
 def split_by_owner(
     trades: MessageBatch, kafka_hours: Mapping[int, int], dedup_key: tuple[str, ...], owners: int
 ) -> list[OwnedTrades]:
-    """Return Gold's rows of `trades` by the worker that owns their deduplication keys."""
+    """Return Gold's rows of `trades` by the worker that owns their deduplication keys.
+
+    A batch without offsets, as each source's first one, goes to every owner: from then on it can sleep in an epoch.
+    """
     rows = GOLD.rows(trades.rows)
     if owners == 1:
         parts = [rows]
@@ -57,7 +81,7 @@ def split_by_owner(
     return [
         OwnedTrades(owner=w, owners=owners, rows=part, kafka_hours=kafka_hours, ends_checkpoint=trades.ends_checkpoint)
         for w, part in enumerate(parts)
-        if part.num_rows or trades.ends_checkpoint
+        if part.num_rows or trades.ends_checkpoint or not trades.offsets
     ]
 
 
@@ -90,25 +114,39 @@ def are_few(hours: Ints) -> Bools:
     return np.repeat(lengths <= FEW_ROWS, lengths)
 
 
-class LateRows:
-    """Holds back up to HELD_BYTES of rows if few are of their hour: small files cost nearly as much as large ones."""
+class HeldRows:
+    """Holds back new rows until they make a file worth its cost: small files cost nearly as much as large ones.
+
+    All rows wait until HELD_BYTES are together. Several workers send parts of one batch, and each may come alone. Then
+    rows of an hour with few rows wait for the commit, up to HELD_BYTES too.
+    """
 
     def __init__(self) -> None:
         self._held: list[pa.RecordBatch] = []
+        self._few: list[pa.RecordBatch] = []
 
-    def ready(self, rows: pa.RecordBatch, first: Bools, hours: Ints, ends_checkpoint: bool) -> pa.RecordBatch:
+    def ready(self, rows: pa.RecordBatch, first: Bools, ends_checkpoint: bool) -> pa.RecordBatch:
         """Return the rows to write now, of the rows held and of the `first` ones among `rows`; all before a commit."""
-        now = first.copy()
-        if not ends_checkpoint:
-            now[first] = ~are_few(hours[first])
-        ready = rows if now.all() else rows.filter(pa.array(now))
-        few = first & ~now
-        if few.any():
-            self._held.append(rows.filter(pa.array(few)))
-        if self._held and (ends_checkpoint or sum(held.nbytes for held in self._held) > HELD_BYTES):
-            ready = pa.concat_batches([*self._held, ready])
-            self._held = []
-        return ready
+        self._held.append(rows if first.all() else rows.filter(pa.array(first)))
+        if not ends_checkpoint and _nbytes(self._held) < HELD_BYTES:
+            return rows.slice(0, 0)
+        held, self._held = _together(self._held), []
+        few = are_few(hours_of(held))
+        if few.any() and not ends_checkpoint:
+            self._few.append(held.filter(pa.array(few)))
+            held = held.filter(pa.array(~few))
+        if self._few and (ends_checkpoint or _nbytes(self._few) > HELD_BYTES):
+            held = _together([*self._few, held])
+            self._few = []
+        return held
+
+
+def _nbytes(batches: Sequence[pa.RecordBatch]) -> int:
+    return sum(batch.nbytes for batch in batches)
+
+
+def _together(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
+    return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
 
 
 class Deduplicator:
@@ -133,7 +171,7 @@ class Deduplicator:
         self._write = write
         self._disk = disk
         self._files: list[Callable[[], list[DataFile]]] = []  # of the rows since the last commit
-        self._late = LateRows()
+        self._held = HeldRows()
         self._committing = False  # at the end of this epoch
         self._committed = False  # at the end of the one before
 
@@ -146,13 +184,13 @@ class Deduplicator:
         # Items of several workers come in any order: after the first one that ends a checkpoint, no row is held back.
         self._committing |= any(item.ends_checkpoint for item in items)
         # Rows from several workers go into the same files.
-        rows = pa.concat_batches([item.rows for item in items]) if len(items) > 1 else items[0].rows
+        rows = _together([item.rows for item in items])
         hours = hours_of(rows)
         kafka = sum((Counter(item.kafka_hours) for item in items), Counter[int]())
         with tracing.span("dedup", rows=rows.num_rows):
             first = self._seen.accept_new(key_column(rows, self._exchange.dedup_key), hours, kafka)
         stats = BatchStats(duplicates=rows.num_rows - int(first.sum()))
-        ready = self._late.ready(rows, first, hours, self._committing)
+        ready = self._held.ready(rows, first, self._committing)
         with tracing.span("write", table=GOLD_TABLE, rows=ready.num_rows):
             files = self._write(GOLD_TABLE, ready)
         if self._disk:

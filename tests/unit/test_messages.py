@@ -1,14 +1,10 @@
-"""Message batches: replay filtering, ranges, pickling."""
-
-import pickle
+"""Message batches: replay filtering, ranges."""
 
 import numpy as np
 import pyarrow as pa
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from k2flow.compat.pyarrow import pickle_batches_as_ipc
 from k2flow.iceberg.ledger import OffsetRange
 from k2flow.trades.messages import MessageBatch
 
@@ -53,12 +49,3 @@ def test_after_keeps_exactly_the_uncommitted_rows(
     wanted = [(p, max(first, committed.get(p, 0)), end) for p, first, end in offsets if end > committed.get(p, 0)]
     assert left.offsets == wanted
     assert sum(r.rows for r in left.ranges()) == left.rows.num_rows
-
-
-@pytest.mark.parametrize("rows", [0, 1, 7])
-def test_pickled_slice_does_not_carry_its_parent(rows: int) -> None:
-    pickle_batches_as_ipc()
-    big = pa.record_batch({"x": pa.array(range(100_000))})
-    data = pickle.dumps(big.slice(5, rows))
-    assert len(data) < 2_000
-    assert pickle.loads(data).equals(big.slice(5, rows))
