@@ -18,7 +18,7 @@ from typing_extensions import override
 from k2flow.compat.bytewax import worker_key
 from k2flow.exchange import Exchange
 from k2flow.failpoints import Point, reach
-from k2flow.flow.epoch_wait import EpochWait
+from k2flow.flow.epoch_wait import AT_ONCE, EpochWait
 from k2flow.flow.first_error import record_first_error
 from k2flow.flow.process import FlowProcess
 from k2flow.flow.runtime import install_runner
@@ -56,7 +56,7 @@ def build(exchange: Exchange) -> Dataflow:
 class DedupStep(StatefulBatchLogic[OwnedTrades, Committable, None]):
     """One owner's `Deduplicator`, which opens at its first item.
 
-    While an epoch ends, the owner's worker sleeps in it, see `EpochWait`.
+    While the owner's worker waits for the end of an epoch, it sleeps in this step, see `EpochWait`.
     """
 
     def __init__(self, process: FlowProcess) -> None:
@@ -67,14 +67,17 @@ class DedupStep(StatefulBatchLogic[OwnedTrades, Committable, None]):
     @override
     @record_first_error
     def on_batch(self, values: list[OwnedTrades]) -> tuple[list[Committable], bool]:
+        self._epoch_wait = self._process.epoch_wait(values[0].owner)
+        self._epoch_wait.restart()
+        items = [each for each in values if each.rows.num_rows or each.ends_checkpoint]
+        if not items:  # the first one only begins this step
+            return [], StatefulBatchLogic.RETAIN
         if self._deduplicator is None:
-            self._deduplicator = self._process.pipeline.deduplicator(values[0].owner)
-            self._epoch_wait = self._process.epoch_wait(values[0].owner)
-        if not all(each.ends_checkpoint for each in values):
+            self._deduplicator = self._process.pipeline.deduplicator(items[0].owner)
+        if not all(each.ends_checkpoint for each in items):
             self._process.turns.on_full_batch(time.monotonic())
-        committable = self._deduplicator.process(values)
+        committable = self._deduplicator.process(items)
         reach(Point.GOLD_WRITTEN)
-        self._epoch_wait.begin()
         return [committable], StatefulBatchLogic.RETAIN
 
     @override
@@ -83,8 +86,8 @@ class DedupStep(StatefulBatchLogic[OwnedTrades, Committable, None]):
         return [], StatefulBatchLogic.RETAIN
 
     @override
-    def notify_at(self) -> datetime | None:
-        return self._epoch_wait.next_sleep()
+    def notify_at(self) -> datetime:
+        return AT_ONCE
 
     @override
     def snapshot(self) -> None:

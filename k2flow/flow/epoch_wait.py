@@ -6,7 +6,8 @@ from datetime import UTC, datetime
 AT_ONCE = datetime(1970, 1, 1, tzinfo=UTC)
 """Bytewax compares with the host's clock: with the current time, a clock set back would stop a step for as long."""
 EAGER_QUESTIONS = 50  # take less than a millisecond together
-SLEEP_SECONDS = 0.001
+SLEEP_SHARE = 1 / 16
+SHORTEST_SLEEP_SECONDS, LONGEST_SLEEP_SECONDS = 0.001, 0.005
 
 
 class EpochWait:
@@ -14,27 +15,23 @@ class EpochWait:
 
     Bytewax calls a source again once the epoch is over in all processes. Until then each of its workers asks as fast as
     it can, which keeps a core busy. After each question it notifies the steps that are due. So a step of the same
-    worker is always due meanwhile, and sleeps.
+    worker is always due, and sleeps. It does so too in an epoch in which the worker has no item of its own: another
+    worker may still decode a batch.
     """
 
     def __init__(self) -> None:
-        self._waiting = False
+        self._questions = 0
+        self._since = 0.0  # monotonic, of the first sleep
+
+    def restart(self) -> None:
+        """Note that this worker did something: it read messages, or processed an item."""
         self._questions = 0
 
-    def begin(self) -> None:
-        """Note that an item of the epoch was processed: from now on this worker may have nothing to do."""
-        self._waiting, self._questions = True, 0
-
-    def end(self) -> None:
-        """Note that Bytewax calls the source: the epoch is over."""
-        self._waiting = False
-
     def sleep(self) -> None:
-        """Sleep for a moment, but not after the first questions: most epochs without a commit are short."""
+        """Sleep for a moment, longer in a long wait. Not after the first questions: most epochs are short."""
         self._questions += 1
-        if self._waiting and self._questions > EAGER_QUESTIONS:
-            time.sleep(SLEEP_SECONDS)
-
-    def next_sleep(self) -> datetime | None:
-        """Return when to call `sleep`: at once, or None if Bytewax asks nothing."""
-        return AT_ONCE if self._waiting else None
+        if self._questions <= EAGER_QUESTIONS:
+            self._since = time.monotonic()
+            return
+        waited = time.monotonic() - self._since
+        time.sleep(min(max(waited * SLEEP_SHARE, SHORTEST_SLEEP_SECONDS), LONGEST_SLEEP_SECONDS))

@@ -86,13 +86,13 @@ class KafkaSourcePartition(StatelessSourcePartition[MessageBatch]):
     @override
     @record_first_error
     def next_batch(self) -> list[MessageBatch]:
-        self._epoch_wait.end()
+        self._epoch_wait.restart()
         end_batch()
         if not self._schedule.uncommitted:
             self._group.report_committed(final=self._finished)
         if not self._begun:
             self._begun = True
-            # Bytewax builds the committers for the first item: they fence other writers at once.
+            # For the first item Bytewax builds the owners' steps, and the committers: they fence other writers at once.
             return [empty_batch([], ends_checkpoint=False)]
         if self._damage and self._finished:
             raise self._damage
