@@ -1,6 +1,6 @@
 """Reads the trades of Gold's data files as candles."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import pyarrow as pa
 from pyiceberg.manifest import DataFile
@@ -15,13 +15,14 @@ from k2flow.iceberg.reader import FileReader
 from k2flow.layers import GOLD_TABLE, HOUR_US
 
 READ_ROWS = 1 << 18
+JOINED_ROWS = 1 << 15  # copying larger batches costs more than it saves
 HELD_CANDLES = 1 << 17  # before those of equal keys are merged
 
 
 class GoldTrades:
     """Reads files of Gold, as the table was loaded. Raises DataFileError, CatalogError.
 
-    Memory: a batch of READ_ROWS trades, and the candles of one hour.
+    Memory: a batch of READ_ROWS trades, or smaller ones joined, and the candles of the hours asked for.
     """
 
     def __init__(self, table: Table) -> None:
@@ -30,20 +31,40 @@ class GoldTrades:
             raise DataFileError(deletes_text(GOLD_TABLE, deletes))
         self._reader = FileReader(table, TRADES, find_by_name=True)
 
-    def candles(self, files: Sequence[DataFile], partition: Partition) -> pa.RecordBatch:
-        """Return the candles of all trades in some files of one hour, merged, as PARTIAL."""
+    def candles(self, hours: Mapping[Partition, Sequence[DataFile]]) -> pa.RecordBatch:
+        """Return the candles of all trades in some files of each hour, merged, as PARTIAL."""
         held = [empty()]
-        for file in files:
-            rows = 0
-            for batch in self._reader.stream(file, READ_ROWS):
-                _check(batch, file, partition)
-                held.append(candles_of(batch))
-                rows += batch.num_rows
-                if sum(each.num_rows for each in held) > HELD_CANDLES:
-                    held = [merge(pa.concat_batches(held)).candles]
-            if rows != file.record_count:
-                raise DataFileError(f"{file.file_path} has {rows} rows, and its manifest says {file.record_count}")
+        for trades in self._joined(hours):
+            held.append(candles_of(trades))
+            if sum(each.num_rows for each in held) > HELD_CANDLES:
+                held = [merge(pa.concat_batches(held)).candles]
         return merge(pa.concat_batches(held)).candles
+
+    def _joined(self, hours: Mapping[Partition, Sequence[DataFile]]) -> Iterator[pa.RecordBatch]:
+        """Yield the trades of the files. Small batches are joined: most of their cost does not depend on their size."""
+        waiting: list[pa.RecordBatch] = []
+        for partition, files in hours.items():
+            for file in files:
+                for batch in self._batches(file, partition):
+                    waiting.append(batch)
+                    if sum(each.num_rows for each in waiting) >= JOINED_ROWS:
+                        yield _concat(waiting)
+                        waiting = []
+        if waiting:
+            yield _concat(waiting)
+
+    def _batches(self, file: DataFile, partition: Partition) -> Iterator[pa.RecordBatch]:
+        rows = 0
+        for batch in self._reader.stream(file, READ_ROWS):
+            _check(batch, file, partition)
+            rows += batch.num_rows
+            yield batch
+        if rows != file.record_count:
+            raise DataFileError(f"{file.file_path} has {rows} rows, and its manifest says {file.record_count}")
+
+
+def _concat(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
+    return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
 
 
 def _check(trades: pa.RecordBatch, file: DataFile, partition: Partition) -> None:

@@ -30,9 +30,9 @@ from k2flow.candles.gold import GoldTrades
 from k2flow.candles.hours import CandleHours, Hour, RecentHours
 from k2flow.iceberg.changes import Changes, Partition, Position, changes, files_of
 from k2flow.iceberg.ledger import CommittedRange, Ledger
-from k2flow.iceberg.manifests import partition_values
+from k2flow.iceberg.manifests import hour_of, partition_values
 from k2flow.iceberg.snapshots import head_number
-from k2flow.layers import GOLD_TABLE
+from k2flow.layers import GOLD_TABLE, HOUR_US
 
 log = logging.getLogger(__name__)
 NAME = "candles"
@@ -46,6 +46,7 @@ SOURCE_KEY = "k2flow.source"
 
 MAX_TRADES = 100_000_000
 """New trades of one commit, about: maintenance may delete files that wait longer for theirs, see flow.sink."""
+GROUP_HOURS, GROUP_TRADES = 24, 1 << 18  # hours that are merged together have about so many trades at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +83,7 @@ def position_of(ledger: Ledger) -> Position | None:
 class CandleTable:
     """Computes the updates of the candle table. Raises CatalogError, CommitError, DataFileError.
 
-    Memory: a batch of trades, the candles of one hour, and those of the hours used last.
+    Memory: a batch of trades, the candles of GROUP_HOURS hours, and those of the hours used last.
     """
 
     def __init__(self, catalog: Catalog, position: Position | None) -> None:
@@ -123,8 +124,8 @@ class CandleTable:
         if removed:
             log.warning("all candles are computed again: of %s: %s", GOLD_TABLE, feed.whole)
         added: list[DataFile] = []
-        for partition, files in _by_partition(feed.appended):
-            candles = trades.candles(files, partition)
+        for partition, files in _by_partition(feed.appended).items():
+            candles = trades.candles({partition: files})
             _warn_of_overflows(candles)
             added += self._hours.write(candles)
         return CandleUpdate(source=feed.position, files=added, removed=removed, changed=None)
@@ -148,26 +149,50 @@ class CandleTable:
         self, feed: Changes, gold: Table, trades: GoldTrades
     ) -> Iterator[tuple[Partition, pa.RecordBatch, Hour]]:
         """Yield each hour whose candles change: its partition, its new candles, and the hour as it was."""
-        for partition, files in _by_partition(feed.appended):
-            old = self._hours.read(partition)
-            candles, ambiguous = _with_new(old, trades.candles(files, partition))
-            if ambiguous:
-                every = files_of(gold, [partition], feed.position.sequence_number)
-                candles = trades.candles(every[partition], partition)
-            yield partition, candles, old
-        for partition, all_files in feed.replaced.items():
-            old = self._hours.read(partition)
-            candles = trades.candles(all_files, partition)
-            if not _same(candles, old.candles):
-                yield partition, candles, old
+        for hours in _merged_together(_by_partition(feed.appended)):
+            old = {partition: self._hours.read(partition) for partition in hours}
+            merged = _with_new(old, trades.candles(hours))
+            for partition, (candles, ambiguous) in merged.items():
+                if ambiguous:
+                    every = files_of(gold, [partition], feed.position.sequence_number)
+                    candles = trades.candles(every)
+                yield partition, candles, old[partition]
+        for partition, files in feed.replaced.items():
+            before = self._hours.read(partition)
+            candles = trades.candles({partition: files})
+            if not _same(candles, before.candles):
+                yield partition, candles, before
 
 
-def _with_new(old: Hour, new: pa.RecordBatch) -> Merged:
-    """Return the candles of an hour merged with those of new trades."""
-    touched = pc.is_in(old.candles.column("open_time"), pc.unique(new.column("open_time")))
-    merged = merge(pa.concat_batches([old.candles.filter(touched), new]))
-    untouched = old.candles.filter(pc.invert(touched))
-    return Merged(pa.concat_batches([untouched, merged.candles]), merged.ambiguous)
+def _merged_together(hours: Mapping[Partition, Sequence[DataFile]]) -> Iterator[dict[Partition, Sequence[DataFile]]]:
+    """Yield hours with their files in groups. A merge of many hours costs little more than that of one."""
+    group: dict[Partition, Sequence[DataFile]] = {}
+    rows = 0
+    for partition, files in hours.items():
+        group[partition] = files
+        rows += sum(file.record_count for file in files)
+        if len(group) == GROUP_HOURS or rows >= GROUP_TRADES:
+            yield group
+            group, rows = {}, 0
+    if group:
+        yield group
+
+
+def _with_new(old: Mapping[Partition, Hour], new: pa.RecordBatch) -> dict[Partition, Merged]:
+    """Return the candles of each hour merged with those of new trades, which may belong to any of the hours."""
+    minutes = pc.unique(new.column("open_time"))
+    touched = {partition: pc.is_in(hour.candles.column("open_time"), minutes) for partition, hour in old.items()}
+    before = [hour.candles.filter(touched[partition]) for partition, hour in old.items()]
+    merged, ambiguous = merge(pa.concat_batches([*before, new]))
+    hours = merged.column("open_time").cast(pa.int64()).to_numpy() // HOUR_US
+    found = {}
+    for partition, hour in old.items():
+        number = hour_of(partition)
+        untouched = hour.candles.filter(pc.invert(touched[partition]))
+        own = merged.filter(pa.array(hours == number))
+        unclear = frozenset(minute for minute in ambiguous if minute // HOUR_US == number)
+        found[partition] = Merged(pa.concat_batches([untouched, own]), unclear)
+    return found
 
 
 def _same(one: pa.RecordBatch, other: pa.RecordBatch) -> bool:
@@ -178,11 +203,11 @@ def _same(one: pa.RecordBatch, other: pa.RecordBatch) -> bool:
     return bool(first.equals(second))
 
 
-def _by_partition(files: Sequence[DataFile]) -> list[tuple[Partition, list[DataFile]]]:
+def _by_partition(files: Sequence[DataFile]) -> dict[Partition, list[DataFile]]:
     found: dict[Partition, list[DataFile]] = defaultdict(list)
     for file in files:
         found[partition_values(file)].append(file)
-    return sorted(found.items())
+    return dict(sorted(found.items()))
 
 
 def _first_commit_ms(gold: Table, after: Position | None) -> int | None:
