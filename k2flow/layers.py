@@ -73,6 +73,7 @@ class Layer:
     time_column: str  # the time column that orders rows when files are merged
     sorted_by: tuple[str, ...] = ()  # the columns that every file is sorted by, ascending
     deduplicated: bool = False  # whether each deduplication key of an exchange has one row only
+    pruned_by: tuple[str, ...] | None = None  # the columns whose statistics manifests hold; None: all
     file_size_mb: Callable[[ExchangeSettings], int]  # target size of a data file in MiB
     retention_days: Callable[[ExchangeSettings], int | None]  # days that the table keeps; None means unlimited
     properties: tuple[tuple[str, str], ...] = ()  # table properties in addition to the common ones
@@ -269,6 +270,7 @@ CANDLES = Layer(
     event_time="open_time",
     time_column="open_time",
     sorted_by=("symbol", "open_time"),
+    pruned_by=("exchange", "symbol", "open_time"),  # each commit writes the entries of several hours again
     file_size_mb=lambda _: CANDLES_FILE_SIZE_MB,
     retention_days=lambda _: None,
 )

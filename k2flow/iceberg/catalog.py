@@ -20,6 +20,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 from k2flow.compat.pyiceberg.commit_times import install_commit_times
 from k2flow.compat.pyiceberg.compressed_metadata import install_compressed_metadata
 from k2flow.compat.pyiceberg.manifest_readers import install_manifest_readers
+from k2flow.compat.pyiceberg.manifest_writers import install_manifest_writers
 from k2flow.compat.pyiceberg.requests import install_requests
 from k2flow.config.settings import Settings
 from k2flow.errors import (
@@ -49,6 +50,7 @@ def open_catalog(settings: Settings) -> Catalog:
     install_compressed_metadata()
     install_commit_times()
     install_manifest_readers()
+    install_manifest_writers()
     install_requests()
     with catalog_errors():
         try:

@@ -45,11 +45,11 @@ from k2flow.compat.pyiceberg.private import MergeAppendFiles
 from k2flow.errors import AlreadyRunningError, CatalogError, CommitConflictError, CommitError, FencedError, one_line
 from k2flow.failpoints import Point, reach
 from k2flow.iceberg import ledger as ledgers
-from k2flow.iceberg.append import MANIFEST_BYTES, append_files
+from k2flow.iceberg.append import append_files
 from k2flow.iceberg.catalog import OUTAGES, load_table
 from k2flow.iceberg.head import AfterRollback, carried_copies, reconcile
 from k2flow.iceberg.ledger import CommittedRange, Ledger, OffsetRange, Writer
-from k2flow.iceberg.replace import RewriteFiles, tag_for_readers
+from k2flow.iceberg.replace import COMMIT_ENTRIES, RewriteFiles, tag_for_readers
 from k2flow.iceberg.retry import Changes, commit_once, retry_conflicts
 from k2flow.iceberg.snapshots import plan_expiration
 from k2flow.observability.metrics import COMMIT_RETRIES, layer_of
@@ -70,8 +70,6 @@ MAX_WAIT_SECONDS = 5
 OUTAGE_LOG_SECONDS = 10
 TAG_SECONDS = 600
 """Between two tags for readers of removed files. Maintenance leaves younger files alone for longer than that."""
-SMALL = MANIFEST_BYTES // 8
-"""Manifests below this size are merged when files are removed: about a hundred entries."""
 HUNG_SECONDS = 180
 """How long a commit may take without another request. PyIceberg's clients wait forever for a frozen server."""
 
@@ -307,7 +305,13 @@ class Committer:
         if request.removed:
             copies, days = {**carried_copies(metadata), **copy}, set(request.removed.values())
             producer: Snapshots = RewriteFiles(
-                self._table, Operation.OVERWRITE, request.removed, request.files, copies, days=days, merge_bytes=SMALL
+                self._table,
+                Operation.OVERWRITE,
+                request.removed,
+                request.files,
+                copies,
+                days=days,
+                manifest_entries=COMMIT_ENTRIES,
             )
         else:
             producer = append_files(self._table, request.files, copy)

@@ -77,11 +77,12 @@ class FileReader:
 
     def stream(self, file: DataFile, rows: int, skip: int = 0) -> Iterator[pa.RecordBatch]:
         """Yield the rows of a file as `read` does, but hold one batch at a time. A file to be sorted is held whole."""
+        in_threads = not self._buffered and file.record_count > READ_ROWS  # threads cost small files more CPU
         with catalog_errors(), self._table.io.new_input(file.file_path).open() as stream:
             try:
                 parquet = pq.ParquetFile(stream, buffer_size=BUFFER_BYTES if self._buffered else 0, pre_buffer=False)
                 columns, project = self._projection(file, parquet.schema_arrow)
-                found = parquet.iter_batches(rows, columns=columns, use_threads=not self._buffered)
+                found = parquet.iter_batches(rows, columns=columns, use_threads=in_threads)
                 for batch in self._sorted(file, map(project, found)):
                     if skip < batch.num_rows:
                         yield batch.slice(skip)

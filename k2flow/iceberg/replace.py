@@ -21,6 +21,8 @@ from k2flow.iceberg.snapshots import readers_tag
 
 MANIFEST_ENTRIES = 2_000  # entries of a manifest that maintenance writes: 1 to 2 MB, which no flow merges again
 MERGE_BYTES = 1 << 19  # smaller manifests are merged with the others of the commit
+COMMIT_ENTRIES = 48
+"""Entries of a manifest that a flow's commit writes: it writes those again beside the ones that change."""
 
 
 class ManifestChanges(NamedTuple):
@@ -50,19 +52,20 @@ class RewriteFiles(SnapshotProducer["RewriteFiles"]):
         properties: Mapping[str, str] = MappingProxyType({}),
         branch: str = MAIN_BRANCH,
         days: Collection[int] | None = None,
-        merge_bytes: int | None = None,
+        manifest_entries: int | None = None,
     ) -> None:
         """Take what to replace; `properties` go into the snapshot's summary.
 
-        `days` (since 1970) are those of the removed files, if known: large manifests of other days stay unread. A
-        manifest is large from `merge_bytes` on, by default MERGE_BYTES.
+        `days` (since 1970) are those of the removed files, if known: large manifests of other days stay unread. New
+        manifests have `manifest_entries` at most, and one with half of them is large. By default it is
+        MANIFEST_ENTRIES, and a manifest is large from MERGE_BYTES on.
         """
         super().__init__(
             operation, EmptyTransaction(table), table.io, snapshot_properties=dict(properties), branch=branch
         )
         self._removed = set(removed)
         self._days = days
-        self._merge_bytes = MERGE_BYTES if merge_bytes is None else merge_bytes
+        self._manifest_entries = manifest_entries
         self._rewritten = tuple(added) if operation == Operation.REPLACE else ()
         for file in () if self._rewritten else added:
             self.append_data_file(file)
@@ -84,12 +87,13 @@ class RewriteFiles(SnapshotProducer["RewriteFiles"]):
                 continue
             if not has_live_files(manifest):
                 continue
-            if manifest.manifest_length >= self._merge_bytes and not (missing and self._may_name_removed(manifest)):
+            large = self._is_large(manifest)
+            if large and not (missing and self._may_name_removed(manifest)):
                 found.unchanged.append(manifest)
                 continue
             entries = manifest.fetch_manifest_entry(self._io)
             deleted = [entry for entry in entries if entry.data_file.file_path in missing]
-            if not deleted and manifest.manifest_length >= self._merge_bytes:
+            if large and not deleted:
                 found.unchanged.append(manifest)
                 continue
             paths = {entry.data_file.file_path for entry in deleted}
@@ -101,6 +105,11 @@ class RewriteFiles(SnapshotProducer["RewriteFiles"]):
             raise CommitConflictError(f"{len(missing)} of the files are no longer in the table, {first} among them")
         found.moved.sort(key=lambda entry: partition_values(entry.data_file))
         return found
+
+    def _is_large(self, manifest: ManifestFile) -> bool:
+        if self._manifest_entries is None:
+            return manifest.manifest_length >= MERGE_BYTES
+        return (manifest.added_files_count or 0) + (manifest.existing_files_count or 0) >= self._manifest_entries // 2
 
     def _may_name_removed(self, manifest: ManifestFile) -> bool:
         covered = days_of(manifest)
@@ -114,7 +123,7 @@ class RewriteFiles(SnapshotProducer["RewriteFiles"]):
     def _existing_manifests(self) -> list[ManifestFile]:
         manifests = [*self._changes.unchanged, *self._rewritten_manifests()]
         moved = iter(self._changes.moved)
-        while entries := list(islice(moved, MANIFEST_ENTRIES)):
+        while entries := list(islice(moved, self._manifest_entries or MANIFEST_ENTRIES)):
             with self.new_manifest_writer(self._transaction.table_metadata.spec()) as writer:
                 for entry in entries:
                     writer.add_entry(self._with_status(entry, ManifestEntryStatus.EXISTING))

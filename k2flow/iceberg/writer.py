@@ -18,7 +18,7 @@ from pyiceberg.table import Table
 from pyiceberg.table.locations import load_location_provider
 from pyiceberg.types import IcebergType, ListType, MapType, StructType
 
-from k2flow.compat.pyiceberg.statistics import data_file_statistics
+from k2flow.compat.pyiceberg.statistics import data_file_statistics, only
 from k2flow.failpoints import Point, reach
 from k2flow.iceberg.catalog import catalog_errors
 from k2flow.iceberg.concurrent import CORES, THREADS, ByteBudget
@@ -69,7 +69,8 @@ class DataFileWriter:
             "use_dictionary": definition.repeating_columns,
             "store_decimal_as_integer": True,
         }
-        self._statistics = compute_statistics_plan(self._schema, metadata.properties)
+        plan = compute_statistics_plan(self._schema, metadata.properties)
+        self._statistics = plan if definition.layer.pruned_by is None else only(plan, definition.layer.pruned_by)
         self._paths = parquet_path_to_id_mapping(self._schema)
 
     def write(self, rows: pa.RecordBatch) -> list[DataFile]:

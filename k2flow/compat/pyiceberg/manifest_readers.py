@@ -16,6 +16,8 @@ from pyiceberg.avro.reader import Reader
 from pyiceberg.schema import Schema
 from pyiceberg.utils.schema_conversion import AvroSchemaConversion
 
+from k2flow.compat.pyiceberg.identity import Same
+
 CAPACITY = 64  # schemas, and readers
 SCHEMA_KEY = "avro.schema"  # in the header of an Avro file
 _resolve = pyiceberg.avro.file.resolve_reader  # type: ignore[attr-defined]
@@ -44,27 +46,14 @@ def _cached_reader(
     read_types: dict[int, Callable[..., Any]],
     read_enums: dict[int, Callable[..., Enum]],
 ) -> Reader:
-    return _reader(_Same(file_schema), _Same(read_schema), tuple(read_types.items()), tuple(read_enums.items()))
-
-
-class _Same:
-    """Compares a schema by identity: to compare two schemas takes as long as to resolve them."""
-
-    def __init__(self, schema: Any) -> None:
-        self.schema = schema
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.schema is other.schema
-
-    def __hash__(self) -> int:
-        return id(self.schema)
+    return _reader(Same(file_schema), Same(read_schema), tuple(read_types.items()), tuple(read_enums.items()))
 
 
 @lru_cache(CAPACITY)
 def _reader(
-    file_schema: _Same,
-    read_schema: _Same,
+    file_schema: Same,
+    read_schema: Same,
     read_types: tuple[tuple[int, Callable[..., Any]], ...],
     read_enums: tuple[tuple[int, Callable[..., Enum]], ...],
 ) -> Reader:
-    return _resolve(file_schema.schema, read_schema.schema, dict(read_types), dict(read_enums))
+    return _resolve(file_schema.value, read_schema.value, dict(read_types), dict(read_enums))

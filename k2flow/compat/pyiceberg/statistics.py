@@ -10,7 +10,7 @@ It also takes a row group without bounds for one without values. But Parquet lea
 the bounds of the other row groups would exclude rows from queries that ask for them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -61,9 +61,16 @@ def data_file_statistics(footer: pq.FileMetaData, plan: Plan, paths: Mapping[str
         return _statistics(footer, _without_bounds(plan, _inexpressible(footer, plan, paths)), paths)
 
 
+def only(plan: Plan, columns: Collection[str]) -> Plan:
+    """Return a plan with statistics of some top-level columns only."""
+    return {i: each if each.column_name in columns else replace(each, mode=_NONE) for i, each in plan.items()}
+
+
 def _statistics(footer: pq.FileMetaData, plan: Plan, paths: Mapping[str, int]) -> dict[str, Any]:
-    found = data_file_statistics_from_parquet_metadata(footer, dict(plan), dict(paths))
-    return found.to_serialized_dict()
+    found = data_file_statistics_from_parquet_metadata(footer, dict(plan), dict(paths)).to_serialized_dict()
+    # PyIceberg keeps the sizes of columns without other statistics. Java does not.
+    sizes = {column: size for column, size in found["column_sizes"].items() if plan[column].mode != _NONE}
+    return {**found, "column_sizes": sizes}
 
 
 def _without_bounds(plan: Plan, columns: set[int]) -> Plan:
