@@ -55,13 +55,13 @@ class CandleHours:
         self._writer = DataFileWriter(table, candles_definition())
         self._kept = RecentHours()
 
-    def read(self, partition: Partition) -> Hour:
-        """Return an hour as it was committed. One that the table lacks has no candles."""
-        if (hour := self._kept.get(partition)) is None:
-            found = files_of(load_table(self._catalog, CANDLES_TABLE), [partition])
-            hour = self._hour(found[partition])
-        self._kept.keep(partition, hour)
-        return hour
+    def read(self, partitions: Collection[Partition]) -> dict[Partition, Hour]:
+        """Return hours as they were committed. One that the table lacks has no candles."""
+        missing = [partition for partition in partitions if partition not in self._kept]
+        files = files_of(load_table(self._catalog, CANDLES_TABLE), missing) if missing else {}
+        hours = {partition: self._kept.get(partition) or self._hour(files[partition]) for partition in partitions}
+        self.keep(hours)
+        return hours
 
     def all_paths(self) -> dict[str, int]:
         """Return the paths of all files of the table, with their days since 1970."""

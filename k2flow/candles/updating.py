@@ -46,7 +46,7 @@ SOURCE_KEY = "k2flow.source"
 
 MAX_TRADES = 100_000_000
 """New trades of one commit, about: maintenance may delete files that wait longer for theirs, see flow.sink."""
-GROUP_HOURS, GROUP_TRADES = 24, 1 << 18  # hours that are merged together have about so many trades at most
+GROUP_HOURS, GROUP_TRADES = 24, 1 << 18  # hours that are read and merged at once, and about the trades in their files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +116,7 @@ class CandleTable:
         self._hours.keep(update.hours)
 
     def _trades_in(self, partition: Partition) -> int:
-        return self._hours.read(partition).trades
+        return self._hours.read([partition])[partition].trades
 
     def _whole(self, feed: Changes, trades: GoldTrades) -> CandleUpdate:
         """Compute all hours again, one after the other."""
@@ -149,23 +149,24 @@ class CandleTable:
         self, feed: Changes, gold: Table, trades: GoldTrades
     ) -> Iterator[tuple[Partition, pa.RecordBatch, Hour]]:
         """Yield each hour whose candles change: its partition, its new candles, and the hour as it was."""
-        for hours in _merged_together(_by_partition(feed.appended)):
-            old = {partition: self._hours.read(partition) for partition in hours}
+        for hours in _in_groups(_by_partition(feed.appended)):
+            old = self._hours.read(hours)
             merged = _with_new(old, trades.candles(hours))
             for partition, (candles, ambiguous) in merged.items():
                 if ambiguous:
                     every = files_of(gold, [partition], feed.position.sequence_number)
                     candles = trades.candles(every)
                 yield partition, candles, old[partition]
-        for partition, files in feed.replaced.items():
-            before = self._hours.read(partition)
-            candles = trades.candles({partition: files})
-            if not _same(candles, before.candles):
-                yield partition, candles, before
+        for hours in _in_groups(feed.replaced):
+            old = self._hours.read(hours)
+            for partition, files in hours.items():
+                candles = trades.candles({partition: files})
+                if not _same(candles, old[partition].candles):
+                    yield partition, candles, old[partition]
 
 
-def _merged_together(hours: Mapping[Partition, Sequence[DataFile]]) -> Iterator[dict[Partition, Sequence[DataFile]]]:
-    """Yield hours with their files in groups. A merge of many hours costs little more than that of one."""
+def _in_groups(hours: Mapping[Partition, Sequence[DataFile]]) -> Iterator[dict[Partition, Sequence[DataFile]]]:
+    """Yield hours with their files in groups: several hours at once cost little more than one."""
     group: dict[Partition, Sequence[DataFile]] = {}
     rows = 0
     for partition, files in hours.items():

@@ -17,6 +17,7 @@ from k2flow.audit.candles import audit_candles
 from k2flow.errors import DataFileError, HeadMovedError
 from k2flow.iceberg.catalog import load_table
 from k2flow.iceberg.changes import files_of
+from k2flow.iceberg.manifests import data_manifests
 from k2flow.iceberg.writer import DataFileWriter
 from k2flow.layers import CANDLES_TABLE, GOLD, GOLD_TABLE, MAX_TIME_US, MIN_TIME_US
 from k2flow.maintain.storage import path_of
@@ -157,6 +158,60 @@ def replace_file(catalog: Catalog, gold: Gold, kept: str) -> None:
     with table.transaction() as transaction, transaction.update_snapshot().overwrite() as snapshot:
         snapshot.delete_data_file(file)
         snapshot.append_data_file(new)
+
+
+def test_hours_in_several_groups(catalog: Catalog, gold: Gold, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Late trades of many hours; in one of them the order is unclear until the trades are read again."""
+    monkeypatch.setattr("k2flow.candles.updating.GROUP_HOURS", 2)
+    monkeypatch.setattr("k2flow.candles.gold.JOINED_ROWS", 3)
+    hours = [NOON + hour * 3_600_000_000 for hour in range(5)]
+    add(gold, *({"us": us, "symbol": symbol, "message_id": "b"} for us in hours for symbol in ("BTC", "ETH")))
+    flow = Flow(catalog)
+    flow.step()
+    flow = Flow(catalog)  # the message ids are forgotten
+    add(
+        gold,
+        *({"us": us, "price": Decimal(2), "message_id": "a"} for us in hours[:3]),
+        {"us": hours[4] + 1, "message_id": "c"},
+    )
+    flow.step()
+    assert_exact(catalog)
+
+
+def test_a_commit_to_a_long_table_writes_few_entries_again(
+    catalog: Catalog, gold: Gold, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    most = 6
+    monkeypatch.setattr("k2flow.iceberg.commit.COMMIT_ENTRIES", most)
+    hours = [NOON + hour * 3_600_000_000 for hour in range(4 * most)]
+    add(gold, *({"us": us} for us in hours))
+    flow = Flow(catalog)
+    flow.step()
+    add(gold, {"us": hours[-1]})
+    flow.step()
+    before = {manifest.manifest_path for manifest in data_manifests(load_table(catalog, CANDLES_TABLE))}
+    for late in range(3):
+        add(gold, {"us": hours[-1]}, {"us": hours[late]})
+        flow.step()
+    found = data_manifests(load_table(catalog, CANDLES_TABLE))
+    assert sum(manifest.existing_files_count or 0 for manifest in found) == len(hours) - 2
+    assert max(manifest.existing_files_count or 0 for manifest in found) <= most
+    unchanged = [manifest for manifest in found if manifest.manifest_path in before]
+    assert sum(manifest.existing_files_count or 0 for manifest in unchanged) >= 2 * most
+    assert_exact(catalog)
+
+
+def test_manifests_have_statistics_of_the_columns_that_queries_prune_by(catalog: Catalog, gold: Gold) -> None:
+    add(gold, {}, {"symbol": "ETH", "us": NOON + 60_000_000})
+    Flow(catalog).step()
+    table = load_table(catalog, CANDLES_TABLE)
+    (manifest,) = data_manifests(table)
+    (entry,) = manifest.fetch_manifest_entry(table.io)
+    file = entry.data_file
+    for statistics in (file.lower_bounds, file.upper_bounds, file.value_counts, file.column_sizes):
+        assert [table.schema().find_column_name(column) for column in statistics] == ["exchange", "symbol", "open_time"]
+    (low, high) = (int.from_bytes(bounds[3], "little") for bounds in (file.lower_bounds, file.upper_bounds))
+    assert (low, high) == (NOON, NOON + 60_000_000)
 
 
 def test_candles_that_another_program_changed_are_computed_again(catalog: Catalog, gold: Gold) -> None:
