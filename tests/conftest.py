@@ -146,6 +146,7 @@ def process_state() -> Iterator[None]:
         if type(handler) is logging.StreamHandler:  # not one of pytest's
             logging.root.removeHandler(handler)
     metadata_cache._cache.clear()
+    metadata_cache._versions.clear()
     FromInputFile.table_metadata = staticmethod(metadata_cache._read)  # type: ignore[method-assign]
     ToOutputFile.table_metadata = staticmethod(metadata_cache._write)  # type: ignore[method-assign]
 
