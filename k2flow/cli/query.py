@@ -24,6 +24,7 @@ SHOWN_ROWS = 1_000
 LEAST_COLUMN = 12
 """Characters of a value that a column must have room for: where it has not, each value gets a line."""
 NULL = styled("NULL", "dim italic")
+NOT_IN_ARROW = "VARIANT"  # the one type of DuckDB that Arrow has no form for
 EXPLAINED = ["explain_key", "explain_value"]
 Row = tuple[str | None, ...]
 
@@ -36,11 +37,14 @@ def run_query(sql: str, format: Format, as_of: str | None) -> None:
         raise QueryError(f"the SQL is not valid UTF-8 at its character {error.start + 1}: type it again") from None
     connection = connect(None if as_of is None else _as_of(as_of))
     with query_errors():
+        if format == "table" and _is_query(connection, sql):
+            _show(*_first_texts(connection, sql))
+            return
         relation = connection.sql(sql)
         if relation is None:  # a statement without rows
             return
         if format == "table":
-            _show(relation)
+            _show(relation.columns, _texts(relation))
         elif format == "arrow":
             reader = relation.to_arrow_reader(BATCH_ROWS)
             with pa.ipc.new_stream(sys.stdout.buffer, reader.schema) as writer:
@@ -60,11 +64,40 @@ def _as_of(text: str) -> AsOf:
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
-def _show(relation: duckdb.DuckDBPyRelation) -> None:
-    """Print the first rows, each value in DuckDB's own words."""
+def _is_query(connection: duckdb.DuckDBPyConnection, sql: str) -> bool:
+    """Return whether some SQL is one statement that only reads."""
+    kinds = [statement.expected_result_type for statement in connection.extract_statements(sql)]
+    return kinds == [[duckdb.ExpectedResultType.QUERY_RESULT]]
+
+
+def _first_texts(connection: duckdb.DuckDBPyConnection, sql: str) -> tuple[list[str], list[Row]]:
+    """Return the columns of a query and the texts of its first rows.
+
+    DuckDB reads all manifests of a table each time it plans: once here, three times for a relation that is projected.
+    """
+    connection.execute("SET arrow_lossless_conversion = true")
+    result = connection.execute(sql)
+    if any(NOT_IN_ARROW in str(column[1]) for column in result.description or ()):
+        relation = connection.sql(sql)
+        return relation.columns, _texts(relation)
+    reader = result.to_arrow_reader(SHOWN_ROWS + 1)
+    batches: list[pa.RecordBatch] = []
+    while sum(batch.num_rows for batch in batches) <= SHOWN_ROWS and (batch := next(reader, None)) is not None:
+        batches.append(batch)
+    names = reader.schema.names
+    first = pa.Table.from_batches(batches, reader.schema).rename_columns([f"column{i}" for i in range(len(names))])
+    return names, _texts(connection.from_arrow(first))
+
+
+def _texts(relation: duckdb.DuckDBPyRelation) -> list[Row]:
+    """Return the first rows, and one more than are shown if there are more, each value in DuckDB's own words."""
     texts = ", ".join(f"#{i}::VARCHAR" for i in range(1, len(relation.columns) + 1))
-    rows = relation.project(texts).fetchmany(SHOWN_ROWS + 1)
-    shown, columns, out = rows[:SHOWN_ROWS], relation.columns, console()
+    return relation.project(texts).fetchmany(SHOWN_ROWS + 1)
+
+
+def _show(columns: Sequence[str], rows: Sequence[Row]) -> None:
+    """Print rows that `_texts` returns."""
+    shown, out = rows[:SHOWN_ROWS], console()
     if columns == EXPLAINED:  # a drawing
         print(*(printable(line) for _, text in shown for line in str(text).splitlines()), sep="\n")
     elif shown and _width(columns, shown) > out.width:

@@ -4,6 +4,7 @@ import importlib.util
 import logging
 import math
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -79,15 +80,17 @@ def connect_tables(
         connection.load_extension(str(_extension_file("httpfs")))
     moment = None if as_of is None else _moment_ms(tables, as_of)
     connection.execute(f"SET VARIABLE {CREATING} = true")
-    for name, table in tables.items():
-        try:
-            if table.location().startswith(S3):
-                connection.execute(s3_secret(name, table.location(), table.io.properties))
-            _create_view(connection, name, _select(table, moment, metadata.get(name, table.metadata_location)))
-        except duckdb.Error as error:  # the other tables can be queried
-            columns = ", ".join(f"NULL AS {identifier(field.name)}" for field in table.schema().fields)
-            text = f"DuckDB cannot read {NAMESPACE}.{name}: {_line(error)}"
-            _create_view(connection, name, f"SELECT t.* FROM (SELECT {columns}) t, {_raises(text)}")
+    with tempfile.TemporaryDirectory(prefix="k2flow-views-") as folder:
+        for name, table in tables.items():
+            try:
+                if table.location().startswith(S3):
+                    connection.execute(s3_secret(name, table.location(), table.io.properties))
+                path = metadata.get(name, table.metadata_location)
+                _create_view(connection, name, _select(table, moment, path, Path(folder)))
+            except duckdb.Error as error:  # the other tables can be queried
+                columns = ", ".join(f"NULL AS {identifier(field.name)}" for field in table.schema().fields)
+                text = f"DuckDB cannot read {NAMESPACE}.{name}: {_line(error)}"
+                _create_view(connection, name, f"SELECT t.* FROM (SELECT {columns}) t, {_raises(text)}")
     connection.execute(f"RESET VARIABLE {CREATING}")
     connection.execute(candles_macro(CANDLES_TABLE in tables))
     return connection
@@ -149,10 +152,15 @@ def _moment_ms(tables: Mapping[str, Table], as_of: AsOf) -> int:
     raise QueryError(f"no table has a snapshot {as_of}: it never existed, or has expired")
 
 
-def _select(table: Table, moment_ms: int | None, metadata: str) -> str:
-    """Return the SQL of a table's view, by its metadata file."""
+def _select(table: Table, moment_ms: int | None, metadata: str, folder: Path) -> str:
+    """Return the SQL of a table's view, by its metadata file. Files that only its creation needs go to `folder`."""
     name = table.name()[-1]
-    newest = f"SELECT t.* FROM iceberg_scan({string_literal(metadata)}"
+    path = string_literal(metadata)
+    if moment_ms is None:
+        path = (
+            f"CASE WHEN getvariable('{CREATING}') THEN {string_literal(_without_files(table, folder))} ELSE {path} END"
+        )
+    newest = f"SELECT t.* FROM iceberg_scan({path}"
     snapshot = table.current_snapshot() if moment_ms is None else table.snapshot_as_of_timestamp(moment_ms)
     if deletes := applied_deletes(table, snapshot, equality=True):
         # DuckDB 1.5 applies them to every partition, not only to their own.
@@ -168,6 +176,18 @@ def _select(table: Table, moment_ms: int | None, metadata: str) -> str:
     since = datetime.fromtimestamp(oldest.timestamp_ms / 1000, UTC)
     text = f"the snapshots of that time have expired, the oldest is {oldest.snapshot_id} of {since}"
     return f"{newest}) t, {_raises(f'{name}: {text}')}"
+
+
+def _without_files(table: Table, folder: Path) -> str:
+    """Write a metadata file of the table without snapshots to `folder`, and return its path.
+
+    DuckDB creates a view of it without reading all manifests of the table.
+    """
+    no_files: dict[str, object] = {"snapshots": [], "snapshot_log": [], "metadata_log": [], "refs": {}}
+    no_files["current_snapshot_id"] = None
+    path = folder / f"{table.metadata.table_uuid}.metadata.json"
+    path.write_text(table.metadata.model_copy(update=no_files).model_dump_json(exclude_none=True), "utf-8")
+    return str(path)
 
 
 def _raises(text: str) -> str:

@@ -1,19 +1,26 @@
-"""The S3 access that queries give DuckDB, and its macro for candles of any interval."""
+"""What a connection reads, the S3 access that it gives DuckDB, and its macro for candles of any interval."""
 
 import random
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal, localcontext
+from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pytest
+from pyiceberg.catalog import Catalog
 
-from k2flow.layers import CANDLES, CANDLES_TABLE
+from k2flow.cli import query
+from k2flow.iceberg.catalog import load_table
+from k2flow.iceberg.manifests import data_manifests
+from k2flow.layers import CANDLES, CANDLES_TABLE, GOLD_TABLE
 from k2flow.query.candles import MINUTES, candles_macro
-from k2flow.query.connection import s3_secret
+from k2flow.query.connection import connect_to, s3_secret
+from tests.gold import Gold
 
 KEYS = {"s3.access-key-id": "me", "s3.secret-access-key": "it's"}
 
@@ -196,3 +203,30 @@ def test_conditions_reach_the_scan() -> None:
         scan = plan[plan.index("SEQ_SCAN") :]
         assert condition.split()[0] in scan[scan.index("Filters") :], plan
         assert "FILTER" not in plan, plan
+
+
+def test_connection_opens_without_the_manifests(catalog: Catalog) -> None:
+    """DuckDB 1.5 ends the process if it reads a manifest that is missing."""
+    gold = Gold(catalog)
+    gold.add("binance", np.array([490_000, 490_001]))
+    (manifest,) = data_manifests(load_table(catalog, GOLD_TABLE))
+    path = Path(manifest.manifest_path.removeprefix("file://"))
+    away = path.rename(path.with_suffix(".away"))
+    connection, rows = connect_to(catalog), f"SELECT count(*) FROM {GOLD_TABLE}"
+    away.rename(path)
+    gold.add("binance", np.array([490_000]))
+    assert connection.execute(rows).fetchall() == [(2,)]
+    assert connect_to(catalog).execute(rows).fetchall() == [(3,)]
+
+
+def test_shown_query_reads_each_manifest_once(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    Gold(catalog).add("binance", np.array([490_000]))
+    (manifest,) = data_manifests(load_table(catalog, GOLD_TABLE))
+    connection = connect_to(catalog)
+    monkeypatch.setattr(query, "connect", lambda as_of: connection)
+    connection.execute("SET enable_external_file_cache = false; CALL enable_logging('FileSystem', level = 'TRACE')")
+    query.run_query(f"FROM {GOLD_TABLE}", "table", None)
+    connection.execute("CALL disable_logging()")
+    opened = f"""SELECT count(*) FROM duckdb_logs()
+        WHERE contains(message, '{Path(manifest.manifest_path).name}') AND contains(message, 'OPEN')"""
+    assert connection.execute(opened).fetchall() == [(1,)]

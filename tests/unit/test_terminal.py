@@ -111,6 +111,11 @@ def test_query_shows_values_and_names_as_they_are(capsys: pytest.CaptureFixture[
         ("true", "true"),
         ("NULL", "NULL"),
         ("'nan'::DOUBLE", "nan"),
+        ("[-5::HUGEINT]", "[-5]"),
+        ("'0101'::BIT", "0101"),
+        ("TIMETZ '10:00:00+02'", "10:00:00+02"),
+        ("TIMESTAMP_NS '2026-01-31 12:00:00.000000001'", "2026-01-31 12:00:00.000000001"),
+        ("{'v': 1::VARIANT}", "{'v': 1}"),
     ],
 )
 def test_query_shows_each_type_as_duckdb_writes_it(capsys: pytest.CaptureFixture[str], sql: str, shown: str) -> None:
