@@ -146,7 +146,9 @@ class TradeDecoder:
             valid = valid[np.argsort(int64_times(part.records.batch.column("timestamp"))[valid], kind="stable")]
             batches.append(self._silver_rows(part, pa.array(valid)))
             rows.append(part.rows[valid])
-        trades, numbers = pa.concat_batches(batches), np.concatenate(rows)
+        # A single part, which is usual, needs no copy.
+        trades = batches[-1] if len(parts) == 1 else pa.concat_batches(batches)
+        numbers = np.concatenate(rows)
         if len(parts) > 1:
             order = np.lexsort((numbers, int64_times(trades.column("timestamp"))))
             trades, numbers = trades.take(pa.array(order)), numbers[order]
