@@ -35,9 +35,10 @@ from k2flow.iceberg import ledger as ledgers
 from k2flow.iceberg.catalog import find_table, load_table
 from k2flow.iceberg.changes import Partition, Position, changes, files_of
 from k2flow.iceberg.deletes import applied_deletes, deletes_text
-from k2flow.iceberg.head import head_problem, history
+from k2flow.iceberg.head import head_problem
 from k2flow.iceberg.ledger import Ledger
 from k2flow.iceberg.manifests import hour_of, partition_values
+from k2flow.iceberg.snapshots import main_lacks
 from k2flow.inspection.files import Progress, ReadPlan, prefetch, read
 from k2flow.inspection.row_hashes import open_row_hashes
 from k2flow.layers import CANDLES, CANDLES_TABLE, GOLD, GOLD_TABLE, Layer
@@ -158,8 +159,8 @@ class _Source:
             )
 
     def _of_snapshot(self, snapshot: Snapshot, rows: int) -> _Found:
-        number, main = snapshot.sequence_number or 0, list(history(self._gold.metadata))
-        if snapshot not in main and any((each.sequence_number or 0) < number for each in main):
+        number = snapshot.sequence_number or 0
+        if main_lacks(self._gold.metadata, number):
             text = f"they are of {GOLD_TABLE} at sequence number {number}, and its main was moved to another snapshot"
             self._report.add("candles_behind", Severity.NOTE, f"{text}: {START}", table=CANDLES_TABLE)
         gold = _as_of(self._gold, snapshot)

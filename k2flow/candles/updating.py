@@ -7,8 +7,7 @@ files, and merged with those of their minutes in the table. The candles of an ho
   k2flow.iceberg.changes;
 - an open or close ties with that of the table up to the trade id, see k2flow.candles.aggregate.
 
-All hours are computed again if Gold is another table, went back to an earlier snapshot, or lost rows to another
-program.
+All hours are computed again if Gold is another table, if its main branch was moved, or if another program removed rows.
 """
 
 import json

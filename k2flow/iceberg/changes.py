@@ -7,7 +7,7 @@ since then, whatever maintenance did and however many snapshots have expired.
 
 A compacted file above the number may also hold rows from before it. So its partition counts as replaced: a sum of
 rows must read it again. A commit of k2flow that removes rows lists their partitions in a table property.
-Other removals show in the number of rows: then the table must be read whole.
+Other removals show in the number of rows, and a moved main branch in its history: then the table must be read whole.
 
 A consumer may read the changes in parts of ascending sequence numbers. What compaction moved to a later number, it gets
 with that number. So it has the table's rows once it has read all parts.
@@ -30,7 +30,7 @@ from pyiceberg.table.update import SetPropertiesUpdate
 from k2flow.errors import CommitError
 from k2flow.iceberg.catalog import catalog_errors
 from k2flow.iceberg.manifests import data_manifests, days_of, has_live_files, partition_values, without_statistics
-from k2flow.iceberg.snapshots import head_number
+from k2flow.iceberg.snapshots import head_number, main_lacks
 
 Partition: TypeAlias = tuple[Any, ...]
 KEY = "k2flow.replaced-partitions"
@@ -78,8 +78,8 @@ def changes(
         now = Position(table.metadata.table_uuid, number, rows)
         if after is None or after.table_uuid != now.table_uuid:
             return _whole(table, manifests, now, max_rows, "it was not read before")
-        if number < after.sequence_number:
-            return _whole(table, manifests, now, max_rows, "it went back to an earlier snapshot")
+        if main_lacks(table.metadata, after.sequence_number):
+            return _whole(table, manifests, now, max_rows, "its main branch was moved to another snapshot")
         new = [
             entry
             for manifest in manifests

@@ -11,7 +11,7 @@ snapshots, nothing can be compared, and nothing is refused.
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -20,7 +20,7 @@ from pyiceberg.table.snapshots import Operation, Snapshot
 
 from k2flow.errors import HeadMovedError
 from k2flow.iceberg.ledger import KEY, CommittedRange, Evidence, Ledger, parse
-from k2flow.iceberg.snapshots import KEEP_SNAPSHOTS
+from k2flow.iceberg.snapshots import KEEP_SNAPSHOTS, history
 
 log = logging.getLogger(__name__)
 AfterRollback = Literal["stop", "reread", "accept", "recompute", "restart"]
@@ -44,15 +44,6 @@ class HeadCopy:
     complete: bool
     age: int = 0
     mixed: bool = False
-
-
-def history(metadata: TableMetadata) -> Iterator[Snapshot]:
-    """Yield the snapshots of main, newest first, as far as they have not expired."""
-    by_id = {snapshot.snapshot_id: snapshot for snapshot in metadata.snapshots}
-    current = metadata.current_snapshot_id
-    while current is not None and (snapshot := by_id.get(current)):
-        yield snapshot
-        current = snapshot.parent_snapshot_id
 
 
 def newest_copy(metadata: TableMetadata, exchange: str) -> HeadCopy:

@@ -1,9 +1,11 @@
 """The snapshots of a table: its head, and which ones it keeps, by one rule for commits and for maintenance."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pyiceberg.table.metadata import TableMetadata
+from pyiceberg.table.snapshots import Snapshot
 from pyiceberg.table.update import RemoveSnapshotRefUpdate, RemoveSnapshotsUpdate, TableUpdate
 
 KEEP_SNAPSHOTS = 100
@@ -14,6 +16,24 @@ def head_number(metadata: TableMetadata) -> int:
     """Return the sequence number of main's head; 0 without one."""
     head = metadata.snapshot_by_id(metadata.current_snapshot_id) if metadata.current_snapshot_id is not None else None
     return (head.sequence_number or 0) if head else 0
+
+
+def history(metadata: TableMetadata) -> Iterator[Snapshot]:
+    """Yield the snapshots of main, newest first, as far as they have not expired."""
+    by_id = {snapshot.snapshot_id: snapshot for snapshot in metadata.snapshots}
+    current = metadata.current_snapshot_id
+    while current is not None and (snapshot := by_id.get(current)):
+        yield snapshot
+        current = snapshot.parent_snapshot_id
+
+
+def main_lacks(metadata: TableMetadata, number: int) -> bool:
+    """Return whether main surely lacks the commit with a sequence number, since it was moved to another snapshot.
+
+    This is sure for an expired commit too, if main has snapshots from before it and after it.
+    """
+    numbers = {snapshot.sequence_number or 0 for snapshot in history(metadata)}
+    return number > head_number(metadata) or (number not in numbers and min(numbers, default=number) < number)
 
 
 def readers_tag(at_ms: int, snapshot_id: int | None) -> str:

@@ -20,6 +20,7 @@ from pyiceberg.table import Table
 
 from k2flow.iceberg.ledger import first_error
 from k2flow.iceberg.manifests import data_manifests, days_of
+from k2flow.iceberg.snapshots import head_number, main_lacks
 from k2flow.iceberg.tables import TARGET_FILE_SIZE, number_property, retention_days
 from k2flow.maintain.plans import (
     HOUR_SECONDS,
@@ -63,14 +64,14 @@ def read_compacted(table: Table) -> Compacted | None:
         log.warning("%s: property %s is ignored (%s)", table.name()[-1], KEY, first_error(error))
         return None
     same_target = compacted.target_bytes == number_property(table, TARGET_FILE_SIZE)
-    return compacted if same_target and compacted.sequence_number <= _sequence_number(table) else None
+    return None if not same_target or main_lacks(table.metadata, compacted.sequence_number) else compacted
 
 
 def compacted_now(table: Table, files: Iterable[LiveFile], now: datetime) -> Compacted:
     """Return how far the table is compacted, by its `recent_files`, or all of its files."""
     target = number_property(table, TARGET_FILE_SIZE)
     due = [planned.partition[0] for planned in plan_compactions(files, target, now)]
-    return Compacted(min([_first_open(now), *due]), _sequence_number(table), target)
+    return Compacted(min([_first_open(now), *due]), head_number(table.metadata), target)
 
 
 def may_advance(table: Table, now: datetime) -> bool:
@@ -112,8 +113,3 @@ def _covers(manifest: ManifestFile, first: int, some: Iterable[int], before: int
 def _first_open(now: datetime) -> int:
     """Return the first day (since 1970) that still gets rows, see `is_closed`."""
     return int(now.timestamp() // HOUR_SECONDS - OPEN_HOURS) // 24
-
-
-def _sequence_number(table: Table) -> int:
-    snapshot = table.current_snapshot()
-    return (snapshot.sequence_number or 0) if snapshot else 0

@@ -26,6 +26,7 @@ from k2flow.iceberg.catalog import catalog_errors, load_table
 from k2flow.iceberg.concurrent import read_ahead
 from k2flow.iceberg.manifests import days_of, hour_of, without_statistics
 from k2flow.iceberg.reader import FileReader
+from k2flow.iceberg.snapshots import main_lacks
 from k2flow.layers import GOLD_TABLE
 
 EXCHANGE = "exchange"
@@ -94,15 +95,13 @@ class GoldIds:
         return self.position
 
     def was_at(self, position: Position) -> bool:
-        """Return False if the table, as loaded, was surely never in this state."""
+        """Return False if main, as loaded, surely never was in this state, or was moved away from it."""
         assert self._table is not None
         if self.position.table != position.table:
             return False
         metadata = self._table.metadata
-        if position.snapshot is None or any(each.snapshot_id == position.snapshot for each in metadata.snapshots):
-            return True
-        numbers = {each.sequence_number or 0 for each in metadata.snapshots}
-        return position.number not in numbers and position.number < metadata.next_sequence_number()
+        same_number = {each.snapshot_id for each in metadata.snapshots if each.sequence_number == position.number}
+        return same_number <= {position.snapshot} and not main_lacks(metadata, position.number)
 
     def rows(self, hour: int, until: int) -> int:
         """Return the number of rows of all exchanges in an hour, in files with a sequence number up to `until`."""

@@ -215,6 +215,27 @@ def test_manifests_of_before_are_not_read(catalog: Catalog, seed: int, monkeypat
     assert len(opened) <= 2, opened  # the manifest list, and one manifest
 
 
+@pytest.mark.parametrize("expired", [False, True])
+def test_a_moved_main_branch_is_seen_though_the_numbers_of_rows_agree(catalog: Catalog, expired: bool) -> None:
+    """As many rows are deleted as appended, and the consumer reads. Main goes back, and as many others are appended."""
+    history, consumer = History(catalog, 1), Consumer()
+    for _ in range(2):
+        history.gold.add("binance", np.full(2, FIRST_HOUR))
+    earlier = history.table().metadata.current_snapshot_id
+    history.table().delete(In("message_id", ["binance-0", "binance-2"]))
+    history.gold.start("binance", "accept")
+    history.gold.add("binance", np.full(2, FIRST_HOUR))
+    consumer.read(history.table())
+    left = history.table().metadata.current_snapshot_id
+    history.table().manage_snapshots().rollback_to_snapshot(earlier).commit()
+    history.gold.start("binance", "accept")
+    history.gold.add("binance", np.full(2, FIRST_HOUR))
+    if expired:
+        expire_snapshots(catalog, GOLD_TABLE, lambda table: SnapshotExpiration((left,), ()))
+    assert consumer.read(history.table()) == rows_of(history.table())
+    assert consumer.whole[1:] == ["its main branch was moved to another snapshot"]
+
+
 def test_many_replaced_partitions_are_forgotten(catalog: Catalog) -> None:
     """The property stays small, and a consumer that is too far behind reads the table whole."""
     history, consumer = History(catalog, 1), Consumer()

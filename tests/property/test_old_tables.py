@@ -25,7 +25,7 @@ from k2flow.iceberg.rewrite import set_property
 from k2flow.layers import GOLD_TABLE, HOUR_US
 from k2flow.maintain import compacted
 from k2flow.maintain.actions import Timing, due_actions
-from k2flow.maintain.plans import live_files
+from k2flow.maintain.plans import OPEN_HOURS, live_files
 from k2flow.maintain.run import MaintenanceRun
 from k2flow.maintain.storage import path_of
 from k2flow.report import Unavailable, gather
@@ -92,7 +92,7 @@ def test_nothing_opens_what_is_old(catalog: Catalog, monkeypatch: pytest.MonkeyP
     assert sum(figures.traded.rows["binance"]) == 8  # of the other six hours, five are before this time
     assert figures.files[GOLD_TABLE].files == (OLD_DAYS - 2) * HOURS + 13
     assert "compaction" in run(gold, now + 2 * DAY, full=False)
-    assert compacted.read_compacted(table_of(catalog)).before == today + 2
+    assert compacted.read_compacted(table_of(catalog)).before == (now + 2 * DAY - OPEN_HOURS) // DAY
 
 
 @pytest.mark.parametrize("number", [0, pytest.param(1, marks=pytest.mark.slow)])

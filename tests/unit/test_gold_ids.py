@@ -9,6 +9,8 @@ import pytest
 from pyiceberg.catalog import Catalog
 from pyiceberg.manifest import ManifestFile
 
+from k2flow.iceberg.catalog import load_table
+from k2flow.layers import GOLD_TABLE
 from k2flow.trades import gold_ids
 from k2flow.trades.gold_ids import GoldIds
 from tests.gold import EXCHANGES, HOUR, Gold
@@ -117,3 +119,21 @@ def test_cached_file_entries_are_small(gold: Gold) -> None:
     (task,) = ids._tasks(NOW)
     assert task.file.lower_bounds is None
     assert task.file.record_count == 1
+
+
+def test_a_state_that_main_was_moved_away_from_is_none_of_gold(gold: Gold) -> None:
+    """A cache of that state may have ids that Gold lacks: their messages would be dropped as duplicates."""
+    ids = gold.ids("binance")
+    assert ids.was_at(ids.reload())
+    gold.add("binance", np.array([NOW]))
+    earlier = ids.reload()
+    gold.add("binance", np.array([NOW]))
+    left = ids.reload()
+    assert ids.was_at(earlier)
+    assert ids.was_at(left)
+    load_table(gold.catalog, GOLD_TABLE).manage_snapshots().rollback_to_snapshot(earlier.snapshot).commit()
+    gold.start("binance", "accept")
+    gold.add("binance", np.array([NOW]))
+    ids.reload()
+    assert ids.was_at(earlier)
+    assert not ids.was_at(left)
