@@ -26,8 +26,8 @@ def candles_macro(exists: bool) -> str:
 def _query(minutes: int) -> str:
     """Return SQL for candles of some minutes.
 
-    DuckDB skips data files by conditions on symbol, exchange and exchange_date, and of one minute by those on any
-    column. It cannot see through the alignment of open_time.
+    DuckDB skips data files by conditions on symbol, exchange and exchange_date, and of one minute by those on open_time
+    too. It cannot see through the alignment of open_time.
     """
     if minutes == 1:
         return f"SELECT * FROM {CANDLES_TABLE}"
