@@ -16,11 +16,10 @@ An hour whose files of Gold and of candles are those of an earlier audit is not 
 import hashlib
 import json
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import NamedTuple
 
-import pyarrow as pa
 import pyarrow.compute as pc
 from pyiceberg.catalog import Catalog
 from pyiceberg.manifest import DataFile
@@ -30,6 +29,7 @@ from pyiceberg.table.snapshots import Snapshot
 from k2flow.audit.candle_rows import SCHEMA, CandleRows
 from k2flow.audit.file_checks import FileChecks
 from k2flow.audit.report import AuditReport, Severity
+from k2flow.batches import gathered
 from k2flow.errors import AuditError
 from k2flow.iceberg import ledger as ledgers
 from k2flow.iceberg.catalog import find_table, load_table
@@ -226,9 +226,11 @@ def _compare(
         candle_rows = CandleRows(store)
         for group in _groups(hours):
             trades, candles = ([file for some in group.values() for file in some[i]] for i in range(2))
-            for batch in prefetch(_gathered(read(_plan(GOLD, gold, trades), COLUMNS, None, advance))):
+            for batch in prefetch(gathered(read(_plan(GOLD, gold, trades), COLUMNS, None, advance), BATCH_ROWS)):
                 candle_rows.add_trades(batch)
-            for batch in prefetch(_gathered(read(_plan(CANDLES, table, candles), CANDLES.columns, checks, advance))):
+            for batch in prefetch(
+                gathered(read(_plan(CANDLES, table, candles), CANDLES.columns, checks, advance), BATCH_ROWS)
+            ):
                 candle_rows.add_candles(batch)
             if candle_rows.compare():
                 right |= group
@@ -250,18 +252,6 @@ def _groups(hours: Mapping[Partition, HourFiles]) -> Iterator[dict[Partition, Ho
             group, trades, candles = {}, 0, 0
     if group:
         yield group
-
-
-def _gathered(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of batches, about BATCH_ROWS at once: small files have few, and each statement costs."""
-    gathered: list[pa.RecordBatch] = []
-    for batch in batches:
-        gathered.append(batch)
-        if sum(each.num_rows for each in gathered) >= BATCH_ROWS:
-            yield pa.concat_batches(gathered)
-            gathered = []
-    if gathered:
-        yield pa.concat_batches(gathered)
 
 
 def _plan(layer: Layer, table: Table, files: Sequence[DataFile]) -> ReadPlan:

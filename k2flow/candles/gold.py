@@ -6,6 +6,7 @@ import pyarrow as pa
 from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
 
+from k2flow.batches import gathered
 from k2flow.candles.aggregate import TRADES, candles_of, empty, merge
 from k2flow.errors import DataFileError
 from k2flow.iceberg.changes import Partition
@@ -34,24 +35,14 @@ class GoldTrades:
     def candles(self, hours: Mapping[Partition, Sequence[DataFile]]) -> pa.RecordBatch:
         """Return the candles of all trades in some files of each hour, merged, as PARTIAL."""
         held = [empty()]
-        for trades in self._joined(hours):
+        batches = (
+            batch for partition, files in hours.items() for file in files for batch in self._batches(file, partition)
+        )
+        for trades in gathered(batches, JOINED_ROWS):
             held.append(candles_of(trades))
             if sum(each.num_rows for each in held) > HELD_CANDLES:
                 held = [merge(pa.concat_batches(held)).candles]
         return merge(pa.concat_batches(held)).candles
-
-    def _joined(self, hours: Mapping[Partition, Sequence[DataFile]]) -> Iterator[pa.RecordBatch]:
-        """Yield the trades of the files. Small batches are joined: most of their cost does not depend on their size."""
-        waiting: list[pa.RecordBatch] = []
-        for partition, files in hours.items():
-            for file in files:
-                for batch in self._batches(file, partition):
-                    waiting.append(batch)
-                    if sum(each.num_rows for each in waiting) >= JOINED_ROWS:
-                        yield _concat(waiting)
-                        waiting = []
-        if waiting:
-            yield _concat(waiting)
 
     def _batches(self, file: DataFile, partition: Partition) -> Iterator[pa.RecordBatch]:
         rows = 0
@@ -61,10 +52,6 @@ class GoldTrades:
             yield batch
         if rows != file.record_count:
             raise DataFileError(f"{file.file_path} has {rows} rows, and its manifest says {file.record_count}")
-
-
-def _concat(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
-    return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
 
 
 def _check(trades: pa.RecordBatch, file: DataFile, partition: Partition) -> None:

@@ -14,6 +14,7 @@ import pyarrow as pa
 from pyiceberg.manifest import DataFile
 from typing_extensions import override
 
+from k2flow.batches import joined
 from k2flow.dedup.index import SeenIds
 from k2flow.dedup.keys import Bools, Ints, key_column, owners_of
 from k2flow.dedup.window import DiskWindow
@@ -130,23 +131,19 @@ class HeldRows:
         self._held.append(rows if first.all() else rows.filter(pa.array(first)))
         if not ends_checkpoint and _nbytes(self._held) < HELD_BYTES:
             return rows.slice(0, 0)
-        held, self._held = _together(self._held), []
+        held, self._held = joined(self._held), []
         few = are_few(hours_of(held))
         if few.any() and not ends_checkpoint:
             self._few.append(held.filter(pa.array(few)))
             held = held.filter(pa.array(~few))
         if self._few and (ends_checkpoint or _nbytes(self._few) > HELD_BYTES):
-            held = _together([*self._few, held])
+            held = joined([*self._few, held])
             self._few = []
         return held
 
 
 def _nbytes(batches: Sequence[pa.RecordBatch]) -> int:
     return sum(batch.nbytes for batch in batches)
-
-
-def _together(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
-    return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
 
 
 class Deduplicator:
@@ -184,7 +181,7 @@ class Deduplicator:
         # Items of several workers come in any order: after the first one that ends a checkpoint, no row is held back.
         self._committing |= any(item.ends_checkpoint for item in items)
         # Rows from several workers go into the same files.
-        rows = _together([item.rows for item in items])
+        rows = joined([item.rows for item in items])
         hours = hours_of(rows)
         kafka = sum((Counter(item.kafka_hours) for item in items), Counter[int]())
         with tracing.span("dedup", rows=rows.num_rows):

@@ -15,6 +15,7 @@ from pyiceberg.serializers import GzipCompressor
 from pyiceberg.table.locations import LocationProvider
 
 LEVEL = 3
+COMPRESSED = ".gz.metadata.json"
 CODEC = "write.metadata.compression-codec"
 _location = LocationProvider.new_table_metadata_file_location
 
@@ -33,4 +34,4 @@ def _new_location(self: LocationProvider, new_version: int = 0) -> str:
     location = _location(self, new_version)
     if self.table_properties.get(CODEC, "none").lower() != "gzip":
         return location
-    return location.removesuffix(".metadata.json") + ".gz.metadata.json"
+    return location.removesuffix(".metadata.json") + COMPRESSED

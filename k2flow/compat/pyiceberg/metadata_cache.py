@@ -25,7 +25,8 @@ from pyiceberg.table.metadata import TableMetadata, TableMetadataWrapper
 from pyiceberg.table.snapshots import MetadataLogEntry, Snapshot, SnapshotLogEntry
 from pyiceberg.table.sorting import SortOrder
 
-COMPRESSED = ".gz.metadata.json"
+from k2flow.compat.pyiceberg.compressed_metadata import COMPRESSED
+
 CAPACITY = 16  # cached metadata files: the newest of each table, and some more
 SHARED = {
     "schemas": "schema-id",
