@@ -87,8 +87,8 @@ class StoredTopicReader:
         self._messages = messages
         self.topic = StoredTopic([p for p, _, _ in messages.offsets])
 
-    def watermarks(self, partition: int) -> tuple[int, int]:
-        return next((first, end) for p, first, end in self._messages.offsets if p == partition)
+    def watermarks(self, partitions: list[int]) -> dict[int, tuple[int, int]]:
+        return {p: (first, end) for p, first, end in self._messages.offsets if p in partitions}
 
     def first_since(self, partition: int, ms: int) -> int | None:
         return 0

@@ -93,7 +93,8 @@ class OffsetCheck:
         self._store.run(_SPANS)
         if self._reader and self._reader.topic:
             self._compare_marks(partitions.pinned, self._reader, self._reader.topic)
-        result = {partition: self._check_partition(partition) for partition in partitions}
+        watermarks = self._watermarks(partitions)
+        result = {partition: self._check_partition(partition, watermarks.get(partition)) for partition in partitions}
         if any(found.duplicated for found in result.values()):  # reported once: later checks see each message once
             for table in ("valid", "bad", "unresolved"):
                 self._store.run(
@@ -108,8 +109,8 @@ class OffsetCheck:
             text = describe(topic.name, other)
             self._context.broken("kafka_log_replaced", text, 1, pinned, None, [sample])
 
-    def _check_partition(self, partition: TopicPartition) -> OffsetsFound:
-        found = OffsetsFound(partition=partition, kafka=self._watermarks(partition))
+    def _check_partition(self, partition: TopicPartition, kafka: tuple[int, int] | None) -> OffsetsFound:
+        found = OffsetsFound(partition=partition, kafka=kafka)
         if found.kafka:
             self._compare_with_kafka(partition, found.kafka)
         self._measure(found)
@@ -117,11 +118,18 @@ class OffsetCheck:
         self._read_ahead(found)
         return found
 
-    def _watermarks(self, partition: TopicPartition) -> tuple[int, int] | None:
+    def _watermarks(self, partitions: TopicPartitions) -> dict[TopicPartition, tuple[int, int]]:
+        """Return Kafka's watermarks of those partitions that it still has."""
         topic = self._reader.topic if self._reader else None
-        if self._reader is None or topic is None or not partition.current or not topic.same_as(partition.topic_id):
-            return None
-        return self._reader.watermarks(partition.partition) if partition.partition in topic.partitions else None
+        if self._reader is None or topic is None:
+            return {}
+        known = [
+            each
+            for each in partitions
+            if each.current and topic.same_as(each.topic_id) and each.partition in topic.partitions
+        ]
+        found = self._reader.watermarks([each.partition for each in known])
+        return {each: found[each.partition] for each in known}
 
     def _compare_with_kafka(self, partition: TopicPartition, kafka: tuple[int, int]) -> None:
         low, high = kafka

@@ -1,4 +1,4 @@
-"""The consumer group's client: watermarks, new partitions, and committed offsets for tools that watch lag."""
+"""The consumer group's client: new partitions, and committed offsets for tools that watch lag."""
 
 import logging
 import time
@@ -24,7 +24,7 @@ class ConsumerGroup:
     def __init__(self, properties: Mapping[str, str], topic: str) -> None:
         try:
             # The other client logs what is wrong with the brokers.
-            self.client = Consumer({**properties, "log_level": "0"})
+            self._client = Consumer({**properties, "log_level": "0"})
         except KafkaException as error:
             raise SettingsError(f"a {KAFKA_PREFIX}* setting is wrong: {error.args[0].str()}") from error
         self._topic = topic
@@ -37,7 +37,7 @@ class ConsumerGroup:
             return ()
         self._discover_at = time.monotonic() + DISCOVERY_SECONDS
         try:
-            return tuple(self.client.list_topics(self._topic, timeout=1).topics[self._topic].partitions)
+            return tuple(self._client.list_topics(self._topic, timeout=1).topics[self._topic].partitions)
         except KafkaException as error:
             log.warning("new partitions of %s were not looked for: %s", self._topic, error)
             return ()
@@ -54,11 +54,11 @@ class ConsumerGroup:
         self._emitted = {}
         try:
             if final:
-                self.client.list_topics(self._topic, timeout=TIMEOUT_SECONDS)
-            self.client.commit(offsets=offsets, asynchronous=not final)
+                self._client.list_topics(self._topic, timeout=TIMEOUT_SECONDS)
+            self._client.commit(offsets=offsets, asynchronous=not final)
         except KafkaException as error:
             log.warning("the committed offsets were not reported to the consumer group: %s", error.args[0].str())
 
     def close(self) -> None:
         """Close the client."""
-        self.client.close()
+        self._client.close()

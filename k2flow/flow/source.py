@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 
 from bytewax.inputs import DynamicSource, StatelessSourcePartition
-from confluent_kafka import Consumer
 from confluent_kafka import KafkaError as ConfluentError
 from typing_extensions import override
 
 from k2flow.errors import KafkaError
 from k2flow.failpoints import Point, reach
 from k2flow.flow.batch_buffer import BatchBuffer
+from k2flow.flow.client_check import ClientCheck
 from k2flow.flow.consumer_group import ConsumerGroup
 from k2flow.flow.epoch_wait import AT_ONCE
 from k2flow.flow.first_error import record_first_error
@@ -32,7 +32,7 @@ from k2flow.kafka.consumer import BatchConsumer, FetchedMessages, check_event
 from k2flow.kafka.damage import damage_error, split_damage
 from k2flow.kafka.marks import marks_of, newest_marks
 from k2flow.kafka.start_offsets import begin_offsets, first_offset
-from k2flow.kafka.topic import BrokerDownError, wait_for_watermarks, watermarks_now
+from k2flow.kafka.topic import BrokerDownError, find_watermarks, wait_for_watermarks
 from k2flow.observability.clocks import KafkaClock
 from k2flow.observability.metrics import STAGE, Stage
 from k2flow.observability.tracing import begin_batch, end_batch
@@ -41,6 +41,7 @@ from k2flow.trades.messages import MessageBatch, empty_batch
 log = logging.getLogger(__name__)
 CONSUME_MESSAGES = 10_000  # at once, so that librdkafka's buffers are freed while a batch is gathered
 POLL_SECONDS = 0.05
+LOST_CONNECTION_SECONDS = 10.0  # between two warnings
 
 
 class KafkaSource(DynamicSource[MessageBatch]):
@@ -76,7 +77,9 @@ class KafkaSourcePartition(StatelessSourcePartition[MessageBatch]):
         self._alignment = WatermarkAlignment()
         self._clock = KafkaClock(process.exchange.name)
         self._stalls = StallWatch()
+        self._warn_at = 0.0
         self._log_check = LogCheck(properties, self._topic, process.exchange.setting("accept_lost_offsets"))
+        self._client_check = ClientCheck(process.settings.kafka, properties, self._topic)
         self._schedule = CommitSchedule(process.trigger_seconds, self._settings.commit_batches, time.time())
         self._epoch_wait = process.epoch_wait(worker)
         self._begun = self._finished = False
@@ -104,6 +107,7 @@ class KafkaSourcePartition(StatelessSourcePartition[MessageBatch]):
         if not stopping:
             self._add_new_partitions()
             self._log_check.check_when_due(self._buffer.marks)
+            self._check_client()
             self._fetch()
         if stopping or self._damage or self._caught_up():
             self._finished = True
@@ -138,7 +142,7 @@ class KafkaSourcePartition(StatelessSourcePartition[MessageBatch]):
         reach(Point.SOURCE_EMITTED)
         return [batch]
 
-    def _assign(self, partitions: tuple[int, ...], watermarks: Callable[[Consumer, str, int], tuple[int, int]]) -> None:
+    def _assign(self, partitions: tuple[int, ...], find: Callable[..., dict[int, tuple[int, int]]]) -> None:
         """Begin this worker's share of `partitions`, except those it already reads."""
         mine = [p for p in partitions if p % self._workers == self._worker and p not in self._buffer.position]
         if not mine:
@@ -147,8 +151,7 @@ class KafkaSourcePartition(StatelessSourcePartition[MessageBatch]):
         starts = begin_offsets(session.topic, session.ledgers)
         accept, setting = self._settings.accept_lost_offsets, self._process.exchange.setting("accept_lost_offsets")
         offsets, ends = {}, {}
-        for p in mine:
-            low, high = watermarks(self._group.client, self._topic, p)
+        for p, (low, high) in find(self._process.settings.kafka, self._topic, mine).items():
             offsets[p] = first_offset(session.topic, p, starts.get(p), low, high, accept, setting)
             ends[p] = high
         self._start_reading(offsets)
@@ -160,7 +163,7 @@ class KafkaSourcePartition(StatelessSourcePartition[MessageBatch]):
         if self._until_caught_up:
             return
         try:
-            self._assign(self._group.discover_partitions(), watermarks_now)
+            self._assign(self._group.discover_partitions(), find_watermarks)
         except BrokerDownError as error:
             log.warning("a new partition of %s was not added: %s", self._topic, error)
 
@@ -172,6 +175,8 @@ class KafkaSourcePartition(StatelessSourcePartition[MessageBatch]):
             left = self._schedule.seconds_left(time.time())
             limit = min(CONSUME_MESSAGES, self._buffer.free_rows)
             fetched = self._stop_at_damage(self._messages.consume(limit, min(max(left, 0), POLL_SECONDS)))
+            if fetched.lost_connection:
+                self._on_lost_connection(fetched.lost_connection)
             for event in fetched.events:
                 if event.code != ConfluentError._PARTITION_EOF:
                     check_event(event, self._topic, self._buffer.position.get(event.partition))
@@ -194,9 +199,23 @@ class KafkaSourcePartition(StatelessSourcePartition[MessageBatch]):
                     self._stalls.on_pause(event.partition)
             self._align()
             self._warn_of_stalls()
-            turn_is_over = time.monotonic() - began >= turn and len(fetched) + len(fetched.events) < limit
+            idle = len(fetched) + len(fetched.events) < limit
+            if idle:
+                self._client_check.on_idle_fetch()
+            turn_is_over = idle and time.monotonic() - began >= turn
             if self._damage or turn_is_over or left <= 0 or self._caught_up():
                 return
+
+    def _check_client(self) -> None:
+        done = [p for p in self._buffer.position if self._buffer.at_end(p) or self._alignment.is_paused(p)]
+        self._client_check.check_when_due({p: at for p, at in self._buffer.position.items() if p not in done})
+
+    def _on_lost_connection(self, text: str) -> None:
+        """Doubt what comes from now on; log one of librdkafka's lines, since it has twenty a second."""
+        self._log_check.on_error(self._buffer.marks())
+        if time.monotonic() >= self._warn_at:
+            self._warn_at = time.monotonic() + LOST_CONNECTION_SECONDS
+            log.warning("%s: %s; librdkafka keeps trying", self._topic, text)
 
     def _drop_doubted(self, fetched: FetchedMessages) -> set[int]:
         """If what was fetched is in doubt, check the log that it comes from, and fetch it again from the positions.

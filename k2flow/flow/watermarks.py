@@ -43,6 +43,10 @@ class WatermarkAlignment:
         watermark = self._watermarks.get(partition)
         return watermark is not None and watermark.at_end
 
+    def is_paused(self, partition: int) -> bool:
+        """Return whether this partition is not read now."""
+        return partition in self._paused
+
     def decide(self, now: float) -> tuple[Collection[int], Collection[int]]:
         """Return the partitions to pause, which are MAX_WATERMARK_DRIFT_MS ahead, and those to resume.
 

@@ -19,7 +19,7 @@ from k2flow.iceberg.ledger import Mark
 from k2flow.kafka.marks import Place, read_marks
 from k2flow.kafka.properties import DEFAULTS, FORCED
 from k2flow.kafka.schema_headers import schema_header
-from k2flow.kafka.topic import TIMEOUT_SECONDS, BrokerDownError, check_properties, find_topic, watermarks
+from k2flow.kafka.topic import TIMEOUT_SECONDS, BrokerDownError, check_properties, find_topic, find_watermarks
 from k2flow.observability.logs import ClientLog
 from k2flow.retryable import Verdict, kafka_verdict
 from k2flow.trades.messages import MESSAGE_SCHEMA, MessageBatch, timestamps
@@ -92,9 +92,15 @@ class TopicReader:
             where = config["bootstrap.servers"]
             raise NoBrokerError(f"no Kafka broker answers at {where} ({error.args[0].str()})") from error
 
-    def watermarks(self, partition: int) -> tuple[int, int]:
-        """Return the first offset that Kafka has and the end of the committed messages. Raises KafkaError."""
-        return watermarks(self._consumer, self._topic, partition)
+    def watermarks(self, partitions: Collection[int]) -> dict[int, tuple[int, int]]:
+        """Return, by partition, the first offset that Kafka has and the end of the committed messages.
+
+        Raises KafkaError.
+        """
+        try:
+            return find_watermarks(self._config, self._topic, partitions)
+        except BrokerDownError as error:
+            raise KafkaError(str(error)) from error
 
     def log_ends(self, partitions: Iterable[int]) -> dict[int, int]:
         """Return the end of the log of these partitions, open transactions included; absent if Kafka does not say."""

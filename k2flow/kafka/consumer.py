@@ -9,7 +9,7 @@ import ctypes
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import repeat
 from typing import Any
 
@@ -28,6 +28,8 @@ Int64s = npt.NDArray[np.int64]
 _MAX_TIMEOUT_MS = 2**31 - 1
 _LEVELS = [logging.CRITICAL] * 3 + [logging.ERROR, logging.WARNING, logging.INFO, logging.INFO, logging.DEBUG]
 """Python's level for each of syslog's, 0 to 7."""
+_LOST_CONNECTION = {"FAIL", "ERROR"}
+"""The facilities of librdkafka's lines about connections: those of one, and those of all."""
 _MISSING = {
     ConfluentError.UNKNOWN_TOPIC_OR_PART,
     ConfluentError.UNKNOWN_TOPIC_ID,
@@ -57,7 +59,8 @@ class FetchedMessages:
     """n messages, in the order of each partition, and the events that came with them.
 
     Keys and values (binary, n) keep null and empty apart; `timestamp_ms` is -1 for a message without one.
-    `leader_epoch` has, by partition, the epoch in which its last message was written (-1: unknown).
+    `leader_epoch` has, by partition, the epoch in which its last message was written (-1: unknown). `lost_connection`
+    is librdkafka's line about the last connection that failed since the fetch before: messages may be of the next one.
     """
 
     partition: npt.NDArray[np.int32]
@@ -67,6 +70,7 @@ class FetchedMessages:
     value: pa.BinaryArray
     events: list[PartitionEvent]
     leader_epoch: Mapping[int, int] = field(default_factory=dict)
+    lost_connection: str = ""
     schema_headers: Mapping[int, tuple[str, bytes]] = field(default_factory=dict)  # by number: see read_schema_headers
 
     def __len__(self) -> int:
@@ -94,6 +98,7 @@ class BatchConsumer:
         c.rd_kafka_poll_set_consumer(self._handle)
         self._queue = c.rd_kafka_queue_get_consumer(self._handle)
         self._addresses = np.zeros(0, np.int64)
+        self._lost_connection = ""
 
     def assign(self, topic: str, offsets: Mapping[int, int]) -> None:
         """Start to read more partitions of `topic`, each at its given offset."""
@@ -106,7 +111,6 @@ class BatchConsumer:
     def consume(self, limit: int, timeout_seconds: float) -> FetchedMessages:
         """Return `limit` messages and events, or those that came before the timeout."""
         self._refuse_if_closed()
-        self._log()
         if len(self._addresses) < limit:
             self._addresses = np.zeros(limit, np.int64)
         into = self._addresses.ctypes.data
@@ -117,9 +121,12 @@ class BatchConsumer:
         where = self._addresses[:count].copy()
         addresses = where.tolist()
         try:
-            return _copy_messages(where, addresses)
+            fetched = _copy_messages(where, addresses)
         finally:
             deque(map(py.rd_kafka_message_destroy, addresses), 0)
+        self._log()  # now: a line about a connection comes before the messages of the next one
+        lost, self._lost_connection = self._lost_connection, ""
+        return replace(fetched, lost_connection=lost) if lost else fetched
 
     def log_end(self, topic: str, partition: int) -> int | None:
         """Return the offset after the last one of a partition, as of its newest fetch; None if it is not known yet."""
@@ -156,12 +163,17 @@ class BatchConsumer:
             raise KafkaError("this consumer is closed")
 
     def _log(self) -> None:
-        """Pass librdkafka's log lines on: by default it writes them to standard error."""
+        """Pass librdkafka's log lines on: by default it writes them to standard error.
+
+        It has a line for each attempt to connect, twenty a second. Who fetches gets the last of them.
+        """
         while event := c.rd_kafka_queue_poll(self._logs, 0):
             if c.rd_kafka_event_type(event) == EVENT_LOG:
                 facility, text, level = ctypes.c_char_p(), ctypes.c_char_p(), ctypes.c_int()
                 c.rd_kafka_event_log(event, ctypes.byref(facility), ctypes.byref(text), ctypes.byref(level))
                 known = _LEVELS[min(max(level.value, 0), len(_LEVELS) - 1)]
+                if _text(facility.value) in _LOST_CONNECTION:
+                    self._lost_connection, known = _text(text.value), logging.DEBUG
                 log.log(known, "%s: %s", _text(facility.value), _text(text.value))
             c.rd_kafka_event_destroy(event)
 

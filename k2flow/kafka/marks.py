@@ -68,10 +68,7 @@ def find_other_messages(
 
     `properties` are a consumer's (see k2flow.kafka.properties). Raises KafkaError if Kafka refuses to read.
     """
-    if not marks:
-        return [], set()
-    with closing(Consumer({**properties, **FETCH})) as consumer:
-        found = read_marks(consumer, topic, marks.keys(), seconds)
+    found = find_marks(properties, topic, marks.keys(), seconds)
     for p, offset in (place for place, now in found.items() if now is None):
         _log_gone(
             f"{topic}[{p}]: Kafka no longer has offset {offset}: its log is not compared with the one read before"
@@ -83,6 +80,16 @@ def find_other_messages(
 def _log_gone(text: str) -> None:
     """Log each text once."""
     log.info(text)
+
+
+def find_marks(
+    properties: Mapping[str, str], topic: str, places: Collection[Place], seconds: float
+) -> dict[Place, Mark | None]:
+    """Return what `read_marks` returns, from a client of its own."""
+    if not places:
+        return {}
+    with closing(Consumer({**properties, **FETCH})) as consumer:
+        return read_marks(consumer, topic, places, seconds)
 
 
 def wait_for_other_messages(

@@ -12,6 +12,7 @@ FORCED = {
     "auto.offset.reset": "error",
     "enable.partition.eof": "true",
     "isolation.level": "read_committed",
+    "log.connection.close": "true",  # what was read is doubted once librdkafka says that a connection was lost
 }
 """Exactly-once delivery requires these values; a setting with another value is an error."""
 

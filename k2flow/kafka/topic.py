@@ -3,21 +3,22 @@
 import logging
 import socket
 import ssl
-from collections.abc import Callable, Mapping
-from concurrent.futures import wait
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from confluent_kafka import Consumer, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka import IsolationLevel, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka import KafkaError as ConfluentError
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import AdminClient, ListOffsetsResultInfo, OffsetSpec
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exponential_jitter
 
 from k2flow.config.settings import KAFKA_PREFIX
 from k2flow.errors import KafkaError, KafkaRefusedError, NoTopicError, SettingsError
 from k2flow.iceberg.ledger import NO_TOPIC_IDS, Ledger
+from k2flow.observability.logs import ClientLog
 from k2flow.retryable import Verdict, kafka_verdict
 
 log = logging.getLogger(__name__)
@@ -25,6 +26,8 @@ TIMEOUT_SECONDS = 10.0
 TLS_TIMEOUT_SECONDS = 5.0
 _DEFAULT_PORT = 9092  # librdkafka's
 POLL_SECONDS = 0.1
+_NO_LEADER = ConfluentError._NOENT  # of a request for offsets; elsewhere it is fatal
+_COMMITTED = IsolationLevel.READ_COMMITTED
 _UNANSWERED = {
     ConfluentError._TIMED_OUT,
     ConfluentError._TRANSPORT,
@@ -182,27 +185,39 @@ def _log_waiting(state: RetryCallState) -> None:
         )
 
 
-def watermarks(consumer: Consumer, topic: str, partition: int) -> tuple[int, int]:
-    """Return the first offset that Kafka has, and the one of the next committed message. Raises KafkaError."""
-    try:
-        return watermarks_now(consumer, topic, partition)
-    except BrokerDownError as error:
-        raise KafkaError(str(error)) from error
+def find_watermarks(config: Mapping[str, str], topic: str, partitions: Collection[int]) -> dict[int, tuple[int, int]]:
+    """Return, by partition, the first offset that Kafka has, and the one of the next committed message.
+
+    A client of its own asks: one that has heard of a partition without a leader does not ask for its leader again, and
+    after a broker's disk was restored it takes the new leader for an old one. Raises BrokerDownError if the cause may
+    pass, else KafkaError.
+    """
+    places = [TopicPartition(topic, p) for p in partitions]
+    if not places:
+        return {}
+    client = AdminClient(dict(config), logger=ClientLog(log))
+    asked = [
+        client.list_offsets(dict.fromkeys(places, offset), isolation_level=_COMMITTED, request_timeout=TIMEOUT_SECONDS)
+        for offset in (OffsetSpec.earliest(), OffsetSpec.latest())
+    ]
+    low, high = ({place.partition: _offset(place, future) for place, future in answers.items()} for answers in asked)
+    return {p: (low[p], high[p]) for p in partitions}
 
 
-def watermarks_now(consumer: Consumer, topic: str, partition: int) -> tuple[int, int]:
-    """Return the same as `watermarks`. Raises BrokerDownError if the cause may pass, else KafkaError."""
+def _offset(place: TopicPartition, future: Future[ListOffsetsResultInfo]) -> int:
     try:
-        low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=TIMEOUT_SECONDS)
+        return int(future.result().offset)
     except KafkaException as error:
-        reason = f"{topic}[{partition}]: no offsets from Kafka ({error.args[0].str()})"
+        reason = f"{place.topic}[{place.partition}]: no offsets from Kafka ({error.args[0].str()})"
+        code = error.args[0].code()
         # That a client or broker knows no such partition passes: it has not heard of a new one, or of its leader, yet.
-        if kafka_verdict(error.args[0].code()) is Verdict.RETRIED:
+        if code == _NO_LEADER or kafka_verdict(code) is Verdict.RETRIED:
             raise BrokerDownError(reason) from error
         raise KafkaError(reason) from error
-    return low, high
 
 
-def wait_for_watermarks(consumer: Consumer, topic: str, partition: int) -> tuple[int, int]:
-    """Return the same as `watermarks` as soon as a broker answers. Log that it waits. Raises KafkaError."""
-    return _retrying()(watermarks_now, consumer, topic, partition)
+def wait_for_watermarks(
+    config: Mapping[str, str], topic: str, partitions: Collection[int]
+) -> dict[int, tuple[int, int]]:
+    """Return the same as `find_watermarks` as soon as Kafka answers. Log that it waits. Raises KafkaError."""
+    return _retrying()(find_watermarks, config, topic, partitions)

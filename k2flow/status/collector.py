@@ -197,7 +197,7 @@ class StatusCollector:
                     return TopicState(problem=text)
                 # First, so that no message that comes in between seems to be of an open transaction.
                 log_ends = broker.log_ends(broker.topic.partitions)
-                watermarks = {partition: broker.watermarks(partition) for partition in broker.topic.partitions}
+                watermarks = broker.watermarks(broker.topic.partitions)
                 kafka = TopicState(topic=broker.topic, watermarks=watermarks, log_ends=log_ends)
                 if hidden := kafka.stable_ends_before_open_transactions:
                     kafka = replace(kafka, hidden_times=broker.uncommitted_times(hidden, TIMES_SECONDS))

@@ -95,6 +95,7 @@ BAD_STARTS: list[tuple[Mapping[str, str], str]] = [
 WITH_KAFKA: list[tuple[Mapping[str, str], str]] = [
     ({"K2FLOW_BINANCE_TOPIC": "nowhere"}, r"topic nowhere does not exist on .*: create it, or set K2FLOW_.*_TOPIC"),
     ({"K2FLOW_KAFKA_ISOLATION_LEVEL": "read_uncommitted"}, r"K2FLOW_KAFKA_ISOLATION_LEVEL must be read_committed"),
+    ({"K2FLOW_KAFKA_LOG_CONNECTION_CLOSE": "false"}, r"K2FLOW_KAFKA_LOG_CONNECTION_CLOSE must be true"),
     ({"K2FLOW_KAFKA_ENABLE_AUTO_COMMIT": "true"}, r"K2FLOW_KAFKA_ENABLE_AUTO_COMMIT must be false"),
 ]
 

@@ -2,17 +2,28 @@
 
 import json
 import shutil
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from confluent_kafka import Producer
 
+from k2flow.errors import KafkaRefusedError
+from k2flow.flow import client_check
+from k2flow.flow.client_check import ClientCheck
+from k2flow.kafka.consumer import BatchConsumer
+from k2flow.kafka.properties import consumer_properties
+from k2flow.kafka.topic import BrokerDownError, find_watermarks, wait_for_watermarks
 from k2flow.sandbox.kafka.local import LocalKafka, free_port
 from tests.integration.conftest import fill
 from tests.integration.harness import Lake, assert_bronze, ledger_offsets, read_topic
 from tests.oracle import expect
 
+PARTITION_OF_TRADES = "trades", [0]
 ACCEPT = "K2FLOW_BINANCE_ACCEPT_LOST_OFFSETS"
 ERROR = "Kafka has other messages than those that were read: at offset 39 there was a message of time"
 
@@ -81,3 +92,65 @@ def test_restored_disk_stops_a_running_flow_before_it_commits(broker: LocalKafka
         assert ERROR in flow.wait()
         assert flow.codes() != [0]
     assert_bronze(lake, expect(read, "BINANCE"))  # type: ignore[arg-type]
+
+
+def test_client_started_while_its_broker_stops_hears_of_the_leader(broker: LocalKafka) -> None:
+    """During a shutdown a partition has no leader; librdkafka alone does not ask for it again."""
+    config = {"bootstrap.servers": broker.bootstrap}
+    heard: set[str] = set()
+    with ThreadPoolExecutor(1) as pool:
+        stopped = pool.submit(broker.stop)
+        while not stopped.done():
+            try:
+                find_watermarks(config, *PARTITION_OF_TRADES)
+            except BrokerDownError as error:
+                heard.add(str(error))
+    assert any("leader" in text for text in heard), heard
+    broker.start()
+    assert wait_for_watermarks(config, *PARTITION_OF_TRADES) == {0: (0, 0)}
+
+
+def test_client_that_knows_a_later_leader_epoch_is_found(broker: LocalKafka, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk is restored to a copy with all messages that were read. The next ones only reach another client."""
+    monkeypatch.setattr(client_check, "CHECK_SECONDS", 0.5)
+    monkeypatch.setattr(client_check, "CONFIRM_SECONDS", 3.0)
+    config = {"bootstrap.servers": broker.bootstrap}
+    properties = consumer_properties(config, "stuck")
+    send(broker, 40)
+    copy = broker.home / "copy"
+    broker.stop()
+    shutil.copytree(broker.home / "data", copy)
+    broker.start()
+    consumer = BatchConsumer(properties)
+    consumer.assign("trades", {0: 0})
+    check = ClientCheck(config, properties, "trades")
+    position = 0
+
+    def read(seconds: float) -> None:
+        nonlocal position
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            position += len(consumer.consume(100, 0.05))
+            check.on_idle_fetch()
+            check.check_when_due({0: position})
+
+    with closing(consumer):
+        read(8)
+        assert position == 40
+        broker.stop()
+        shutil.rmtree(broker.home / "data")
+        shutil.copytree(copy, broker.home / "data")
+        broker.start()
+        read(2)
+        send(broker, 10)
+        with pytest.raises(
+            KafkaRefusedError, match=r"trades\[0\]: this client no longer gets messages from offset 40 on"
+        ):
+            read(60)
+
+
+def send(broker: LocalKafka, count: int) -> None:
+    producer = Producer({"bootstrap.servers": broker.bootstrap})
+    for i in range(count):
+        producer.produce("trades", b"%d" % i)
+    assert producer.flush(30) == 0

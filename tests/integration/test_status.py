@@ -140,7 +140,7 @@ def test_watch_beside_a_flow(new_lake: NewLake) -> None:
     fill(lake, count=2_000, seed=6)
     with lake.start(K2FLOW_BINANCE_TRIGGER_SECONDS="1") as flow:
         flow.wait_for_log("gold_crypto_trades: ")
-        screen = until_interrupted(lake, "as of ", 2)
+        screen = until_interrupted(lake, "deduplication window: ", 2)
         assert "\x1b[1A" in screen  # up, to draw over the last status
         assert "runs: process" in screen
         assert "Traceback" not in screen
@@ -158,7 +158,7 @@ def test_watch_beside_a_flow(new_lake: NewLake) -> None:
     window = seen[1]["exchanges"]["binance"]["window"]
     assert (window["workers"], window["workers_here"], window["disk_ids"], window["disk_hits"]) == (1, 1, 0, 0)
     assert window["memory_bytes"] > 15 * window["ids"] > 15 * 1_000
-    assert "deduplication window: " in screen
+    assert screen.count("as of ") >= 2
 
 
 def until_interrupted(lake: Lake, text: str, times: int) -> str:
