@@ -112,7 +112,9 @@ class CandlesProcess(Process):
     def _update(self) -> CandleUpdate | None:
         gold = load_table(self.catalog, GOLD_TABLE)
         if str(gold.metadata.table_uuid) != self.committer.ledger.topic_id:
-            raise CommitError(f"{GOLD_TABLE} was replaced by another table: start again, to compute all candles again")
+            raise CommitError(
+                f"{GOLD_TABLE} was replaced by another table: start again; all candles are then computed from it"
+            )
         if self.candles.has(gold):
             return None
         tracing.begin_batch()

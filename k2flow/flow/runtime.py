@@ -5,6 +5,7 @@ epoch of its own.
 """
 
 import ctypes
+import gc
 import logging
 import os
 import signal
@@ -102,6 +103,7 @@ def _start(process: Process, workers: int, kwargs: Mapping[str, Any]) -> None:
     if addresses := kwargs.get("addresses"):
         _watch_peers(process, addresses, kwargs["process_id"])
     process.open(workers)
+    gc.freeze()  # what exists stays: no collection looks at it again
     STAGE.labels(process.name).set(Stage.OPENED)
     text = "%s: trigger %g s, %d worker(s), from %s"
     log.info(text, process.name, process.trigger_seconds, workers, process.source)

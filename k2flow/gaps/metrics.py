@@ -1,44 +1,41 @@
 """The holes of the newest 24 hours of Gold as Prometheus metrics."""
 
-import logging
-import threading
 from collections.abc import Callable, Iterable, Sequence
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 from pyiceberg.catalog import Catalog
 from typing_extensions import override
 
-from k2flow.errors import one_line
 from k2flow.exchange import Exchange
 from k2flow.gaps.recent import Found, RecentGaps
+from k2flow.observability.background import BackgroundCollector
 
-log = logging.getLogger(__name__)
 EVERY_SECONDS = 60.0
 UPDATE_SECONDS = 6.0  # of work in one turn: at most a tenth of a core
 LABELS = ["exchange", "symbol"]
 
 
-class GapMetrics(Collector):
-    """Looks for holes every EVERY_SECONDS in a thread of its own, and exports the last ones found to each scrape.
+class GapMetrics(BackgroundCollector):
+    """Looks for holes every EVERY_SECONDS, and exports the last ones found to each scrape.
 
     After a start the metrics are missing until the newest hours are read, and after an error until one is over.
     """
 
-    def __init__(self, update: Callable[[float], Found | None]) -> None:
-        """`update` takes the seconds that it may work, and returns None if it has not read everything yet."""
-        self._update = update
+    def __init__(self, find: Callable[[float], Found | None]) -> None:
+        """`find` takes the seconds that it may work, and returns None if it has not read everything yet."""
+        super().__init__("gaps", "holes in trade ids could not be found", EVERY_SECONDS)
+        self._find = find
         self._last: Found = {}
-        self._stopped = threading.Event()
 
-    def start(self) -> None:
-        """Start to look, until `stop` or the end of the process."""
-        threading.Thread(target=self._run, name="gaps", daemon=True).start()
-
-    def stop(self) -> None:
-        """Stop to look. A look under way logs no warning any more."""
-        self._stopped.set()
+    @override
+    def update(self) -> None:
+        try:
+            found = self._find(UPDATE_SECONDS)
+        except Exception:
+            self._last = {}
+            raise
+        self._last = self._last if found is None else found
 
     @override
     def collect(self) -> Iterable[Metric]:
@@ -51,18 +48,6 @@ class GapMetrics(Collector):
             gaps.add_metric(labels, its.holes)
         yield missing
         yield gaps
-
-    def _run(self) -> None:
-        while not self._stopped.is_set():
-            try:
-                found = self._update(UPDATE_SECONDS)
-                self._last = self._last if found is None else found
-            except Exception as error:  # without this thread, the last holes would be exported forever
-                self._last = {}
-                log.debug("holes in trade ids", exc_info=True)
-                if not self._stopped.is_set():
-                    log.warning("holes in trade ids could not be found: %s", one_line(error))
-            self._stopped.wait(EVERY_SECONDS)
 
 
 def start_gap_metrics(registry: CollectorRegistry, catalog: Catalog, exchanges: Sequence[Exchange]) -> GapMetrics:

@@ -1,25 +1,21 @@
 """The status as Prometheus metrics: they show that a flow stands still, even if the flow itself cannot report it."""
 
-import logging
-import threading
 import time
 from collections.abc import Callable, Iterable
 
 from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 from typing_extensions import override
 
-from k2flow.errors import one_line
 from k2flow.layers import CANDLES
+from k2flow.observability.background import BackgroundCollector
 from k2flow.status.model import FlowState, Status
 
-log = logging.getLogger(__name__)
 EVERY_SECONDS = 5.0
 LAYER = ["exchange", "layer"]
 
 
-class StatusMetrics(Collector):
-    """Collects the status every EVERY_SECONDS in a thread of its own, and exports the newest one to each scrape.
+class StatusMetrics(BackgroundCollector):
+    """Collects the status every EVERY_SECONDS, and exports the newest one to each scrape.
 
     No scrape waits for a broker or the catalog. If one of them does not answer, the lags it would give are left out,
     and `k2flow_status_age_seconds` grows. `<exchange>_<layer>_lag` is `k2flow_lag_seconds` under the names that
@@ -27,18 +23,14 @@ class StatusMetrics(Collector):
     """
 
     def __init__(self, collect_status: Callable[[], Status]) -> None:
+        super().__init__("status", "the status could not be collected", EVERY_SECONDS)
         self._collect_status = collect_status
         self._last: Status | None = None
         self._began = time.time()
-        self._stopped = threading.Event()
 
-    def start(self) -> None:
-        """Start to collect, until `stop` or the end of the process."""
-        threading.Thread(target=self._run, name="status", daemon=True).start()
-
-    def stop(self) -> None:
-        """Stop to collect. A collection under way logs no warning any more."""
-        self._stopped.set()
+    @override
+    def update(self) -> None:
+        self._last = self._collect_status()
 
     @override
     def collect(self) -> Iterable[Metric]:
@@ -50,16 +42,6 @@ class StatusMetrics(Collector):
             yield from _open_transactions(status)
             yield from _dead_letters(status)
             yield from _tables(status)
-
-    def _run(self) -> None:
-        while not self._stopped.is_set():
-            try:
-                self._last = self._collect_status()
-            except Exception as error:  # without this thread, the last status would be exported forever
-                log.debug("the status", exc_info=True)
-                if not self._stopped.is_set():
-                    log.warning("the status could not be collected: %s", one_line(error))
-            self._stopped.wait(EVERY_SECONDS)
 
 
 def _layers(status: Status) -> Iterable[Metric]:

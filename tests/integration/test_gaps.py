@@ -208,8 +208,8 @@ def test_metrics_follow_the_newest_hours(catalog: Catalog, seed: int, monkeypatc
     turns = [slow.update(0) for _ in range(sum(len(each.paths) for each in follower._hours.values()))]
     assert turns == [None] * (len(turns) - 1) + [expected]  # a file each
 
-    metrics = GapMetrics(follower.update)
     monkeypatch.setattr("k2flow.gaps.metrics.EVERY_SECONDS", 0.0)
+    metrics = GapMetrics(follower.update)
     metrics.start()
     registry = CollectorRegistry()
     registry.register(metrics)

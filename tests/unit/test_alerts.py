@@ -30,7 +30,7 @@ def exported() -> set[str]:
     assert metrics.ROWS in REGISTRY._collector_to_names
     nothing = Status(0, 0.0, {}, {}, {})
     collector = StatusMetrics(lambda: nothing)
-    collector._last = nothing
+    collector.update()
     audited = AuditCollector()
     audited.record(Verdict.HOLDS, [], "2026-01-01T00:00:00+00:00")
     gaps = GapMetrics(lambda _: {})

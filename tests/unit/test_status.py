@@ -429,6 +429,6 @@ def test_candles_are_shown_and_exported() -> None:
 def lags(candles: CandlesStatus) -> dict[str, float]:
     """Return the metrics of the candles' lag."""
     collector = StatusMetrics(lambda: Status(NOW, 0.1, {}, {}, {}, candles))
-    collector._last = collector._collect_status()
+    collector.update()
     samples = [sample for family in collector.collect() for sample in family.samples]
     return {each.name: each.value for each in samples if each.labels == {"exchange": "candles", "layer": "candles"}}
