@@ -12,15 +12,21 @@ import pyarrow as pa
 from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Consumer, IsolationLevel, KafkaException, Message
 from confluent_kafka import KafkaError as ConfluentError
 from confluent_kafka import TopicPartition as KafkaPosition
-from confluent_kafka.admin import AdminClient, OffsetSpec
+from confluent_kafka.admin import OffsetSpec
 
 from k2flow.errors import KafkaError, NoBrokerError
 from k2flow.iceberg.ledger import Mark
 from k2flow.kafka.marks import Place, read_marks
 from k2flow.kafka.properties import DEFAULTS, FORCED
 from k2flow.kafka.schema_headers import schema_header
-from k2flow.kafka.topic import TIMEOUT_SECONDS, BrokerDownError, check_properties, find_topic, find_watermarks
-from k2flow.observability.logs import ClientLog
+from k2flow.kafka.topic import (
+    TIMEOUT_SECONDS,
+    BrokerDownError,
+    check_properties,
+    find_topic,
+    find_watermarks,
+    offsets_client,
+)
 from k2flow.retryable import Verdict, kafka_verdict
 from k2flow.trades.messages import MESSAGE_SCHEMA, MessageBatch, timestamps
 
@@ -107,8 +113,13 @@ class TopicReader:
         asked = {KafkaPosition(self._topic, p): OffsetSpec.latest() for p in partitions}
         if not asked:
             return {}
-        admin, ends = AdminClient(self._config, logger=ClientLog(log)), {}
+        ends = {}
         options = {"isolation_level": IsolationLevel.READ_UNCOMMITTED, "request_timeout": TIMEOUT_SECONDS}
+        try:
+            admin = offsets_client(self._config, self._topic)
+        except KafkaException as error:
+            log.debug("%s: no end of the log: %s", self._topic, error)
+            return {}
         for place, future in admin.list_offsets(asked, **options).items():
             try:
                 ends[place.partition] = int(future.result().offset)

@@ -195,7 +195,10 @@ def find_watermarks(config: Mapping[str, str], topic: str, partitions: Collectio
     places = [TopicPartition(topic, p) for p in partitions]
     if not places:
         return {}
-    client = AdminClient(dict(config), logger=ClientLog(log))
+    try:
+        client = offsets_client(config, topic)
+    except KafkaException as error:
+        raise _no_offsets(topic, error) from error
     asked = [
         client.list_offsets(dict.fromkeys(places, offset), isolation_level=_COMMITTED, request_timeout=TIMEOUT_SECONDS)
         for offset in (OffsetSpec.earliest(), OffsetSpec.latest())
@@ -204,16 +207,28 @@ def find_watermarks(config: Mapping[str, str], topic: str, partitions: Collectio
     return {p: (low[p], high[p]) for p in partitions}
 
 
+def offsets_client(config: Mapping[str, str], topic: str) -> AdminClient:
+    """Return a new client that knows the leaders of a topic: it would wait 3 s for them before a request for offsets.
+
+    Raises KafkaException.
+    """
+    client = AdminClient({**config, "allow.auto.create.topics": "false"}, logger=ClientLog(log))
+    client.list_topics(topic, timeout=TIMEOUT_SECONDS)
+    return client
+
+
 def _offset(place: TopicPartition, future: Future[ListOffsetsResultInfo]) -> int:
     try:
         return int(future.result().offset)
     except KafkaException as error:
-        reason = f"{place.topic}[{place.partition}]: no offsets from Kafka ({error.args[0].str()})"
-        code = error.args[0].code()
-        # That a client or broker knows no such partition passes: it has not heard of a new one, or of its leader, yet.
-        if code == _NO_LEADER or kafka_verdict(code) is Verdict.RETRIED:
-            raise BrokerDownError(reason) from error
-        raise KafkaError(reason) from error
+        raise _no_offsets(f"{place.topic}[{place.partition}]", error) from error
+
+
+def _no_offsets(where: str, error: KafkaException) -> KafkaError | BrokerDownError:
+    reason, code = f"{where}: no offsets from Kafka ({error.args[0].str()})", error.args[0].code()
+    # That a client or broker knows no such partition passes: it has not heard of a new one, or of its leader, yet.
+    passes = code == _NO_LEADER or kafka_verdict(code) is Verdict.RETRIED
+    return BrokerDownError(reason) if passes else KafkaError(reason)
 
 
 def wait_for_watermarks(
