@@ -1,5 +1,6 @@
 """The commands of `k2flow`: their arguments, options and help. This module imports no slow library."""
 
+import gc
 import os
 import sys
 from datetime import datetime
@@ -42,8 +43,11 @@ for commands in (tables_app, dlq_app, kafka_app):
 
 def main() -> None:
     """Run the command line. An error is one line on standard error and exit code 1."""
-    with any_output(), exit_on_error(EXIT_FAILED):
-        app()
+    try:
+        with any_output(), exit_on_error(EXIT_FAILED):
+            app()
+    finally:
+        gc.freeze()  # or Python searches all objects for cycles several times before it ends: a third of a second
 
 
 @app.callback()
