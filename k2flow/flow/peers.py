@@ -10,7 +10,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from typing import Any
 
 import psutil
@@ -37,13 +36,11 @@ def watch_peers(
     def check() -> None:
         while not is_connected():
             time.sleep(CHECK_SECONDS)
-        with ExitStack() as stack:
-            found = _to_peers(_established(addresses, number), addresses).values()
-            connections = [stack.enter_context(socket.socket(fileno=os.dup(each))) for each in found]
-            for connection in connections:
-                _set_timeout(connection, timeout_seconds)
-            if len(connections) >= len(addresses) - 1:
-                _wait_for_close(connections)
+        watched = _to_peers(_established(addresses, number), addresses)
+        for descriptor in watched.values():
+            _set_timeout(descriptor, timeout_seconds)
+        while len(watched) >= len(addresses) - 1 and all(_is_open(each, ends) for ends, each in watched.items()):
+            time.sleep(CHECK_SECONDS)
         on_lost()
 
     threading.Thread(target=check, name="peers", daemon=True).start()
@@ -71,7 +68,7 @@ def _to_peers(found: Mapping[Connection, int], addresses: Sequence[str]) -> Mapp
     return {ends: descriptor for ends, descriptor in found.items() if ends[1].ip.removeprefix(MAPPED) in known}
 
 
-def _set_timeout(connection: socket.socket, seconds: float) -> None:
+def _set_timeout(descriptor: int, seconds: float) -> None:
     """Have the kernel close a connection whose peer is silent this long, whether anything is sent or not."""
     probe = max(1, round(seconds / 3))
     options = {
@@ -80,15 +77,21 @@ def _set_timeout(connection: socket.socket, seconds: float) -> None:
         "TCP_KEEPCNT": 2,
         "TCP_USER_TIMEOUT": round(seconds * 1000),
     }
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in options.items():
-        if hasattr(socket, name):  # Linux has all of them
-            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    with socket.socket(fileno=os.dup(descriptor)) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in options.items():
+            if hasattr(socket, name):  # Linux has all of them
+                connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
-def _wait_for_close(connections: Sequence[socket.socket]) -> None:
-    """Return once a peer has closed its connection, or the kernel has."""
-    closed = select.poll()
-    for connection in connections:
-        closed.register(connection, getattr(select, "POLLRDHUP", 0))  # errors and a full close are always reported
-    closed.poll()
+def _is_open(descriptor: int, ends: Connection) -> bool:
+    """Return whether neither side has closed a connection. Its cost does not grow with the host's other sockets."""
+    try:
+        with socket.socket(fileno=os.dup(descriptor)) as connection:
+            if (connection.getsockname()[:2], connection.getpeername()[:2]) != ends:
+                return False  # the descriptor is of another one now
+            closed = select.poll()
+            closed.register(connection, getattr(select, "POLLRDHUP", 0))  # errors and a full close are always reported
+            return not closed.poll(0)
+    except OSError:  # it is closed, or not connected any more
+        return False
