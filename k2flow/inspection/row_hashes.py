@@ -37,7 +37,7 @@ HOUR = f"(epoch_us(timestamp) - {MIN_TIME_US}) // {HOUR_US} + {MIN_TIME_US // HO
 def _database_errors() -> Iterator[None]:
     try:
         yield
-    except duckdb.Error as error:
+    except (duckdb.Error, OSError) as error:  # Arrow has an OSError for what fails while rows are fetched
         raise AuditError(f"the database of row hashes failed: {' '.join(str(error).split())}") from error
 
 
@@ -95,11 +95,11 @@ class RowHashStore:
         found = _set_up(self._db.cursor()).execute(sql, values).fetchnumpy()
         return {name: np.ma.getdata(column) for name, column in found.items()}
 
-    @_database_errors()
     def batches_beside(self, sql: str, rows: int) -> Iterator[pa.RecordBatch]:
         """Yield the rows of one statement, up to `rows` at once, while the store is used."""
-        found = _set_up(self._db.cursor()).execute(sql).fetch_record_batch(rows)
-        yield from (batch for batch in found if batch.num_rows)
+        with _database_errors():  # also of reading on, so it is no decorator: one ends as soon as there is a generator
+            found = _set_up(self._db.cursor()).execute(sql).fetch_record_batch(rows)
+            yield from (batch for batch in found if batch.num_rows)
 
     def hashes(self, batch: pa.RecordBatch, sql: str) -> npt.NDArray[np.uint64]:
         """Return the value of a hash expression for each row of a batch, in their order."""

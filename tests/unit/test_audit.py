@@ -3,6 +3,7 @@
 import os
 import tempfile
 import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from k2flow.audit.bronze import runs
 from k2flow.audit.report import SAMPLES, AuditReport, Severity, Verdict
+from k2flow.errors import AuditError
 from k2flow.inspection.broker import MERGE_DISTANCE, merge_close
 from k2flow.inspection.files import prefetch
 from k2flow.inspection.row_hashes import FOLDER, LOCK, SETTLED_SECONDS, content_hash, hash_of, hashable, open_row_hashes
@@ -106,6 +108,16 @@ def test_rows_are_fetched_in_bounded_batches_in_order() -> None:
     ids = np.concatenate(found)
     assert ids.dtype == np.uint64
     assert (ids[:-1] < ids[1:]).all()
+
+
+@pytest.mark.parametrize("row", [0, 2_900_000])
+def test_failure_of_the_database_while_rows_are_fetched_is_an_audit_error(row: int) -> None:
+    sql = f"SELECT CASE WHEN range = {row} THEN error('no space') ELSE range END AS id FROM range(3_000_000)"
+    with (
+        open_row_hashes("SELECT 1") as store,
+        pytest.raises(AuditError, match=r"database of row hashes failed: .* no space"),
+    ):
+        deque(store.batches_beside(sql, 4_096), 0)
 
 
 def test_hash_of_columns_does_not_depend_on_their_order() -> None:
