@@ -12,8 +12,8 @@ from k2flow.kafka.marks import find_marks
 from k2flow.kafka.topic import BrokerDownError, find_watermarks
 
 CHECK_SECONDS = 60.0
-CONFIRM_SECONDS = 15.0
-"""For the client to get a message that Kafka has: longer than its pauses between two attempts to connect."""
+CONFIRM_SECONDS = 75.0
+"""For the client to get a message that Kafka has: longer than it waits for a connection that is dead."""
 _MIN_IDLE_FETCHES = 20
 _WAIT_SECONDS = 2.0
 
@@ -51,7 +51,7 @@ class ClientCheck:
     def _kafka_has(self, positions: Mapping[int, int]) -> dict[int, int]:
         """Return those positions for which Kafka has committed messages; none while it does not answer."""
         try:
-            watermarks = find_watermarks(self._config, self._topic, positions)
+            watermarks = find_watermarks(self._config, self._topic, positions, _WAIT_SECONDS)
         except BrokerDownError:
             return {}
         return {p: at for p, at in positions.items() if at < watermarks[p][1]}

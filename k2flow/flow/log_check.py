@@ -12,6 +12,8 @@ CHECK_SECONDS = 60.0
 RETRY_SECONDS = 10.0
 """Until the next check after an error of a connection, or after a check without an answer."""
 WAIT_SECONDS = 2.0
+MAX_WAIT_SECONDS = 30.0
+"""For an answer: twice as long after each check without one, until no doubt is left. A slow network needs it."""
 
 
 class LogCheck:
@@ -30,6 +32,7 @@ class LogCheck:
         self._in_doubt: set[int] = set()
         self._due = time.monotonic() + CHECK_SECONDS
         self._earlier: Mapping[int, Mark] = {}  # the marks of the last check
+        self._wait = WAIT_SECONDS
 
     def on_error(self, marks: Mapping[int, Mark]) -> None:
         """Note an error of the connection; `marks` are the last messages read, by partition."""
@@ -46,6 +49,8 @@ class LogCheck:
         waiting = self._check({(p, marks[p].offset): marks[p] for p in wanted})
         log.debug("%s: partitions %s were compared after an error of the connection", self._topic, wanted - waiting)
         self._in_doubt -= wanted - waiting
+        if not self._in_doubt:
+            self._wait = WAIT_SECONDS
 
     def check_when_due(self, marks: Callable[[], Mapping[int, Mark]]) -> None:
         """Every CHECK_SECONDS, read the marks of the last time again; in doubt, those of now too.
@@ -62,7 +67,12 @@ class LogCheck:
 
     def _check(self, marks: Mapping[Place, Mark]) -> set[int]:
         """Return the partitions for which Kafka has not answered."""
-        others, waiting = find_other_messages(self._properties, self._topic, marks, WAIT_SECONDS)
+        others, waiting = find_other_messages(self._properties, self._topic, marks, self._wait)
         if others:
             raise replaced_log(self._topic, others, self._setting)
-        return {p for p, _ in waiting}
+        partitions = {p for p, _ in waiting}
+        if partitions:
+            text = "%s: Kafka has not given the last messages read of partitions %s again within %g s; asking again"
+            log.warning(text, self._topic, sorted(partitions), self._wait)
+            self._wait = min(2 * self._wait, MAX_WAIT_SECONDS)
+        return partitions

@@ -227,7 +227,8 @@ class KafkaSourcePartition(StatelessSourcePartition[MessageBatch]):
             return set()
         self._log_check.verify(partitions, self._buffer.marks())
         self._messages.unassign(self._topic, partitions)
-        self._start_reading({p: self._buffer.position[p] for p in partitions})
+        # Not `_start_reading`: a partition that stays in doubt must count as stalled.
+        self._messages.assign(self._topic, {p: self._buffer.position[p] for p in partitions})
         return partitions
 
     def _align(self) -> None:

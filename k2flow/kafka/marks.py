@@ -18,7 +18,7 @@ from hashlib import blake2b
 from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Consumer, KafkaException, Message, TopicPartition
 from confluent_kafka import KafkaError as ConfluentError
 
-from k2flow.errors import KafkaError, LogReplacedError
+from k2flow.errors import KafkaError, KafkaRefusedError, LogReplacedError
 from k2flow.iceberg.ledger import Ledger, Mark
 from k2flow.kafka.topic import Topic
 
@@ -88,7 +88,11 @@ def find_marks(
     """Return what `read_marks` returns, from a client of its own."""
     if not places:
         return {}
-    with closing(Consumer({**properties, **FETCH})) as consumer:
+    try:
+        consumer = Consumer({**properties, **FETCH})
+    except KafkaException as error:
+        raise KafkaRefusedError(f"{topic}: no client for Kafka ({error.args[0].str()}); start again") from error
+    with closing(consumer):
         return read_marks(consumer, topic, places, seconds)
 
 

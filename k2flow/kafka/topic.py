@@ -185,7 +185,9 @@ def _log_waiting(state: RetryCallState) -> None:
         )
 
 
-def find_watermarks(config: Mapping[str, str], topic: str, partitions: Collection[int]) -> dict[int, tuple[int, int]]:
+def find_watermarks(
+    config: Mapping[str, str], topic: str, partitions: Collection[int], seconds: float = TIMEOUT_SECONDS
+) -> dict[int, tuple[int, int]]:
     """Return, by partition, the first offset that Kafka has, and the one of the next committed message.
 
     A client of its own asks: one that has heard of a partition without a leader does not ask for its leader again, and
@@ -196,24 +198,24 @@ def find_watermarks(config: Mapping[str, str], topic: str, partitions: Collectio
     if not places:
         return {}
     try:
-        client = offsets_client(config, topic)
+        client = offsets_client(config, topic, seconds)
     except KafkaException as error:
         raise _no_offsets(topic, error) from error
     asked = [
-        client.list_offsets(dict.fromkeys(places, offset), isolation_level=_COMMITTED, request_timeout=TIMEOUT_SECONDS)
+        client.list_offsets(dict.fromkeys(places, offset), isolation_level=_COMMITTED, request_timeout=seconds)
         for offset in (OffsetSpec.earliest(), OffsetSpec.latest())
     ]
     low, high = ({place.partition: _offset(place, future) for place, future in answers.items()} for answers in asked)
     return {p: (low[p], high[p]) for p in partitions}
 
 
-def offsets_client(config: Mapping[str, str], topic: str) -> AdminClient:
+def offsets_client(config: Mapping[str, str], topic: str, seconds: float = TIMEOUT_SECONDS) -> AdminClient:
     """Return a new client that knows the leaders of a topic: it would wait 3 s for them before a request for offsets.
 
     Raises KafkaException.
     """
     client = AdminClient({**config, "allow.auto.create.topics": "false"}, logger=ClientLog(log))
-    client.list_topics(topic, timeout=TIMEOUT_SECONDS)
+    client.list_topics(topic, timeout=seconds)
     return client
 
 

@@ -13,9 +13,11 @@ import pytest
 from confluent_kafka import Producer
 
 from k2flow.errors import KafkaRefusedError
-from k2flow.flow import client_check
+from k2flow.flow import client_check, log_check
 from k2flow.flow.client_check import ClientCheck
+from k2flow.flow.log_check import LogCheck
 from k2flow.kafka.consumer import BatchConsumer
+from k2flow.kafka.marks import find_marks
 from k2flow.kafka.properties import consumer_properties
 from k2flow.kafka.topic import BrokerDownError, find_watermarks, wait_for_watermarks
 from k2flow.sandbox.kafka.local import LocalKafka, free_port
@@ -147,6 +149,25 @@ def test_client_that_knows_a_later_leader_epoch_is_found(broker: LocalKafka, mon
             KafkaRefusedError, match=r"trades\[0\]: this client no longer gets messages from offset 40 on"
         ):
             read(60)
+
+
+def test_doubt_ends_behind_a_slow_network(
+    broker: LocalKafka, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first waits are too short to connect at all."""
+    monkeypatch.setattr(log_check, "WAIT_SECONDS", 0.001)
+    send(broker, 3)
+    properties = consumer_properties({"bootstrap.servers": broker.bootstrap}, "doubt")
+    mark = find_marks(properties, "trades", [(0, 2)], 30)[0, 2]
+    assert mark is not None
+    check = LogCheck(properties, "trades", ACCEPT)
+    check.on_error({0: mark})
+    deadline = time.monotonic() + 60
+    while check.doubted([0]):
+        assert time.monotonic() < deadline
+        check.verify([0], {0: mark})
+    assert "within 0.001 s; asking again" in caplog.text
+    assert "within 0.002 s; asking again" in caplog.text
 
 
 def send(broker: LocalKafka, count: int) -> None:
