@@ -243,6 +243,7 @@ GOLD = Layer(
     time_column="timestamp",
     sorted_by=("timestamp",),
     deduplicated=True,
+    pruned_by=("exchange", "symbol", "timestamp", "ingestion_timestamp", "exchange_date", "exchange_hour"),
     file_size_mb=lambda _: GOLD_FILE_SIZE_MB,
     retention_days=lambda _: None,
     properties=(("write.distribution-mode", "hash"),),

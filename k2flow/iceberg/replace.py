@@ -19,8 +19,8 @@ from k2flow.iceberg.changes import Partition
 from k2flow.iceberg.manifests import days_of, has_live_files, partition_values
 from k2flow.iceberg.snapshots import readers_tag
 
-MANIFEST_ENTRIES = 2_000  # entries of a manifest that maintenance writes: 1 to 2 MB, which no flow merges again
-MERGE_BYTES = 1 << 19  # smaller manifests are merged with the others of the commit
+MANIFEST_ENTRIES = 2_000  # entries of a manifest that maintenance writes: 0.6 to 2 MB, which no flow merges again
+MERGE_BYTES = 3 << 17  # smaller manifests are merged with the others of the commit
 COMMIT_ENTRIES = 48
 """Entries of a manifest that a flow's commit writes: it writes those again beside the ones that change."""
 

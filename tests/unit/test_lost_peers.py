@@ -39,7 +39,7 @@ def test_a_closed_connection_is_seen(
     pair: tuple[Pair, tuple[Connection, int]], close: Callable[[socket.socket, socket.socket], None]
 ) -> None:
     (own, peer), (ends, descriptor) = pair
-    peer.sendall(b"data that nobody has read yet")
+    peer.sendall(b"data that is not read yet")
     assert _is_open(descriptor, ends)
     close(own, peer)
     assert not _is_open(descriptor, ends)
