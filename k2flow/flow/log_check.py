@@ -12,7 +12,7 @@ CHECK_SECONDS = 60.0
 RETRY_SECONDS = 10.0
 """Until the next check after an error of a connection, or after a check without an answer."""
 WAIT_SECONDS = 2.0
-MAX_WAIT_SECONDS = 30.0
+MAX_WAIT_SECONDS = 10.0
 """For an answer: twice as long after each check without one, until no doubt is left. A slow network needs it."""
 
 
