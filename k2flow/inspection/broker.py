@@ -13,6 +13,7 @@ from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Consumer, IsolationLevel, K
 from confluent_kafka import KafkaError as ConfluentError
 from confluent_kafka import TopicPartition as KafkaPosition
 from confluent_kafka.admin import OffsetSpec
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
 
 from k2flow.errors import KafkaError, NoBrokerError
 from k2flow.iceberg.ledger import Mark
@@ -101,10 +102,16 @@ class TopicReader:
     def watermarks(self, partitions: Collection[int]) -> dict[int, tuple[int, int]]:
         """Return, by partition, the first offset that Kafka has and the end of the committed messages.
 
-        Raises KafkaError.
+        A leader that has just changed answers within TIMEOUT_SECONDS. Raises KafkaError.
         """
+        retrying = Retrying(
+            retry=retry_if_exception_type(BrokerDownError),
+            wait=wait_exponential_jitter(initial=0.1, max=1),
+            stop=stop_after_delay(TIMEOUT_SECONDS),
+            reraise=True,
+        )
         try:
-            return find_watermarks(self._config, self._topic, partitions)
+            return retrying(find_watermarks, self._config, self._topic, partitions)
         except BrokerDownError as error:
             raise KafkaError(str(error)) from error
 
