@@ -5,7 +5,7 @@ the new leader for an old one, and asks for no more messages, without an error. 
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from k2flow.errors import KafkaRefusedError
 from k2flow.kafka.marks import find_marks
@@ -35,17 +35,19 @@ class ClientCheck:
         """Note a fetch that returned all messages that the client had."""
         self._idle_fetches += 1
 
-    def check_when_due(self, positions: Mapping[int, int]) -> None:
+    def check_when_due(self, read_positions: Callable[[], Mapping[int, int]]) -> None:
         """Every CHECK_SECONDS, look for partitions that only another client can read.
 
-        `positions` are the next offsets of the partitions that are read now. Raises KafkaRefusedError, KafkaError.
+        `read_positions` returns the next offsets of the partitions that are read now. Raises KafkaRefusedError,
+        KafkaError.
         """
         if time.monotonic() < self._due:
             return
+        positions = read_positions()
         if self._idle_fetches >= _MIN_IDLE_FETCHES:
             self._refuse_stuck({p: at for p, at in positions.items() if self._behind.get(p) == at})
         self._behind = self._kafka_has({p: at for p, at in positions.items() if self._last.get(p) == at})
-        self._last, self._idle_fetches = dict(positions), 0
+        self._last, self._idle_fetches = positions, 0
         self._due = time.monotonic() + (CONFIRM_SECONDS if self._behind else CHECK_SECONDS)
 
     def _kafka_has(self, positions: Mapping[int, int]) -> dict[int, int]:

@@ -107,7 +107,7 @@ class KafkaSourcePartition(StatelessSourcePartition[MessageBatch]):
         if not stopping:
             self._add_new_partitions()
             self._log_check.check_when_due(self._buffer.marks)
-            self._check_client()
+            self._client_check.check_when_due(self._read_positions)
             self._fetch()
         if stopping or self._damage or self._caught_up():
             self._finished = True
@@ -206,9 +206,13 @@ class KafkaSourcePartition(StatelessSourcePartition[MessageBatch]):
             if self._damage or turn_is_over or left <= 0 or self._caught_up():
                 return
 
-    def _check_client(self) -> None:
-        done = [p for p in self._buffer.position if self._buffer.at_end(p) or self._alignment.is_paused(p)]
-        self._client_check.check_when_due({p: at for p, at in self._buffer.position.items() if p not in done})
+    def _read_positions(self) -> dict[int, int]:
+        """Return the next offset of each partition that is read now: neither paused nor at its given end."""
+        return {
+            p: at
+            for p, at in self._buffer.position.items()
+            if not (self._buffer.at_end(p) or self._alignment.is_paused(p))
+        }
 
     def _on_lost_connection(self, text: str) -> None:
         """Doubt what comes from now on; log one of librdkafka's lines, since it has twenty a second."""

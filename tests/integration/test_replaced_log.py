@@ -126,19 +126,18 @@ def test_client_that_knows_a_later_leader_epoch_is_found(broker: LocalKafka, mon
     consumer = BatchConsumer(properties)
     consumer.assign("trades", {0: 0})
     check = ClientCheck(config, properties, "trades")
-    position = 0
+    positions = {0: 0}
 
     def read(seconds: float) -> None:
-        nonlocal position
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            position += len(consumer.consume(100, 0.05))
+            positions[0] += len(consumer.consume(100, 0.05))
             check.on_idle_fetch()
-            check.check_when_due({0: position})
+            check.check_when_due(positions.copy)
 
     with closing(consumer):
         read(8)
-        assert position == 40
+        assert positions == {0: 40}
         broker.stop()
         shutil.rmtree(broker.home / "data")
         shutil.copytree(copy, broker.home / "data")
