@@ -17,7 +17,8 @@ from k2flow.cli.options import Format
 from k2flow.cli.output import console, new_table, styled
 from k2flow.errors import QueryError
 from k2flow.printable import printable
-from k2flow.query.connection import AsOf, connect, query_errors, string_literal
+from k2flow.query.connection import AsOf, connect
+from k2flow.query.sql import query_errors, string_literal
 
 BATCH_ROWS = 100_000
 SHOWN_ROWS = 1_000

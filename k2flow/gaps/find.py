@@ -10,7 +10,7 @@ from k2flow.errors import QueryError, SettingsError
 from k2flow.exchange import Exchange
 from k2flow.gaps.runs import bits_of, chunk_of, holes, numbered, runs_between, runs_of, sums, text_of
 from k2flow.layers import GOLD_TABLE, HOUR_US, MAX_TIME_US, MIN_TIME_US
-from k2flow.query.connection import query_errors, string_literal
+from k2flow.query.sql import query_errors, string_literal
 
 MARGIN_US = HOUR_US
 """A trade this far outside of a range still fills a hole in it: ids are not always in the order of time."""

@@ -9,7 +9,8 @@ from pyiceberg.catalog import Catalog
 
 from k2flow.iceberg.catalog import load_table
 from k2flow.layers import GOLD_TABLE
-from k2flow.query.connection import connect_tables, limit_memory
+from k2flow.query.connection import connect_tables
+from k2flow.query.sql import limit_memory
 
 MEMORY_MB = 512
 

@@ -23,7 +23,7 @@ from k2flow.iceberg.manifests import data_manifests, days_of
 from k2flow.iceberg.reader import FileReader
 from k2flow.layers import GOLD, GOLD_TABLE
 from k2flow.maintain.plans import LiveFile, live_files
-from k2flow.query.connection import limit_memory, query_errors, string_literal
+from k2flow.query.sql import limit_memory, query_errors, string_literal
 
 HOURS = 24
 DAY_SECONDS = 86_400

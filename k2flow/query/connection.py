@@ -5,16 +5,19 @@ import logging
 import math
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
 import duckdb
+from duckdb.sqltypes import VARCHAR
 from pyiceberg.catalog import Catalog
 from pyiceberg.exceptions import NoSuchNamespaceError
+from pyiceberg.manifest import ManifestFile
 from pyiceberg.table import Table
+from pyiceberg.table.snapshots import Snapshot
 
 from k2flow.config.settings import load_settings
 from k2flow.errors import DataFileError, QueryError
@@ -22,13 +25,15 @@ from k2flow.exchange import exchange_names
 from k2flow.iceberg.catalog import NAMESPACE, catalog_errors, find_table, open_catalog
 from k2flow.iceberg.deletes import applied_deletes, deletes_text
 from k2flow.layers import CANDLES_TABLE
+from k2flow.query.candle_copy import CandleRows
 from k2flow.query.candles import candles_macro
+from k2flow.query.sql import error_text, identifier, query_errors, string_literal
 
 log = logging.getLogger(__name__)
 EXTENSIONS = ("avro", "iceberg")
 S3 = "s3://"
+CANDLE_ROWS = "k2flow_candle_rows"  # DuckDB's function for what `candles(interval)` reads
 CREATING = "k2flow_creates_views"  # DuckDB's variable that is set meanwhile
-THREADS = 4  # of a connection in bounded memory: each thread needs some
 AsOf = datetime | int  # a moment (with a time zone), or the id of a snapshot of any table: the moment of its commit
 
 
@@ -72,13 +77,16 @@ def connect_tables(
 
     `metadata` are the metadata files to read in place of some tables' own, see `recent_metadata`.
     """
+    return _connect(tables, None if as_of is None else _moment_ms(tables, as_of), metadata)
+
+
+def _connect(tables: Mapping[str, Table], moment: int | None, metadata: Mapping[str, str]) -> duckdb.DuckDBPyConnection:
     connection = duckdb.connect(config={"autoinstall_known_extensions": "false"})  # nothing is downloaded at run time
     for extension in EXTENSIONS:
         connection.load_extension(str(_extension_file(extension)))
     connection.execute("SET TimeZone = 'UTC'")
     if any(table.location().startswith(S3) for table in tables.values()):
         connection.load_extension(str(_extension_file("httpfs")))
-    moment = None if as_of is None else _moment_ms(tables, as_of)
     connection.execute(f"SET VARIABLE {CREATING} = true")
     with tempfile.TemporaryDirectory(prefix="k2flow-views-") as folder:
         for name, table in tables.items():
@@ -89,18 +97,26 @@ def connect_tables(
                 _create_view(connection, name, _select(table, moment, path, Path(folder)))
             except duckdb.Error as error:  # the other tables can be queried
                 columns = ", ".join(f"NULL AS {identifier(field.name)}" for field in table.schema().fields)
-                text = f"DuckDB cannot read {NAMESPACE}.{name}: {_line(error)}"
+                text = f"DuckDB cannot read {NAMESPACE}.{name}: {error_text(error)}"
                 _create_view(connection, name, f"SELECT t.* FROM (SELECT {columns}) t, {_raises(text)}")
     connection.execute(f"RESET VARIABLE {CREATING}")
-    connection.execute(candles_macro(CANDLES_TABLE in tables))
+    if candles := tables.get(CANDLES_TABLE):
+        same_view = partial(_connect, {CANDLES_TABLE: candles}, moment, metadata)
+        rows = CandleRows(partial(_manifests, candles, moment), same_view)
+        connection.create_function(CANDLE_ROWS, rows.sql, [], VARCHAR)
+    connection.execute(candles_macro(f"{CANDLE_ROWS}()" if candles else None))
     return connection
 
 
-def limit_memory(connection: duckdb.DuckDBPyConnection, megabytes: int, folder: str) -> None:
-    """Let a connection use this much memory; it spills what exceeds it to `folder`. Raises QueryError."""
-    with query_errors():
-        connection.execute(f"SET memory_limit = '{megabytes}MB'; SET threads = {THREADS}")
-        connection.execute(f"SET preserve_insertion_order = false; SET temp_directory = {string_literal(folder)}")
+def _manifests(table: Table, moment: int | None) -> list[ManifestFile]:
+    """Return the manifests of the snapshot that a table's view reads."""
+    snapshot = _snapshot_at(table, moment)
+    with catalog_errors():
+        return snapshot.manifests(table.io) if snapshot else []
+
+
+def _snapshot_at(table: Table, moment: int | None) -> Snapshot | None:
+    return table.current_snapshot() if moment is None else table.snapshot_as_of_timestamp(moment)
 
 
 def _create_view(connection: duckdb.DuckDBPyConnection, name: str, select: str) -> None:
@@ -132,16 +148,6 @@ def s3_secret(name: str, location: str, properties: Mapping[str, str]) -> str:
     return f"CREATE SECRET {identifier(name)} ({listed})"
 
 
-def string_literal(text: str) -> str:
-    """Return SQL for a text."""
-    return "'" + text.replace("'", "''") + "'"
-
-
-def identifier(name: str) -> str:
-    """Return SQL for the name of a table or column."""
-    return '"' + name.replace('"', '""') + '"'
-
-
 def _moment_ms(tables: Mapping[str, Table], as_of: AsOf) -> int:
     """Return the moment in ms since 1970. Raises QueryError."""
     if isinstance(as_of, datetime):
@@ -161,7 +167,7 @@ def _select(table: Table, moment_ms: int | None, metadata: str, folder: Path) ->
             f"CASE WHEN getvariable('{CREATING}') THEN {string_literal(_without_files(table, folder))} ELSE {path} END"
         )
     newest = f"SELECT t.* FROM iceberg_scan({path}"
-    snapshot = table.current_snapshot() if moment_ms is None else table.snapshot_as_of_timestamp(moment_ms)
+    snapshot = _snapshot_at(table, moment_ms)
     if deletes := applied_deletes(table, snapshot, equality=True):
         # DuckDB 1.5 applies them to every partition, not only to their own.
         text = f"DuckDB does not apply equality deletes as Iceberg does: {deletes_text(name, deletes)}"
@@ -203,19 +209,6 @@ def table_names(connection: duckdb.DuckDBPyConnection) -> set[str]:
     with query_errors():
         rows = connection.sql("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall()
     return {name for (name,) in rows}
-
-
-@contextmanager
-def query_errors() -> Iterator[None]:
-    """Turn DuckDB's errors into QueryError, both of parsing a statement and of producing its rows."""
-    try:
-        yield
-    except duckdb.Error as error:
-        raise QueryError(_line(error)) from error
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def _extension_file(name: str) -> Path:

@@ -19,8 +19,9 @@ from k2flow.iceberg.catalog import configured, default_properties, find_table
 from k2flow.layers import CANDLES, CANDLES_TABLE, Layer
 from k2flow.maintain.actions import target_bytes
 from k2flow.maintain.plans import is_small, live_files
-from k2flow.query.connection import connect_tables, limit_memory
+from k2flow.query.connection import connect_tables
 from k2flow.query.recent import recent_metadata
+from k2flow.query.sql import limit_memory
 from k2flow.report import queries
 from k2flow.report.axes import DAY_US, utc
 from k2flow.report.figures import Figures, FileStats, Unavailable, attempt

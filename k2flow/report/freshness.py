@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from k2flow.iceberg.ledger import Ledger
 from k2flow.layers import BRONZE, GOLD
-from k2flow.query.connection import query_errors, string_literal
+from k2flow.query.sql import query_errors, string_literal
 from k2flow.report.axes import SECOND_US, axis
 from k2flow.report.figures import Delays, Freshness
 from k2flow.report.queries import ReportSource

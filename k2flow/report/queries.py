@@ -10,7 +10,7 @@ import duckdb
 
 from k2flow.exchange import Exchange
 from k2flow.layers import BRONZE, CANDLES, CANDLES_TABLE, DLQ, GOLD, GOLD_TABLE, SILVER, Layer
-from k2flow.query.connection import query_errors, string_literal
+from k2flow.query.sql import query_errors, string_literal
 from k2flow.report.axes import MILLISECOND_US, MINUTE_US, SECOND_US, Axis, axis, utc, without_outliers
 from k2flow.report.figures import Candle, DeadLetterReason, MarketCandles, RowCounts
 

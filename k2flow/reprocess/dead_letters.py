@@ -17,7 +17,7 @@ from fastavro.schema import SchemaParseException
 from k2flow.avro.decoder import AvroDecoder
 from k2flow.errors import QueryError
 from k2flow.exchange import Exchange
-from k2flow.query.connection import query_errors
+from k2flow.query.sql import query_errors
 from k2flow.trades.decode import TradeDecoder
 from k2flow.trades.messages import HEADER_BYTES, MESSAGE_SCHEMA, MessageBatch
 from k2flow.trades.registry import Schemas

@@ -14,7 +14,8 @@ from k2flow.iceberg.tables import gold_definition
 from k2flow.layers import GOLD_TABLE
 from k2flow.maintain.actions import Timing
 from k2flow.maintain.run import MaintenanceRun
-from k2flow.query.connection import connect_to, query_errors
+from k2flow.query.connection import connect_to
+from k2flow.query.sql import query_errors
 from tests.gold import Gold
 
 HOURS = np.array([490_000])

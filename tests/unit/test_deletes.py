@@ -25,7 +25,8 @@ from k2flow.layers import BRONZE, DLQ, GOLD, GOLD_TABLE, SILVER, Layer
 from k2flow.maintain.actions import Timing, due_compactions
 from k2flow.maintain.plans import live_files
 from k2flow.maintain.run import MaintenanceRun
-from k2flow.query.connection import connect_to, query_errors
+from k2flow.query.connection import connect_to
+from k2flow.query.sql import query_errors
 from tests.audited_lake import AuditedLake
 from tests.deletes import delete_equal, delete_positions
 from tests.gold import HOUR, Gold

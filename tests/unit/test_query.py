@@ -137,7 +137,7 @@ def with_candles(rows: Sequence[Row]) -> duckdb.DuckDBPyConnection:
     table = pa.Table.from_pylist(list(rows), schema=CANDLES.arrow_schema)
     db.register("given", table)
     db.execute(f"CREATE TABLE {CANDLES_TABLE} AS FROM given")
-    db.execute(candles_macro(exists=True))
+    db.execute(candles_macro(f"'{CANDLES_TABLE}'"))
     return db
 
 
@@ -184,7 +184,7 @@ def test_unknown_interval_is_an_error_with_the_known_ones(interval: str) -> None
 
 def test_without_the_table_the_macro_says_so() -> None:
     db = duckdb.connect()
-    db.execute(candles_macro(exists=False))
+    db.execute(candles_macro(None))
     with pytest.raises(duckdb.Error, match=f"there is no table market_data.{CANDLES_TABLE}: start the flow"):
         db.sql("SELECT count(*) FROM candles('1h')").fetchall()
 

@@ -18,7 +18,8 @@ from k2flow.cli.process import any_output, exit_on_error
 from k2flow.errors import QueryError
 from k2flow.observability.logs import set_up_logging
 from k2flow.printable import printable
-from k2flow.query.connection import connect_tables, string_literal
+from k2flow.query.connection import connect_tables
+from k2flow.query.sql import string_literal
 
 SHOWN = {
     "[/]": "[/]",
