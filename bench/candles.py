@@ -5,7 +5,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -25,7 +25,7 @@ from rich.progress import track
 import k2flow
 from bench.commits import gold_of_hour
 from bench.dedup import IdSource, uuid_texts
-from bench.freshness import FreshnessStream, producing
+from bench.freshness import SHARES, FreshnessStream, producing
 from bench.lake import LakeWriter
 from bench.measure import FlowProcess, Usage, in_child, logged, run, running
 from bench.report import BenchResult, report
@@ -44,6 +44,8 @@ FIRST_HOUR = 490_008
 COMMIT_ROWS = 100_000
 RATE = 10_000
 TRIGGER_SECONDS = 1.0
+STREAMS = {"in time": {"late": 0.0}, "late and bad ones too": SHARES}
+"""Trades that the flow follows: those of a steady market, and with the producer's usual faults."""
 HISTORY_SECONDS = 2.0
 SETTLE_SECONDS = 5.0
 COMMIT = r"at sequence number (\d+), commit"
@@ -61,16 +63,16 @@ def candles(
     """Measure the candles flow as a separate process, and `k2flow gaps` on the same trades.
 
     A run of the flow with nothing to do is subtracted from the catch-up: its time is start-up and imports. Beside it, a
-    flow of one exchange writes Gold at 10,000 messages a second, both with a trigger of 1 s. A late trade and one of
-    the newest hour are committed in turn, in one process: their difference is what a late trade costs.
+    flow of one exchange writes Gold at 10,000 messages a second, both with a trigger of 1 s. It does so twice: trades
+    in time, and then also bad, copied and late ones, so that each commit has several hours. A late trade and one of the
+    newest hour are committed in turn, in one process: their difference is what a late trade costs.
     """
     with tempfile.TemporaryDirectory() as folder:
         in_child(write_gold, Path(folder), rows, symbols, 24)
         gaps = run([sys.executable, "-m", "k2flow", "gaps", EXCHANGE, "--json"], {"K2FLOW_HOME": folder})
         caught_up = catch_up(folder)
         idle = catch_up(folder)
-    with tempfile.TemporaryDirectory() as folder, LocalKafka(Path(folder) / "kafka", free_port()) as kafka:
-        followed = follow(Path(folder) / "home", kafka, seconds)
+    followed = {name: follow(seconds, shares) for name, shares in STREAMS.items()}
     with tempfile.TemporaryDirectory() as folder:
         in_child(write_gold, Path(folder), days * 24 * 60 * symbols, symbols, days * 24)
         catch_up(folder)
@@ -139,9 +141,27 @@ class Followed:
     cpu: float
     other_cpu: float
 
+    @property
+    def p50(self) -> float:
+        return float(np.percentile(self.delays, 50))
 
-def follow(home: Path, kafka: LocalKafka, seconds: int) -> Followed:
-    """Run both flows while trades come for some seconds."""
+    @property
+    def p99(self) -> float:
+        return float(np.percentile(self.delays, 99))
+
+    @property
+    def share(self) -> float:
+        """Of the other flow's CPU."""
+        return self.cpu / self.other_cpu
+
+
+def follow(seconds: int, shares: Mapping[str, float]) -> Followed:
+    """Run both flows while trades come for some seconds, with these shares of bad, duplicate and late ones."""
+    with tempfile.TemporaryDirectory() as folder, LocalKafka(Path(folder) / "kafka", free_port()) as kafka:
+        return _follow(Path(folder) / "home", kafka, seconds, shares)
+
+
+def _follow(home: Path, kafka: LocalKafka, seconds: int, shares: Mapping[str, float]) -> Followed:
     exchange = find_exchange(EXCHANGE)
     stream = FreshnessStream(exchange, TRIGGER_SECONDS, RATE, exchange.settings.topic)
     kafka.start({stream.topic: exchange.settings.partitions})
@@ -152,7 +172,7 @@ def follow(home: Path, kafka: LocalKafka, seconds: int) -> Followed:
             each.wait_until_reading()
         catalog = open_catalog(load_settings(exchange_names()).model_copy(update={"home": home}))
         before, gold = (_cpu(own), _cpu(flow)), _commits(catalog)
-        with producing(stream, seconds, environment) as producer:
+        with producing(stream, seconds, environment, shares) as producer:
             while producer.poll() is None:
                 time.sleep(HISTORY_SECONDS)
                 gold |= _commits(catalog)
@@ -234,18 +254,18 @@ def repair(home: str, days: int, runs: int) -> Repaired:
 
 
 def _report(
-    rows: int, symbols: int, days: int, caught_up: Usage, gaps: Usage, followed: Followed, query: Queried,
+    rows: int, symbols: int, days: int, caught_up: Usage, gaps: Usage, followed: Mapping[str, Followed], query: Queried,
     repaired: Repaired,
 ) -> None:  # fmt: skip
-    p50, p99 = (float(s) for s in np.percentile(followed.delays, [50, 99]))
-    share, late, plain = followed.cpu / followed.other_cpu, median(repaired.late) * 1000, median(repaired.plain) * 1000
+    late, plain = median(repaired.late) * 1000, median(repaired.plain) * 1000
     hours, before = median(query.copy) * 1000, median(query.table) * 1000
     per_cpu = rows / caught_up.cpu
     table = [
         ["catch-up", f"{rows:,} rows of Gold, 24 h, {symbols} symbols", f"{per_cpu:,.0f} rows per CPU second",
          f"{caught_up.peak / 1e6:.0f} MB"],
-        ["from Gold's commit to the candles'", f"{len(followed.delays)} commits at {RATE:,} messages/s, trigger 1 s",
-         f"p50 {p50:.2f} s, p99 {p99:.2f} s", f"{share:.0%} of the other flow's CPU"],
+        *(["from Gold's commit to the candles'", f"{len(each.delays)} commits at {RATE:,} trades/s, {name}",
+           f"p50 {each.p50:.2f} s, p99 {each.p99:.2f} s", f"{each.share:.0%} of the other flow's CPU"]
+          for name, each in followed.items()),
         ["a late trade", f"{days} days old, {symbols} symbols", f"{late - plain:.0f} ms more than a trade of now",
          f"{late:.0f} ms in all"],
         ["`candles('1h')`", f"one symbol, {days} days", f"{hours:.0f} ms",
@@ -257,10 +277,13 @@ def _report(
         "symbols": symbols,
         "catch_up": {"rows_per_cpu_second": round(per_cpu), "peak_mb": round(caught_up.peak / 1e6)},
         "steady": {
-            "commits": len(followed.delays),
-            "p50_s": round(p50, 3),
-            "p99_s": round(p99, 3),
-            "share": round(share, 3),
+            name: {
+                "commits": len(each.delays),
+                "p50_s": round(each.p50, 3),
+                "p99_s": round(each.p99, 3),
+                "share": round(each.share, 3),
+            }
+            for name, each in followed.items()
         },
         "late_trade_ms": {"late": round(late, 1), "plain": round(plain, 1)},
         "query_ms": {"copy": round(hours, 1), "table": round(before, 1), "copying": round(query.copying * 1000)},
@@ -268,7 +291,9 @@ def _report(
     }
 
     def plot(axes: Axes) -> None:
-        axes.ecdf(followed.delays)
+        for name, each in followed.items():
+            axes.ecdf(each.delays, label=name)
+        axes.legend()
         axes.set(xlabel="seconds from Gold's commit to the candles'", ylabel="share of commits")
 
     report(BenchResult("candles", ["measurement", "of", "result", ""], table, figures, plot))

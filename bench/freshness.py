@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import numpy as np
@@ -33,6 +34,7 @@ HISTORY_SECONDS = 2.0
 SETTLE_SECONDS = 30.0
 ANSWER_SECONDS = 60.0
 CONSUME_MESSAGES = 50_000
+SHARES = MappingProxyType({"bad": 0.02, "duplicates": 0.03})  # of the messages
 
 Seconds = npt.NDArray[np.float64]
 
@@ -133,9 +135,11 @@ def measure(streams: Sequence[FreshnessStream], seconds: int, home: Path, bootst
     ]
 
 
-def producing(stream: FreshnessStream, seconds: int, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+def producing(
+    stream: FreshnessStream, seconds: int, environment: Mapping[str, str], shares: Mapping[str, float] = SHARES
+) -> subprocess.Popen[bytes]:
     """Start a producer in a separate process, so that this one does not slow it down."""
-    options = {"count": seconds * stream.rate, "rate": stream.rate, "bad": 0.02, "duplicates": 0.03, "seed": 1}
+    options = {"count": seconds * stream.rate, "rate": stream.rate, "seed": 1, **shares}
     given = [part for name, value in options.items() for part in (f"--{name}", str(value))]
     command = [sys.executable, "-m", "k2flow", "produce", stream.exchange.name, *given]
     quiet = subprocess.DEVNULL

@@ -10,7 +10,7 @@ To add a table, add a `Layer` to `Exchange.layers`. To add a column, add a `Fiel
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -119,6 +119,7 @@ class Layer:
         return pa.RecordBatch.from_arrays(columns, schema=self.arrow_schema)
 
 
+@lru_cache(maxsize=64)  # a reader of each commit's new files asks
 def arrow_schema(fields: tuple[Field, ...]) -> pa.Schema:
     """Return the Arrow schema of rows: string, binary, timestamp[us, UTC], decimal128; no field ids."""
     arrow = schema_to_pyarrow(iceberg_schema(fields), include_field_ids=False)

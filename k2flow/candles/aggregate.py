@@ -3,8 +3,9 @@
 The total order of the trades of a minute is `timestamp`, then the length of `trade_id`, then `trade_id`, then
 `message_id`, each ascending. Open is the first, close the last. Sums are exact. A sum of more than 38 digits is null.
 
-A candle of trades has the message ids of its open and its close. The table does not keep them. So two candles cannot be
-merged if an open or close of both has the same time and trade id, but another price: their trades must be read again.
+Only trades of equal time and trade id need their message ids. Those of Gold are read without them, and the table does
+not keep those of opens and closes. So an open or close is ambiguous if another trade has the same time and trade id,
+but another price: then the trades must be read again, with their message ids.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,7 +30,7 @@ TRADES = pa.schema(
 """The columns of Gold that candles are made of."""
 MESSAGE_IDS = ("first_message_id", "last_message_id")
 PARTIAL = pa.schema([*CANDLES.arrow_schema, *(pa.field(name, pa.string()) for name in MESSAGE_IDS)])
-"""The schema of candles with the message ids of open and close, which are null in candles of the table."""
+"""The schema of candles with the message ids of open and close, which are null if they are unknown."""
 KEY = ("exchange", "symbol", "open_time")
 SUMS = ("volume", "quote_volume", "buy_volume")
 _SMALL = 1 << 16  # groups: numpy sorts 16-bit integers several times faster
@@ -38,7 +39,7 @@ Column: TypeAlias = Any
 
 
 class Merged(NamedTuple):
-    """Merged candles, sorted by key, and the minutes (us since 1970) that cannot be merged."""
+    """Candles, a row for each key, and the minutes (us since 1970) whose open or close is ambiguous."""
 
     candles: pa.RecordBatch
     ambiguous: frozenset[int]
@@ -61,10 +62,10 @@ class _Groups(NamedTuple):
         return found
 
 
-def candles_of(trades: pa.RecordBatch) -> pa.RecordBatch:
-    """Return the candles of n trades (TRADES, without nulls), as PARTIAL, a row for each key."""
+def candles_of(trades: pa.RecordBatch) -> Merged:
+    """Return the candles of n trades (TRADES, without nulls but those of unknown message ids), as PARTIAL."""
     if not trades.num_rows:
-        return empty()
+        return Merged(empty(), frozenset())
     times = _integers(trades.column("timestamp"))
     groups = _by_key(trades, times // MINUTE_US)
     order, starts = groups
@@ -81,15 +82,17 @@ def candles_of(trades: pa.RecordBatch) -> pa.RecordBatch:
         "trades": groups.sizes,
     }
     columns |= _taken(trades, order[starts], {"exchange": "exchange", "symbol": "symbol"})
+    ambiguous: set[int] = set()
     for end, price_column in (("first", "open"), ("last", "close")):
         names = {price_column: "price", f"{end}_trade_id": "trade_id", f"{end}_trade_time": "timestamp"}
-        rows = _at_end(trades, times, groups, last=end == "last")
+        rows, unclear = _at_end(trades, times, groups, last=end == "last")
         columns |= _taken(trades, rows, {**names, f"{end}_message_id": "message_id"})
-    return _batch(columns)
+        ambiguous.update((unclear // MINUTE_US * MINUTE_US).tolist())
+    return Merged(_batch(columns), frozenset(ambiguous))
 
 
 def merge(candles: pa.RecordBatch) -> Merged:
-    """Merge candles (PARTIAL) of equal keys, whose trades are all different."""
+    """Merge candles (PARTIAL) of equal keys, whose trades are all different. Return them sorted by key."""
     candles = candles.take(pc.sort_indices(candles, [(name, "ascending") for name in KEY]))
     starts = _starts_of_sorted(candles)
     if len(starts) == candles.num_rows:
@@ -111,12 +114,13 @@ def merge(candles: pa.RecordBatch) -> Merged:
         ids = (f"{end}_trade_time", f"{end}_trade_id", f"{end}_message_id")
         rows = _first_of_each(_order_table(candles, groups.group_of, ids), last=end == "last")
         columns |= _taken(candles, rows, {name: name for name in (price, *ids)})
-        ambiguous |= _ambiguous(candles, rows[groups.group_of], price, ids)
+        unclear = _ambiguous(candles, rows[groups.group_of], price, ids)
+        ambiguous.update(_integers(candles.column("open_time"))[unclear].tolist())
     return Merged(_batch(columns), frozenset(ambiguous))
 
 
 def of_table(candles: pa.RecordBatch) -> pa.RecordBatch:
-    """Return candles of the table as PARTIAL: their message ids are unknown."""
+    """Return candles of the table as PARTIAL: the message ids are unknown."""
     unknown = [pa.nulls(candles.num_rows, pa.string())] * len(MESSAGE_IDS)
     return pa.RecordBatch.from_arrays([*candles.columns, *unknown], schema=PARTIAL)
 
@@ -139,16 +143,20 @@ def _by_key(trades: pa.RecordBatch, minutes: Ints) -> _Groups:
     return _Groups(order, np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1])))
 
 
-def _at_end(trades: pa.RecordBatch, times: Ints, groups: _Groups, last: bool) -> Ints:
-    """Return the row of the first trade of each group, or of the last one. `times` are in the groups' order."""
+def _at_end(trades: pa.RecordBatch, times: Ints, groups: _Groups, last: bool) -> tuple[Ints, Ints]:
+    """Return the row of the first trade of each group, or of the last one, and the times of ambiguous ones.
+
+    `times` are in the groups' order.
+    """
     extreme = (np.maximum if last else np.minimum).reduceat(times, groups.starts)
     places = np.flatnonzero(times == np.repeat(extreme, groups.sizes))
     rows, group_of = groups.order[places], groups.group_of[places]
     if len(rows) == len(groups.starts):
-        return rows
-    tied = trades.select(("timestamp", "trade_id", "message_id")).take(pa.array(rows))
-    chosen: Ints = rows[_first_of_each(_order_table(tied, group_of, tied.schema.names), last)]
-    return chosen
+        return rows, np.empty(0, np.int64)
+    ids = ("timestamp", "trade_id", "message_id")
+    tied = trades.select((*ids, "price")).take(pa.array(rows))
+    chosen = _first_of_each(_order_table(tied, group_of, ids), last)
+    return rows[chosen], times[places[_ambiguous(tied, chosen[group_of], "price", ids)]]
 
 
 def _order_table(rows: pa.RecordBatch, group_of: Ints, ids: Sequence[str]) -> pa.RecordBatch:
@@ -167,14 +175,13 @@ def _first_of_each(table: pa.RecordBatch, last: bool) -> Ints:
     return found
 
 
-def _ambiguous(candles: pa.RecordBatch, chosen: Ints, price: str, ids: Sequence[str]) -> set[int]:
-    """Return the minutes in which a candle ties with the chosen one of its key, in an unknown order."""
-    time, trade_id, message_id = (candles.column(name) for name in ids)
+def _ambiguous(rows: pa.RecordBatch, chosen: Ints, price: str, ids: Sequence[str]) -> npt.NDArray[np.bool_]:
+    """Return whether each trade, or open or close, ties with the chosen one of its key, in an unknown order."""
+    time, trade_id, message_id = (rows.column(name) for name in ids)
     same = pc.and_(pc.equal(time, time.take(pa.array(chosen))), pc.equal(trade_id, trade_id.take(pa.array(chosen))))
-    other = pc.not_equal(candles.column(price), candles.column(price).take(pa.array(chosen)))
+    other = pc.not_equal(rows.column(price), rows.column(price).take(pa.array(chosen)))
     unknown = _booleans(message_id.is_null())
-    doubtful = _booleans(pc.and_(same, other)) & (unknown | unknown[chosen])
-    return set(_integers(candles.column("open_time"))[doubtful].tolist())
+    return _booleans(pc.and_(same, other)) & (unknown | unknown[chosen])
 
 
 def _starts_of_sorted(candles: pa.RecordBatch) -> Ints:

@@ -89,6 +89,7 @@ class CandleTable:
         """`position` is the state of Gold that the table has; None: it must be computed again."""
         self.position = position
         self._hours = CandleHours(catalog)
+        self._with_message_ids = False
 
     def has(self, gold: Table) -> bool:
         """Return whether the table has the state of Gold as it was loaded."""
@@ -102,8 +103,9 @@ class CandleTable:
         """
         began = time.monotonic()
         feed = changes(gold, self.position, self._trades_in, MAX_TRADES)
-        trades = GoldTrades(gold)
+        trades = GoldTrades(gold, self._with_message_ids)
         update = self._whole(feed, trades) if feed.whole else self._changed(feed, gold, trades)
+        self._with_message_ids = trades.with_message_ids
         complete = feed.position.sequence_number == head_number(gold.metadata)
         since = _first_commit_ms(gold, self.position)
         return replace(update, complete=complete, began=began, gold_committed_ms=since)
@@ -153,6 +155,7 @@ class CandleTable:
             merged = _with_new(old, trades.candles(hours))
             for partition, (candles, ambiguous) in merged.items():
                 if ambiguous:
+                    trades.with_message_ids = True
                     every = files_of(gold, [partition], feed.position.sequence_number)
                     candles = trades.candles(every)
                 yield partition, candles, old[partition]

@@ -255,6 +255,9 @@ def produce(
         float, option("SHARE", "Share of duplicates, from 0 to 1: exact copies, and copies with another timestamp.")
     ] = 0.0,
     loss: Annotated[float, option("SHARE", "Share of messages that are not sent, from 0 to 1.")] = 0.0,
+    late: Annotated[
+        float, option("SHARE", "Share of trades that come minutes, hours or days late, from 0 to 1.")
+    ] = 0.001,
     handlers: Annotated[
         int, option("N", "Feed handlers. All send the same trades, with message ids, delays and losses of their own.")
     ] = 1,
@@ -276,6 +279,7 @@ def produce(
             bad=bad,
             duplicates=duplicates,
             loss=loss,
+            late=late,
             handlers=handlers,
             seed=seed,
             over_seconds=over,

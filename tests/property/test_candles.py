@@ -54,7 +54,9 @@ def test_candles_of_trades_and_of_candles(
     ids = [f"m{i}" for i in range(len(trades))]
     chance.shuffle(ids)
     rows = [{**trade, "message_id": message_id} for trade, message_id in zip(trades, ids, strict=True)]
-    first, second = candles_of(batch_of(rows[:cut])), candles_of(batch_of(rows[cut:]))
+    parts = candles_of(batch_of(rows[:cut])), candles_of(batch_of(rows[cut:]))
+    assert not any(part.ambiguous for part in parts)
+    first, second = (part.candles for part in parts)
     whole = merge(pa.concat_batches([first, second]))
     expected = candles_of_rows(rows)
     assert not whole.ambiguous
@@ -65,6 +67,20 @@ def test_candles_of_trades_and_of_candles(
     assert {k: v for k, v in found.items() if k[2] not in ambiguous} == {
         k: v for k, v in expected.items() if k[2] not in ambiguous
     }
+
+
+@given(st.lists(TRADE, min_size=1, max_size=60), st.integers(0, 60))
+def test_candles_of_trades_whose_message_ids_are_unknown(trades: list[dict[str, Any]], cut: int) -> None:
+    """A candle that depends on the ids is ambiguous: their order is that of the trades here, or the opposite."""
+    rows = [{**trade, "message_id": None} for trade in trades]
+    parts = [candles_of(batch_of(some)) for some in (rows[:cut], rows[cut:])]
+    candles, ambiguous = merge(pa.concat_batches([part.candles for part in parts]))
+    unclear = {datetime.fromtimestamp(us / 1e6, UTC) for us in ambiguous.union(*(part.ambiguous for part in parts))}
+    found = rows_by_key(candles.select(CANDLES.columns).to_pylist())
+    for step in (1, -1):
+        expected = candles_of_rows({**trade, "message_id": f"{i * step + 100:03}"} for i, trade in enumerate(trades))
+        assert found.keys() == expected.keys()
+        assert all(found[key] == candle for key, candle in expected.items() if key[2] not in unclear)
 
 
 class TradeHistory(History):

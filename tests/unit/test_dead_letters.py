@@ -24,7 +24,7 @@ BYTES = {Reason.TRUNCATED, Reason.MALFORMED, Reason.INVALID_ENUM, Reason.INVALID
 @pytest.fixture(scope="module")
 def valid() -> ValidMessage:
     rng = np.random.default_rng(5)
-    trades, _ = Market("BINANCE", rng, NOW_US).trades(np.array([NOW_US]))
+    trades, _ = Market("BINANCE", rng, NOW_US, 0).trades(np.array([NOW_US]))
     return ValidMessage("BINANCE", 1, NOW_US, encode(trades, 1).row(0))
 
 

@@ -172,6 +172,13 @@ def test_trades_spread_over_a_time_that_ends_now() -> None:
     assert len(ids) == stream.counts.originals
 
 
+@pytest.mark.parametrize("share", [0, 0.1])
+def test_share_of_late_trades(share: float) -> None:
+    _, rows = take(count=5_000, late=share)
+    delays = [message.timestamp_ms - look(message)[1]["timestamp"] / 1000 for _, message in rows]
+    assert sum(delay > 50_000 for delay in delays) == pytest.approx(5_000 * share, rel=0.2)
+
+
 def test_spread_trades_end_now() -> None:
     before = datetime.now(UTC).timestamp()
     start = ProduceOptions(count=1, over_seconds=HOUR_SECONDS).start_us() / 1e6
@@ -179,7 +186,7 @@ def test_spread_trades_end_now() -> None:
 
 
 def test_encoding_matches_fastavro() -> None:
-    market = Market("BINANCE", np.random.default_rng(3), 1_700_000_000_000_000)
+    market = Market("BINANCE", np.random.default_rng(3), 1_700_000_000_000_000, 0.001)
     arrival = market.arrivals(2000, 1_700_000_000_000_000, 1e6)
     trades, _ = market.trades(arrival)
     encoded = encode(trades, 7)

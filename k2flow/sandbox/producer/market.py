@@ -12,8 +12,7 @@ from k2flow.sandbox.producer.trades import MESSAGE_ID, SIDES, UNIT, VENDOR_DATA,
 MINUTE_US = 60_000_000
 HOUR_US = 60 * MINUTE_US
 DAY_US = 24 * HOUR_US
-LATE_SHARE = 0.001
-DAYS_LATE_SHARE = 0.00002
+_DAYS_LATE = 0.02  # of the late ones
 _MAX_LATE_US = 12 * HOUR_US
 _MAX_DAYS_LATE_US = 7 * DAY_US
 _BURST_TRADES = 40
@@ -66,11 +65,15 @@ def _listings(exchange: str) -> tuple[Listing, ...]:
 
 
 class Market:
-    """One exchange's market. Each symbol's price walk continues from call to call; `rng` is the only randomness."""
+    """One exchange's market. Each symbol's price walk continues from call to call; `rng` is the only randomness.
 
-    def __init__(self, exchange: str, rng: np.random.Generator, start_us: int) -> None:
+    `late` is the share of trades that come minutes, hours or days late.
+    """
+
+    def __init__(self, exchange: str, rng: np.random.Generator, start_us: int, late: float) -> None:
         self._exchange = exchange
         self._rng = rng
+        self._late = late
         pairs = _listings(exchange)
         self.symbols = tuple(pair.symbol for pair in pairs)
         self._currencies = pa.array([pair.currency for pair in pairs]).dictionary_encode()
@@ -163,8 +166,8 @@ class Market:
         straggling = rng.random(n) < 0.01
         delay[straggling] += rng.uniform(50_000, 1_500_000, int(straggling.sum()))
         fate = rng.random(n)
-        days_late = fate < DAYS_LATE_SHARE
-        late = fate < LATE_SHARE
+        days_late = fate < self._late * _DAYS_LATE
+        late = fate < self._late
         spread = rng.random(int(late.sum()))
         delay[late] = MINUTE_US * (_MAX_LATE_US / MINUTE_US) ** spread
         delay[days_late] = rng.uniform(DAY_US, _MAX_DAYS_LATE_US, int(days_late.sum()))

@@ -33,7 +33,8 @@ class ProduceOptions:
     """How many messages to produce, how fast, and with how many defects.
 
     `rate` is in messages per second; 0: as fast as possible. `bad`, `duplicates` and `loss` are shares of `count`,
-    together at most 0.9. Messages that are lost are not sent. Each of `handlers` feed handlers has `count` messages of
+    together at most 0.9. Messages that are lost are not sent. `late` is the share of trades that come minutes, hours or
+    days late. Each of `handlers` feed handlers has `count` messages of
     the same trades, at `rate`. Their message ids, delays, bad ones, duplicates and losses are their own. `start` is the
     Kafka timestamp of the first message; default: now, or `over_seconds` before now. With `over_seconds` the messages
     are sent as fast as possible, and their timestamps spread over that time. The same options with the same `start`
@@ -46,6 +47,7 @@ class ProduceOptions:
     bad: float = 0.0
     duplicates: float = 0.0
     loss: float = 0.0
+    late: float = 0.001
     handlers: int = 1
     seed: int = 0
     start: datetime | None = None
@@ -59,6 +61,7 @@ class ProduceOptions:
             "bad, duplicates and loss must be 0 or more, and together at most 0.9": (
                 min(self.bad, self.duplicates, self.loss) >= 0 and self.bad + self.duplicates + self.loss <= 0.9
             ),
+            "late must be from 0 to 1": 0 <= self.late <= 1,
             f"handlers must be from 1 to {_MAX_HANDLERS}": 1 <= self.handlers <= _MAX_HANDLERS,
             "seed must be 0 or more": self.seed >= 0,
             "start needs a time zone": self.start is None or self.start.tzinfo is not None,
@@ -133,7 +136,7 @@ class MessageStream:
         self._options = options
         self._start_us = start_us
         self._rng = np.random.Generator(np.random.PCG64([options.seed, start_us]))
-        self._market = Market(exchange, self._rng, start_us)
+        self._market = Market(exchange, self._rng, start_us, options.late)
         self._route_of = np.array([zlib.crc32(symbol.encode()) for symbol in self._market.symbols], np.int64)
         self.counts = StreamCounts()
 
