@@ -77,15 +77,17 @@ class Postgres:
         self._proxy = Proxy(self._port)
 
     def environment(self) -> dict[str, str]:
-        return variables(self._properties())
+        """Return the settings of flows: their connections pass the proxy."""
+        return variables(self._properties(self._proxy.port))
 
     def open(self) -> Catalog:
-        return load_catalog(CATALOG, **self._properties())
+        """Open the catalog past the proxy: a cut that waits for a flow's commit must not meet one of a fault."""
+        return load_catalog(CATALOG, **self._properties(self._port))
 
-    def _properties(self) -> dict[str, str]:
+    def _properties(self, port: int) -> dict[str, str]:
         return {
             "type": "sql",
-            "uri": f"postgresql+psycopg2://k2flow@127.0.0.1:{self._proxy.port}/catalog",
+            "uri": f"postgresql+psycopg2://k2flow@127.0.0.1:{port}/catalog",
             "pool_pre_ping": "true",
             **self._warehouse,
         }

@@ -22,8 +22,9 @@ import pyarrow as pa
 from k2flow.audit.context import AuditContext
 from k2flow.audit.database import within
 from k2flow.audit.gold import UNAUDITED, UNDECLARED, GoldKeyCheck, is_global, newest_hour
-from k2flow.audit.id_runs import CHUNK, found_in
+from k2flow.audit.id_runs import found_in
 from k2flow.audit.proof import NotProvenError, Proof, ProofStore, RowSum
+from k2flow.audit.sorted_ids import sorted_ids
 from k2flow.audit.sums import SUMS
 from k2flow.iceberg.manifests import hour_of
 from k2flow.inspection.files import ReadPlan, read
@@ -111,9 +112,8 @@ def _touched_hours(context: AuditContext) -> list[int]:
 
 def _find_in_runs(context: AuditContext, proof: Proof, store: ProofStore, owners: dict[str, int]) -> None:
     """Fill `earlier` with the ids of new rows and messages that the proof has, in ascending order, CHUNK at once."""
-    sql = f"SELECT DISTINCT id FROM (SELECT id FROM gold UNION ALL SELECT v.id FROM valid v {within(GOLD)}) ORDER BY id"
-    for batch in context.store.batches_beside(sql, CHUNK):
-        ids = batch.column("id").to_numpy()
+    rows = f"SELECT id FROM gold UNION ALL SELECT v.id FROM valid v {within(GOLD)}"
+    for ids in sorted_ids(context.store, rows):
         for hour, runs_of in proof.ids.items():
             for owner, runs in runs_of.items():
                 found = np.zeros(len(ids), np.bool_)

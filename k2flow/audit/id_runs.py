@@ -23,6 +23,13 @@ class IdRun(NamedTuple):
     checksum: int
 
 
+def ranges(ids: int) -> list[tuple[int, int]]:
+    """Return ranges of all 64-bit hashes, first and last one, which have about CHUNK of `ids` hashes each."""
+    parts = 1 + ids // CHUNK
+    starts = [part * (2**64 // parts) for part in range(parts)]
+    return list(zip(starts, [*(start - 1 for start in starts[1:]), 2**64 - 1], strict=True))
+
+
 def write_run(folder: Path, batches: Iterable[Ids]) -> IdRun | None:
     """Write ids, in ascending order over all batches, into a new file; None if there are none. Raises OSError."""
     name, ids, checksum = f"{uuid.uuid4().hex}.ids", 0, 0
@@ -75,11 +82,10 @@ def merge_runs(folder: Path, runs: Sequence[IdRun]) -> list[IdRun]:
 
 
 def _merged(folder: Path, runs: Sequence[IdRun]) -> Iterator[Ids]:
-    parts = 2 + sum(run.ids for run in runs) // CHUNK  # ranges of ids, merged one after the other
-    edges = np.arange(1, parts, dtype=np.uint64) * np.uint64(2**64 // parts)
     stored = [np.memmap(folder / run.name, "<u8", "r") for run in runs]
-    cuts = [[0, *np.searchsorted(each, edges).tolist(), len(each)] for each in stored]
-    for part in range(parts):
+    ends = np.array([last for _, last in ranges(sum(run.ids for run in runs))], np.uint64)
+    cuts = [np.append(0, np.searchsorted(each, ends, "right")) for each in stored]
+    for part in range(len(ends)):
         pieces = [
             _read(folder / run.name, cut[part], cut[part + 1] - cut[part]) for run, cut in zip(runs, cuts, strict=True)
         ]

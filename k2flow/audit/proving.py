@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 
 import duckdb
@@ -11,9 +11,10 @@ import duckdb
 from k2flow.audit.context import AuditContext
 from k2flow.audit.coverage import compares_rows
 from k2flow.audit.gold_changes import newest_hours, window_hours
-from k2flow.audit.id_runs import CHUNK, Ids, merge_runs, write_run
+from k2flow.audit.id_runs import merge_runs, write_run
 from k2flow.audit.proof import Extents, FileProof, Hours, NotProvenError, Proof, ProofStore
 from k2flow.audit.scope import behind_from, identity, log_name
+from k2flow.audit.sorted_ids import sorted_ids
 from k2flow.audit.sums import OTHER_ROWS, file_sums
 from k2flow.config.settings import Settings
 from k2flow.iceberg.manifests import hour_of
@@ -113,16 +114,11 @@ def _ids(context: AuditContext, pinned: Sequence[PinnedTables], newest: Mapping[
     }
     for number, hour in context.store.run(f"SELECT DISTINCT exchange, hour FROM {table} ORDER BY ALL"):
         if hour in kept:
-            ids = f"SELECT id FROM {table} WHERE exchange = {number} AND hour = {hour} ORDER BY id"
-            if run := write_run(store.folder, _batches(context, ids)):
+            rows = f"SELECT id FROM {table} WHERE exchange = {number} AND hour = {hour}"
+            if run := write_run(store.folder, sorted_ids(context.store, rows)):
                 owner = owners.get(number, "")
                 runs = [*hours.setdefault(hour, {}).get(owner, []), run]
                 hours[hour][owner] = merge_runs(store.folder, runs)
     for hour in kept:
         hours.setdefault(hour, {})
     return hours
-
-
-def _batches(context: AuditContext, sql: str) -> Iterator[Ids]:
-    for batch in context.store.batches_beside(sql, CHUNK):
-        yield batch.column("id").to_numpy()

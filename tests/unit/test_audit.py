@@ -3,7 +3,6 @@
 import os
 import tempfile
 import time
-from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,8 +13,10 @@ from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 
+from k2flow.audit import id_runs
 from k2flow.audit.bronze import runs
 from k2flow.audit.report import SAMPLES, AuditReport, Severity, Verdict
+from k2flow.audit.sorted_ids import sorted_ids
 from k2flow.errors import AuditError
 from k2flow.inspection.broker import MERGE_DISTANCE, merge_close
 from k2flow.inspection.files import prefetch
@@ -101,13 +102,18 @@ def test_prefetch_is_one_item_ahead() -> None:
         assert len(made) <= item + 2
 
 
-def test_rows_are_fetched_in_bounded_batches_in_order() -> None:
-    with open_row_hashes("CREATE TABLE t AS SELECT hash(range) AS id FROM range(10_000)") as store:
-        found = [batch.column("id").to_numpy() for batch in store.batches_beside("SELECT id FROM t ORDER BY id", 4_096)]
-    assert [len(ids) for ids in found] == [4_096, 4_096, 1_808]
+@pytest.mark.parametrize("chunk", [1, 999, 1_000_000])
+def test_ids_are_sorted_in_bounded_parts(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    monkeypatch.setattr(id_runs, "CHUNK", chunk)
+    rows = "SELECT hash(range // 2) AS id FROM range(2_000) UNION ALL SELECT unnest([0, 18446744073709551615])::UBIGINT"
+    with open_row_hashes("SELECT 1") as store:
+        found = list(sorted_ids(store, rows))
+        expected = np.unique(store.arrays(rows)["id"])
+    assert max(map(len, found)) <= 1.2 * chunk + 5
     ids = np.concatenate(found)
     assert ids.dtype == np.uint64
-    assert (ids[:-1] < ids[1:]).all()
+    assert ids.tolist() == expected.tolist()
+    assert (ids[0], ids[-1]) == (0, 2**64 - 1)
 
 
 @pytest.mark.parametrize("row", [0, 2_900_000])
@@ -117,7 +123,7 @@ def test_failure_of_the_database_while_rows_are_fetched_is_an_audit_error(row: i
         open_row_hashes("SELECT 1") as store,
         pytest.raises(AuditError, match=r"database of row hashes failed: .* no space"),
     ):
-        deque(store.batches_beside(sql, 4_096), 0)
+        store.arrays(sql)
 
 
 def test_hash_of_columns_does_not_depend_on_their_order() -> None:
