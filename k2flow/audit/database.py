@@ -83,8 +83,13 @@ def outside(layer: Layer) -> str:
 
 
 def _of_piece(layer: Layer) -> str:
+    """Return the SQL of the join to pieces. As a join's conditions, DuckDB takes two comparisons for very selective.
+
+    It would expect a few hundred of millions of messages, and hold them in memory to join them with other tables.
+    """
     extents = f"e_{layer.name}"
+    within_piece = f'v."offset" >= {extents}.first AND v."offset" < {extents}.next'
     return (
         f"JOIN extents {extents} ON {extents}.number = v.number AND {extents}.layer = '{layer.name}' "
-        f'AND v."offset" >= {extents}.first AND v."offset" < {extents}.next'
+        f"AND CASE WHEN {within_piece} THEN true ELSE false END"
     )

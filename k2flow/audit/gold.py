@@ -15,13 +15,18 @@ Each check proves:
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
+import pyarrow as pa
 
 from k2flow.audit.context import MAX_ROWS, AuditContext
 from k2flow.audit.database import outside, within
 from k2flow.audit.file_checks import read_checked
+from k2flow.audit.id_runs import Ids
 from k2flow.audit.report import SAMPLES, Severity
+from k2flow.audit.sorted_ids import ids_without, repeated_ids
 from k2flow.exchange import Exchange, all_exchanges
 from k2flow.inspection.files import ReadPlan, prefetch
 from k2flow.inspection.pinned import PinnedTables
@@ -54,10 +59,10 @@ class GoldKeyCheck:
 
     def check(self) -> None:
         """Check Gold alone."""
-        self._store.run(
-            "CREATE OR REPLACE TEMP TABLE repeated AS SELECT g.* FROM gold g "
-            "WHERE id IN (SELECT id FROM gold GROUP BY id HAVING count(*) > 1)"
-        )
+        self._store.run("CREATE OR REPLACE TEMP TABLE repeated_ids (id UBIGINT)")
+        for ids in repeated_ids(self._store, "SELECT id FROM gold"):
+            self._store.insert("repeated_ids", pa.RecordBatch.from_pydict({"id": ids}))
+        self._store.run("CREATE OR REPLACE TEMP TABLE repeated AS SELECT * FROM gold SEMI JOIN repeated_ids USING (id)")
         for pinned in self._pinned:
             self._check_duplicated(pinned)
         self._check_two_exchanges()
@@ -130,32 +135,28 @@ def check_gold_rows(context: AuditContext, pinned: PinnedTables) -> None:
     """Compare one exchange's Silver with Gold. If not everything was read, only look for the keys of the messages."""
     x = pinned.number
     due = f"SELECT v.id FROM valid v {within(GOLD)} WHERE e_gold.exchange = {x}"
-    context.store.run(f"CREATE OR REPLACE TEMP VIEW gold_ids AS SELECT id FROM gold WHERE exchange = {x}")
+    gold = f"SELECT id FROM gold WHERE exchange = {x}"
     if not context.whole:
-        _check_missing(context, pinned, f"FROM ({due}) ANTI JOIN gold_ids USING (id)")
+        _check_missing(context, pinned, due, gold)
         return
     in_flight = f"SELECT v.id FROM valid v {outside(GOLD)} WHERE e_gold.exchange = {x}"
     silver = f"SELECT id FROM trades WHERE layer = '{SILVER.name}' AND exchange = {x}"
     ids = f"{silver} UNION ALL {due} AND v.day < {pinned.cutoff_day(SILVER)}"
-    _check_missing(
-        context,
-        pinned,
-        f"FROM (SELECT id FROM ({ids}) ANTI JOIN gold_ids USING (id)) ANTI JOIN ({in_flight}) USING (id)",
-    )
+    _check_missing(context, pinned, ids, gold, in_flight)
     _check_unexpected(context, pinned)
 
 
-def _check_missing(context: AuditContext, pinned: PinnedTables, missing: str) -> None:
-    count = int(context.store.one(f"SELECT count(DISTINCT id) {missing}")[0])
+def _check_missing(context: AuditContext, pinned: PinnedTables, ids: str, *others: str) -> None:
+    """Report the ids that are in none of the others."""
+    count, hashes = _count(map(np.unique, ids_without(context.store, ids, *others)), MAX_ROWS)
     if not count:
         return
     key = id_hash(pinned.exchange)
-    limit = SAMPLES if context.whole else MAX_ROWS
-    hashes = context.store.column(f"SELECT DISTINCT id {missing} LIMIT {limit}")
     if not context.whole:  # they may be in an hour that was not read
         elsewhere = context.present(pinned, GOLD, key, hashes)
         count -= len(elsewhere)
-        hashes = [h for h in hashes if h not in elsewhere][:SAMPLES]
+        hashes = [h for h in hashes if h not in elsewhere]
+    hashes = hashes[:SAMPLES]
     if count > _unresolved(context, pinned, GOLD):
         samples = context.trades_with(pinned, SILVER, key, hashes)
         text = f"{count:,} keys of Silver are not in Gold"
@@ -164,18 +165,23 @@ def _check_missing(context: AuditContext, pinned: PinnedTables, missing: str) ->
 
 def _check_unexpected(context: AuditContext, pinned: PinnedTables) -> None:
     x, row = pinned.number, context.hashes.column(GOLD)
-    silver = f"SELECT {row} AS row FROM trades WHERE layer = '{SILVER.name}' AND exchange = {x}"
-    only_gold = f"SELECT v.{row} AS row FROM valid v {outside(SILVER)} WHERE e_silver.exchange = {x}"
-    rows = (
-        f"FROM (SELECT row FROM gold WHERE exchange = {x} AND hour >= {pinned.cutoff_day(SILVER)} * 24) "
-        f"ANTI JOIN ({silver}) USING (row) ANTI JOIN ({only_gold}) USING (row)"
-    )
-    count = context.store.count(rows)
+    gold = f"SELECT row AS id FROM gold WHERE exchange = {x} AND hour >= {pinned.cutoff_day(SILVER)} * 24"
+    silver = f"SELECT {row} AS id FROM trades WHERE layer = '{SILVER.name}' AND exchange = {x}"
+    only_gold = f"SELECT v.{row} AS id FROM valid v {outside(SILVER)} WHERE e_silver.exchange = {x}"
+    count, hashes = _count(ids_without(context.store, gold, silver, only_gold), SAMPLES)
     if count > _unresolved(context, pinned, SILVER):
-        hashes = context.store.column(f"SELECT row {rows} LIMIT {SAMPLES}")
         samples = context.trades_with(pinned, GOLD, content_hash(GOLD), hashes)
         text = f"{count:,} rows are not in Silver"
         context.broken("gold_unexpected", text, count, pinned, GOLD, samples)
+
+
+def _count(batches: Iterable[Ids], limit: int) -> tuple[int, list[int]]:
+    """Return how many ids there are, and some of them."""
+    count, some = 0, list[int]()
+    for ids in batches:
+        count += len(ids)
+        some += ids[: limit - len(some)].tolist()
+    return count, some
 
 
 def _unresolved(context: AuditContext, pinned: PinnedTables, layer: Layer) -> int:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 MAX_RUNS = 8
 """The runs of one hour of one exchange. More are merged."""
-CHUNK = 1_000_000  # ids held in memory at once, of each run
+CHUNK = 2_000_000  # ids held in memory at once, of each run
 Ids = npt.NDArray[np.uint64]
 
 

@@ -26,8 +26,7 @@ POSITION = ("topic", "partition", "offset")  # the columns that name a message
 WORDING = ("detail",)  # text for people, which may change with k2flow
 FOLDER, LOCK = "k2flow-hashes-", "lock"
 SETTLED_SECONDS = 60  # a live process certainly holds the lock of its folder this long after it created the folder
-MEMORY_MB = 256  # of checks; freed memory comes on top. With 200, one of 10 million messages failed
-SCAN_MB = 128  # of statements that neither sort nor join, such as the inserts while files are decoded
+MEMORY_MB = 320  # in use; freed memory comes on top. With 200, a check of 10 million messages failed
 FLUSH_MB = 16  # DuckDB returns freed memory to the system when it is this much: its own defaults are 128 and 512 MB
 THREADS = 1  # with two, an audit of 10 million messages takes a fifth more CPU, and no less time
 HOUR = f"(epoch_us(timestamp) - {MIN_TIME_US}) // {HOUR_US} + {MIN_TIME_US // HOUR_US}"
@@ -65,13 +64,11 @@ class RowHashStore:
             },
         )
         _set_up(self._db)
-        self._limit_mb = MEMORY_MB
         self.run(schema)
 
     @_database_errors()
     def run(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Return the rows of one statement: for aggregates and samples only."""
-        self._limit(MEMORY_MB)
         return self._db.execute(sql, values).fetchall()
 
     def one(self, sql: str, values: Sequence[Any] = ()) -> tuple[Any, ...]:
@@ -87,9 +84,8 @@ class RowHashStore:
         return int(self.one(f"SELECT count(*) {rows}")[0])
 
     @_database_errors()
-    def arrays(self, sql: str, values: Sequence[Any] = (), memory_mb: int = MEMORY_MB) -> dict[str, npt.NDArray[Any]]:
+    def arrays(self, sql: str, values: Sequence[Any] = ()) -> dict[str, npt.NDArray[Any]]:
         """Return the rows of one statement, as one numpy array per column."""
-        self._limit(memory_mb)
         found = self._db.execute(sql, values).fetchnumpy()
         return {name: np.ma.getdata(column) for name, column in found.items()}
 
@@ -102,16 +98,14 @@ class RowHashStore:
     def hashes(self, batch: pa.RecordBatch, sql: str) -> npt.NDArray[np.uint64]:
         """Return the value of a hash expression for each row of a batch, in their order."""
         self._db.register("batch", batch.append_column("row_number", pa.array(np.arange(batch.num_rows))))
-        values = self.arrays(f"SELECT {sql} AS value FROM batch ORDER BY row_number", memory_mb=SCAN_MB)["value"]
+        values = self.arrays(f"SELECT {sql} AS value FROM batch ORDER BY row_number")["value"]
         self._db.unregister("batch")
         return values
 
-    @_database_errors()
     def insert(self, table: str, batch: pa.RecordBatch, columns: str = "*", where: str = "true") -> None:
         """Insert `columns` (SQL over the batch's columns) of the batch's rows that meet a condition."""
-        self._limit(SCAN_MB)
         self._db.register("batch", batch)
-        self._db.execute(f"INSERT INTO {table} SELECT {columns} FROM batch WHERE {where}")
+        self.run(f"INSERT INTO {table} SELECT {columns} FROM batch WHERE {where}")
         self._db.unregister("batch")
 
     def select(self, batch: pa.RecordBatch, sql: str) -> list[tuple[Any, ...]]:
@@ -120,11 +114,6 @@ class RowHashStore:
         rows = self.run(sql)
         self._db.unregister("batch")
         return rows
-
-    def _limit(self, megabytes: int) -> None:
-        if megabytes != self._limit_mb:
-            self._db.execute(f"SET memory_limit = '{megabytes}MB'")
-            self._limit_mb = megabytes
 
     def close(self) -> None:
         """Close the database."""

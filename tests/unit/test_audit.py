@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from k2flow.audit import id_runs
 from k2flow.audit.bronze import runs
 from k2flow.audit.report import SAMPLES, AuditReport, Severity, Verdict
-from k2flow.audit.sorted_ids import sorted_ids
+from k2flow.audit.sorted_ids import ids_without, repeated_ids, sorted_ids
 from k2flow.errors import AuditError
 from k2flow.inspection.broker import MERGE_DISTANCE, merge_close
 from k2flow.inspection.files import prefetch
@@ -114,6 +114,17 @@ def test_ids_are_sorted_in_bounded_parts(monkeypatch: pytest.MonkeyPatch, chunk:
     assert ids.dtype == np.uint64
     assert ids.tolist() == expected.tolist()
     assert (ids[0], ids[-1]) == (0, 2**64 - 1)
+
+
+@given(*[st.lists(st.integers(0, 9).map(lambda i: i * 2**64 // 9 - (i > 0)), max_size=30)] * 3)
+def test_ids_that_are_repeated_or_in_no_other_rows(ids: list[int], one: list[int], other: list[int]) -> None:
+    with pytest.MonkeyPatch.context() as patch, open_row_hashes("SELECT 1") as store:
+        patch.setattr(id_runs, "CHUNK", 3)
+        rows, *others = (f"SELECT unnest({each}::UBIGINT[]) AS id" for each in (ids, one, other))
+        without = [id for part in ids_without(store, rows, *others) for id in part.tolist()]
+        repeated = [id for part in repeated_ids(store, rows) for id in part.tolist()]
+    assert without == sorted(id for id in ids if id not in one and id not in other)
+    assert repeated == sorted({id for id in ids if ids.count(id) > 1})
 
 
 @pytest.mark.parametrize("row", [0, 2_900_000])
