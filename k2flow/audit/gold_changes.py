@@ -24,7 +24,7 @@ from k2flow.audit.database import within
 from k2flow.audit.gold import UNAUDITED, UNDECLARED, GoldKeyCheck, is_global, newest_hour
 from k2flow.audit.id_runs import found_in
 from k2flow.audit.proof import NotProvenError, Proof, ProofStore, RowSum
-from k2flow.audit.sorted_ids import sorted_ids
+from k2flow.audit.sorted_ids import count_without, sorted_ids
 from k2flow.audit.sums import SUMS
 from k2flow.iceberg.manifests import hour_of
 from k2flow.inspection.files import ReadPlan, read
@@ -71,25 +71,24 @@ def _check_exchange(context: AuditContext, pinned: PinnedTables, newest: int) ->
     x, row = pinned.number, context.hashes.column(GOLD)
     window = newest - pinned.exchange.settings.dedup_window_hours
     due = f"FROM valid v {within(GOLD)} WHERE e_gold.exchange = {x}"
-    for rows, problem in (
+    new, earlier = (f"FROM {table} WHERE exchange = {x}" for table in ("new_gold", "earlier"))
+    before = (
+        f"FROM new_gold g JOIN earlier e USING (id) WHERE g.exchange = {x} AND "
+        f"CASE e.exchange WHEN {x} THEN least(g.hour, e.hour) > {window} ELSE {is_global(pinned.exchange)} END"
+    )
+    for count, problem in (
         (
-            f"FROM (SELECT row FROM new_gold WHERE exchange = {x}) ANTI JOIN (SELECT v.{row} AS row {due}) USING (row)",
-            "no new message gives them",
+            count_without(context.store, f"SELECT row AS id {new}", f"SELECT v.{row} AS id {due}"),
+            "new rows: no new message gives them",
         ),
+        (context.store.count(before), "new rows: their ids were there before"),
         (
-            f"FROM new_gold g JOIN earlier e USING (id) WHERE g.exchange = {x} AND "
-            f"CASE e.exchange WHEN {x} THEN least(g.hour, e.hour) > {window} ELSE {is_global(pinned.exchange)} END",
-            "their ids were there before",
+            count_without(context.store, f"SELECT v.id {due}", f"SELECT id {new}", f"SELECT id {earlier}"),
+            "ids of new messages are missing",
         ),
     ):
-        if count := context.store.count(rows):
-            raise NotProvenError(f"{GOLD_TABLE}: {count:,} new rows: {problem}")
-    missing = (
-        f"FROM (SELECT v.id {due}) ANTI JOIN (SELECT id FROM new_gold WHERE exchange = {x} "
-        f"UNION ALL SELECT id FROM earlier WHERE exchange = {x}) USING (id)"
-    )
-    if count := context.store.count(missing):
-        raise NotProvenError(f"{GOLD_TABLE}: {count:,} ids of new messages are missing")
+        if count:
+            raise NotProvenError(f"{GOLD_TABLE}: {count:,} {problem}")
 
 
 def newest_hours(context: AuditContext, pinned: Sequence[PinnedTables], proof: Proof | None) -> dict[str, int]:

@@ -26,6 +26,11 @@ def repeated_ids(store: RowHashStore, rows: str) -> Iterator[Ids]:
             yield repeated
 
 
+def count_without(store: RowHashStore, rows: str, *others: str) -> int:
+    """Return the number of ids that `ids_without` gives. Raises AuditError."""
+    return sum(map(len, ids_without(store, rows, *others)))
+
+
 def ids_without(store: RowHashStore, rows: str, *others: str) -> Iterator[Ids]:
     """Yield the ids that a statement gives, as often as it does, without those that `others` give.
 
