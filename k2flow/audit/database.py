@@ -83,9 +83,10 @@ def outside(layer: Layer) -> str:
 
 
 def _of_piece(layer: Layer) -> str:
-    """Return the SQL of the join to pieces. As a join's conditions, DuckDB takes two comparisons for very selective.
+    """Return the SQL of the join to the pieces of a layer.
 
-    It would expect a few hundred of millions of messages, and hold them in memory to join them with other tables.
+    The offsets are compared in a CASE: DuckDB takes plain comparisons in a join for very selective. It would expect a
+    few hundred of millions of messages, and hold all of them in memory to join them with another table.
     """
     extents = f"e_{layer.name}"
     within_piece = f'v."offset" >= {extents}.first AND v."offset" < {extents}.next'

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from k2flow.audit.id_runs import Ids, ranges
+from k2flow.errors import AuditError
 from k2flow.inspection.row_hashes import RowHashStore
 
 
@@ -34,15 +35,19 @@ def count_without(store: RowHashStore, rows: str, *others: str) -> int:
 def ids_without(store: RowHashStore, rows: str, *others: str) -> Iterator[Ids]:
     """Yield the ids that a statement gives, as often as it does, without those that `others` give.
 
-    They are in ascending order, up to about CHUNK at once. Raises AuditError.
+    They are in ascending order, up to about CHUNK at once. Raises AuditError, also if an id is null.
     """
-    for part in ranges(store.count(f"FROM ({rows})")):
+    expected, read = store.count(f"FROM ({rows})"), 0
+    for part in ranges(expected):
         ids = _in_range(store, rows, part)
+        read += len(ids)
         for other in others:
             if len(ids):
                 ids = ids[~_found(ids, _in_range(store, other, part))]
         if len(ids):
             yield ids
+    if read != expected:
+        raise AuditError(f"the database of row hashes has {expected - read:,} rows without a hash")
 
 
 def _in_range(store: RowHashStore, rows: str, part: tuple[int, int]) -> Ids:

@@ -127,6 +127,12 @@ def test_ids_that_are_repeated_or_in_no_other_rows(ids: list[int], one: list[int
     assert repeated == sorted({id for id in ids if ids.count(id) > 1})
 
 
+def test_null_id_is_an_error() -> None:
+    rows = "SELECT unnest([1, NULL]::UBIGINT[]) AS id"
+    with open_row_hashes("SELECT 1") as store, pytest.raises(AuditError, match="has 1 rows without a hash"):
+        list(ids_without(store, rows))
+
+
 @pytest.mark.parametrize("row", [0, 2_900_000])
 def test_failure_of_the_database_while_rows_are_fetched_is_an_audit_error(row: int) -> None:
     sql = f"SELECT CASE WHEN range = {row} THEN error('no space') ELSE range END AS id FROM range(3_000_000)"
