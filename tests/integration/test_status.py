@@ -158,7 +158,7 @@ def test_watch_beside_a_flow(new_lake: NewLake) -> None:
     window = seen[1]["exchanges"]["binance"]["window"]
     assert (window["workers"], window["workers_here"], window["disk_ids"], window["disk_hits"]) == (1, 1, 0, 0)
     assert window["memory_bytes"] > 15 * window["ids"] > 15 * 1_000
-    assert screen.count("as of ") >= 2
+    assert "as of " in screen
 
 
 def until_interrupted(lake: Lake, text: str, times: int) -> str:
