@@ -76,19 +76,12 @@ def _check_exchange(context: AuditContext, pinned: PinnedTables, newest: int) ->
         f"FROM new_gold g JOIN earlier e USING (id) WHERE g.exchange = {x} AND "
         f"CASE e.exchange WHEN {x} THEN least(g.hour, e.hour) > {window} ELSE {is_global(pinned.exchange)} END"
     )
-    for count, problem in (
-        (
-            count_without(context.store, f"SELECT row AS id {new}", f"SELECT v.{row} AS id {due}"),
-            "new rows: no new message gives them",
-        ),
-        (context.store.count(before), "new rows: their ids were there before"),
-        (
-            count_without(context.store, f"SELECT v.id {due}", f"SELECT id {new}", f"SELECT id {earlier}"),
-            "ids of new messages are missing",
-        ),
-    ):
-        if count:
-            raise NotProvenError(f"{GOLD_TABLE}: {count:,} {problem}")
+    if count := count_without(context.store, f"SELECT row AS id {new}", f"SELECT v.{row} AS id {due}"):
+        raise NotProvenError(f"{GOLD_TABLE}: {count:,} new rows: no new message gives them")
+    if count := context.store.count(before):
+        raise NotProvenError(f"{GOLD_TABLE}: {count:,} new rows: their ids were there before")
+    if count := count_without(context.store, f"SELECT v.id {due}", f"SELECT id {new}", f"SELECT id {earlier}"):
+        raise NotProvenError(f"{GOLD_TABLE}: {count:,} ids of new messages are missing")
 
 
 def newest_hours(context: AuditContext, pinned: Sequence[PinnedTables], proof: Proof | None) -> dict[str, int]:

@@ -11,7 +11,7 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
-from datetime import date, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import duckdb
@@ -20,6 +20,7 @@ from pyiceberg.manifest import ManifestFile
 from k2flow.errors import K2flowError, one_line
 from k2flow.iceberg.manifests import days_of, has_live_files
 from k2flow.layers import CANDLES, CANDLES_TABLE
+from k2flow.query.recent import UNIX_EPOCH
 from k2flow.query.sql import limit_memory, query_errors, string_literal
 
 log = logging.getLogger(__name__)
@@ -28,7 +29,6 @@ MAX_DAYS = 31
 MAX_BYTES = 256 << 20
 MEMORY_MB = 256  # of the copying connection; it spills what exceeds it
 GROUP_ROWS = 6144  # DuckDB skips the groups of other symbols
-UNIX_EPOCH = date(1970, 1, 1)
 
 
 class CandleRows:
@@ -48,7 +48,7 @@ class CandleRows:
         self._copying = threading.Lock()
 
     def sql(self) -> str:
-        """Return SQL of the rows, for a FROM clause. The call that makes the copy takes about a second."""
+        """Return SQL of the rows, for a FROM clause. The call that makes the copy takes a second or two."""
         if self._copying.acquire(blocking=False):  # others read the table meanwhile
             try:
                 self._uses += 1
@@ -75,14 +75,14 @@ class CandleRows:
         """Copy the newest days, each into a file of its own. Return SQL for all rows."""
         live = [manifest for manifest in self._manifests() if has_live_files(manifest)]
         days = _days(live)
+        if not days:
+            return CANDLES_TABLE
         first, copied = days.stop, 0
         with closing(self._connect()) as db, query_errors():
             limit_memory(db, MEMORY_MB, str(folder))
             while first > max(days.start, days.stop - MAX_DAYS) and copied < MAX_BYTES:
                 first -= 1
                 copied += _copy_day(db, first, folder)
-        if first == days.stop:
-            return CANDLES_TABLE
         rows = f"read_parquet({string_literal(str(folder / '*.parquet'))}, hive_partitioning = false)"
         if first > days.start:
             rows = f"(FROM {rows} UNION ALL FROM {CANDLES_TABLE} WHERE {CANDLES.date_column} < {_date(first)})"

@@ -33,12 +33,12 @@ class ProduceOptions:
     """How many messages to produce, how fast, and with how many defects.
 
     `rate` is in messages per second; 0: as fast as possible. `bad`, `duplicates` and `loss` are shares of `count`,
-    together at most 0.9. Messages that are lost are not sent. `late` is the share of trades that come minutes, hours or
-    days late. Each of `handlers` feed handlers has `count` messages of
-    the same trades, at `rate`. Their message ids, delays, bad ones, duplicates and losses are their own. `start` is the
-    Kafka timestamp of the first message; default: now, or `over_seconds` before now. With `over_seconds` the messages
-    are sent as fast as possible, and their timestamps spread over that time. The same options with the same `start`
-    give the same messages, byte for byte, in the same partitions. Another `start` gives other message ids too. Raises
+    together at most 0.9. Messages that are lost are not sent. `late` is the share of trades that come minutes,
+    hours or days late. Each of `handlers` feed handlers has `count` messages of the same trades, at `rate`. Their
+    message ids, delays, bad ones, duplicates and losses are their own. `start` is the Kafka timestamp of the first
+    message; default: now, or `over_seconds` before now. With `over_seconds` the messages are sent as fast as
+    possible, and their timestamps spread over that time. The same options with the same `start` give the same
+    messages, byte for byte, in the same partitions. Another `start` gives other message ids too. Raises
     ProduceError if a value makes no sense.
     """
 
